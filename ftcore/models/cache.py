@@ -1,0 +1,88 @@
+"""The cache of keys and values: what a decoder keeps so that each new token costs one position."""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of every decoder layer, owned by the caller of the model.
+
+        cache = KVCache(max_length=100)
+        logits = model(prompt, cache=cache)          # fills positions 0 ... T-1
+        logits = model(next_token, cache=cache)      # one more
+
+    Buffers for `max_length` positions are allocated when the first keys arrive, since only they know the
+    rows, heads, dtype and device. For T5 the cache also keeps the cross-attention's keys and values, which
+    depend on the source alone: one row a source, however many beams look at it.
+    """
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+        self.length = 0  # positions filled; the model moves it on once all its layers have been through
+        self._layers: list[LayerCache] = []
+
+    def layer(self, index: int) -> "LayerCache":
+        while len(self._layers) <= index:
+            self._layers.append(LayerCache(self))
+        return self._layers[index]
+
+    def advance(self, positions: int) -> None:
+        self.length += positions
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row index[i] was. Rows may repeat, vanish or grow in number (beams do all three).
+
+        Self-attention only: the beams of one source share its cross-attention row, so nothing moves there.
+        """
+        for layer in self._layers:
+            layer.reorder(index)
+
+    def select_sources(self, index: Tensor) -> None:
+        """Keep only these sources' rows of the cross-attention, when finished sources leave the batch."""
+        for layer in self._layers:
+            if layer.cross is not None:
+                key, value = layer.cross
+                layer.cross = key.index_select(0, index), value.index_select(0, index)
+
+
+class LayerCache:
+    """One layer's share of a KVCache."""
+
+    def __init__(self, cache: KVCache):
+        self._cache = cache
+        self.key: Tensor | None = None  # (B, H, max_length, K), the first cache.length positions filled
+        self.value: Tensor | None = None
+        self.cross: tuple[Tensor, Tensor] | None = None  # (sources, H, S, K) each
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions' keys and values, (B, H, T, K); return all so far, (B, H, length + T, K).
+
+        Raises:
+            ValueError: the cache has no room for T more positions.
+        """
+        start, end = self._cache.length, self._cache.length + key.shape[2]
+        if end > self._cache.max_length:
+            raise ValueError(f"the cache holds {self._cache.max_length} positions, {end} are needed")
+        if self.key is None or self.value is None:
+            self.key, self.value = self._buffer(key, len(key)), self._buffer(value, len(value))
+        self.key[:, :, start:end] = key
+        self.value[:, :, start:end] = value
+        return self.key[:, :, :end], self.value[:, :, :end]
+
+    def reorder(self, index: Tensor) -> None:
+        if self.key is None or self.value is None:
+            return
+        self.key, self.value = self._reordered(self.key, index), self._reordered(self.value, index)
+
+    def _reordered(self, buffer: Tensor, index: Tensor) -> Tensor:
+        filled = buffer[:, :, : self._cache.length].index_select(0, index)
+        if len(index) != len(buffer):
+            buffer = self._buffer(buffer, len(index))
+        buffer[:, :, : self._cache.length] = filled
+        return buffer
+
+    def _buffer(self, like: Tensor, rows: int) -> Tensor:
+        _, num_heads, _, head_width = like.shape
+        return torch.empty(
+            rows, num_heads, self._cache.max_length, head_width, dtype=like.dtype, device=like.device
+        )

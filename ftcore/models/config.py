@@ -1,0 +1,71 @@
+"""What the two configurations have in common: reading and writing config.json without losing a key."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+
+AnyConfig = TypeVar("AnyConfig", bound="Config")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Base of GPT2Config and T5Config. Keys of config.json that are no fields here survive in `extra`."""
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    is_encoder_decoder: ClassVar[bool]
+
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls: type[AnyConfig], values: dict[str, Any], where: str = "config.json") -> AnyConfig:
+        """A configuration out of the keys of config.json.
+
+        Raises:
+            ValueError: a value of the wrong type or out of range; the message names `where` and the key.
+        """
+        types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
+        for key, value in values.items():
+            if key in types and not _fits(value, types[key]):
+                raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(types[key])}")
+        known = {key: value for key, value in values.items() if key in types}
+        extra = {key: value for key, value in values.items() if key not in types}
+        try:
+            return cls(**known, extra=extra)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of config.json, those that we do not use included."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {
+            **self.extra,
+            **known,
+            "model_type": self.model_type,
+            "architectures": [self.architecture],
+            "is_encoder_decoder": self.is_encoder_decoder,
+        }
+
+    def require_positive(self, *names: str) -> None:
+        """Raise a ValueError that names the first of these fields which is not at least 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_args(expected) and expected != list[int]:  # a union
+        return any(_fits(value, option) for option in get_args(expected))
+    if expected == list[int]:
+        return isinstance(value, list) and all(_fits(item, int) for item in value)
+    return isinstance(value, expected)
+
+
+def _describe(expected: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names |= {type(None): "null", list[int]: "a list of whole numbers"}
+    options = [expected] if expected in names else list(get_args(expected))
+    return " or ".join(names[option] for option in options)

@@ -1,0 +1,495 @@
+"""T5 (Raffel et al. 2020), top to bottom: encoder, decoder, head.
+
+Covers T5 v1.0 (relu, tied and scaled head) and v1.1 (gated gelu, a head of its own). Module and parameter
+names are those of the published checkpoints in Hugging Face's format, so loading is a plain
+`load_state_dict`. Shape letters: see attention.py.
+"""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ftcore.models.activations import activation
+from ftcore.models.attention import Softmax, attend, mask_bias, merge_heads, split_heads
+from ftcore.models.cache import KVCache, LayerCache
+from ftcore.models.config import Config
+from ftcore.models.embedding import check_ids
+from ftcore.models.relative_position import relative_position_bias
+
+
+@dataclass(kw_only=True)
+class T5Config(Config):
+    """The keys of T5's config.json that matter to its computation; the defaults are T5-small."""
+
+    model_type: ClassVar[str] = "t5"
+    architecture: ClassVar[str] = "T5ForConditionalGeneration"
+    is_encoder_decoder: ClassVar[bool] = True
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64  # K: num_heads * d_kv need not be d_model
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int | None = None  # None for as many as the encoder has
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"  # or "gated-gelu": gelu_new(wi_0) * wi_1; "gated-silu" and so on
+    tie_word_embeddings: bool = True
+    # Multiply the decoder's output by 1/sqrt(D) before the head. Files that do not say so do it unless
+    # their head is untied (None).
+    scale_decoder_outputs: bool | None = None
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    decoder_start_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        self.require_positive("num_decoder_layers", "relative_attention_max_distance")
+        if self.relative_attention_num_buckets < 4:
+            raise ValueError(
+                f"relative_attention_num_buckets is {self.relative_attention_num_buckets}, below 4"
+            )
+        if self.scale_decoder_outputs is None:
+            self.scale_decoder_outputs = self.tie_word_embeddings
+
+    @property
+    def is_gated(self) -> bool:
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation_function(self) -> str:
+        if self.feed_forward_proj == "gated-gelu":
+            return "gelu_new"  # the published v1.1 models say gelu and mean its tanh approximation
+        return self.feed_forward_proj.removeprefix("gated-")
+
+
+class T5LayerNorm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019): scales by the root mean square, no mean and no bias."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mean_square = hidden.float().square().mean(-1, keepdim=True)  # float32: half precision overflows here
+        hidden = hidden * torch.rsqrt(mean_square + self.eps)
+        if self.weight.dtype in (torch.float16, torch.bfloat16):
+            hidden = hidden.to(self.weight.dtype)
+        return self.weight * hidden
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention without biases and, unlike everybody else's, without division by sqrt(K).
+
+    T5 folds that factor into the initial scale of q (Raffel et al. 2020's code, Mesh TensorFlow).
+    """
+
+    def __init__(self, config: T5Config, has_relative_attention_bias: bool = False):
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.d_model, inner, bias=False)
+        self.k = nn.Linear(config.d_model, inner, bias=False)
+        self.v = nn.Linear(config.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        if has_relative_attention_bias:
+            self.relative_attention_bias = nn.Embedding(
+                config.relative_attention_num_buckets, config.num_heads
+            )
+        self.softmax = Softmax()
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> two of (B, H, S, K)"""
+        return split_heads(self.k(states), self.num_heads), split_heads(self.v(states), self.num_heads)
+
+    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries from `hidden` (N * B, T, D) look at B rows of keys: N beams of a source share its row."""
+        query = split_heads(self.q(hidden), self.num_heads)  # (N * B, H, T, K)
+        rows, beams = len(query), len(query) // len(key)
+        query = _fold_beams(query, beams)  # (B, H, N * T, K)
+        mixed = attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
+        return self.o(merge_heads(_unfold_beams(mixed, rows)))  # (N * B, T, D)
+
+
+def _fold_beams(query: Tensor, beams: int) -> Tensor:
+    """(B * N, H, T, K) -> (B, H, N * T, K): the beams of a source are more queries of the same keys."""
+    return query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3) if beams > 1 else query
+
+
+def _unfold_beams(mixed: Tensor, rows: int) -> Tensor:
+    """(B, H, N * T, K) -> (B * N, H, T, K)"""
+    beams = rows // len(mixed)
+    return mixed.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1) if beams > 1 else mixed
+
+
+class T5DenseActDense(nn.Module):
+    """The feed-forward layer: activation(wi) in v1.0, activation(wi_0) * wi_1 in v1.1 (Shazeer 2020)."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.is_gated = config.is_gated
+        if self.is_gated:
+            self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.act = activation(config.activation_function)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.is_gated:
+            hidden = self.act(self.wi_0(hidden)) * self.wi_1(hidden)  # (B, T, F)
+        else:
+            hidden = self.act(self.wi(hidden))
+        hidden = self.dropout(hidden)
+        # The sums of `wo` are what overflows float16, so a float16 model keeps this matrix in float32, and
+        # float16 autocast, which would cast it, is switched off for it.
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            with torch.autocast(device, enabled=False):
+                return self.wo(hidden.to(self.wo.weight.dtype))
+        return self.wo(hidden.to(self.wo.weight.dtype))
+
+
+class T5LayerSelfAttention(nn.Module):
+    def __init__(self, config: T5Config, has_relative_attention_bias: bool):
+        super().__init__()
+        self.SelfAttention = T5Attention(config, has_relative_attention_bias)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, hidden: Tensor, position_bias: Tensor, cache: LayerCache | None = None) -> Tensor:
+        normed = self.layer_norm(hidden)  # (B, T, D)
+        key, value = self.SelfAttention.keys_values(normed)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        return hidden + self.dropout(self.SelfAttention(normed, key, value, position_bias))
+
+
+class T5LayerCrossAttention(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.EncDecAttention = T5Attention(config)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self, hidden: Tensor, source: Tensor, bias: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        normed = self.layer_norm(hidden)  # (N * B, T, D)
+        if cache is None:
+            key, value = self.EncDecAttention.keys_values(source)
+        else:
+            if cache.cross is None:
+                cache.cross = self.EncDecAttention.keys_values(source)
+            key, value = cache.cross
+        return hidden + self.dropout(self.EncDecAttention(normed, key, value, bias))
+
+
+class T5LayerFF(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.DenseReluDense = T5DenseActDense(config)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.dropout(self.DenseReluDense(self.layer_norm(hidden)))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, feed-forward."""
+
+    def __init__(self, config: T5Config, has_relative_attention_bias: bool):
+        super().__init__()
+        self.layer = nn.ModuleList(
+            [T5LayerSelfAttention(config, has_relative_attention_bias), T5LayerFF(config)]
+        )
+
+    def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
+        self_attention, feed_forward = self.layer
+        hidden = clamp_overflow(self_attention(hidden, position_bias))
+        return clamp_overflow(feed_forward(hidden))
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, attention to the source, feed-forward."""
+
+    def __init__(self, config: T5Config, has_relative_attention_bias: bool):
+        super().__init__()
+        self.layer = nn.ModuleList(
+            [
+                T5LayerSelfAttention(config, has_relative_attention_bias),
+                T5LayerCrossAttention(config),
+                T5LayerFF(config),
+            ]
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position_bias: Tensor,
+        source: Tensor,
+        source_bias: Tensor | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        self_attention, cross_attention, feed_forward = self.layer
+        hidden = clamp_overflow(self_attention(hidden, position_bias, cache))
+        hidden = clamp_overflow(cross_attention(hidden, source, source_bias, cache))
+        return clamp_overflow(feed_forward(hidden))
+
+
+def clamp_overflow(hidden: Tensor) -> Tensor:
+    """Pull float16's infinities back into range: T5 was trained in bfloat16, whose range is larger."""
+    if hidden.dtype != torch.float16:
+        return hidden
+    largest = torch.finfo(torch.float16).max
+    bound = torch.where(hidden.isinf().any(), largest - 1000, largest)  # no branch: it would wait for CUDA
+    return hidden.clamp(-bound, bound)
+
+
+class T5Encoder(nn.Module):
+    """The source's token ids in, one vector a token out."""
+
+    def __init__(self, config: T5Config, embed_tokens: nn.Embedding):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = embed_tokens
+        self.block = nn.ModuleList(EncoderBlock(config, layer == 0) for layer in range(config.num_layers))
+        self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        check_ids(input_ids, self.config.vocab_size)
+        length = input_ids.shape[1]
+        hidden = self.dropout(self.embed_tokens(input_ids))  # (B, S, D)
+
+        position_bias = relative_position_bias(
+            bias_table(self), length, length, self.config.relative_attention_max_distance, bidirectional=True
+        )  # (1, H, S, S)
+        mask = mask_bias(attention_mask, length, length, causal=False, like=position_bias)
+        if mask is not None:
+            position_bias = position_bias + mask  # (B, H, S, S)
+
+        for block in self.block:
+            hidden = block(hidden, position_bias)
+        return self.dropout(self.final_layer_norm(hidden))
+
+
+class T5Decoder(nn.Module):
+    """The target's ids so far and the encoder's output in, the vectors that predict the next ids out."""
+
+    def __init__(self, config: T5Config, embed_tokens: nn.Embedding):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = embed_tokens
+        depth = config.num_decoder_layers or config.num_layers
+        self.block = nn.ModuleList(DecoderBlock(config, layer == 0) for layer in range(depth))
+        self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        decoder_input_ids: Tensor,
+        encoder_output: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        query_length = decoder_input_ids.shape[1]
+        past_length = cache.length if cache is not None else 0
+        key_length = past_length + query_length
+        if past_length == 0:
+            check_ids(decoder_input_ids, self.config.vocab_size)
+        hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
+
+        position_bias = relative_position_bias(
+            bias_table(self),
+            query_length,
+            key_length,
+            self.config.relative_attention_max_distance,
+            bidirectional=False,
+        )  # (1, H, T, S)
+        mask = mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=position_bias)
+        if mask is not None:
+            position_bias = position_bias + mask  # (1 or B, H, T, S)
+        source_bias = mask_bias(attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden)
+
+        for layer, block in enumerate(self.block):
+            layer_cache = cache.layer(layer) if cache is not None else None
+            hidden = block(hidden, position_bias, encoder_output, source_bias, layer_cache)
+        if cache is not None:
+            cache.advance(query_length)
+        return self.dropout(self.final_layer_norm(hidden))
+
+
+def bias_table(stack: T5Encoder | T5Decoder) -> nn.Embedding:
+    """The stack's table of relative position biases: it stands in the first block and serves them all."""
+    return cast(nn.Embedding, stack.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias"))
+
+
+class T5ForConditionalGeneration(nn.Module):
+    """Encoder, decoder and head; one embedding serves both stacks and, in v1.0, the head too."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.config = config
+        self.generation_config: dict[str, Any] | None = None
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Encoder(config, self.shared)
+        self.decoder = T5Decoder(config, self.shared)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie_weights()
+        self.reset_parameters()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits of the next target token at every decoder position.
+
+        Args:
+            input_ids: (B, S) the source's token ids.
+            attention_mask: (B, S), 1 for a token and 0 for padding on either side.
+            decoder_input_ids: (B, T) the target behind `decoder_start_token_id`; see `shift_right`.
+            decoder_attention_mask: (B, T), rarely needed: causality hides right padding by itself.
+            cache: filled and read; to go on with it, call `decode`.
+
+        Returns:
+            (B, T, V)
+
+        Raises:
+            ValueError: no decoder_input_ids, or an id that the embedding does not have.
+        """
+        return self.lm_head(
+            self.last_hidden(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, cache)
+        )
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The encoder's half: (B, S) ids -> (B, S, D)."""
+        return self.encoder(input_ids, attention_mask)
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        encoder_output: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The decoder's half: logits (N * B, T, V).
+
+        Args:
+            decoder_input_ids: (N * B, T); with a cache, the new tokens only. N rows in a row may share a
+                source: the beams of one search, say.
+            encoder_output: (B, S, D) from `encode`. With a cache it is read at the first call only.
+            attention_mask: (B, S), the source's.
+            decoder_attention_mask: (N * B, T so far), rarely needed.
+            cache: filled and read; see KVCache.
+        """
+        return self.lm_head(
+            self.decode_hidden(
+                decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
+            )
+        )
+
+    def last_hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What `lm_head` reads, (B, T, D): for those who want logits at a few positions only."""
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids are missing: for training pass model.shift_right(labels)")
+        encoder_output = self.encode(input_ids, attention_mask)
+        return self.decode_hidden(
+            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
+        )
+
+    def decode_hidden(
+        self,
+        decoder_input_ids: Tensor,
+        encoder_output: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """`decode` without the head: (N * B, T, D)."""
+        hidden = self.decoder(
+            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
+        )
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.config.d_model**-0.5  # the tied embedding is sqrt(D) times a head's size
+        return hidden
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """Labels (B, T) -> decoder_input_ids (B, T): the start token in front, the last label dropped.
+
+        The -100 of padded labels becomes the pad id. Raises ValueError where the config lacks
+        `decoder_start_token_id` or `pad_token_id`.
+        """
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None or pad is None:
+            missing = "decoder_start_token_id" if start is None else "pad_token_id"
+            raise ValueError(f"config.json has no {missing}; T5 uses 0, the pad token, for both")
+        shifted = labels.roll(1, dims=-1)
+        shifted[:, 0] = start
+        return shifted.masked_fill(shifted == -100, pad)
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.shared.weight
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published initialisation (Mesh TensorFlow; the head of v1.1 as in T5X)."""
+        config, factor = self.config, self.config.initializer_factor
+        if not config.tie_word_embeddings:
+            self.lm_head.weight.normal_(0.0, factor * config.d_model**-0.5)
+        self.shared.weight.normal_(0.0, factor)
+        for module in self.modules():
+            if isinstance(module, T5Attention):
+                # The 1/sqrt(K) that the forward pass lacks is in the size of q.
+                module.q.weight.normal_(0.0, factor * (config.d_model * config.d_kv) ** -0.5)
+                module.k.weight.normal_(0.0, factor * config.d_model**-0.5)
+                module.v.weight.normal_(0.0, factor * config.d_model**-0.5)
+                module.o.weight.normal_(0.0, factor * (config.num_heads * config.d_kv) ** -0.5)
+                if hasattr(module, "relative_attention_bias"):
+                    module.relative_attention_bias.weight.normal_(0.0, factor * config.d_model**-0.5)
+            elif isinstance(module, T5DenseActDense):
+                for name, linear in module.named_children():
+                    if isinstance(linear, nn.Linear):
+                        width = config.d_ff if name == "wo" else config.d_model
+                        linear.weight.normal_(0.0, factor * width**-0.5)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | PathLike[str], **options: Any) -> "T5ForConditionalGeneration":
+        """See `ftcore.load_model`; here the checkpoint has to be a T5."""
+        from ftcore.models.checkpoint import load_as  # models do not know files; the checkpoint knows models
+
+        return load_as(cls, directory, **options)
+
+    def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
+        """See `ftcore.save_model`."""
+        from ftcore.models.checkpoint import save_model
+
+        save_model(self, directory, **options)
