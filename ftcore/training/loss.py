@@ -1,0 +1,116 @@
+"""The loss: cross-entropy of the target tokens, without ever holding all of their logits.
+
+GPT-2's logits for 8 rows of 1024 tokens are 1.6 GB, and as much again for their gradient; nearly all of the
+memory that training a small model takes. Two things avoid it: positions without a label leave before the
+head, and the rest goes through head and softmax in slices whose gradient is taken on the spot, while the
+slice's logits are still there. Nothing is computed twice.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
+
+IGNORED = -100  # the label of a position that is no target: padding, and a prompt that is given
+SLICE = 2**24  # logits held at a time: 64 MB in float32
+
+Model = GPT2LMHeadModel | T5ForConditionalGeneration
+
+
+class TokenLoss(NamedTuple):
+    """Sums over target tokens, so that batches of different lengths add up exactly."""
+
+    total: Tensor  # scalar: sum of cross-entropies in nats, float32, differentiable
+    correct: Tensor  # scalar: tokens whose most likely prediction is the label
+    tokens: int
+
+
+def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
+    """The loss of a batch as the loader makes it: input_ids, attention_mask, labels.
+
+    T5's labels (B, T) are the target; the decoder reads them shifted right. GPT-2's labels (B, S) lie over
+    input_ids, and each position is asked for the label of the next.
+    """
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+    labels = target_labels(model, batch["labels"])
+    if isinstance(model, T5ForConditionalGeneration):
+        hidden = model.last_hidden(input_ids, attention_mask, model.shift_right(labels))  # (B, T, D)
+    else:
+        # Padding on the right needs no mask, causality hides it; the kernels are faster without one.
+        pads_left = not bool(attention_mask[:, 0].all())
+        hidden = model.last_hidden(input_ids, attention_mask if pads_left else None)[:, :-1]
+    is_target = labels != IGNORED
+    total, correct = linear_cross_entropy(hidden[is_target], model.lm_head.weight, labels[is_target])
+    return TokenLoss(total, correct, int(is_target.sum()))
+
+
+def target_labels(model: Model, labels: Tensor) -> Tensor:
+    """The labels that are asked for: all of T5's, and of GPT-2's all but the first, which nothing predicts."""
+    return labels if model.config.is_encoder_decoder else labels[:, 1:]
+
+
+def count_targets(model: Model, labels: Tensor) -> int:
+    """How many target tokens a batch has, known before its forward pass."""
+    return int((target_labels(model, labels) != IGNORED).sum())
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
+
+    Returns the sum, in float32 and differentiable, and how many labels are the most likely token.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Takes the gradient during the forward pass, slice by slice; backward only scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        head = weight.to(dtype)
+        total = torch.zeros((), device=hidden.device)
+        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+
+        rows = max(1, SLICE // len(weight))
+        for start in range(0, len(hidden), rows):
+            some = slice(start, start + rows)
+            inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
+            logits = (inputs @ head.T).float()  # (N', V)
+            log_normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (log_normaliser - logits.gather(1, targets)).sum()
+            correct += (logits.argmax(-1, keepdim=True) == targets).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            # d cross-entropy / d logits = softmax(logits) - one_hot(label), made in place of the logits
+            grad_logits = logits.sub_(log_normaliser).exp_()
+            grad_logits.scatter_add_(1, targets, -torch.ones_like(targets, dtype=logits.dtype))
+            grad_logits = grad_logits.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[some] = grad_logits @ head
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ inputs
+
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_total
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None
