@@ -1,0 +1,370 @@
+"""A record on disk becomes a source text and a target text.
+
+    task       files                       T5: source -> target           GPT-2: source + target
+    qa         SQuAD 1.1 JSON, JSONL, CSV  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
+    emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
+    lm         plain text                  -                              (nothing) + the whole file
+    text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
+
+T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source loses its
+left end when it is too long, so there the question and the cue `answer:` come last. Its answer brings its own
+leading space: GPT-2's vocabulary writes a word inside a line together with the space before it.
+"""
+
+import csv
+import io
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+# Each task with the fields its prompt is made of.
+_PROMPT_FIELDS = {
+    "qa": ("question", "context"),
+    "emotion": ("text",),
+    "lm": ("text",),
+    "text2text": ("source",),
+}
+TASKS = tuple(_PROMPT_FIELDS)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training example as text."""
+
+    source: str  # what the model is given; "" is pure language modelling
+    target: str  # what it learns to write
+    references: tuple[str, ...] = ()  # every answer that counts as right, the target's first
+    group: str | None = None  # what the records of one passage share, so that a split keeps them together
+    running: bool = False  # goes on from one training example to the next instead of being truncated
+
+
+def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None = None) -> list[Record]:
+    """Read a file of one task. Files are UTF-8; blank lines are skipped.
+
+    A plain text file (`lm`) is one running document, as nanoGPT and run_clm have it: one record, which the
+    dataset cuts into consecutive blocks. Where a file holds several documents, write GPT-2's `<|endoftext|>`
+    between them.
+
+    Args:
+        task: one of `TASKS`.
+        path: the file. Its suffix (.json, .jsonl, .csv) says how to read it; without one of these, its first
+            character does.
+        causal: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
+        limit: read no more than this many records.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the task is unknown, or the file is empty, not UTF-8, not of the expected form, or holds a
+            record that cannot be used. The message names the file and the line.
+    """
+    _check_task(task)
+    path = Path(path)
+    text = _read_text(path)
+    records = list(islice(_records(task, path, text, causal), limit))
+    if not records:
+        raise ValueError(f"{path}: no records; expected {_FORMS[task]}")
+    return records
+
+
+def prompt(task: str, *, causal: bool, **fields: str) -> str:
+    """The text that a model of this task is given, in training and when it generates.
+
+    `fields` are `question` and `context` for qa, `text` for emotion and lm, `source` for text2text.
+    """
+    _check_task(task)
+    expected = _PROMPT_FIELDS[task]
+    if set(fields) != set(expected):
+        given = _list(fields) or "nothing"
+        raise ValueError(f"a prompt of task {task!r} takes {_list(expected)}; got {given}")
+    if task == "qa":
+        question, context = fields["question"].strip(), fields["context"].strip()
+        if causal:
+            return f"context: {context}\nquestion: {question}\nanswer:"
+        return f"question: {question} context: {context}"
+    if task == "emotion":
+        return f"Emotion: {fields['text'].strip()}"
+    if task == "text2text" and causal:
+        return fields["source"] + "\n"
+    return fields[expected[0]]
+
+
+def split_records(
+    records: Sequence[Record], fraction: float, seed: int = 0
+) -> tuple[list[Record], list[Record]]:
+    """Set about `fraction` of the records aside: (train, validation), each in the file's order.
+
+    Questions about one passage stay on one side, and so do equal texts: a model that has seen the passage
+    would otherwise be measured on its memory. A single running text gives its last part.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
+    if len(records) == 1 and records[0].running:
+        return _split_running_text(records[0], fraction)
+
+    groups: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault(record.group or record.source or record.target, []).append(index)
+    if len(groups) < 2:
+        raise ValueError(
+            f"cannot split {len(records)} record(s) that share one passage or text; "
+            "give a validation file of its own"
+        )
+    shuffled = list(groups.values())
+    random.Random(seed).shuffle(shuffled)
+    wanted = fraction * len(records)
+    held_out: set[int] = set()
+    for group in shuffled[:-1]:  # at least one group stays for training, and at least one leaves it
+        held_out.update(group)
+        if len(held_out) >= wanted:
+            break
+    train = [record for index, record in enumerate(records) if index not in held_out]
+    validation = [record for index, record in enumerate(records) if index in held_out]
+    return train, validation
+
+
+def _split_running_text(record: Record, fraction: float) -> tuple[list[Record], list[Record]]:
+    text = record.target
+    head = text[: int(len(text) * (1 - fraction))]
+    cut = max(head.rfind(" "), head.rfind("\n"), 0) or len(head)  # before a word, where the text has words
+    if not text[:cut].strip() or not text[cut:].strip():
+        raise ValueError("the text is too short to split; give a validation file of its own")
+    return [replace(record, target=text[:cut])], [replace(record, target=text[cut:])]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A row becomes a record. A row is a dictionary; `where` names its file and line for error messages.
+
+Row = dict[str, Any]
+
+
+def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]:
+    if task == "lm":
+        yield _lm_record(path, text, causal)
+        return
+    to_record = {"qa": _qa_record, "emotion": _emotion_record, "text2text": _text2text_record}[task]
+    for where, row in _rows(task, path, text):
+        record = to_record(row, where, causal)
+        # JSON can spell half a character, and no tokenizer can read it.
+        if re.search("[\ud800-\udfff]", record.source + record.target):
+            raise ValueError(f"{where}: a \\u escape of half a surrogate pair, which is no character")
+        yield record
+
+
+def _qa_record(row: Row, where: str, causal: bool) -> Record:
+    context, question = _string(row, "context", where), _string(row, "question", where)
+    answers = _answers(row, where)
+    return Record(
+        source=prompt("qa", causal=causal, question=question, context=context),
+        target=f" {answers[0]}" if causal else answers[0],
+        references=answers,
+        group=context,
+    )
+
+
+def _emotion_record(row: Row, where: str, causal: bool) -> Record:
+    text, label = _string(row, "text", where), _string(row, "label", where).strip()
+    line = prompt("emotion", causal=causal, text=text)
+    if causal:
+        return Record(source="", target=line)
+    return Record(source=line, target=label, references=(label,))
+
+
+def _text2text_record(row: Row, where: str, causal: bool) -> Record:
+    source, target = _string(row, "source", where), _string(row, "target", where)
+    return Record(prompt("text2text", causal=causal, source=source), target, references=(target,))
+
+
+def _lm_record(path: Path, text: str, causal: bool) -> Record:
+    if not causal:
+        raise ValueError(
+            "task 'lm' trains a decoder-only model such as GPT-2; a T5 needs a source for every target: "
+            "use 'text2text'"
+        )
+    if not text.strip():
+        raise ValueError(f"{path}: the file holds only white space; expected {_FORMS['lm']}")
+    return Record(source="", target=prompt("lm", causal=causal, text=text), running=True)
+
+
+def _answers(row: Row, where: str) -> tuple[str, ...]:
+    """All gold answers of a question, each once, in the file's order.
+
+    `answer` or `answers` is a string, a list of strings, a list of {"text": ...} (SQuAD's own layout), or
+    {"text": [...], "answer_start": [...]} (the layout of the Hugging Face data set).
+    """
+    key = "answers" if "answers" in row else "answer"
+    if key not in row:
+        raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {_list(row)})")
+    given = row[key]
+    if isinstance(given, dict):
+        given = given.get("text")
+    answers = given if isinstance(given, list) else [given]
+    answers = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
+    if row.get("is_impossible") or not answers:
+        raise ValueError(
+            f"{where}: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported: "
+            "take them out of the file)"
+        )
+    if not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(
+            f"{where}: key {key!r} is {_short(row[key])}; expected a string, a list of strings, "
+            'or {"text": [...]}'
+        )
+    answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+    if not answers:
+        raise ValueError(f"{where}: key {key!r} is empty; expected the answer's text")
+    return tuple(answers)
+
+
+def _string(row: Row, key: str, where: str) -> str:
+    if key not in row:
+        raise ValueError(f"{where}: no key {key!r} (found: {_list(row) or 'none'})")
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: key {key!r} is {_short(value)}; expected a string")
+    if not value.strip():
+        raise ValueError(f"{where}: key {key!r} is empty; expected text")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A file becomes rows.
+
+_FORMS = {
+    "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
+    "emotion": "lines of text;label, or CSV or JSON lines with text and label",
+    "lm": "plain text",
+    "text2text": "JSON lines or CSV with source and target",
+}
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; expected a file of records")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    data = path.read_bytes()
+    if not data:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        text = data.decode("utf-8-sig")  # the byte order mark that spreadsheets write is no text
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from None
+    # Nothing else ends a line: str.splitlines also breaks at U+2028, which may stand inside a JSON string.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _rows(task: str, path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _csv_rows(path, text)
+    if suffix == ".jsonl":
+        return _json_line_rows(path, text)
+    if suffix == ".json" or re.match(r'\s*\{\s*"', text):
+        return _json_rows(task, path, text)
+    if task == "emotion":
+        return _labelled_line_rows(path, text)
+    raise ValueError(f"{path}: neither JSON nor CSV; expected {_FORMS[task]}")
+
+
+def _labelled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    for where, line in _lines(path, text):
+        # The last semicolon: the text itself may hold others, a label does not.
+        content, separator, label = line.rpartition(";")
+        if not separator:
+            raise ValueError(f"{where}: no ';' between text and label; expected text;label")
+        yield where, {"text": content, "label": label}
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: an unclosed quote is an error
+    header: list[str] = []
+    try:
+        for fields in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not any(field.strip() for field in fields):
+                continue
+            if not header:
+                header = [name.strip() for name in fields]
+            elif len(fields) != len(header):
+                raise ValueError(
+                    f"{where}: {len(fields)} fields, but the header has {len(header)} ({_list(header)}); "
+                    "put a field that holds a comma in double quotes"
+                )
+            else:
+                yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: broken CSV: {error}") from None
+
+
+def _json_rows(task: str, path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    """A .json file is one SQuAD document or, as many people name it, lines of JSON."""
+    start = len(text) - len(text.lstrip())
+    try:
+        document, end = json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
+    if isinstance(document, dict) and "data" in document and not text[end:].strip():
+        if task != "qa":
+            raise ValueError(f"{path}: a SQuAD document, which is for task 'qa'; expected {_FORMS[task]}")
+        return _squad_rows(path, document)
+    if isinstance(document, list):
+        raise ValueError(f"{path}: a JSON array; write one object a line (JSON lines)")
+    return _json_line_rows(path, text)
+
+
+def _json_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    for where, line in _lines(path, text):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: {_short(row)} is no record; expected an object {{...}} on every line")
+        yield where, row
+
+
+def _squad_rows(path: Path, document: Row) -> Iterator[tuple[str, Row]]:
+    """Walk data -> paragraphs -> qas. The file is one long line, so errors name the place in words."""
+    for a, article in enumerate(_objects(document, "data", str(path)), 1):
+        article_name = f"{path}, article {a}"
+        for p, paragraph in enumerate(_objects(article, "paragraphs", article_name), 1):
+            paragraph_name = f"{article_name}, paragraph {p}"
+            context = _string(paragraph, "context", paragraph_name)
+            for q, question in enumerate(_objects(paragraph, "qas", paragraph_name), 1):
+                yield f"{paragraph_name}, question {q}", {**question, "context": context}
+
+
+def _objects(parent: Row, key: str, where: str) -> list[Row]:
+    children = parent.get(key)
+    if not isinstance(children, list) or not all(isinstance(child, dict) for child in children):
+        raise ValueError(f"{where}: no list of objects under {key!r} (found keys: {_list(parent)})")
+    return children
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known tasks: {_list(TASKS)}")
+
+
+def _list(names: Any) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def _short(value: object) -> str:
+    """A value as an error message shows it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

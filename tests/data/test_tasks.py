@@ -1,0 +1,430 @@
+"""Files of every kind become the same records, and what cannot be read says where and why."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ftcore.data import TASKS, Record, prompt, read_records, split_records
+
+CONTEXT = "Ada Lovelace lived in London. She wrote programs; nobody had before."
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "Ada",
+            "paragraphs": [
+                {
+                    "context": CONTEXT,
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Where did Ada live?",
+                            "answers": [
+                                {"text": "London", "answer_start": 22},
+                                {"text": "in London", "answer_start": 19},
+                                {"text": "London", "answer_start": 22},
+                            ],
+                        },
+                        {
+                            "id": "2",
+                            "question": "What did she write?",
+                            "answers": [{"text": "programs", "answer_start": 40}],
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def json_lines(*rows: object) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# --- what a record becomes
+
+
+@pytest.mark.parametrize("indent", [None, 2], ids=["one line", "pretty"])
+def test_squad_for_t5(tmp_path: Path, indent: int | None) -> None:
+    first, second = read_records(
+        "qa", write(tmp_path / "a.json", json.dumps(SQUAD, indent=indent)), causal=False
+    )
+    assert first.source == f"question: Where did Ada live? context: {CONTEXT}"
+    assert first.target == "London"
+    assert first.references == ("London", "in London")
+    assert second.references == ("programs",)
+
+
+def test_squad_for_gpt2_keeps_question_and_cue_last(tmp_path: Path) -> None:
+    first, _ = read_records("qa", write(tmp_path / "a.json", json.dumps(SQUAD)), causal=True)
+    assert first.source == f"context: {CONTEXT}\nquestion: Where did Ada live?\nanswer:"
+    assert first.target == " London"
+    assert first.references == ("London", "in London")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_qa_is_the_same_from_json_lines_and_csv(tmp_path: Path, causal: bool) -> None:
+    row = {"context": CONTEXT, "question": "Where did Ada live?", "answer": "London"}
+    table = write(tmp_path / "a.csv", f'question,answer,context\nWhere did Ada live?,London,"{CONTEXT}"\n')
+    lines = write(tmp_path / "a.jsonl", json_lines(row))
+    named_json = write(tmp_path / "a.json", json_lines(row, row))
+    no_suffix = write(tmp_path / "data", "\n" + json_lines(row))
+    (record,) = read_records("qa", lines, causal=causal)
+    assert read_records("qa", table, causal=causal) == [record]
+    assert read_records("qa", named_json, causal=causal) == [record, record]
+    assert read_records("qa", no_suffix, causal=causal) == [record]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "references"),
+    [
+        ("answer", "Paris", ("Paris",)),
+        ("answers", "Paris", ("Paris",)),
+        ("answers", ["Paris", " in Paris "], ("Paris", "in Paris")),
+        ("answers", [{"text": "Paris", "answer_start": 3}, {"text": "in Paris"}], ("Paris", "in Paris")),
+        ("answers", {"text": ["Paris", "Paris"], "answer_start": [3, 9]}, ("Paris",)),
+        ("answers", {"text": "Paris"}, ("Paris",)),
+        ("answers", ["", "Paris"], ("Paris",)),
+    ],
+)
+def test_answers_in_every_published_form(tmp_path: Path, key: str, value: object, references: tuple) -> None:
+    row = {"context": "c", "question": "q", key: value}
+    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(row)), causal=False)
+    assert record.references == references
+    assert record.target == references[0]
+
+
+def test_emotion_is_the_same_from_all_its_files(tmp_path: Path) -> None:
+    lines = "\ni felt low; then better;joy\n  \ni am cross;anger\n"
+    table = 'text,label\n"i felt low; then better",joy\n\ni am cross,anger\n'
+    objects = [{"text": "i felt low; then better", "label": "joy"}, {"text": "i am cross", "label": "anger"}]
+    files = [
+        write(tmp_path / "a.txt", lines),
+        write(tmp_path / "windows.txt", lines.replace("\n", "\r\n")),
+        write(tmp_path / "a.csv", table),
+        write(tmp_path / "excel.csv", b"\xef\xbb\xbf" + table.encode()),
+        write(tmp_path / "a.jsonl", json_lines(*objects)),
+    ]
+    for file in files:
+        t5 = read_records("emotion", file, causal=False)
+        assert [(r.source, r.target, r.references) for r in t5] == [
+            ("Emotion: i felt low; then better", "joy", ("joy",)),
+            ("Emotion: i am cross", "anger", ("anger",)),
+        ]
+        gpt2 = read_records("emotion", file, causal=True)
+        assert [(r.source, r.target) for r in gpt2] == [
+            ("", "Emotion: i felt low; then better"),
+            ("", "Emotion: i am cross"),
+        ]
+
+
+def test_an_emotion_that_begins_with_a_brace_is_a_line(tmp_path: Path) -> None:
+    (record,) = read_records("emotion", write(tmp_path / "a.txt", "{sigh} i am late;sadness\n"), causal=False)
+    assert record.source == "Emotion: {sigh} i am late"
+
+
+def test_lm_is_one_running_text_as_it_stands(tmp_path: Path) -> None:
+    text = "  First line.\n\nSecond  paragraph.\n"
+    assert read_records("lm", write(tmp_path / "a.txt", text), causal=True) == [
+        Record(source="", target=text, running=True)
+    ]
+
+
+def test_text2text_is_left_as_it_is(tmp_path: Path) -> None:
+    row = {"source": " def f(x):\n", "target": "  return x\n"}
+    file = write(tmp_path / "a.jsonl", json_lines(row))
+    (t5,) = read_records("text2text", file, causal=False)
+    (gpt2,) = read_records("text2text", file, causal=True)
+    assert (t5.source, t5.target) == (row["source"], row["target"])
+    assert (gpt2.source, gpt2.target) == (row["source"] + "\n", row["target"])
+    assert t5.references == gpt2.references == (row["target"],)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1).filter(
+    str.strip
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_any_text_survives_json_lines_and_csv(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
+    lines = write(tmp_path / "a.jsonl", json_lines(*({"source": s, "target": t} for s, t in pairs)))
+    with open(tmp_path / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("source", "target"), *pairs])
+    for path in (lines, tmp_path / "a.csv"):
+        records = read_records("text2text", path, causal=False)
+        assert [(record.source, record.target) for record in records] == pairs
+
+
+def test_limit_reads_no_further(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "one;joy\ntwo;joy\nthis line is broken\n")
+    assert len(read_records("emotion", file, causal=False, limit=2)) == 2
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_prompt_is_what_training_saw(tmp_path: Path, causal: bool) -> None:
+    qa = {"context": CONTEXT, "question": " Where did Ada live? ", "answer": "London"}
+    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(qa)), causal=causal)
+    assert prompt("qa", causal=causal, context=CONTEXT, question="Where did Ada live?") == record.source
+
+    pair = {"source": "sort: b a", "target": "a b"}
+    (record,) = read_records("text2text", write(tmp_path / "b.jsonl", json_lines(pair)), causal=causal)
+    assert prompt("text2text", causal=causal, source="sort: b a") == record.source
+
+    (record,) = read_records("emotion", write(tmp_path / "a.txt", "i am late;fear"), causal=causal)
+    assert prompt("emotion", causal=causal, text="i am late") == (record.target if causal else record.source)
+
+
+def test_a_prompt_names_the_fields_it_takes() -> None:
+    assert prompt("lm", causal=True, text="Once ") == "Once "
+    with pytest.raises(ValueError, match="a prompt of task 'qa' takes question, context; got question"):
+        prompt("qa", causal=False, question="Who?")
+    with pytest.raises(ValueError, match="a prompt of task 'emotion' takes text; got nothing"):
+        prompt("emotion", causal=True)
+
+
+# --- what cannot be read
+
+QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("qa", "a.jsonl", "", "a.jsonl: the file is empty"),
+        ("qa", "a.jsonl", "\n \n", "a.jsonl: no records; expected SQuAD 1.1 JSON, or JSON lines or CSV"),
+        ("lm", "a.txt", " \n\n", "a.txt: the file holds only white space; expected plain text"),
+        ("emotion", "a.csv", "text,label\n", "a.csv: no records; expected lines of text;label, or CSV"),
+        ("qa", "a.jsonl", QA_LINE + "\n{broken\n", "a.jsonl, line 3: broken JSON: Expecting property name"),
+        ("qa", "a.json", QA_LINE + '{"context": \n', "a.json, line 2: broken JSON: Expecting value"),
+        (
+            "qa",
+            "a.json",
+            '{"data": [\n{"paragraphs": oops}]}',
+            "a.json, line 2: broken JSON: Expecting value",
+        ),
+        ("qa", "a.json", "[" + QA_LINE + "]", "a.json: a JSON array; write one object a line"),
+        ("qa", "a.jsonl", QA_LINE + "[1, 2]\n", "line 2: [1, 2] is no record; expected an object {...} on"),
+        ("qa", "a.txt", "What is this?\n", "a.txt: neither JSON nor CSV; expected SQuAD 1.1 JSON"),
+        (
+            "qa",
+            "a.jsonl",
+            QA_LINE + json_lines({"context": "c", "question": "q"}),
+            "a.jsonl, line 2: no key 'answer' or 'answers' (found: context, question)",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            json_lines({"title": "t", "question": "q", "answer": "a"}),
+            "a.jsonl, line 1: no key 'context' (found: title, question, answer)",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            json_lines({"context": "c", "question": "q", "answers": {"text": [], "answer_start": []}}),
+            "line 1: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            json_lines({"context": "c", "question": "q", "answer": " "}),
+            "line 1: key 'answer' is empty; expected the answer's text",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            json_lines({"context": "c", "question": "q", "answers": [1815]}),
+            "line 1: key 'answers' is [1815]; expected a string, a list of strings, or",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            json_lines({"context": "c", "question": None, "answer": "a"}),
+            "line 1: key 'question' is null; expected a string",
+        ),
+        (
+            "qa",
+            "a.jsonl",
+            '{"context": "c \\ud83d", "question": "q", "answer": "a"}',
+            "line 1: a \\u escape of half a surrogate pair",
+        ),
+        ("qa", "a.json", '{"data": {}}', "a.json: no list of objects under 'data' (found keys: data)"),
+        (
+            "qa",
+            "a.json",
+            '{"data": [{"paragraphs": [{"context": "c"}]}]}',
+            "a.json, article 1, paragraph 1: no list of objects under 'qas' (found keys: context)",
+        ),
+        ("text2text", "a.json", json.dumps(SQUAD), "a.json: a SQuAD document, which is for task 'qa'"),
+        ("emotion", "a.txt", "i am late;fear\nno label here\n", "line 2: no ';' between text and label"),
+        ("emotion", "a.txt", "i am late;\n", "a.txt, line 1: key 'label' is empty"),
+        ("emotion", "a.txt", ";fear\n", "a.txt, line 1: key 'text' is empty"),
+        (
+            "emotion",
+            "a.jsonl",
+            json_lines({"text": "i am late", "label": 4}),
+            "line 1: key 'label' is 4; expected a string",
+        ),
+        ("emotion", "a.csv", "sentence,label\nfine,joy\n", "line 2: no key 'text' (found: sentence, label)"),
+        (
+            "emotion",
+            "a.csv",
+            "text,label\nfine,joy\nwell, well,joy\n",
+            "a.csv, line 3: 3 fields, but the header has 2 (text, label); put a field that holds a comma in",
+        ),
+        ("emotion", "a.csv", 'text,label\n"fine,joy\n', "broken CSV: unexpected end of data"),
+        (
+            "emotion",
+            "a.txt",
+            "fine;joy\ncaf\u00e9;joy\n".encode("latin-1"),
+            "a.txt, line 2: not UTF-8 (byte 0xe9)",
+        ),
+        (
+            "lm",
+            "a.txt",
+            "text".encode("utf-16"),
+            "a.txt, line 1: not UTF-8 (byte 0xff); save the file as UTF-8",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where_and_why(
+    tmp_path: Path, task: str, name: str, content: str | bytes, message: str
+) -> None:
+    file = write(tmp_path / name, content)
+    with pytest.raises(ValueError) as error:
+        read_records(task, file, causal=True)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unanswerable_squad_questions_say_so(tmp_path: Path) -> None:
+    question = {
+        "question": "Who?",
+        "is_impossible": True,
+        "answers": [],
+        "plausible_answers": [{"text": "Ada"}],
+    }
+    squad2 = {"data": [{"paragraphs": [{"context": "c", "qas": [question]}]}]}
+    with pytest.raises(
+        ValueError, match=r"article 1, paragraph 1, question 1: .* SQuAD 2.0 are not supported"
+    ):
+        read_records("qa", write(tmp_path / "a.json", json.dumps(squad2)), causal=False)
+
+
+def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.jsonl"):
+        read_records("qa", tmp_path / "nowhere.jsonl", causal=False)
+    with pytest.raises(ValueError, match="is a directory; expected a file of records"):
+        read_records("qa", tmp_path, causal=False)
+    known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text"
+    with pytest.raises(ValueError, match=known):
+        read_records("summary", tmp_path / "a.txt", causal=False)
+    with pytest.raises(ValueError, match=known):
+        prompt("summary", causal=False, text="")
+    assert TASKS == ("qa", "emotion", "lm", "text2text")
+
+
+def test_lm_needs_a_decoder_only_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task 'lm' trains a decoder-only model such as GPT-2"):
+        read_records("lm", write(tmp_path / "a.txt", "text"), causal=False)
+
+
+# --- a train/validation split
+
+
+@settings(deadline=None)
+@given(
+    passages=st.lists(st.integers(0, 6), min_size=2, max_size=40).filter(lambda p: len(set(p)) > 1),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32),
+)
+def test_a_split_parts_no_passage_and_loses_no_record(
+    passages: list[int], fraction: float, seed: int
+) -> None:
+    records = [Record(f"question {i}", "a", group=f"passage {p}") for i, p in enumerate(passages)]
+    train, valid = split_records(records, fraction, seed)
+    assert train and valid
+    assert sorted(train + valid, key=records.index) == records
+    assert [r for r in records if r in train] == train  # the file's order
+    assert not {r.group for r in train} & {r.group for r in valid}
+    assert split_records(records, fraction, seed) == (train, valid)
+
+
+@settings(deadline=None)
+@given(count=st.integers(2, 200), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 100))
+def test_a_split_of_single_records_takes_the_fraction(count: int, fraction: float, seed: int) -> None:
+    records = [Record("", f"text {i}") for i in range(count)]
+    _, valid = split_records(records, fraction, seed)
+    assert abs(len(valid) - fraction * count) <= 1
+
+
+def test_a_split_depends_on_the_seed_and_keeps_equal_texts_together() -> None:
+    records = [Record("", f"text {i // 2}") for i in range(200)]
+    validations = []
+    for seed in range(2):
+        train, valid = split_records(records, 0.2, seed)
+        assert not set(train) & set(valid)
+        validations.append(valid)
+    assert validations[0] != validations[1]
+
+
+@settings(deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["a", "word", "\nline", "longer\n\n"]), min_size=20, max_size=60),
+    fraction=st.floats(0.1, 0.9),
+)
+def test_a_running_text_gives_its_end(words: list[str], fraction: float) -> None:
+    record = Record("", " ".join(words), running=True)
+    (train,), (valid,) = split_records([record], fraction)
+    assert train.target + valid.target == record.target
+    assert train.running and valid.running
+    assert train.target.strip() and valid.target.strip()
+    assert (
+        abs(len(valid.target) - fraction * len(record.target)) <= len("longer\n\n") + 1
+    )  # no word is parted
+
+
+def test_a_split_that_cannot_be_made_says_what_to_do() -> None:
+    together = [Record("q1", "a", group="passage"), Record("q2", "a", group="passage")]
+    with pytest.raises(ValueError, match=r"cannot split 2 .* share one passage .* give a validation file"):
+        split_records(together, 0.5)
+    with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
+        split_records(together, 1.0)
+    with pytest.raises(ValueError, match="too short to split"):
+        split_records([Record("", "a", running=True)], 0.1)
+
+
+# --- real files
+
+
+def test_real_squad(real_data: Path) -> None:
+    records = read_records("qa", real_data / "squad" / "train.json", causal=False)
+    assert len(records) == 4000
+    assert len({record.group for record in records}) <= 800
+    assert all(record.references[0] == record.target for record in records)
+    train, valid = split_records(records, 0.1, seed=0)
+    assert not {record.group for record in train} & {record.group for record in valid}
+    assert 400 <= len(valid) < 410
+
+
+def test_real_emotions(real_data: Path) -> None:
+    counts = {name: 16000 if name == "train" else 2000 for name in ("train", "val", "test")}
+    for name, count in counts.items():
+        records = read_records("emotion", real_data / "emotion" / f"{name}.txt", causal=False)
+        assert len(records) == count
+        assert len(Counter(record.target for record in records)) == 6
