@@ -1,0 +1,468 @@
+"""A Hugging Face directory <-> a model: config.json, the weights, generation_config.json.
+
+This is the one page of `models` that touches the disk. Reading copies nothing: the model is built without
+memory (on PyTorch's meta device) and its parameters become views of the memory-mapped file. Writing never
+leaves half a file: everything is written beside its target first and then renamed.
+"""
+
+import json
+import os
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
+from ftcore.models.t5 import T5Config, T5ForConditionalGeneration
+
+Model = GPT2LMHeadModel | T5ForConditionalGeneration
+AnyModel = TypeVar("AnyModel", GPT2LMHeadModel, T5ForConditionalGeneration)
+
+# The files that hold weights, the preferred first: transformers looks for them in the same order.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+# In published files, but weights of nothing: GPT-2's causal masks, and a table that T5's authors left behind.
+_STRAY = re.compile(
+    r"\.attn\.(masked_)?bias$|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
+)
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """The model that a directory in Hugging Face's format holds, in eval mode.
+
+    On the CPU, a tensor whose type is already `dtype` stays in the file: the parameter is a private
+    (copy-on-write) view of the memory map, so loading takes no time, pages come in as they are used, and
+    training writes to memory only. Replacing the file, as `save_model` does, is safe while the model lives;
+    overwriting or cutting it in place is not.
+
+    Args:
+        name: a directory, or the name of a model on the hub (see `resolve_directory`).
+        dtype: the parameters' type; None keeps the file's. Under float16, T5's `wo` stays in float32,
+            because its output overflows (as `_keep_in_fp32_modules` has it in transformers).
+        device: where the parameters go.
+
+    Raises:
+        FileNotFoundError: no such directory, no config.json, no weights, or shards missing.
+        ValueError: a file that is damaged or of another kind, an unknown model_type, or weights that do not
+            fit config.json; the message names the tensors and their shapes.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, expected a floating-point type or None")
+    directory = resolve_directory(name)
+    with torch.device("meta"), _WithoutDrawing():
+        model = _build(directory)
+    where, tensors = _read_weights(directory)
+    parameters = {
+        key: tensor.to(device=device, dtype=_kept_dtype(key, dtype or tensor.dtype))
+        for key, tensor in _fit(model, tensors, where).items()
+    }
+    # Of tied parameters only the first is there: it is assigned, and the others become the same object again.
+    model.load_state_dict(parameters, strict=False, assign=True)
+    model.tie_weights()
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = _read_json(directory / "generation_config.json")
+    return model.eval()
+
+
+def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -> AnyModel:
+    """`load_model` for those who know which family they want: the `from_pretrained` of the two classes.
+
+    Raises:
+        ValueError: the directory holds a model of the other family; and whatever `load_model` raises.
+    """
+    model = load_model(name, **options)
+    if not isinstance(model, cls):
+        raise ValueError(
+            f"{os.fspath(name)}: config.json describes a {type(model).__name__}, not a {cls.__name__}; "
+            f"use {type(model).__name__}.from_pretrained or ftcore.load_model"
+        )
+    return model
+
+
+def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> Path:
+    """Where the files of a model lie: `name` itself if it is a directory, else the hub's copy of that name.
+
+    Args:
+        name: a directory, or a hub name such as "gpt2" or "google-t5/t5-small", which needs the extra `hub`.
+        weights: with False only the configuration and the tokenizer are downloaded.
+
+    Raises:
+        FileNotFoundError: no such directory, and nothing that the hub gives us; says what to do.
+        ValueError: `name` is a file.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{path}: a file, expected the directory that it lies in")
+    if not _HUB_NAME.fullmatch(os.fspath(name)):
+        raise FileNotFoundError(f"{path}: no such directory, and no name on the Hugging Face hub either")
+    return _download(os.fspath(name), weights)
+
+
+def _download(name: str, weights: bool) -> Path:
+    """A snapshot of a model on the hub. Pickled weights are fetched only where there are no safetensors."""
+    by_hand = "put config.json, model.safetensors and the tokenizer's files into a directory and pass that"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"{name}: no such directory; if it is a name on the Hugging Face hub, "
+            f"`pip install ftcore[hub]` to download it, or {by_hand}"
+        ) from None
+    safetensors = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+    try:
+        wanted = [*SMALL_FILES, *safetensors] if weights else [*SMALL_FILES]
+        directory = Path(snapshot_download(name, allow_patterns=wanted))
+        if weights and not any(directory.glob("model*.safetensors")):
+            snapshot_download(name, allow_patterns=[*pickled])
+    except Exception as error:  # a network's and a library's dozen errors, which all mean: no files
+        raise FileNotFoundError(
+            f"{name}: no such directory, and the Hugging Face hub does not give it ({_one_line(error)}); "
+            f"check the name and the connection, or {by_hand}"
+        ) from error
+    return directory
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Skips `normal_`: the file has the values, and on meta PyTorch would load its compiler for it (2 s)."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", None) == "normal_":  # nn.init's, which names its tensor, or Tensor's
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def _build(directory: Path) -> Model:
+    """The model that config.json describes, not yet loaded."""
+    path = directory / "config.json"
+    if not path.is_file():
+        inside = " or ".join(str(found.parent) for found in sorted(directory.glob("*/config.json")))
+        raise FileNotFoundError(
+            f"{directory}: no config.json; expected a directory in Hugging Face's format"
+            + (f", such as {inside}" if inside else "")
+        )
+    values = _read_json(path)
+    match values.get("model_type"):
+        case "gpt2":
+            return GPT2LMHeadModel(GPT2Config.from_dict(values, where=str(path)))
+        case "t5":
+            return T5ForConditionalGeneration(T5Config.from_dict(values, where=str(path)))
+        case None:
+            raise ValueError(f'{path}: model_type is missing, expected "t5" or "gpt2"')
+        case other:
+            raise ValueError(f'{path}: model_type is {other!r}, expected "t5" or "gpt2"')
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file (or index) of the directory's weights, and its tensors under the names that it gives them."""
+    for path in (directory / name for name in WEIGHT_FILES):
+        if path.is_file():
+            break
+    else:
+        raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(path) if path.suffix == ".json" else [path]:
+        tensors.update(_read_tensors(file))
+    return path, tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: weight_map is no table of tensor names and files")
+    shards = [index.parent / file for file in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {_few(missing)}"
+        )
+    return shards
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file as views of its memory map."""
+    with open(file, "rb") as opened:
+        start = opened.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
+    try:
+        if file.suffix != ".bin":
+            return load_file(file)
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file}: damaged, or a pickle of more than tensors, which is never loaded because it could run "
+            "anything; get the model.safetensors of this model"
+        ) from None
+    except Exception as error:  # broken bytes make a reader fail in any way
+        raise ValueError(
+            f"{file}: cannot be read, {file.stat().st_size} bytes long ({_one_line(error)}); "
+            "it is incomplete or damaged: copy or download it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file}: expected a state dict, which is a table of tensor names and tensors")
+    return tensors
+
+
+def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The file's tensors under the model's names, one for each group of tied names.
+
+    A file may hold any of the tied names. A head that differs from the embedding is kept apart, whatever
+    config.json says about tying: transformers' T5Config always says true, of the untied T5 v1.1 too.
+    """
+    expected = model.state_dict(keep_vars=True)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not _STRAY.search(name):  # GPT-2's first files were of its body, whose names have no prefix
+            found[f"transformer.{name}" if f"transformer.{name}" in expected else name] = tensor
+
+    wrong, missing, unexpected = [], [], []
+    for name, tensor in found.items():
+        if name not in expected:
+            unexpected.append(f"{name} {tuple(tensor.shape)}")
+        elif tensor.shape != expected[name].shape:
+            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif not tensor.is_floating_point():
+            wrong.append(f"{name} is {tensor.dtype}, expected a floating-point type")
+
+    fitted: dict[str, Tensor] = {}
+    for names in _tied_names(expected):
+        present = [name for name in names if name in found]
+        if not present:
+            missing.append(f"{names[0]} {tuple(expected[names[0]].shape)}")
+            continue
+        fitted[names[0]] = found[present[0]]
+        for name in present[1:]:
+            if _equal(found[name], found[present[0]]):
+                continue
+            if name == "lm_head.weight":
+                model.config.tie_word_embeddings = False
+                fitted[name] = found[name]
+            elif found[name].shape == expected[name].shape:
+                wrong.append(f"{name} differs from {present[0]}, but the model has one parameter for both")
+
+    kinds = {"wrong": wrong, "missing": missing, "unexpected": unexpected}
+    if any(kinds.values()):
+        report = "; ".join(f"{kind}: {_few(names)}" for kind, names in kinds.items() if names)
+        raise ValueError(
+            f"{where} does not fit config.json ({report}); "
+            f"both must be of the same {type(model).__name__}, with the sizes of config.json"
+        )
+    return fitted
+
+
+def _tied_names(state: dict[str, Tensor]) -> Iterable[list[str]]:
+    """The names of a `state_dict(keep_vars=True)`, those of the same parameter together."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in state.items():
+        groups[id(parameter)].append(name)
+    return groups.values()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """T5's feed-forward output overflows float16: its last matrix stays in float32, in memory and on disk."""
+    return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def save_model(
+    model: Model,
+    directory: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """Write a directory that `load_model` and transformers open: the same weights, tied or not.
+
+    All files are written completely before the first of them replaces an older one. So a full disk or a
+    killed process leaves the directory as it was, unless it strikes between two renames; and since weights
+    in one file replace older ones in a single step, those are then whole, the old or the new.
+
+    Args:
+        model: a GPT-2 or T5.
+        directory: made if it is not there. Files of an older model in it that would be read are replaced
+            or removed; others, such as a tokenizer's, stay.
+        dtype: the type in the file; None keeps each parameter's. T5's `wo` is never written in float16.
+        max_shard_size: bytes; weights that are larger are split into several files with an index.
+
+    Raises:
+        ValueError: `directory` is a file, or `dtype` is no floating-point type.
+        OSError: the disk is full or the directory cannot be written.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, expected a floating-point type or None")
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: a file, expected a directory to save the model in")
+    directory.mkdir(parents=True, exist_ok=True)
+
+    state = model.state_dict(keep_vars=True)
+    names = [tied[0] for tied in _tied_names(state)]  # tied parameters are written once, as transformers does
+    dtypes = {name: _kept_dtype(name, dtype or state[name].dtype) for name in names}
+    sizes = {name: state[name].numel() * dtypes[name].itemsize for name in names}
+    shards = _split(sizes, max_shard_size)
+
+    writes: dict[Path, Callable[[Path], None]] = {}
+    for file, shard in shards.items():
+        tensors = {name: (state[name].detach(), dtypes[name]) for name in shard}
+        writes[directory / file] = partial(_write_tensors, tensors=tensors)
+
+    config = model.config.to_dict()
+    config.pop("torch_dtype", None)  # the older name of "dtype", which it could contradict
+    config["dtype"] = str(dtypes[names[0]]).removeprefix("torch.")
+    config["tie_word_embeddings"] = "lm_head.weight" not in names
+    writes[directory / "config.json"] = partial(_write_json, values=config)
+    if model.generation_config is not None:
+        writes[directory / "generation_config.json"] = partial(_write_json, values=model.generation_config)
+    if len(shards) > 1:  # the index comes last: it is what makes the shards count
+        parameters = sum(state[name].numel() for name in names)
+        index = {
+            "metadata": {"total_parameters": parameters, "total_size": sum(sizes.values())},
+            "weight_map": {name: file for file, shard in shards.items() for name in shard},
+        }
+        writes[directory / "model.safetensors.index.json"] = partial(_write_json, values=index)
+    _write_together(writes)
+
+    for path in directory.iterdir():
+        ours = path.name in ("generation_config.json", *WEIGHT_FILES[:2]) or _SHARD.fullmatch(path.name)
+        if ours and path not in writes:
+            path.unlink()
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
+
+    Args:
+        path: the file; its directory must exist. One process at a time may write it.
+        write: is given the path of a file beside the target, to write to; that file is then flushed to the
+            disk and renamed. Where `write` raises, the old file stays and nothing else is left behind.
+    """
+    _write_together({Path(path): write})
+
+
+def _write_together(writes: dict[Path, Callable[[Path], None]]) -> None:
+    """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
+    beside = {path: path.with_name(f".{path.name}.part") for path in writes}
+    try:
+        for path, write in writes.items():
+            temporary = beside[path]
+            temporary.unlink(missing_ok=True)  # what a killed process left
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
+            write(temporary)
+            temporary.chmod(mode)
+            _flush(temporary)
+        for path, temporary in beside.items():
+            temporary.replace(path)
+    finally:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+    for directory in {path.parent for path in writes}:
+        _flush(directory)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, have reached the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open directories
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
+    plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
+
+
+def _split(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File names and the tensors in each: in order, a new file where the next tensor would pass the limit."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    total = len(shards)
+    return {f"model-{n:05d}-of-{total:05d}.safetensors": shard for n, shard in enumerate(shards, start=1)}
+
+
+# --------------------------------------------------------------------------------------------- messages
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
