@@ -85,7 +85,7 @@ def _argument(annotation: Any, help_text: str) -> dict[str, Any]:
     choices = [option for option in _alternatives(annotation) if option is not type(None)]
     help_text = help_text.replace("%", "%%")
     if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction, "help": help_text}
+        return {"action": "store_true", "help": help_text}
     if typing.get_origin(choices[0]) is Literal:
         return {"choices": list(typing.get_args(choices[0])), "help": help_text}
     if int in choices and float in choices:
@@ -114,7 +114,7 @@ def _metavar(help_text: str) -> str:
 
 def _with_default(text: str, field: dataclasses.Field[Any]) -> str:
     default = field.default
-    if default in (dataclasses.MISSING, None, False, True, ""):
+    if default is dataclasses.MISSING or default is None or isinstance(default, bool):
         return text
     return f"{text} (default: {default})"
 

@@ -103,6 +103,10 @@ class Dataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
+    def source(self, index: int) -> list[int]:
+        """The input ids of an example without its target: what the model is given to answer."""
+        return self._sources[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # counts negative ones from the end, as a list does
         source, target = self._sources[index], self._targets[index]

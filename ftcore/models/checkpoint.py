@@ -99,6 +99,16 @@ def load_model(
     return model.eval()
 
 
+def new_model(name: str | os.PathLike[str]) -> Model:
+    """A model with random weights, in train mode, of the architecture in a directory's config.json.
+
+    Raises:
+        FileNotFoundError: no such directory, or no config.json in it.
+        ValueError: config.json is damaged or names an unknown model_type.
+    """
+    return _build(resolve_directory(name, weights=False))
+
+
 def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -> AnyModel:
     """`load_model` for those who know which family they want: the `from_pretrained` of the two classes.
 
@@ -357,7 +367,7 @@ def save_model(
     sizes = {name: state[name].numel() * dtypes[name].itemsize for name in names}
     shards = _split(sizes, max_shard_size)
 
-    writes: dict[Path, Callable[[Path], None]] = {}
+    writes: dict[Path, Callable[[Path], object]] = {}
     for file, shard in shards.items():
         tensors = {name: (state[name].detach(), dtypes[name]) for name in shard}
         writes[directory / file] = partial(_write_tensors, tensors=tensors)
@@ -384,7 +394,7 @@ def save_model(
             path.unlink()
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
 
     Args:
@@ -395,7 +405,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     _write_together({Path(path): write})
 
 
-def _write_together(writes: dict[Path, Callable[[Path], None]]) -> None:
+def _write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
     """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
     beside = {path: path.with_name(f".{path.name}.part") for path in writes}
     try:

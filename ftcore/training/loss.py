@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
-IGNORED = -100  # the label of a position that is no target: padding, and a prompt that is given
 SLICE = 2**24  # logits held at a time: 64 MB in float32
 
 Model = GPT2LMHeadModel | T5ForConditionalGeneration
@@ -42,19 +42,19 @@ def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
         # Padding on the right needs no mask, causality hides it; the kernels are faster without one.
         pads_left = not bool(attention_mask[:, 0].all())
         hidden = model.last_hidden(input_ids, attention_mask if pads_left else None)[:, :-1]
-    is_target = labels != IGNORED
+    is_target = labels != IGNORED_LABEL
     total, correct = linear_cross_entropy(hidden[is_target], model.lm_head.weight, labels[is_target])
     return TokenLoss(total, correct, int(is_target.sum()))
 
 
 def target_labels(model: Model, labels: Tensor) -> Tensor:
-    """The labels that are asked for: all of T5's, and of GPT-2's all but the first, which nothing predicts."""
+    """The labels that are asked for: all of T5's; of GPT-2's all but the first, which nothing predicts."""
     return labels if model.config.is_encoder_decoder else labels[:, 1:]
 
 
 def count_targets(model: Model, labels: Tensor) -> int:
     """How many target tokens a batch has, known before its forward pass."""
-    return int((target_labels(model, labels) != IGNORED).sum())
+    return int((target_labels(model, labels) != IGNORED_LABEL).sum())
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Ad
 def learning_rate(
     step: int, *, peak: float, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: a pure function, so nothing has to be saved.
+    """The learning rate of step `step`, counted from 0: a pure function, so nothing has to be saved.
 
     Rises linearly to `peak` over `warmup_steps`, of which the first is not 0; then stays (constant), falls on
     a straight line (linear) or on half a cosine wave (cosine), so that the step after the last would have 0.

@@ -1,0 +1,77 @@
+"""Score a checkpoint: `python -m ftcore.evaluate`."""
+
+from ftcore.command import clear_errors, parse
+from ftcore.evaluation.options import EvaluateOptions
+
+if __name__ == "__main__":
+    parse(EvaluateOptions, command="ftcore.evaluate")  # --help and typing errors, before the import of torch
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
+from ftcore.data.tokenizer import check_vocabulary
+from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
+from ftcore.models.checkpoint import load_model, write_atomically
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(EvaluateOptions, argv, command="ftcore.evaluate")
+    with clear_errors("ftcore.evaluate"):
+        model, tokenizer = load_model(options.model, device=options.device), load_tokenizer(options.model)
+        check_vocabulary(tokenizer, model.config, options.model)
+        causal = not model.config.is_encoder_decoder
+        dataset = Dataset(
+            read_records(options.task, options.data, causal=causal, limit=options.limit),
+            tokenizer,
+            causal=causal,
+            max_source_length=options.max_source_length,
+            max_target_length=options.max_target_length,
+        )
+        loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
+
+    bar = tqdm(loader, "loss", unit="batch", leave=False)
+    loss = score_loss(model, bar)
+    answers = score_answers(
+        model,
+        tokenizer,
+        dataset,
+        batch_size=options.batch_size,
+        progress=True,
+        max_new_tokens=options.max_target_length,
+        num_beams=options.num_beams,
+    )
+    scores = {
+        "examples": len(dataset),
+        "tokens": loss.tokens,
+        "loss": loss.loss,
+        "token_accuracy": loss.token_accuracy,
+        "perplexity": loss.perplexity,
+    }
+    if answers:
+        scores["exact_match"] = mean([answer.exact_match for answer in answers])
+        scores["f1"] = mean([answer.f1 for answer in answers])
+    if options.predictions:
+        with clear_errors("ftcore.evaluate"):
+            write_predictions(answers, Path(options.predictions))
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        for name, value in scores.items():
+            print(f"{name:15} {value:,}" if isinstance(value, int) else f"{name:15} {value:.4f}")
+    return 0
+
+
+def write_predictions(answers: Sequence[Answer], path: Path) -> None:
+    """One JSON object a line: source, prediction, references, exact_match, f1."""
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
+    write_atomically(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

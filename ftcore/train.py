@@ -1,0 +1,212 @@
+"""Train and fine-tune T5 and GPT-2: `python -m ftcore.train`. The loop is `train`, below."""
+
+from ftcore.command import clear_errors, parse
+from ftcore.training.options import TrainOptions
+
+if __name__ == "__main__":
+    parse(TrainOptions, command="ftcore.train")  # --help and typing errors, before the slow import of torch
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ftcore.data import DataLoader
+from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
+from ftcore.training.interrupt import Interrupt
+from ftcore.training.loss import batch_loss, count_targets
+from ftcore.training.meter import Meter
+from ftcore.training.optim import learning_rate, set_learning_rate
+from ftcore.training.picture import save_picture
+from ftcore.training.run import Run, prepare
+from ftcore.training.run_directory import RunDirectory
+
+Batch = dict[str, Tensor]
+
+
+def train(run: Run) -> None:
+    """Train until the last step or an interrupt. Everything that changes is in `run` and its directory."""
+    options, progress = run.options, run.progress
+    if progress.step == 0:
+        validate(run)  # what the model can do before it learns anything
+
+    meter = Meter()
+    bar = tqdm(total=run.total_steps, initial=progress.step, desc="training", unit="step", file=sys.stdout)
+    with bar, Interrupt() as interrupt:
+        while progress.step < run.total_steps:
+            run.train_loader.set_epoch(progress.epoch)
+            for window in windows(run.train_loader, options.grad_accum):
+                lr = learning_rate(
+                    progress.step,
+                    peak=options.lr or 0.0,
+                    schedule=options.schedule,
+                    warmup_steps=run.warmup_steps,
+                    total_steps=run.total_steps,
+                )
+                set_learning_rate(run.optimizer, lr)
+                loss = accumulate_gradients(run, window)
+                run.scaler.unscale_(run.optimizer)
+                grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), options.clip_norm)
+                run.scaler.step(run.optimizer)
+                run.scaler.update()
+                run.optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+
+                meter.add(loss, window)
+                bar.update()
+                bar.set_postfix(meter.postfix(lr), refresh=False)
+                is_last = progress.step == run.total_steps
+                if is_last or progress.step % options.log_every == 0:
+                    log(run, **meter.take(), learning_rate=lr, grad_norm=float(grad_norm))
+                if is_last or progress.step % run.eval_every == 0:
+                    with meter.paused():
+                        validate(run)
+                if options.save_every and progress.step % options.save_every == 0:
+                    save_step(run)
+                if is_last or interrupt.requested:
+                    run.save()
+                    return
+            progress.epoch += 1
+
+
+def windows(loader: DataLoader, accumulate: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimizer step: `accumulate` of them, at an epoch's end maybe fewer."""
+    batches = iter(loader)
+    while window := list(islice(batches, accumulate)):
+        yield window
+
+
+def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
+    """The gradient of one large batch, a micro-batch at a time; returns its loss, the mean over its tokens.
+
+    Each micro-batch's sum is divided by the target tokens of the whole window. A mean of the micro-batches'
+    means, the usual way, would weigh a token by how few others its micro-batch has.
+    """
+    tokens = sum(count_targets(run.model, batch["labels"]) for batch in window)
+    total = 0.0
+    for batch in window:
+        batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
+        with run.autocast():
+            loss = batch_loss(run.model, batch).total / tokens
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} in step {run.progress.step + 1}")
+        run.scaler.scale(loss).backward()
+        total += loss.item()
+    return total
+
+
+def validate(run: Run) -> None:
+    """Score the validation set, tell and log what came out, and keep the weights at best/ if they are."""
+    score = score_loss(run.model, run.valid_loader, run.autocast)
+    metrics = {
+        "valid_loss": score.loss,
+        "token_accuracy": score.token_accuracy,
+        "perplexity": score.perplexity,
+    }
+    answers = score_answers(
+        run.model,
+        run.tokenizer,
+        run.valid_set,
+        limit=run.options.eval_answers,
+        batch_size=run.options.eval_batch_size or 16,
+        max_new_tokens=run.options.max_target_length,
+        num_beams=run.options.num_beams,
+    )
+    if answers:
+        metrics["exact_match"] = mean([answer.exact_match for answer in answers])
+        metrics["f1"] = mean([answer.f1 for answer in answers])
+        if run.progress.step in (0, run.total_steps):
+            show_answers(answers)
+    log(run, **metrics)
+    tell(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+
+    rank = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
+    if run.progress.step > 0 and (run.progress.best is None or rank > run.progress.best):
+        run.progress.best = rank
+        run.save_checkpoint(run.directory.best)
+
+
+def save_step(run: Run) -> None:
+    """The save of every --save-every steps: a checkpoint of this step, and the state to resume from."""
+    run.save_checkpoint(run.directory.step_checkpoint(run.progress.step))
+    run.directory.prune_checkpoints(run.options.keep)
+    run.save()
+
+
+def log(run: Run, **metrics: float) -> None:
+    epoch = run.progress.step / run.train_loader.windows_per_epoch
+    run.directory.log({"step": run.progress.step, "epoch": round(epoch, 4), **metrics})
+
+
+def tell(line: str) -> None:
+    """Print without tearing the progress bar."""
+    tqdm.write(line, file=sys.stdout)
+
+
+def show_answers(answers: Sequence[Answer], count: int = 5) -> None:
+    """Some of the model's answers beside the gold ones, spread over the validation set."""
+    for answer in answers[:: max(1, len(answers) // count)][:count]:
+        question = answer.source if len(answer.source) < 90 else answer.source[:87] + "..."
+        tell(f"  {question}")
+        tell(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
+
+
+def introduce(run: Run) -> None:
+    """What this run will do, before it does it."""
+    options, model = run.options, run.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tell(f"model      {options.model} ({model.config.architecture}, {parameters:,} parameters, {run.device})")
+    train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)
+    tell(f"task       {options.task}: {train:,} examples to train on, {valid:,} to validate on")
+    tell(
+        f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
+        f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
+    )
+    tell(f"directory  {run.directory.path}")
+
+
+def conclude(run: Run) -> None:
+    """Where the results are and how to go on."""
+    directory = run.directory
+    if run.progress.step < run.total_steps:
+        tell(f"stopped after step {run.progress.step} of {run.total_steps} and saved; go on with:")
+        tell(f"  python -m ftcore.train --output {directory.path} --resume")
+        return
+    save_picture(directory.read_metrics(), directory.picture)
+    tell(f"best weights  {directory.best}")
+    tell(f"last weights  {directory.last}")
+    example = "--context TEXT --question TEXT" if run.options.task == "qa" else "--prompt TEXT"
+    tell(f"try them      python -m ftcore.generate --model {directory.best} {example}")
+
+
+def options_of(argv: Sequence[str] | None) -> TrainOptions:
+    """The command line's options; those of a run to resume come from its directory."""
+    options = parse(TrainOptions, argv, command="ftcore.train")
+    if not options.resume:
+        return options
+    with clear_errors("ftcore.train"):
+        saved = RunDirectory.existing(options.output or "").config
+    given: list[Any] = list(sys.argv[1:] if argv is None else argv)
+    return parse(TrainOptions, ["--config", str(saved), *given], command="ftcore.train")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = options_of(argv)
+    with clear_errors("ftcore.train"):
+        run = prepare(options)
+    introduce(run)
+    try:
+        train(run)
+    except FloatingPointError as error:
+        tell(f"{error}; the weights of the last save are at {run.directory.last}")
+        return 1
+    conclude(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""How fast a run is, and its loss since the last line of the log."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+
+class Meter:
+    """Averages over the optimizer steps since the last `take`."""
+
+    def __init__(self) -> None:
+        self._smooth_loss: float | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: list[float] = []
+        self._examples = self._tokens = 0
+        self._start = time.perf_counter()
+
+    def add(self, loss: float, window: Sequence[dict[str, Tensor]]) -> None:
+        """Count one optimizer step: its loss and its micro-batches."""
+        self._losses.append(loss)
+        self._smooth_loss = loss if self._smooth_loss is None else 0.9 * self._smooth_loss + 0.1 * loss
+        self._examples += sum(len(batch["input_ids"]) for batch in window)
+        self._tokens += sum(int(batch["attention_mask"].sum()) for batch in window)
+
+    def postfix(self, lr: float) -> dict[str, str]:
+        """What the progress bar shows: smoothed loss, learning rate, tokens per second."""
+        rate = self._tokens / (time.perf_counter() - self._start)
+        return {"loss": f"{self._smooth_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
+
+    def take(self) -> dict[str, float]:
+        """The means since the last take. Tokens are those of input_ids, padding not counted."""
+        seconds = time.perf_counter() - self._start
+        metrics = {
+            "train_loss": sum(self._losses) / len(self._losses),
+            "tokens_per_second": self._tokens / seconds,
+            "examples_per_second": self._examples / seconds,
+        }
+        self._reset()
+        return metrics
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around a validation, which is no training time."""
+        pause = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - pause

@@ -1,0 +1,141 @@
+"""The options of `python -m ftcore.train`, and the settings of the runs that need none."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+CLONE = Path(__file__).resolve().parents[2]  # where weights/ and examples/ lie, in a clone of the project
+
+
+@dataclass
+class TrainOptions:
+    """Fine-tune or train T5 and GPT-2. Without options: teach weights/t5-mini to answer questions.
+
+    A run's directory holds best/ and last/ (checkpoints that ftcore and transformers open), state/ (to go
+    on with --resume), metrics.jsonl, train_config.json and, with matplotlib installed, loss.png.
+    """
+
+    # [What to train, on what]
+    model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)
+    # begin with random weights instead of the checkpoint's: --model then needs only config.json and a
+    from_scratch: bool = False  # tokenizer
+    task: Literal["qa", "emotion", "lm", "text2text"] = "qa"  # how records become source and target texts
+    train: str | None = None  # file to train on (default: the task's data set in examples/data)
+    # file to validate on (default: the task's in examples/data, or with --train a share of that file,
+    valid: str | None = None  # see --valid-share)
+    valid_share: float = 0.1  # share of the training file that is held out where there is no --valid
+    output: str | None = None  # directory of the run (default: a new one below runs/)
+    overwrite: bool = False  # replace the run that --output already holds
+    resume: bool = False  # go on with the run in --output, with the options it was started with
+
+    # [Lengths]
+    max_source_length: int = 512  # tokens of the source; longer ones are cut, with a warning
+    max_target_length: int = 128  # tokens of the target
+    pad_to_max_length: bool = False  # pad every batch to these lengths instead of its own longest row
+
+    # [Optimisation]
+    epochs: int | None = None  # passes over the training set (default: 3)
+    max_steps: int | None = None  # stop after this many optimizer steps, whatever --epochs says
+    batch_size: int | None = None  # examples per forward pass (default: 8)
+    grad_accum: int = 1  # forward passes per optimizer step; the loss is that of one large batch, exactly
+    lr: float | None = None  # peak learning rate of AdamW (default: 3e-4 for T5, 5e-5 for GPT-2)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # the learning rate after its warm-up
+    warmup: int | float = 0.05  # steps of warm-up, or below 1 the share of all steps
+    weight_decay: float = 0.01  # on matrices only
+    clip_norm: float = 1.0  # largest norm of the gradient of all parameters together
+    dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
+    # number format of the computation; the weights stay fp32. fp16 needs CUDA
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0  # of dropout, data order and random weights
+
+    # [Validation and saving]
+    eval_every: int | None = None  # steps between validations (default: one epoch)
+    eval_batch_size: int | None = None  # (default: twice --batch-size)
+    eval_answers: int = 200  # validation examples that are answered by generating, where the task has answers
+    num_beams: int = 1  # beams of that generation
+    save_every: int | None = None  # steps between checkpoints/step-N (default: only best/ and last/)
+    keep: int | None = None  # how many of checkpoints/step-N stay (default: all); best/ and last/ always do
+    log_every: int = 10  # steps between lines of metrics.jsonl
+
+    # [Machine]
+    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
+    workers: int = 0  # processes that prepare batches
+
+    def __post_init__(self) -> None:
+        at_least_one = ["max_source_length", "max_target_length", "epochs", "max_steps", "batch_size"]
+        at_least_one += ["grad_accum", "eval_every", "eval_batch_size", "num_beams", "save_every", "keep"]
+        for name in [*at_least_one, "log_every"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+        for name in ["lr", "warmup", "weight_decay", "clip_norm", "eval_answers", "workers"]:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 0")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
+        if not 0 < self.valid_share < 1:
+            raise ValueError(f"--valid-share is {self.valid_share}, expected a share between 0 and 1")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output, the directory of the run to go on with")
+
+
+# The two runs that a clone of the project can make without any option but --task.
+_EMBEDDED: dict[str, dict[str, Any]] = {
+    "qa": {
+        "model": "weights/t5-mini",
+        "train": "examples/data/qa/train.json",
+        "valid": "examples/data/qa/valid.json",
+        "epochs": 6,
+        "batch_size": 32,
+        "lr": 1e-3,
+    },
+    "emotion": {
+        "model": "weights/gpt2-mini",
+        "train": "examples/data/emotion/train.txt",
+        "valid": "examples/data/emotion/valid.txt",
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 5e-4,
+    },
+}
+_FILES = ("model", "train", "valid")
+
+
+def with_defaults(options: TrainOptions) -> TrainOptions:
+    """Fill in what the command line left open and no checkpoint needs to be read for.
+
+    Raises:
+        ValueError: the task has no embedded data set, or this is no clone that holds it; says what to pass.
+    """
+    embedded = _EMBEDDED.get(options.task, {})
+    if options.train is not None:  # one's own data is not validated on ours
+        embedded = {key: value for key, value in embedded.items() if key != "valid"}
+    if options.model is not None:  # the settings are the small model's
+        embedded = {key: value for key, value in embedded.items() if key in ("train", "valid")}
+    filled: dict[str, Any] = {}
+    for field in fields(options):
+        if getattr(options, field.name) is None and field.name in embedded:
+            value = embedded[field.name]
+            filled[field.name] = _in_clone(value, field.name) if field.name in _FILES else value
+    options = replace(options, **filled)
+    for name in ("model", "train"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--task {options.task} has no --{name} of its own: pass one")
+    return replace(
+        options,
+        epochs=options.epochs or 3,
+        batch_size=options.batch_size or 8,
+        eval_batch_size=options.eval_batch_size or 2 * (options.batch_size or 8),
+    )
+
+
+def _in_clone(path: str, option: str) -> str:
+    if not (CLONE / path).exists():
+        raise ValueError(
+            f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
+            "Pass --model, --train and --output, or run this in a clone"
+        )
+    return str(CLONE / path)

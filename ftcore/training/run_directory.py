@@ -1,0 +1,121 @@
+"""The files of a run: where they lie, and how none of them is ever lost or half written."""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ftcore.models.checkpoint import write_atomically
+
+
+class RunDirectory:
+    """A run's directory.
+
+    best/ and last/    checkpoints with tokenizer, as ftcore and transformers read them
+    checkpoints/       the same, every --save-every steps: step-000500, step-001000 ...
+    state/             what --resume needs
+    train_config.json  the options of the run
+    metrics.jsonl      one JSON object a line
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best = path / "best"
+        self.last = path / "last"
+        self.checkpoints = path / "checkpoints"
+        self.state = path / "state" / "training_state.pt"
+        self.config = path / "train_config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.picture = path / "loss.png"
+
+    @classmethod
+    def create(cls, path: str | None, *, overwrite: bool) -> "RunDirectory":
+        """A new run's directory, below runs/ where no path is given.
+
+        Raises:
+            ValueError: the directory already holds a run, or is not empty and no run.
+        """
+        if path is None:
+            return cls._create_fresh(Path("runs"))
+        run = cls(Path(path))
+        if run.config.exists():
+            if not overwrite:
+                raise ValueError(
+                    f"{path} already holds a run: --resume goes on with it, --overwrite replaces it"
+                )
+            run._remove_files()
+        elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise ValueError(f"{path} exists and holds no run: choose another --output")
+        run.path.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def _create_fresh(cls, parent: Path) -> "RunDirectory":
+        name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        for attempt in range(1000):
+            path = parent / (f"{name}_{attempt}" if attempt else name)
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise ValueError(f"{parent} has no room for another run named {name}: pass --output")
+
+    @classmethod
+    def existing(cls, path: str) -> "RunDirectory":
+        """The directory of a run to go on with.
+
+        Raises:
+            ValueError: there is no run, or it was stopped before its first save.
+        """
+        run = cls(Path(path))
+        if not run.config.exists():
+            raise ValueError(f"{path} holds no run to resume (no {run.config.name})")
+        if not run.state.exists():
+            raise ValueError(f"{path} was stopped before its first save: start it again with --overwrite")
+        return run
+
+    def step_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def prune_checkpoints(self, keep: int | None) -> None:
+        """Remove all but the newest `keep` of the step checkpoints. best/ and last/ are not among them."""
+        if keep is None or not self.checkpoints.exists():
+            return
+        for old in sorted(self.checkpoints.glob("step-*"), key=_step)[:-keep]:
+            shutil.rmtree(old)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; a kill may have left half a line at the end."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop what was logged after the step that a resumed run starts from; it will be logged again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def save_options(self, options: dict[str, Any]) -> None:
+        text = json.dumps(options, indent=2) + "\n"
+        write_atomically(self.config, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _remove_files(self) -> None:
+        """Remove what a run writes, and nothing else that somebody may keep here."""
+        for directory in (self.best, self.last, self.checkpoints, self.state.parent):
+            if directory.exists():
+                shutil.rmtree(directory)
+        for file in (self.config, self.metrics, self.picture):
+            file.unlink(missing_ok=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

@@ -1,0 +1,105 @@
+"""Saving a run so that it goes on as if nothing had happened.
+
+Everything that a resumed run depends on is one file, so that whenever the process dies, the file is a
+whole one of one moment. `last/` holds the same weights for people; resuming never reads it.
+"""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftcore.data.loader import DataLoader
+from ftcore.models.checkpoint import write_atomically
+from ftcore.training.options import TrainOptions
+
+# Options that a resumed run may change: they neither move the weights nor the order of the data.
+FREE_OPTIONS = {"output", "overwrite", "resume", "save_every", "keep", "log_every", "workers"}
+FREE_OPTIONS |= {"eval_every", "eval_batch_size", "eval_answers", "num_beams", "valid"}
+
+
+def save_state(
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loader: DataLoader,
+    options: TrainOptions,
+    progress: dict[str, Any],
+) -> None:
+    """Write all that `load_state` reads back. `progress` is the caller's: numbers, strings, lists, dicts."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "loader": loader.state_dict(),
+        "random": _random_state(),
+        "options": asdict(options),
+        "train_sha256": _sha256(options.train),
+        "progress": progress,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda beside: torch.save(state, beside))
+
+
+def load_state(
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loader: DataLoader,
+    options: TrainOptions,
+) -> dict[str, Any]:
+    """Put everything back as it was saved and return the caller's `progress`.
+
+    Raises:
+        ValueError: the file is damaged, or this run has other options or training data than the saved one, so
+            that going on would not give what an uninterrupted run gives.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        raise ValueError(f"{path}: damaged, the run cannot be resumed ({error})") from None
+    _require_same_run(state, options, path)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    loader.load_state_dict(state["loader"])
+    _set_random_state(state["random"])
+    return state["progress"]
+
+
+def _require_same_run(state: dict[str, Any], options: TrainOptions, path: Path) -> None:
+    for name, saved in state["options"].items():
+        now = getattr(options, name)
+        if name not in FREE_OPTIONS and now != saved:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{path}: the run was started with {flag} {saved}, it cannot go on with {now}")
+    if state["train_sha256"] != _sha256(options.train):
+        raise ValueError(
+            f"{options.train}: the training file has changed since the run in {path.parent.parent}"
+        )
+
+
+def _sha256(file: str | None) -> str:
+    assert file is not None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _random_state() -> dict[str, Any]:
+    """The generators that dropout draws from. The order of the data has its own, see loader.py."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
