@@ -6,7 +6,7 @@ from torch import nn
 
 # "gelu_new" is Hendrycks and Gimpel's tanh approximation, which GPT-2 and T5 v1.1 were trained with;
 # "gelu" is the exact one. They differ by up to 5e-4, enough to break parity.
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "swish": nn.SiLU,
@@ -16,14 +16,3 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_fast": lambda: nn.GELU(approximate="tanh"),
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
 }
-
-
-def activation(name: str) -> nn.Module:
-    """The module for a name out of config.json.
-
-    Raises:
-        ValueError: the name is none that we know.
-    """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation function {name!r}; known: {', '.join(sorted(_ACTIVATIONS))}")
-    return _ACTIVATIONS[name]()

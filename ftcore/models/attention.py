@@ -15,11 +15,11 @@ from torch import Tensor, nn
 class Softmax(nn.Module):
     """Scores in, attention weights out: a module of its own, so that both can be recorded and changed.
 
-    Computed in float32 under every precision, as the published models do.
+    Computed in float32 under half precision too, as the published models do.
     """
 
     def forward(self, scores: Tensor) -> Tensor:
-        return F.softmax(scores, dim=-1, dtype=torch.float32)  # (B, H, T, S)
+        return at_least_float32(scores).softmax(dim=-1)  # (B, H, T, S)
 
 
 def attend(
@@ -30,19 +30,20 @@ def attend(
     bias: Tensor | None = None,  # added to the scores, broadcasts to (B, H, T, S)
     causal: bool = False,  # hide the future; for T == S, instead of a bias that would say the same
     scale: float,
-    softmax: Softmax,
+    softmax: nn.Module,
     dropout: nn.Dropout,
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): (B, H, T, K).
 
     The fused kernel never builds the (T, S) matrix; the textbook lines do, and run exactly when somebody
-    watches `softmax` with a hook. Both compute scores and softmax in float32.
+    watches `softmax` (see `is_watched`). Both compute scores and softmax in float32 under half precision.
     """
     if not is_watched(softmax):
         dropout_p = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p, causal, scale)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p, causal, scale=scale)
 
-    scores = query.float() @ key.float().transpose(-2, -1) * scale  # (B, H, T, S)
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
+        scores = at_least_float32(query) @ at_least_float32(key).transpose(-2, -1) * scale  # (B, H, T, S)
     if causal:
         bias = mask_bias(None, *scores.shape[-2:], causal=True, like=scores)
     if bias is not None:
@@ -51,14 +52,20 @@ def attend(
     return weights.to(value.dtype) @ value
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether anybody has put a hook on this module."""
+def is_watched(softmax: nn.Module) -> bool:
+    """Whether anybody has put a hook on this module, or a module of their own in its place."""
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        type(softmax) is not Softmax
+        or softmax._forward_hooks
+        or softmax._forward_pre_hooks
+        or softmax._backward_hooks
+        or softmax._backward_pre_hooks
     )
+
+
+def at_least_float32(states: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def mask_bias(
@@ -76,7 +83,15 @@ def mask_bias(
 
     A query that would see nothing (a padding token before the text) is let see everything: nobody reads
     its output, and a softmax over nothing would be NaN.
+
+    Raises:
+        ValueError: the mask is not as long as the keys.
     """
+    if attention_mask is not None and attention_mask.shape[-1] != key_length:
+        raise ValueError(
+            f"attention_mask covers {attention_mask.shape[-1]} positions, expected {key_length} "
+            "(with a cache: those in it and the new ones)"
+        )
     visible = None
     if causal and query_length > 1:
         visible = torch.ones(query_length, key_length, dtype=torch.bool, device=like.device)

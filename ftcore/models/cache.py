@@ -58,13 +58,15 @@ class LayerCache:
         """Store the new positions' keys and values, (B, H, T, K); return all so far, (B, H, length + T, K).
 
         Raises:
-            ValueError: the cache has no room for T more positions.
+            ValueError: the cache has no room for T more positions, or holds other rows.
         """
         start, end = self._cache.length, self._cache.length + key.shape[2]
         if end > self._cache.max_length:
             raise ValueError(f"the cache holds {self._cache.max_length} positions, {end} are needed")
         if self.key is None or self.value is None:
             self.key, self.value = self._buffer(key, len(key)), self._buffer(value, len(value))
+        if len(key) != len(self.key):  # a single row would broadcast
+            raise ValueError(f"the cache holds {len(self.key)} rows, {len(key)} came: `reorder` makes others")
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
         return self.key[:, :, :end], self.value[:, :, :end]

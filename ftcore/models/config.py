@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
+from ftcore.models.activations import ACTIVATIONS
+
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
@@ -50,6 +52,20 @@ class Config:
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    def require_probability(self, *names: str) -> None:
+        """Raise a ValueError that names the first of these fields which is not from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+
+    def require_activation(self, name: str, function: str) -> None:
+        """Raise a ValueError that names this field if we do not know the function that it asks for."""
+        if function not in ACTIVATIONS:
+            raise ValueError(
+                f"{name} is {getattr(self, name)!r}: unknown activation function {function!r}, "
+                f"known are {', '.join(sorted(ACTIVATIONS))}"
+            )
 
 
 def _fits(value: Any, expected: Any) -> bool:

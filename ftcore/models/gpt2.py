@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ftcore.models.activations import activation
+from ftcore.models.activations import ACTIVATIONS
 from ftcore.models.attention import Softmax, attend, mask_bias, merge_heads, split_heads
 from ftcore.models.cache import KVCache, LayerCache
 from ftcore.models.config import Config
@@ -51,6 +51,10 @@ class GPT2Config(Config):
 
     def __post_init__(self) -> None:
         self.require_positive("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        if self.n_inner is not None:
+            self.require_positive("n_inner")
+        self.require_probability("resid_pdrop", "embd_pdrop", "attn_pdrop")
+        self.require_activation("activation_function", self.activation_function)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}, which {self.n_head} heads (n_head) do not divide")
         if self.add_cross_attention:
@@ -112,7 +116,7 @@ class GPT2MLP(nn.Module):
         inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
         self.c_fc = Conv1D(config.n_embd, inner)
         self.c_proj = Conv1D(inner, config.n_embd)
-        self.act = activation(config.activation_function)
+        self.act = ACTIVATIONS[config.activation_function]()
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -153,23 +157,23 @@ class GPT2Model(nn.Module):
         position_ids: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        query_length = input_ids.shape[1]
         past_length = cache.length if cache is not None else 0
+        check_ids(input_ids, self.config.vocab_size, past_length)
+        query_length = input_ids.shape[1]
         key_length = past_length + query_length
         if key_length > self.config.n_positions:
             raise ValueError(
                 f"{key_length} tokens, but n_positions is {self.config.n_positions}: cut the input"
             )
-        if past_length == 0:
-            check_ids(input_ids, self.config.vocab_size)
 
-        if position_ids is None:
-            position_ids = self._positions(input_ids, attention_mask, past_length)
-        hidden = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, D)
-
+        hidden = self.wte(input_ids)  # (B, T, D)
         bias = None  # without padding the kernel's own causal mask will do, and one new token sees all
         if attention_mask is not None or (past_length > 0 and query_length > 1):
             bias = mask_bias(attention_mask, query_length, key_length, causal=True, like=hidden)
+        if position_ids is None:
+            position_ids = self._positions(input_ids, attention_mask, past_length)
+        hidden = self.drop(hidden + self.wpe(position_ids))
+
         for layer, block in enumerate(self.h):
             hidden = block(hidden, bias, cache.layer(layer) if cache is not None else None)
         if cache is not None:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ftcore.models.activations import activation
-from ftcore.models.attention import Softmax, attend, mask_bias, merge_heads, split_heads
+from ftcore.models.activations import ACTIVATIONS
+from ftcore.models.attention import Softmax, at_least_float32, attend, mask_bias, merge_heads, split_heads
 from ftcore.models.cache import KVCache, LayerCache
 from ftcore.models.config import Config
 from ftcore.models.embedding import check_ids
@@ -53,11 +53,14 @@ class T5Config(Config):
         self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        self.require_positive("num_decoder_layers", "relative_attention_max_distance")
-        if self.relative_attention_num_buckets < 4:
-            raise ValueError(
-                f"relative_attention_num_buckets is {self.relative_attention_num_buckets}, below 4"
-            )
+        self.require_positive("num_decoder_layers")
+        self.require_probability("dropout_rate")
+        self.require_activation("feed_forward_proj", self.activation_function)
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4:
+            raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
+        if distance <= buckets // 2:  # the decoder gives that many distances a bucket each
+            raise ValueError(f"relative_attention_max_distance is {distance}, expected above {buckets // 2}")
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
 
@@ -81,7 +84,7 @@ class T5LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        mean_square = hidden.float().square().mean(-1, keepdim=True)  # float32: half precision overflows here
+        mean_square = at_least_float32(hidden).square().mean(-1, keepdim=True)  # squares overflow float16
         hidden = hidden * torch.rsqrt(mean_square + self.eps)
         if self.weight.dtype in (torch.float16, torch.bfloat16):
             hidden = hidden.to(self.weight.dtype)
@@ -117,6 +120,8 @@ class T5Attention(nn.Module):
         """Queries from `hidden` (N * B, T, D) look at B rows of keys: N beams of a source share its row."""
         query = split_heads(self.q(hidden), self.num_heads)  # (N * B, H, T, K)
         rows, beams = len(query), len(query) // len(key)
+        if beams * len(key) != rows:
+            raise ValueError(f"{rows} decoder rows for {len(key)} sources, expected as many or a multiple")
         query = _fold_beams(query, beams)  # (B, H, N * T, K)
         mixed = attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
         return self.o(merge_heads(_unfold_beams(mixed, rows)))  # (N * B, T, D)
@@ -146,7 +151,7 @@ class T5DenseActDense(nn.Module):
             self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.act = activation(config.activation_function)
+        self.act = ACTIVATIONS[config.activation_function]()
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.is_gated:
@@ -308,11 +313,10 @@ class T5Decoder(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        query_length = decoder_input_ids.shape[1]
         past_length = cache.length if cache is not None else 0
+        check_ids(decoder_input_ids, self.config.vocab_size, past_length)
+        query_length = decoder_input_ids.shape[1]
         key_length = past_length + query_length
-        if past_length == 0:
-            check_ids(decoder_input_ids, self.config.vocab_size)
         hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
 
         position_bias = relative_position_bias(

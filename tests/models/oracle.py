@@ -1,0 +1,162 @@
+"""The same random model twice, by transformers and by ftcore, and random inputs for it.
+
+How close must they come? Both compute the same formulas, but sum in another order, so they differ by
+rounding. The published requirement is 1e-5 of the largest value, which is 84 units of float32's precision
+(eps = 1.2e-7). That is more than rounding needs: a sum of n <= 64 products errs by about sqrt(n) eps / 2,
+a model here has at most 40 such sums one after the other, and independent errors add like a random walk, so
+sqrt(40) * sqrt(64) / 2 = 25 eps is what to expect if no layer amplifies the errors of those before it.
+The weights of `spread` see to that. And it is too much to catch a small mistake: gelu for gelu_new
+is 5e-4 away in one activation and less in the logits. So the same tests also run in float64, where the same
+84 units are 1.9e-14, and no mistake is that small.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers.models.t5 import modeling_t5
+
+from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+transformers.logging.set_verbosity_error()
+
+VOCAB = 97
+LENGTHS = (1, 2, 20, 140)  # T5's buckets for encoder and decoder agree only below a few tokens
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-5 * 2**-29}  # 84 eps each; float64 has 29 bits more
+
+seeds = st.integers(0, 2**31)
+sides = st.sampled_from(["left", "right"])
+
+t5_settings = st.fixed_dictionaries(
+    {
+        "d_model": st.sampled_from([24, 32, 48]),
+        "d_kv": st.sampled_from([4, 8, 12]),
+        "d_ff": st.sampled_from([40, 64]),
+        "num_layers": st.integers(1, 3),
+        "num_decoder_layers": st.integers(1, 4),
+        "num_heads": st.integers(1, 4),
+        "relative_attention_num_buckets": st.sampled_from([7, 8, 32]),
+        "relative_attention_max_distance": st.sampled_from([20, 128]),
+        "feed_forward_proj": st.sampled_from(["relu", "gated-gelu", "gated-silu", "gelu"]),
+        "layer_norm_epsilon": st.sampled_from([1e-6, 1e-5]),
+        "tie_word_embeddings": st.booleans(),
+        "scale_decoder_outputs": st.booleans(),
+    }
+)
+gpt2_settings = st.fixed_dictionaries(
+    {
+        "n_embd": st.sampled_from([24, 48]),
+        "n_head": st.sampled_from([1, 2, 3, 4]),
+        "n_layer": st.integers(1, 4),
+        "n_inner": st.sampled_from([None, 50]),
+        "activation_function": st.sampled_from(["gelu_new", "gelu", "relu", "silu", "tanh", "gelu_fast"]),
+        "layer_norm_epsilon": st.sampled_from([1e-5, 1e-6]),
+        "scale_attn_weights": st.booleans(),
+        "scale_attn_by_inverse_layer_idx": st.booleans(),
+        "tie_word_embeddings": st.booleans(),
+    }
+)
+
+
+def t5_pair(
+    settings: dict[str, Any], seed: int, attention: str = "eager"
+) -> tuple[modeling_t5.T5ForConditionalGeneration, T5ForConditionalGeneration]:
+    """A T5 of transformers and ours, with equal weights, in eval mode."""
+    config = transformers.T5Config(
+        **{"vocab_size": VOCAB, "decoder_start_token_id": 0, "attn_implementation": attention} | settings
+    )
+    # Its cache has as many layers as the encoder and breaks under a deeper decoder.
+    config.use_cache = False
+    reference = modeling_t5.T5ForConditionalGeneration(config)
+    tied = settings.get("tie_word_embeddings", True)
+    if (
+        not tied
+    ):  # a T5Config of transformers always says tied, and a checkpoint's own head is kept all the same
+        reference.lm_head.weight = nn.Parameter(reference.lm_head.weight.clone())
+    spread(reference, seed)
+    model = T5ForConditionalGeneration(
+        T5Config.from_dict(config.to_dict() | {"tie_word_embeddings": tied}, where="config.json")
+    )
+    model.load_state_dict(reference.state_dict())
+    return reference.eval(), model.eval()
+
+
+def gpt2_pair(
+    settings: dict[str, Any], seed: int, attention: str = "eager"
+) -> tuple[transformers.GPT2LMHeadModel, GPT2LMHeadModel]:
+    """A GPT-2 of transformers and ours, with equal weights, in eval mode."""
+    defaults = {"vocab_size": VOCAB, "n_positions": 160, "bos_token_id": 1, "eos_token_id": 1}
+    config = transformers.GPT2Config(**defaults | {"attn_implementation": attention} | settings)
+    reference = transformers.GPT2LMHeadModel(config)
+    spread(reference, seed)
+    model = GPT2LMHeadModel(GPT2Config.from_dict(config.to_dict()))
+    model.load_state_dict(reference.state_dict())
+    return reference.eval(), model.eval()
+
+
+@torch.no_grad()
+def spread(model: nn.Module, seed: int) -> None:
+    """Weights that tell: scores spread enough for a wrong mask, bias or scale to change the output, but not
+    so far that the softmax picks one key alone, where the smallest rounding would choose another.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.dim() == 1:  # norms and biases
+            weight.add_(0.2 * noise)
+        elif "relative_attention_bias" in name or name.endswith(
+            ("shared.weight", "wte.weight", "wpe.weight")
+        ):
+            weight.copy_(noise)
+        elif name.endswith("Attention.q.weight"):
+            width = weight.shape[0] // model.config.num_heads
+            weight.copy_(noise * (weight.shape[1] * width) ** -0.5)  # T5 does not divide scores by sqrt(K)
+        else:
+            is_conv1d = model.config.model_type == "gpt2" and "lm_head" not in name
+            fan_in = weight.shape[0 if is_conv1d else 1]
+            weight.copy_(noise * fan_in**-0.5)
+
+
+@contextmanager
+def float64_reference() -> Iterator[None]:
+    """transformers' T5 norm always rounds the mean of squares to float32; here, at most to float64."""
+
+    def forward(self: modeling_t5.T5LayerNorm, hidden: Tensor) -> Tensor:
+        mean_square = hidden.square().mean(-1, keepdim=True)
+        return self.weight * (hidden * torch.rsqrt(mean_square + self.variance_epsilon))
+
+    with mock.patch.object(modeling_t5.T5LayerNorm, "forward", forward):
+        yield
+
+
+def tokens(seed: int, rows: int, length: int) -> Tensor:
+    """(rows, length) ids, none of them pad or end."""
+    return torch.randint(2, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padding(seed: int, rows: int, length: int, side: str) -> Tensor:
+    """(rows, length) attention mask: row 0 is full, the others lose up to half on that side."""
+    cuts = torch.randint(0, length // 2 + 1, (rows, 1), generator=torch.Generator().manual_seed(seed))
+    cuts[0] = 0
+    places = torch.arange(length)
+    return ((places >= cuts) if side == "left" else (places < length - cuts)).long()
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """What transformers' `generate` gives GPT-2, and what its bare forward has to be given."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """The norm of the difference, relative to the norm: for gradients and weights."""
+    return ((got - want).norm() / want.norm().clamp(min=torch.finfo(want.dtype).tiny)).item()

@@ -1,0 +1,235 @@
+"""attend: its two ways are one function; masks; what the softmax sees."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import BOUND, distance, error, seeds
+from torch import Tensor, nn
+
+from ftcore.models.attention import Softmax, attend, is_watched, mask_bias, merge_heads, split_heads
+
+
+def watch(softmax: nn.Module) -> dict[str, Tensor]:
+    """Hooks the softmax, which makes `attend` take the textbook way, and keeps what passes through it."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.update(scores=inputs[0], weights=output)
+
+    softmax.register_forward_hook(keep)
+    return seen
+
+
+def inputs(seed: int, queries: int, keys: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=seeds,
+    queries=st.integers(1, 9),
+    more_keys=st.integers(0, 9),
+    masking=st.sampled_from(["none", "causal", "bias", "both"]),
+    scale=st.sampled_from([1.0, 8**-0.5, 0.1]),
+)
+def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale):
+    causal = masking in ("causal", "both")
+    keys = queries if causal else queries + more_keys
+    bias = None
+    if masking == "bias":
+        bias = torch.randn(1, 3, queries, keys, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        bias.requires_grad_()
+    elif masking == "both":  # the mask as numbers here, as the kernel's flag there
+        bias, causal = mask_bias(None, queries, keys, causal=True, like=torch.empty(0, dtype=dtype)), False
+
+    results = []
+    for watched in (False, True):
+        softmax = Softmax()
+        if watched:
+            watch(softmax)
+        leaves = inputs(seed, queries, keys, dtype)
+        own_bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
+        mixed = attend(
+            *leaves, bias=own_bias, causal=causal, scale=scale, softmax=softmax, dropout=nn.Dropout(0.0)
+        )
+        mixed.square().sum().backward()
+        mixed = mixed.detach()
+        learned = leaves + ([own_bias] if own_bias is not None and own_bias.requires_grad else [])
+        results.append([mixed, *(leaf.grad for leaf in learned)])
+    size = max(float(grad.norm()) for grad in results[1][1:])
+    for fused, textbook in zip(*results, strict=True):
+        # With one key the gradients of queries and keys are zero, and rounding has nothing to be relative to.
+        assert float((fused - textbook).norm()) <= BOUND[dtype] * max(float(textbook.norm()), size)
+
+
+def test_a_query_weighs_its_keys_by_the_formula():
+    query, key, value = (t.detach() for t in inputs(0, 2, 3))
+    softmax = Softmax()
+    seen = watch(softmax)
+    mixed = attend(query, key, value, scale=0.5, softmax=softmax, dropout=nn.Dropout(0.0))
+    for row, head, place in [(0, 0, 0), (1, 2, 1)]:
+        scores = torch.stack([0.5 * query[row, head, place].dot(k) for k in key[row, head]])
+        weights = scores.exp() / scores.exp().sum()
+        assert error(seen["scores"][row, head, place], scores) < 1e-14
+        assert error(seen["weights"][row, head, place], weights) < 1e-14
+        assert error(mixed[row, head, place], weights @ value[row, head]) < 1e-14
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_attention_weights(watched, p):
+    """With the unit matrix for values, what comes out are the weights themselves after dropout."""
+    keys = 200
+    query, key = torch.zeros(1, 4, keys, 8), torch.zeros(1, 4, keys, 8)
+    value = torch.eye(keys).expand(1, 4, keys, keys)
+    softmax, dropout = Softmax(), nn.Dropout(p)
+    if watched:
+        watch(softmax)
+    torch.manual_seed(0)
+    weights = attend(query, key, value, scale=1.0, softmax=softmax, dropout=dropout)
+    kept = weights > 0
+    # What is kept is scaled up by 1 / (1 - p).
+    assert error(weights[kept], torch.full((int(kept.sum()),), 1 / (1 - p) / keys)) < 1e-6
+    # The number kept is binomial: six standard deviations are never seen by chance.
+    n = weights.numel()
+    assert abs(float(kept.sum()) - n * (1 - p)) < 6 * (n * p * (1 - p)) ** 0.5
+
+    dropout.eval()
+    undropped = attend(query, key, value, scale=1.0, softmax=softmax, dropout=dropout)
+    assert error(undropped, torch.full_like(undropped, 1 / keys)) < 1e-6
+
+
+def test_any_hook_is_noticed_until_it_is_removed():
+    softmax = Softmax()
+    assert not is_watched(softmax)
+    for register in (
+        softmax.register_forward_hook,
+        softmax.register_forward_pre_hook,
+        softmax.register_full_backward_hook,
+        softmax.register_full_backward_pre_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert is_watched(softmax)
+        handle.remove()
+        assert not is_watched(softmax)
+
+
+def test_a_hook_changes_what_attention_does():
+    query, key, value = (t.detach() for t in inputs(0, 4, 4))
+    softmax = Softmax()
+    softmax.register_forward_hook(lambda module, args, weights: torch.eye(4).to(weights).expand_as(weights))
+    assert torch.equal(attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0)), value)
+
+
+def test_a_module_put_in_the_place_of_softmax_is_used():
+    class Uniform(nn.Module):
+        def forward(self, scores: Tensor) -> Tensor:
+            return torch.full_like(scores, 1 / scores.shape[-1])
+
+    query, key, value = (t.detach() for t in inputs(0, 4, 5))
+    mixed = attend(query, key, value, scale=1.0, softmax=Uniform(), dropout=nn.Dropout(0.0))
+    assert error(mixed, value.mean(-2, keepdim=True).expand_as(mixed)) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_scores_and_weights_are_float32_in_half_precision(dtype, autocast):
+    """Half precision rounds its inputs and its output; between them nothing may be rounded again.
+
+    Rounding the scores would cost half a unit of the type at their size, here above 16: 0.06 in bfloat16.
+    """
+    query, key, value = (20 * t.detach().to(dtype) for t in inputs(3, 5, 6))
+    softmax = Softmax()
+    seen = watch(softmax)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        watched = attend(query, key, value, scale=0.1, softmax=softmax, dropout=nn.Dropout(0.0))
+    scores = query.double() @ key.double().transpose(-2, -1) * 0.1
+    assert seen["scores"].dtype == seen["weights"].dtype == torch.float32
+    assert error(seen["scores"].double(), scores) < 1e-6
+    # exp turns an error of 1e-7 of scores near 100 into one of 1e-5.
+    assert error(seen["weights"].double(), scores.softmax(-1)) < 1e-4
+    # Weights and values are rounded once each, and the output once: three halves of a unit, plus their sums.
+    exact = scores.softmax(-1) @ value.double()
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        fused = attend(query, key, value, scale=0.1, softmax=Softmax(), dropout=nn.Dropout(0.0))
+    for mixed in (watched, fused):
+        assert mixed.dtype == dtype
+        assert error(mixed.double(), exact) < 2 * torch.finfo(dtype).eps
+
+
+def test_float64_stays_float64():
+    softmax = Softmax()
+    seen = watch(softmax)
+    query, key, value = (t.detach() for t in inputs(0, 3, 3))
+    mixed = attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0))
+    assert mixed.dtype == seen["weights"].dtype == torch.float64
+    assert distance(seen["weights"], seen["scores"].softmax(-1)) == 0
+
+
+# ------------------------------------------------------------------------------------------------ masks
+
+
+def visible(bias: Tensor) -> list[list[bool]]:
+    assert bool(((bias == 0) | (bias == float("-inf"))).all())
+    return (bias[0, 0] == 0).tolist()
+
+
+def test_mask_bias_by_hand():
+    like = torch.empty(0)
+    mask = torch.tensor([[0, 1, 1, 0]])
+    assert mask_bias(None, 3, 3, causal=False, like=like) is None
+    assert mask_bias(None, 1, 4, causal=True, like=like) is None  # one new token behind a cache sees all
+    assert visible(mask_bias(None, 2, 4, causal=True, like=like)) == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert visible(mask_bias(mask, 1, 4, causal=False, like=like)) == [[0, 1, 1, 0]]
+    assert visible(mask_bias(mask, 4, 4, causal=True, like=like)) == [
+        [1, 1, 1, 1],  # left padding: would see nothing, so it sees everything, and nobody reads its output
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+    ]
+    assert visible(mask_bias(0 * mask, 2, 4, causal=False, like=like)) == [[1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mask_bias_has_the_dtype_asked_for(dtype):
+    bias = mask_bias(torch.tensor([[0, 1]]), 2, 2, causal=True, like=torch.empty(0, dtype=dtype))
+    assert bias.dtype == dtype
+
+
+def test_masks_may_be_bool_or_numbers():
+    mask = torch.tensor([[0, 1, 1]])
+    want = mask_bias(mask, 3, 3, causal=True, like=torch.empty(0))
+    for dtype in (torch.bool, torch.int32, torch.float32):
+        assert torch.equal(mask_bias(mask.to(dtype), 3, 3, causal=True, like=torch.empty(0)), want)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_mask_that_does_not_cover_the_keys_is_refused(length):
+    """Length 1, the new token alone, would broadcast and be wrong without a word."""
+    with pytest.raises(ValueError, match=f"attention_mask covers {length} positions, expected 4.*cache"):
+        mask_bias(torch.ones(2, length), 1, 4, causal=True, like=torch.empty(0))
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
+def test_heads_are_slices_of_the_width(rows, length, heads, width):
+    states = torch.randn(rows, length, heads * width)
+    split = split_heads(states, heads)
+    assert split.shape == (rows, heads, length, width)
+    for head in range(heads):
+        assert torch.equal(split[:, head], states[..., head * width : (head + 1) * width])
+    assert torch.equal(merge_heads(split), states)
+
+
+def test_a_watched_softmax_can_be_copied():
+    softmax = Softmax()
+    watch(softmax)
+    assert is_watched(copy.deepcopy(softmax))
