@@ -156,12 +156,16 @@ def test_an_untied_gpt2_stays_untied(tmp_path: Path) -> None:
         assert other.lm_head.weight is not other.transformer.wte.weight
 
 
-def test_a_head_that_was_untied_by_hand_is_saved_as_such(tmp_path: Path) -> None:
-    model = ours("t5")
-    model.lm_head.weight = torch.nn.Parameter(torch.randn(61, 16))
+@pytest.mark.parametrize("variant", ["t5", "t5-v1.1"])
+def test_a_head_that_was_tied_or_untied_by_hand_is_saved_as_it_is(variant: str, tmp_path: Path) -> None:
+    model = ours(variant)
+    tied = variant == "t5-v1.1"
+    model.lm_head.weight = model.shared.weight if tied else torch.nn.Parameter(torch.randn(61, 16))
     save_model(model, tmp_path)
-    assert_same_model(model, load_model(tmp_path))
-    assert_same_model(model, open_with_transformers(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] == tied
+    for other in (load_model(tmp_path), open_with_transformers(tmp_path)):
+        assert_same_model(model, other)
+        assert (other.lm_head.weight is other.shared.weight) == tied
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
