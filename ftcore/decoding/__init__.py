@@ -1,0 +1,27 @@
+"""Generation: the rules that shape the scores, the searches that choose by them, and text in, text out.
+
+Read `search.py` first: greedy, sampling and beam search on one page. `processors.py` holds the rules,
+`stepper.py` the model with its cache as the searches see it, `options.py` what every argument means.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftcore.decoding.search import generate
+    from ftcore.decoding.text import TextStream, generate_from_ids, generate_texts
+
+__all__ = ["TextStream", "generate", "generate_from_ids", "generate_texts"]
+
+_HOME = {
+    "generate": "ftcore.decoding.search",
+    "generate_from_ids": "ftcore.decoding.text",
+    "generate_texts": "ftcore.decoding.text",
+    "TextStream": "ftcore.decoding.text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ftcore.decoding' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,188 @@
+"""The rules: each equals transformers' bit for bit, and all together come in its order."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.generation import logits_process as theirs
+
+from ftcore.decoding import processors as ours
+from ftcore.decoding.options import Options
+
+transformers.logging.set_verbosity_error()
+
+VOCAB = 13
+MODELS = {
+    False: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=VOCAB, n_embd=8, n_layer=1, n_head=1)
+    ),
+    True: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=VOCAB, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1, decoder_start_token_id=0
+        )
+    ),
+}
+quick = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def texts(draw: st.DrawFn, longest: int = 9) -> tuple[Tensor, Tensor]:
+    """Tokens so far (R, T) and scores (R, V), some of them equal and some already forbidden."""
+    rows, length = draw(st.integers(1, 3)), draw(st.integers(1, longest))
+    ids = torch.tensor(
+        draw(
+            st.lists(
+                st.lists(st.integers(0, 4), min_size=length, max_size=length), min_size=rows, max_size=rows
+            )
+        )
+    )
+    scores = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+    if draw(st.booleans()):
+        scores = scores.log_softmax(-1)
+    if draw(st.booleans()):
+        scores = (2 * scores).round() / 2
+    if draw(st.booleans()):
+        scores[:, draw(st.integers(0, VOCAB - 1))] = -math.inf
+    return ids, scores
+
+
+def same(got: Tensor, want: Tensor) -> None:
+    assert got.tolist() == want.tolist()
+
+
+keeps = st.integers(1, 3)
+
+
+@quick
+@given(texts(), st.sampled_from([0.5, 1.3, 2.0]), st.booleans(), st.data())
+def test_penalise_repetition(
+    text: tuple[Tensor, Tensor], penalty: float, padded: bool, data: st.DataObject
+) -> None:
+    ids, scores = text
+    first_real = None
+    if padded:
+        first_real = torch.tensor([data.draw(st.integers(0, ids.shape[1] - 1)) for _ in ids])
+    want = theirs.RepetitionPenaltyLogitsProcessor(penalty, first_real)(ids, scores.clone())
+    same(ours.penalise_repetition(ids, scores, penalty=penalty, first_real=first_real), want)
+
+
+@quick
+@given(texts(), st.integers(1, 4))
+def test_forbid_repeated_ngrams(text: tuple[Tensor, Tensor], size: int) -> None:
+    ids, scores = text
+    want = theirs.NoRepeatNGramLogitsProcessor(size)(ids, scores)
+    same(ours.forbid_repeated_ngrams(ids, scores, size=size), want)
+
+
+@quick
+@given(texts(), st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3), min_size=1, max_size=6))
+def test_forbid_words(text: tuple[Tensor, Tensor], words: list[list[int]]) -> None:
+    ids, scores = text
+    before = scores.clone()
+    want = theirs.NoBadWordsLogitsProcessor(words)(ids, scores)
+    same(ours.forbid_words(ids, scores, words=words), want)
+    same(scores, before)
+
+
+@quick
+@given(texts(), st.integers(0, 10), st.lists(st.integers(0, VOCAB + 2), min_size=1, max_size=3))
+def test_forbid_early_end(text: tuple[Tensor, Tensor], length: int, eos: list[int]) -> None:
+    ids, scores = text
+    want = theirs.MinLengthLogitsProcessor(length, eos)(ids, scores)
+    same(ours.forbid_early_end(ids, scores, min_length=length, eos_ids=eos), want)
+
+
+@quick
+@given(texts(), st.integers(1, 10), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3))
+def test_force_at(text: tuple[Tensor, Tensor], length: int, tokens: list[int]) -> None:
+    ids, scores = text
+    want = theirs.ForcedEOSTokenLogitsProcessor(length + 1, tokens)(ids, scores)
+    same(ours.force_at(ids, scores, length=length, tokens=tokens), want)
+    want = theirs.ForcedBOSTokenLogitsProcessor(tokens[0])(ids, scores)
+    same(ours.force_at(ids, scores, length=1, tokens=tokens[:1]), want)
+
+
+@quick
+@given(
+    texts(),
+    st.sampled_from([0.3, 1.7]),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.999]),
+    keeps,
+)
+def test_what_reshapes_and_cuts(
+    text: tuple[Tensor, Tensor], temperature: float, k: int, p: float, keep: int
+) -> None:
+    ids, scores = text
+    for got, want in (
+        (
+            ours.apply_temperature(ids, scores, temperature=temperature),
+            theirs.TemperatureLogitsWarper(temperature),
+        ),
+        (ours.keep_top_k(ids, scores, k=k), theirs.TopKLogitsWarper(k)),
+        (ours.keep_top_p(ids, scores, p=p, keep=keep), theirs.TopPLogitsWarper(p, min_tokens_to_keep=keep)),
+        (ours.keep_min_p(ids, scores, p=p, keep=keep), theirs.MinPLogitsWarper(p, min_tokens_to_keep=keep)),
+    ):
+        same(got, want(ids, scores))
+    if p > 0:
+        want = theirs.TypicalLogitsWarper(p, min_tokens_to_keep=keep)(ids, scores)
+        same(ours.keep_typical(ids, scores, mass=p, keep=keep), want)
+
+
+every_option = st.fixed_dictionaries(
+    {},
+    optional={
+        "repetition_penalty": st.sampled_from([0.8, 1.3]),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "bad_words_ids": st.just([[1], [2, 3], [4]]),
+        "forced_bos_token_id": st.integers(0, 4),
+        "forced_eos_token_id": st.sampled_from([1, [1, 2]]),
+        "do_sample": st.just(True),
+        "num_beams": st.just(2),
+        "temperature": st.sampled_from([0.5, 1.5]),
+        "top_k": st.integers(0, 9),
+        "top_p": st.sampled_from([0.4, 0.8]),
+        "min_p": st.sampled_from([0.05, 0.3]),
+        "typical_p": st.sampled_from([0.4, 0.8]),
+        "eos_token_id": st.sampled_from([1, [1, 2], [2, 3, 4]]),
+    },
+)
+
+
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+@settings(max_examples=150, deadline=None)
+@given(texts(), every_option, st.integers(0, 8), st.integers(9, 12), st.booleans())
+def test_all_rules_come_in_the_order_of_transformers(
+    encoder_decoder: bool,
+    text: tuple[Tensor, Tensor],
+    given_options: dict[str, Any],
+    min_length: int,
+    max_length: int,
+    padded: bool,
+) -> None:
+    ids, scores = text
+    mask = torch.ones_like(ids)
+    if padded and not encoder_decoder:
+        mask[:, : ids.shape[1] // 2] = 0
+    config = transformers.GenerationConfig(**given_options, min_length=min_length, max_length=max_length)
+    model = MODELS[encoder_decoder]
+    config, _ = model._prepare_generation_config(config)
+    model._prepare_special_tokens(config, True, device="cpu")
+    chain = model._get_logits_processor(
+        config,
+        input_ids_seq_length=ids.shape[1],
+        model_kwargs={} if encoder_decoder else {"attention_mask": mask},
+    )
+    options = Options(**{"eos_token_id": model.generation_config.eos_token_id} | given_options)
+    rules = ours.rules(
+        options,
+        min_length=min_length,
+        max_length=max_length,
+        first_real=mask.argmax(1) if padded and not encoder_decoder else None,
+    )
+    same(ours.apply_rules(rules, ids, scores), chain(ids, scores.clone()))

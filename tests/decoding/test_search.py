@@ -1,0 +1,469 @@
+"""generate: ids equal to transformers' under every option, equal without a cache, and errors in one line."""
+
+import random
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import gpt2_pair, t5_pair
+from torch import Tensor
+
+from ftcore.decoding import generate
+
+VOCAB = 41  # few tokens, so that repetitions and ends are frequent
+START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers would fill what its beams leave empty with EOS
+FAMILIES = ("t5", "gpt2")
+
+
+@cache
+def pair(family: str, seed: int) -> tuple[Any, Any]:
+    """A random model of transformers and ours with its weights."""
+    r = random.Random(seed)
+    # A tied head mostly repeats the last token; most of the models shall say more than that.
+    common = {"vocab_size": VOCAB, "tie_word_embeddings": seed == 0}
+    if family == "t5":
+        layers = r.choice([1, 2])
+        settings = {"num_layers": layers, "num_decoder_layers": layers, "d_model": 24, "d_kv": 8, "d_ff": 40}
+        settings |= {"num_heads": 3, "feed_forward_proj": r.choice(["relu", "gated-gelu"])}
+        reference, model = t5_pair(settings | common, seed)
+    else:
+        settings = {"n_embd": 24, "n_head": 3, "n_layer": r.choice([1, 2]), "n_positions": 64}
+        reference, model = gpt2_pair(settings | common, seed)
+    with torch.no_grad():
+        for lm in (reference, model):
+            lm.lm_head.weight *= (
+                1.0 if seed == 0 else 2.0
+            )  # surer of some tokens than of others, as trained models are
+    return reference, model
+
+
+def inputs(r: random.Random, family: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask of one to three rows, GPT-2's padded on the left, T5's on either side."""
+    rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
+    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
+    mask = torch.ones_like(ids)
+    left = family == "gpt2" or r.random() < 0.5
+    for row in range(1, rows):
+        cut = r.randrange(length // 2 + 1)
+        if left:
+            mask[row, :cut] = 0
+        elif cut:
+            mask[row, -cut:] = 0
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+def random_options(r: random.Random) -> dict[str, Any]:
+    """Options as different as can be, but possible together."""
+    new = r.choice([1, 6, 16])
+    o: dict[str, Any] = {"max_new_tokens": new, "num_beams": r.choice([1, 2, 2, 4, 4]), "pad_token_id": PAD}
+    o["eos_token_id"] = r.choice([EOS, [EOS, 7], [EOS, 3, 5, 11, 13], [*range(1, 12)]])
+    if o["num_beams"] > 1:
+        o["early_stopping"] = r.choice([True, False, "never"])
+        o["length_penalty"] = r.choice([0.6, 1.0, 2.0, 0.0, -1.0])
+        o["num_return_sequences"] = r.choice([1, 2, o["num_beams"]])
+    if r.random() < 0.3:
+        o["no_repeat_ngram_size"] = r.choice([2, 2, 1, 3])
+    if r.random() < 0.3:
+        o["repetition_penalty"] = r.choice([1.3, 1.3, 0.8])
+    if r.random() < 0.3 and new > 1:
+        o[r.choice(["min_new_tokens", "min_length"])] = r.choice([3, 5])
+    if r.random() < 0.2:
+        o["bad_words_ids"] = [[r.randrange(VOCAB)], [r.randrange(VOCAB), r.randrange(VOCAB)], [5, 6, 7]]
+    if r.random() < 0.1:
+        o["forced_bos_token_id"] = r.randrange(2, VOCAB)
+    if r.random() < 0.2:
+        o["forced_eos_token_id"] = r.choice([EOS, [EOS, 9]])
+    return o
+
+
+def sampling_options(r: random.Random) -> dict[str, Any]:
+    o = {
+        "do_sample": True,
+        "max_new_tokens": 8,
+        "pad_token_id": PAD,
+        "eos_token_id": r.choice([EOS, [1, 2, 3]]),
+    }
+    for name, values in {
+        "temperature": [0.7, 1.5],
+        "top_k": [0, 5, None],
+        "top_p": [0.3, 0.9, 0.0],
+        "min_p": [0.05, 0.3],
+        "typical_p": [0.3, 0.9],
+        "repetition_penalty": [1.3],
+        "num_return_sequences": [2],
+    }.items():
+        if r.random() < 0.4:
+            o[name] = r.choice(values)
+    return o
+
+
+def cases(family: str, count: int) -> Iterator[tuple[Any, Any, random.Random]]:
+    for seed in range(count):
+        yield *pair(family, seed % 5), random.Random(seed)
+
+
+def up_to_end(rows: Tensor, eos: list[int]) -> list[list[int]]:
+    """New tokens up to the first EOS."""
+    ends = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in rows.tolist()]
+    return [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)]
+
+
+def prompt_length(family: str, ids: Tensor) -> int:
+    return 1 if family == "t5" else ids.shape[1]
+
+
+def both(reference: Any, model: Any, ids: Tensor, mask: Tensor, o: dict[str, Any]) -> list[list[list[int]]]:
+    """What transformers and we generate, out of the same chance."""
+    torch.manual_seed(5)
+    want = reference.generate(ids, attention_mask=mask, use_cache=True, **o)
+    torch.manual_seed(5)
+    return [want.tolist(), generate(model, ids, mask, **o).tolist()]
+
+
+# Equal to transformers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_and_beam_search_give_the_ids_of_transformers(family: str) -> None:
+    for reference, model, r in cases(family, 130):
+        ids, mask = inputs(r, family)
+        options = random_options(r)
+        want, got = both(reference, model, ids, mask, options)
+        assert got == want, options
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_draws_what_transformers_draws_from_the_same_chance(family: str) -> None:
+    for reference, model, r in cases(family, 30):
+        ids, mask = inputs(r, family)
+        options = sampling_options(r)
+        want, got = both(reference, model, ids, mask, options)
+        assert got == want, options
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_sampling_draws_what_transformers_draws_from_the_same_chance(family: str) -> None:
+    for reference, model, r in cases(family, 20):
+        ids, mask = inputs(r, family)
+        options = sampling_options(r) | {"num_beams": 3, "early_stopping": r.choice([True, False, "never"])}
+        want, got = both(reference, model, ids, mask, options)
+        assert got == want, options
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_choice_of_early_stopping_matters_here(family: str) -> None:
+    """Otherwise agreement in it would say nothing."""
+    differing = 0
+    for _, model, r in cases(family, 20):
+        ids, mask = inputs(r, family)
+        o = {"max_new_tokens": 16, "num_beams": 4, "eos_token_id": [*range(1, 12)], "length_penalty": 2.0}
+        answers = [generate(model, ids, mask, early_stopping=e, **o).tolist() for e in (True, False, "never")]
+        differing += answers[0] != answers[1] or answers[1] != answers[2]
+    assert differing >= 3
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_decoder_prefix_gets_the_start_token_in_front(beams: int) -> None:
+    reference, model = pair("t5", 0)
+    r = random.Random(0)
+    ids, mask = inputs(r, "t5")
+    for prefix in ([5, 9, 4], [0, 5, 9]):
+        decoder_input_ids = torch.tensor([prefix] * len(ids))
+        options = {"max_new_tokens": 6, "num_beams": beams, "pad_token_id": PAD}
+        want = reference.generate(ids, attention_mask=mask, decoder_input_ids=decoder_input_ids, **options)
+        got = generate(model, ids, mask, decoder_input_ids=decoder_input_ids, **options)
+        assert got.tolist() == want.tolist()
+        assert got[:, : len(prefix)].tolist() == [[START, 5, 9, 4][: len(prefix)]] * len(ids)
+
+
+def test_t5_beams_are_filled_with_pad_where_transformers_takes_eos() -> None:
+    reference, model = pair("t5", 1)
+    ids = torch.randint(3, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
+    eos = [*range(1, 12)]
+    o = {"num_beams": 4, "num_return_sequences": 4, "eos_token_id": eos, "pad_token_id": 0}
+    want = reference.generate(ids, use_cache=True, max_new_tokens=9, **o)
+    got = generate(model, ids, max_new_tokens=9, **o)
+    assert up_to_end(got[:, 1:], eos) == up_to_end(want[:, 1:], eos)
+    width = got.shape[1] - 1
+    assert got[:, 1:].tolist() == [row + [0] * (width - len(row)) for row in up_to_end(got[:, 1:], eos)]
+    assert got.tolist() != want.tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_gpt2_without_a_mask_takes_pad_tokens_for_padding(beams: int) -> None:
+    reference, model = pair("gpt2", 1)
+    ids = torch.tensor([[0, 0, 5, 8], [9, 4, 3, 2]])
+    options = {"pad_token_id": 0, "max_new_tokens": 8, "num_beams": beams}
+    assert generate(model, ids, **options).tolist() == reference.generate(ids, **options).tolist()
+    unmasked = generate(model, ids, torch.ones_like(ids), **options)
+    assert generate(model, ids, **options | {"pad_token_id": None}).tolist() == unmasked.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lengths_without_an_argument_are_those_of_transformers(family: str) -> None:
+    """20 new tokens, but no more than GPT-2 has positions; max_length counts the prompt."""
+    reference, model = pair(family, 2)
+    for length in (3, 50, 63):
+        ids = torch.randint(2, VOCAB, (2, length), generator=torch.Generator().manual_seed(length))
+        got = generate(model, ids, eos_token_id=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it advises against the default
+            assert got.tolist() == reference.generate(ids, use_cache=True, eos_token_id=None).tolist()
+        longer = prompt_length(family, ids) + 1
+        assert generate(model, ids, max_length=longer, eos_token_id=None).shape == (2, longer)
+
+
+# Defaults of the checkpoint
+
+
+def test_the_call_wins_over_generation_config_and_that_over_config() -> None:
+    _, model = pair("gpt2", 3)
+    ids = torch.tensor([[5, 6, 7]])
+    everything = list(range(VOCAB))
+    assert model.config.eos_token_id == EOS
+    model.generation_config = {"max_new_tokens": 4, "eos_token_id": everything, "transformers_version": "5"}
+    try:
+        assert generate(model, ids).shape == (1, 4)  # any token ends it
+        assert generate(model, ids, eos_token_id=None).shape == (1, 7)
+        assert generate(model, ids, eos_token_id=None, max_new_tokens=2).shape == (1, 5)
+    finally:
+        model.generation_config = None
+
+
+def test_num_beams_one_and_none_mean_not_given() -> None:
+    _, model = pair("gpt2", 3)
+    ids = torch.tensor([[5, 6, 7]])
+    plain = generate(model, ids)
+    assert (
+        generate(model, ids, num_beams=None, max_new_tokens=None, bad_words_ids=None).tolist()
+        == plain.tolist()
+    )
+
+
+# What holds whatever transformers does
+
+
+def uncached(family: str, model: Any, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
+    """Greedy search as simple as can be: the whole text through the whole model for every token."""
+    text = torch.zeros(len(ids), 1, dtype=torch.long) if family == "t5" else ids
+    for _ in range(new_tokens):
+        if family == "t5":
+            logits = model(ids, mask, decoder_input_ids=text)
+        else:
+            logits = model(text, torch.cat([mask, torch.ones_like(text[:, mask.shape[1] :])], 1))
+        text = torch.cat([text, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_uncached(family: str) -> None:
+    for _, model, r in cases(family, 12):
+        ids, mask = inputs(r, family)
+        with torch.no_grad():
+            want = uncached(family, model, ids, mask, 12)
+        assert generate(model, ids, mask, max_new_tokens=12, eos_token_id=None).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_find_a_likelier_text_than_greedy_search(family: str) -> None:
+    """All texts of 3 tokens, scored by brute force: enough beams must find the likeliest."""
+    _, model = pair(family, 0)
+    ids = torch.tensor([[5, 9, 3]])
+    words = torch.cartesian_prod(*[torch.arange(VOCAB)] * 2)  # every continuation of 2 tokens
+    with torch.no_grad():
+        if family == "t5":
+            text = torch.cat([torch.zeros(len(words), 1, dtype=torch.long), words], 1)
+            logits = model(ids.expand(len(words), -1), decoder_input_ids=text[:, :-1])
+        else:
+            text = torch.cat([ids.expand(len(words), -1), words], 1)
+            logits = model(text[:, :-1])[:, -2:]
+    scores = logits.log_softmax(-1).gather(-1, words[:, :, None]).sum((1, 2))
+    best = generate(model, ids, max_new_tokens=2, num_beams=VOCAB, eos_token_id=None, num_return_sequences=3)
+    assert best[:, -2:].tolist() == words[scores.topk(3).indices].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_padding_and_batching_change_nothing(family: str, beams: int) -> None:
+    _, model = pair(family, 1)
+    eos = [1, 3, 4, 5]
+    options = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": eos, "pad_token_id": PAD}
+    texts = [torch.tensor([text]) for text in ([5, 9, 3, 12, 8], [7, 6], [30, 22, 4])]
+    ids = torch.cat([F.pad(text, (5 - text.shape[1], 0), value=PAD) for text in texts])
+    together = generate(model, ids, (ids != PAD).long(), **options)[:, prompt_length(family, ids) :]
+    for text, row in zip(texts, together, strict=True):
+        alone = generate(model, text, **options)[:, prompt_length(family, text) :]
+        assert up_to_end(row[None], eos) == up_to_end(alone, eos)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 4])
+def test_rows_that_ended_hold_pad_tokens_only(family: str, beams: int) -> None:
+    _, model = pair(family, 2)
+    ids = torch.randint(2, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
+    eos, pad = [*range(1, 12)], VOCAB + 5  # a pad id without an embedding is never fed to the model
+    out = generate(model, ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=pad, num_beams=beams)
+    for row in out[:, prompt_length(family, ids) :].tolist():
+        end = next((i for i, token in enumerate(row) if token in eos), len(row))
+        assert set(row[end + 1 :]) <= {pad}
+        assert pad not in row[: end + 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_streamer_gets_every_new_token(family: str) -> None:
+    _, model = pair(family, 1)
+    ids = torch.randint(2, VOCAB, (2, 4), generator=torch.Generator().manual_seed(0))
+    steps: list[Tensor] = []
+    out = generate(model, ids, max_new_tokens=9, eos_token_id=[*range(1, 9)], streamer=steps.append)
+    assert torch.stack(steps, 1).tolist() == out[:, prompt_length(family, ids) :].tolist()
+
+
+def test_a_generator_alone_decides_what_is_drawn() -> None:
+    _, model = pair("gpt2", 0)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def draw(seed: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, ids, do_sample=True, max_new_tokens=12, generator=generator).tolist()
+
+    before = torch.get_rng_state()
+    assert draw(1) == draw(1) != draw(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_module_gets_its_mode_back(family: str) -> None:
+    _, model = pair(family, 0)
+    ids = torch.tensor([[5, 6, 7]])
+    quiet = generate(model, ids)
+    model.train()
+    model.lm_head.eval()
+    modes = [module.training for module in model.modules()]
+    try:
+        assert generate(model, ids).tolist() == quiet.tolist()  # no dropout
+        assert [module.training for module in model.modules()] == modes
+        with pytest.raises(ValueError):
+            generate(model, torch.tensor([[VOCAB]]))
+        assert [module.training for module in model.modules()] == modes
+    finally:
+        model.eval()
+
+
+def test_generated_ids_can_be_trained_on() -> None:
+    _, model = pair("gpt2", 0)
+    ids = generate(model, torch.tensor([[5, 6, 7]]))
+    model(ids).sum().backward()
+    assert model.lm_head.weight.grad is not None
+    model.zero_grad()
+
+
+def test_t5_runs_its_encoder_once_and_keeps_one_row_of_keys_per_source() -> None:
+    _, model = pair("t5", 0)
+    encoded: list[int] = []
+    rows_of_keys: list[int] = []
+    cross = model.decoder.block[0].layer[1].EncDecAttention
+    hooks = [
+        model.encoder.register_forward_hook(lambda module, args, out: encoded.append(len(out))),
+        cross.k.register_forward_hook(lambda module, args, out: rows_of_keys.append(len(out))),
+    ]
+    generate(model, torch.tensor([[5, 6, 7], [8, 9, 10]]), num_beams=4, max_new_tokens=5, eos_token_id=None)
+    for hook in hooks:
+        hook.remove()
+    assert encoded == [2]
+    assert rows_of_keys == [2]
+
+
+def test_the_head_sees_one_position_a_step() -> None:
+    _, model = pair("gpt2", 0)
+    shapes: list[tuple[int, ...]] = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    generate(model, torch.tensor([[5, 6, 7, 8]]), num_beams=3, max_new_tokens=3, eos_token_id=None)
+    hook.remove()
+    assert shapes == [(1, 1, VOCAB), (3, 1, VOCAB), (3, 1, VOCAB)]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("gpt2", {"num_beam": 2}, "no argument 'num_beam'; did you mean 'num_beams'?"),
+        ("gpt2", {"max_tokens": 2}, "did you mean 'max_new_tokens'?"),
+        ("gpt2", {"zzz": 2}, "no argument 'zzz'$"),
+        (
+            "gpt2",
+            {"num_beams": 2, "num_return_sequences": 3},
+            "num_return_sequences is 3, more than num_beams, 2",
+        ),
+        ("gpt2", {"num_return_sequences": 2}, "greedy search has one answer"),
+        ("gpt2", {"num_beams": 0}, "num_beams is 0, expected a whole number of at least 1"),
+        ("gpt2", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("gpt2", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        (
+            "gpt2",
+            {"min_new_tokens": 5, "max_new_tokens": 4},
+            "minimum length of 8 tokens exceeds the maximum of 7",
+        ),
+        ("gpt2", {"max_length": 3}, "leaves no room below the maximum length of 3"),
+        ("gpt2", {"max_new_tokens": 63}, "3 tokens and 63 new ones exceed the model's 64 positions"),
+        ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ("gpt2", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
+        ("gpt2", {"do_sample": True, "min_p": -0.1}, "min_p is -0.1"),
+        ("gpt2", {"do_sample": True, "typical_p": 0.0}, "typical_p is 0"),
+        ("gpt2", {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        (
+            "gpt2",
+            {"early_stopping": "always"},
+            "early_stopping is 'always', expected True, False or \"never\"",
+        ),
+        ("gpt2", {"bad_words_ids": [[]]}, "bad_words_ids holds an empty word"),
+        ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, but token ids go from 0 to 40"),
+        ("gpt2", {"forced_eos_token_id": 41}, "forced_eos_token_id holds 41"),
+        ("gpt2", {"pad_token_id": -1}, "pad_token_id is -1"),
+        ("gpt2", {"decoder_input_ids": torch.tensor([[5]])}, "decoder_input_ids is for T5"),
+        ("gpt2", {"num_beams": 2, "streamer": print}, "streamer needs num_beams=1"),
+        ("t5", {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
+        ("t5", {"decoder_input_ids": torch.tensor([[5], [6]])}, "decoder_input_ids has 2 rows, expected 1"),
+        ("t5", {"attention_mask": torch.ones(1, 2)}, r"attention_mask has the shape \(1, 2\)"),
+    ],
+)
+def test_an_impossible_call_is_one_clear_line(family: str, options: dict[str, Any], message: str) -> None:
+    _, model = pair(family, 0)
+    with pytest.raises(ValueError, match=message) as caught:
+        generate(model, torch.tensor([[5, 6, 7]]), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_that_are_no_ids_are_refused(family: str) -> None:
+    _, model = pair(family, 0)
+    for ids in (torch.tensor([5, 6]), torch.ones(1, 3), torch.ones(1, 0, dtype=torch.long)):
+        with pytest.raises(ValueError, match="input_ids must be a tensor of token ids"):
+            generate(model, ids)
+    for token in (VOCAB, -1):
+        with pytest.raises(ValueError, match=f"token id {token}, but the embedding has rows 0 to 40"):
+            generate(model, torch.tensor([[5, token]]))
+
+
+def test_a_prompt_padded_on_the_right_cannot_be_continued() -> None:
+    _, model = pair("gpt2", 0)
+    ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    with pytest.raises(ValueError, match="pad GPT-2's prompts on the left"):
+        generate(model, ids, (ids != 0).long())
+
+
+def test_the_whole_of_gpt2s_positions_can_be_used() -> None:
+    _, model = pair("gpt2", 0)
+    out = generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=62, eos_token_id=None)
+    assert out.shape == (1, 65)  # the last token needs no position
+
+
+def test_sampling_options_without_sampling_are_named_in_a_warning() -> None:
+    _, model = pair("gpt2", 0)
+    with pytest.warns(UserWarning, match="without do_sample=True generate ignores temperature, top_k"):
+        generate(model, torch.tensor([[5, 6, 7]]), temperature=0.5, top_k=3)
