@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 import transformers
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -132,6 +133,41 @@ def float64_reference() -> Iterator[None]:
 
     with mock.patch.object(modeling_t5.T5LayerNorm, "forward", forward):
         yield
+
+
+@contextmanager
+def dropout_calls() -> Iterator[list[tuple[tuple[int, ...], float]]]:
+    """What dropout is applied to while training, in order: shape and probability, the fused kernel's too."""
+    calls: list[tuple[tuple[int, ...], float]] = []
+    dropout, fused = F.dropout, F.scaled_dot_product_attention
+
+    def counted(states: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if training and p > 0:
+            calls.append((tuple(states.shape), p))
+        return dropout(states, p, training, inplace)
+
+    def counted_fused(query: Tensor, key: Tensor, value: Tensor, bias=None, p=0.0, causal=False, **options):
+        if p > 0:
+            calls.append(((*query.shape[:-1], key.shape[-2]), p))
+        return fused(query, key, value, bias, p, causal, **options)
+
+    with (
+        mock.patch.object(F, "dropout", counted),
+        mock.patch.object(F, "scaled_dot_product_attention", counted_fused),
+    ):
+        yield calls
+
+
+def watch_all(model: nn.Module, *names: str) -> dict[str, Tensor]:
+    """Hooks these modules; their outputs appear under their names as the model runs."""
+    seen: dict[str, Tensor] = {}
+    for name in names:
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            seen[name] = output
+
+        model.get_submodule(name).register_forward_hook(keep)
+    return seen
 
 
 def tokens(seed: int, rows: int, length: int) -> Tensor:
