@@ -86,7 +86,7 @@ def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
     Each micro-batch's sum is divided by the target tokens of the whole window. A mean of the micro-batches'
     means, the usual way, would weigh a token by how few others its micro-batch has.
     """
-    tokens = sum(count_targets(run.model, batch["labels"]) for batch in window)
+    tokens = sum(count_targets(run.model, batch) for batch in window)
     total = 0.0
     for batch in window:
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}

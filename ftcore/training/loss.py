@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
+from ftcore.models.attention import at_least_float32
 
 SLICE = 2**24  # logits held at a time: 64 MB in float32
 
@@ -23,7 +24,7 @@ Model = GPT2LMHeadModel | T5ForConditionalGeneration
 class TokenLoss(NamedTuple):
     """Sums over target tokens, so that batches of different lengths add up exactly."""
 
-    total: Tensor  # scalar: sum of cross-entropies in nats, float32, differentiable
+    total: Tensor  # scalar: sum of cross-entropies in nats, at least float32, differentiable
     correct: Tensor  # scalar: tokens whose most likely prediction is the label
     tokens: int
 
@@ -35,7 +36,7 @@ def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
     input_ids, and each position is asked for the label of the next.
     """
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    labels = target_labels(model, batch["labels"])
+    labels = target_labels(model, batch)
     if isinstance(model, T5ForConditionalGeneration):
         hidden = model.last_hidden(input_ids, attention_mask, model.shift_right(labels))  # (B, T, D)
     else:
@@ -47,24 +48,27 @@ def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
     return TokenLoss(total, correct, int(is_target.sum()))
 
 
-def target_labels(model: Model, labels: Tensor) -> Tensor:
-    """The labels that are asked for: all of T5's; of GPT-2's all but the first, which nothing predicts."""
-    return labels if model.config.is_encoder_decoder else labels[:, 1:]
+def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
+    """The labels that are asked for: all of T5's; of GPT-2's all but a row's first, which nothing predicts."""
+    if model.config.is_encoder_decoder:
+        return batch["labels"]
+    is_padding = batch["attention_mask"][:, :-1] == 0  # on the left, it stands before a row's first token
+    return batch["labels"][:, 1:].masked_fill(is_padding, IGNORED_LABEL)
 
 
-def count_targets(model: Model, labels: Tensor) -> int:
+def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
     """How many target tokens a batch has, known before its forward pass."""
-    return int((target_labels(model, labels) != IGNORED_LABEL).sum())
+    return int((target_labels(model, batch) != IGNORED_LABEL).sum())
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
 
-    Returns the sum, in float32 and differentiable, and how many labels are the most likely token.
+    Returns the sum, at least in float32 and differentiable, and how many labels are the most likely token.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -72,20 +76,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, wants_grad: bool
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(dtype)
-        total = torch.zeros((), device=hidden.device)
+        sum_dtype = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=sum_dtype, device=hidden.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        # Under no_grad, needs_input_grad is still true of a parameter.
+        wants_hidden, wants_weight = (wants_grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if wants_weight else None
 
         rows = max(1, SLICE // len(weight))
         for start in range(0, len(hidden), rows):
             some = slice(start, start + rows)
             inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
-            logits = (inputs @ head.T).float()  # (N', V)
+            logits = at_least_float32(inputs @ head.T)  # (N', V)
             log_normaliser = logits.logsumexp(-1, keepdim=True)
             total += (log_normaliser - logits.gather(1, targets)).sum()
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
@@ -107,10 +113,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

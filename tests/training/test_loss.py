@@ -1,0 +1,247 @@
+"""The slice-wise loss equals transformers' and the plain formula, and holds no more logits than a slice."""
+
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftcore.training import loss as loss_page
+from ftcore.training.loss import batch_loss, count_targets, linear_cross_entropy
+
+FAMILIES = ("t5", "t5-tied", "gpt2", "gpt2-untied")
+DTYPES = (torch.float32, torch.float64)
+properties = settings(deadline=None, max_examples=25)
+
+
+def pair(family: str, seed: int = 0) -> tuple[Any, Any]:
+    """transformers' model and ours with the same weights."""
+    if family.startswith("t5"):
+        kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": "tied" in family}
+        sizes = {
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 40,
+            "num_heads": 3,
+            "num_layers": 2,
+            "num_decoder_layers": 1,
+        }
+        return oracle.t5_pair(sizes | kind, seed)
+    sizes = {"n_embd": 24, "n_head": 3, "n_layer": 2}
+    return oracle.gpt2_pair(sizes | {"tie_word_embeddings": family == "gpt2"}, seed)
+
+
+def random_batch(family: str, seed: int, rows: int, length: int, side: str = "right") -> dict[str, Tensor]:
+    """As the loader makes it: rows of different lengths, -100 at the padding and on GPT-2's sources."""
+    input_ids = oracle.tokens(seed, rows, length)
+    attention_mask = oracle.padding(seed, rows, length, side)
+    if family.startswith("t5"):
+        labels = oracle.tokens(seed + 1, rows, max(2, length // 2))
+        kept = oracle.padding(seed + 2, *labels.shape, "right")
+    else:
+        labels = input_ids.clone()
+        kept = attention_mask * (torch.arange(length) >= length // 4)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels.masked_fill(kept == 0, -100),
+    }
+
+
+def reference_loss(reference: Any, batch: dict[str, Tensor]) -> Tensor:
+    """transformers' loss: the mean over the labels that are asked for."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    if not reference.config.is_encoder_decoder:
+        mask = inputs["attention_mask"]
+        inputs["position_ids"] = oracle.positions(mask)
+        # Under left padding, transformers would ask the last pad token for a row's first token.
+        is_first = (mask.cumsum(-1) == 1) & (mask == 1)
+        inputs["labels"] = inputs["labels"].masked_fill(is_first, -100)
+    output = reference(**inputs)
+    if output.logits.dtype == torch.float32:
+        return output.loss
+    # transformers rounds logits to float32 before the loss. The same without rounding:
+    shift = 0 if reference.config.is_encoder_decoder else 1
+    logits = output.logits[:, : output.logits.shape[1] - shift]
+    return F.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, shift:].flatten())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_every_gradient_equal_transformers(family: str, side: str, dtype: torch.dtype) -> None:
+    reference, model = pair(family)
+    reference, model = reference.to(dtype), model.to(dtype)
+    batch = random_batch(family, seed=3, rows=4, length=20, side=side)
+    with oracle.float64_reference():
+        wanted = reference_loss(reference, batch)
+        wanted.backward()
+    got = batch_loss(model, batch)
+    (got.total / got.tokens).backward()
+
+    assert got.tokens == count_targets(model, batch)
+    assert oracle.error(got.total / got.tokens, wanted) < oracle.BOUND[dtype]
+    gradients = {name: weight.grad for name, weight in reference.named_parameters()}
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for name, weight in model.named_parameters():
+        assert oracle.distance(weight.grad, gradients[name]) < oracle.BOUND[dtype], name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accuracy_counts_the_most_likely_tokens(family: str) -> None:
+    reference, model = pair(family)
+    batch = random_batch(family, seed=5, rows=4, length=20)
+    labels = batch["labels"]
+    logits = reference(**batch).logits
+    if family.startswith("gpt2"):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    assert int(batch_loss(model, batch).correct) == int((logits.argmax(-1) == labels).sum())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family: str) -> None:
+    """Rows alone, without any padding, add up to the batch, whichever side is padded."""
+    _, model = pair(family)
+    model.double()
+    for side in ("left", "right"):
+        batch = random_batch(family, seed=7, rows=5, length=16, side=side)
+        alone = []
+        for row in range(5):
+            real = batch["attention_mask"][row].bool()
+            labels = batch["labels"][row]
+            labels = labels[real] if family.startswith("gpt2") else labels[labels != -100]
+            one = {
+                "input_ids": batch["input_ids"][row, real],
+                "labels": labels,
+                "attention_mask": real[real].long(),
+            }
+            alone.append(batch_loss(model, {name: tensor[None] for name, tensor in one.items()}))
+        together = batch_loss(model, batch)
+        assert together.tokens == sum(loss.tokens for loss in alone)
+        assert int(together.correct) == sum(int(loss.correct) for loss in alone)
+        torch.testing.assert_close(together.total, sum(loss.total for loss in alone))
+
+
+# --- the function itself
+
+
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+
+
+def random_problem(
+    rows: int, width: int, vocabulary: int, seed: int = 0, dtype=torch.float64
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=dtype, requires_grad=True)
+    return [hidden, weight, torch.randint(vocabulary, (rows,), generator=generator)]
+
+
+@properties
+@given(st.integers(0, 20), st.integers(1, 5), st.integers(1, 30), st.integers(1, 200), oracle.seeds)
+def test_any_slice_gives_the_plain_formula(
+    rows: int, width: int, vocabulary: int, slice_size: int, seed: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_page, "SLICE", slice_size)
+        inputs = random_problem(rows, width, vocabulary, seed)
+        total, correct = linear_cross_entropy(*inputs)
+        gradients = torch.autograd.grad(3 * total, inputs[:2])
+    wanted = plain(*inputs)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(gradients, torch.autograd.grad(3 * wanted, inputs[:2]))
+    assert int(correct) == int(((inputs[0] @ inputs[1].T).argmax(-1) == inputs[2]).sum())
+
+
+def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_page, "SLICE", 20)
+    hidden, weight, labels = random_problem(5, 3, 7)
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, labels)[0], (hidden, weight))
+
+
+def test_extreme_logits_neither_overflow_nor_vanish() -> None:
+    hidden, weight, labels = random_problem(6, 4, 9, dtype=torch.float32)
+    total, _ = linear_cross_entropy(hidden * 1e4, weight, labels)
+    total.backward()
+    torch.testing.assert_close(total, plain(hidden * 1e4, weight, labels))
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", ["head", "body"])
+def test_a_frozen_part_gets_no_gradient_and_changes_none(frozen: str) -> None:
+    hidden, weight, labels = random_problem(6, 4, 9)
+    (weight if frozen == "head" else hidden).requires_grad_(False)
+    linear_cross_entropy(hidden, weight, labels)[0].backward()
+    learning, still = (hidden, weight) if frozen == "head" else (weight, hidden)
+    assert still.grad is None
+    torch.testing.assert_close(learning.grad, torch.autograd.grad(plain(hidden, weight, labels), learning)[0])
+
+
+def test_no_targets_are_a_loss_of_zero() -> None:
+    """The sum over no tokens, with gradients of zero: such a batch adds nothing to its window."""
+    for family in ("t5", "gpt2"):
+        _, model = pair(family)
+        batch = random_batch(family, seed=1, rows=2, length=8)
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+        loss = batch_loss(model, batch)
+        loss.total.backward()
+        assert (loss.total.item(), int(loss.correct), loss.tokens) == (0.0, 0, 0)
+        assert all(not weight.grad.any() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_bfloat16_computes_logits_in_bfloat16_and_the_sum_in_float32() -> None:
+    hidden, weight, labels = random_problem(40, 16, 50, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = linear_cross_entropy(hidden, weight, labels)
+    total.backward()
+    assert total.dtype == torch.float32 and weight.grad.dtype == torch.float32
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    torch.testing.assert_close(total, F.cross_entropy(logits, labels, reduction="sum"))
+    exact = torch.autograd.grad(plain(hidden, weight, labels), (hidden, weight))
+    for got, wanted in zip((hidden.grad, weight.grad), exact, strict=True):
+        # Roundings of 2^-9 each: two inputs, logits (whose size, 4, multiplies it), softmax, result.
+        assert oracle.distance(got, wanted) < 8 * 2**-9
+
+
+# --- memory
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **kwargs or {})
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_no_more_logits_than_a_slice_are_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, width, vocabulary, slice_size = 64, 4, 100, 800
+    monkeypatch.setattr(loss_page, "SLICE", slice_size)
+    hidden, weight, labels = random_problem(rows, width, vocabulary)
+    with LargestTensor() as largest:
+        linear_cross_entropy(hidden, weight, labels)[0].backward()
+    assert largest.elements == slice_size < rows * vocabulary
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_none_is_computed(mode: Any) -> None:
+    hidden, weight, labels = random_problem(6, 4, 9)
+    wanted = plain(hidden, weight, labels)
+    with mode(), torch.profiler.profile() as profile:
+        total, _ = linear_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(total, wanted)
+    assert not total.requires_grad
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::mm") == 1
