@@ -1,7 +1,7 @@
 """Generation: the rules that shape the scores, the searches that choose by them, and text in, text out.
 
 Read `search.py` first: greedy, sampling and beam search on one page. `processors.py` holds the rules,
-`stepper.py` the model with its cache as the searches see it, `options.py` what every argument means.
+`stepper.py` the model with its cache as the searches see it, `arguments.py` what every argument means.
 """
 
 from importlib import import_module
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftcore.decoding.search import generate
-    from ftcore.decoding.text import TextStream, generate_from_ids, generate_texts
+    from ftcore.decoding.text import TextStream, generate_from_ids, generate_texts, stream_text
 
-__all__ = ["TextStream", "generate", "generate_from_ids", "generate_texts"]
+__all__ = ["TextStream", "generate", "generate_from_ids", "generate_texts", "stream_text"]
 
 _HOME = {
     "generate": "ftcore.decoding.search",
     "generate_from_ids": "ftcore.decoding.text",
     "generate_texts": "ftcore.decoding.text",
+    "stream_text": "ftcore.decoding.text",
     "TextStream": "ftcore.decoding.text",
 }
 

@@ -3,7 +3,7 @@
 A rule is a function of `ids` (R, T), the tokens of R rows so far, and `scores` (R, V), what the model thinks
 of each of V next tokens: logits in greedy search and sampling, log-probabilities in beam search. It returns
 new scores and keeps no state; a token that it forbids scores minus infinity. `rules` picks those that the
-options ask for, in the one order that counts: first what must and must not be said, then, when sampling,
+arguments ask for, in the one order that counts: first what must and must not be said, then, when sampling,
 what reshapes and cuts the distribution.
 
 Papers: repetition penalty, Keskar et al. 2019 (CTRL), section 4.1; no repeated n-grams, Paulus et al. 2017,
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ftcore.decoding.options import Options
+from ftcore.decoding.arguments import Arguments
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 
@@ -25,50 +25,53 @@ FORBIDDEN = float("-inf")
 
 
 def rules(
-    options: Options, *, min_length: int, max_length: int, first_real: Tensor | None = None
+    arguments: Arguments,
+    *,
+    min_length: int,
+    max_length: int,
+    first_real: Tensor | None = None,
 ) -> list[Rule]:
-    """The rules that `options` ask for, in the order in which they apply.
+    """The rules that `arguments` ask for, in the order in which they apply.
 
     Args:
-        options: of this call.
+        arguments: of this call.
         min_length, max_length: of a row, prompt included.
         first_real: (R,) the position of each row's first token that is no padding; None for no padding.
     """
     chosen: list[Rule] = []
-    if options.repetition_penalty != 1.0:
-        chosen.append(partial(penalise_repetition, penalty=options.repetition_penalty, first_real=first_real))
-    if options.no_repeat_ngram_size > 0:
-        chosen.append(partial(forbid_repeated_ngrams, size=options.no_repeat_ngram_size))
+    if arguments.repetition_penalty != 1.0:
+        penalty = arguments.repetition_penalty
+        chosen.append(partial(penalise_repetition, penalty=penalty, first_real=first_real))
+    if arguments.no_repeat_ngram_size > 0:
+        chosen.append(partial(forbid_repeated_ngrams, size=arguments.no_repeat_ngram_size))
     # An EOS among the bad words is ignored, as Hugging Face does: rows could never end.
-    bad_words = [
-        word for word in options.bad_words_ids or [] if word not in [[eos] for eos in options.eos_ids]
-    ]
-    if bad_words:
+    ends = [[eos] for eos in arguments.eos_ids]
+    if bad_words := [word for word in arguments.bad_words_ids or [] if word not in ends]:
         chosen.append(partial(forbid_words, words=bad_words))
-    if min_length > 0 and options.eos_ids:
-        chosen.append(partial(forbid_early_end, min_length=min_length, eos_ids=options.eos_ids))
-    if options.forced_bos_token_id is not None:
-        chosen.append(partial(force_at, length=1, tokens=[options.forced_bos_token_id]))
-    if options.forced_eos_ids:
-        chosen.append(partial(force_at, length=max_length - 1, tokens=options.forced_eos_ids))
-    return chosen + (warpers(options) if options.do_sample else [])
+    if min_length > 0 and arguments.eos_ids:
+        chosen.append(partial(forbid_early_end, min_length=min_length, eos_ids=arguments.eos_ids))
+    if arguments.forced_bos_token_id is not None:
+        chosen.append(partial(force_at, length=1, tokens=[arguments.forced_bos_token_id]))
+    if arguments.forced_eos_ids:
+        chosen.append(partial(force_at, length=max_length - 1, tokens=arguments.forced_eos_ids))
+    return chosen + (warpers(arguments) if arguments.do_sample else [])
 
 
-def warpers(options: Options) -> list[Rule]:
+def warpers(arguments: Arguments) -> list[Rule]:
     """The rules of sampling alone: they reshape the distribution and cut its tail."""
     # Of each beam's choices one must be no EOS, or all might end at once with better ones unexplored.
-    keep = 1 if options.num_beams == 1 else max(2, 1 + len(options.eos_ids))
+    keep = 1 if arguments.num_beams == 1 else max(2, 1 + len(arguments.eos_ids))
     chosen: list[Rule] = []
-    if options.temperature != 1.0:
-        chosen.append(partial(apply_temperature, temperature=options.temperature))
-    if options.top_k:
-        chosen.append(partial(keep_top_k, k=max(options.top_k, keep)))
-    if options.top_p < 1.0:
-        chosen.append(partial(keep_top_p, p=options.top_p, keep=keep))
-    if options.min_p is not None:
-        chosen.append(partial(keep_min_p, p=options.min_p, keep=keep))
-    if options.typical_p < 1.0:
-        chosen.append(partial(keep_typical, mass=options.typical_p, keep=keep))
+    if arguments.temperature != 1.0:
+        chosen.append(partial(apply_temperature, temperature=arguments.temperature))
+    if arguments.top_k:
+        chosen.append(partial(keep_top_k, k=max(arguments.top_k, keep)))
+    if arguments.top_p < 1.0:
+        chosen.append(partial(keep_top_p, p=arguments.top_p, keep=keep))
+    if arguments.min_p is not None:
+        chosen.append(partial(keep_min_p, p=arguments.min_p, keep=keep))
+    if arguments.typical_p < 1.0:
+        chosen.append(partial(keep_typical, mass=arguments.typical_p, keep=keep))
     return chosen
 
 
@@ -79,7 +82,7 @@ def apply_rules(chosen: list[Rule], ids: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
-# What must not be said
+# What must and must not be said
 
 
 def penalise_repetition(
@@ -162,9 +165,7 @@ def keep_min_p(ids: Tensor, scores: Tensor, *, p: float, keep: int = 1) -> Tenso
 def keep_typical(ids: Tensor, scores: Tensor, *, mass: float, keep: int = 1) -> Tensor:
     """The tokens whose surprise lies nearest to the expected one, until their probability reaches `mass`."""
     log_probs = scores.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).nansum(
-        -1, keepdim=True
-    )  # forbidden tokens: 0 · -inf counts as 0
+    entropy = -(log_probs.exp() * log_probs).nansum(-1, keepdim=True)  # 0 times -inf counts as 0
     oddness, order = (-log_probs - entropy).abs().sort(-1)  # the most typical first
     reached = scores.gather(1, order).softmax(-1).cumsum(-1)
     last = (reached < mass).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)  # (R, 1)
@@ -178,14 +179,14 @@ def keep_typical(ids: Tensor, scores: Tensor, *, mass: float, keep: int = 1) -> 
 
 def tokens_in(tokens: list[int], scores: Tensor) -> Tensor:
     """(V,) bool: which entries of the vocabulary are among `tokens`."""
-    return torch.isin(torch.arange(scores.shape[-1], device=scores.device), scores.new_tensor(tokens).long())
+    vocabulary = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.isin(vocabulary, torch.tensor(tokens, device=scores.device))
 
 
 def tokens_among(ids: Tensor, counted: Tensor, scores: Tensor) -> Tensor:
     """(R, V) bool: which tokens stand in each row of `ids` (R, T), where `counted` (R, T) holds."""
     vocabulary = scores.shape[-1]
-    found = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
     # What does not count, and a pad id beyond the vocabulary, falls into a spare last column.
-    return found.scatter_(1, ids.masked_fill(~counted, vocabulary).clamp(max=vocabulary), True)[
-        :, :vocabulary
-    ]
+    columns = ids.masked_fill(~counted, vocabulary).clamp(max=vocabulary)
+    found = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
+    return found.scatter_(1, columns, True)[:, :vocabulary]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftcore.decoding.options import Options, options_for, position_limit
+from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import Rule, apply_rules, rules
 from ftcore.decoding.stepper import Stepper
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
@@ -33,7 +33,7 @@ def generate(
     decoder_input_ids: Tensor | None = None,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> Tensor:
     """Continue GPT-2's prompts, or answer T5's inputs, token by token.
 
@@ -45,7 +45,7 @@ def generate(
         decoder_input_ids: (B, T) what T5's answers begin with. The start token is put in front if missing.
         generator: the source of chance in sampling, on the model's device; None for torch's global one.
         streamer: called with every step's new tokens (R,), on the model's device. Not with beams.
-        options: the fields of `ftcore.decoding.options.Options`: max_new_tokens=20, num_beams=1,
+        arguments: the fields of `ftcore.decoding.arguments.Arguments`: max_new_tokens=20, num_beams=1,
             length_penalty=1.0, no_repeat_ngram_size=0, do_sample=False, temperature=1.0, top_k=50, ...
 
     Returns:
@@ -54,9 +54,9 @@ def generate(
         early are filled with the pad token.
 
     Raises:
-        ValueError: an option, shape, token id or length that cannot work, before the model runs.
+        ValueError: an argument, shape, token id or length that cannot work, before the model runs.
     """
-    chosen = options_for(model, options)
+    chosen = arguments_for(model, arguments)
     if streamer is not None and chosen.num_beams > 1:
         raise ValueError("streamer needs num_beams=1: beam search knows its answer only at the end")
     device = next(model.parameters()).device
@@ -91,31 +91,30 @@ def sample(
     stepper: Stepper,
     prompt: Tensor,
     score_rules: list[Rule],
-    options: Options,
+    arguments: Arguments,
     max_length: int,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Take the best next token, or draw one, until every row has ended: `prompt` (B, T) -> (R, up to L)."""
-    eos_ids = prompt.new_tensor(options.eos_ids)
-    logits = stepper.multiply(stepper(prompt), options.num_return_sequences)  # (R, V)
-    ids = prompt.repeat_interleave(options.num_return_sequences, 0)  # (R, T)
+    eos_ids = prompt.new_tensor(arguments.eos_ids)
+    logits = stepper.multiply(stepper(prompt), arguments.num_return_sequences)  # (R, V)
+    ids = prompt.repeat_interleave(arguments.num_return_sequences, 0)  # (R, T)
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     while True:
         scores = apply_rules(score_rules, ids, logits)
-        if options.do_sample:
+        if arguments.do_sample:
             chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]  # (R,)
         else:
             chosen = scores.argmax(-1)
-        tokens = torch.where(running, chosen, options.pad_id)
+        tokens = torch.where(running, chosen, arguments.pad_id)
         ids = torch.cat([ids, tokens[:, None]], 1)
         running = running & ~torch.isin(tokens, eos_ids)
         if streamer is not None:
             streamer(tokens)
         if ids.shape[1] == max_length or not running.any():
             return ids
-        # A row that ended is fed what it would have said: nobody reads the result, and a pad id may have no
-        # embedding.
+        # A row that ended is fed what it would have said: nobody reads on, and its pad may have no embedding.
         logits = stepper(chosen[:, None])
 
 
@@ -152,7 +151,7 @@ def beam_search(
     stepper: Stepper,
     prompt: Tensor,
     score_rules: list[Rule],
-    options: Options,
+    arguments: Arguments,
     max_length: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -165,8 +164,8 @@ def beam_search(
     `prompt` (B, T) -> (B * num_return_sequences, up to L).
     """
     sources, prompt_length = prompt.shape
-    beams = options.num_beams
-    running, complete = first_beams(prompt, beams, max_length, options.pad_id)
+    beams = arguments.num_beams
+    running, complete = first_beams(prompt, beams, max_length, arguments.pad_id)
     # Whether a source's running beams may still beat its complete ones. Once not, its answers are settled.
     unsettled = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
     row_of_source = torch.arange(sources, device=prompt.device)[:, None] * beams  # (B, 1)
@@ -176,18 +175,19 @@ def beam_search(
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
         # Rules change log-probabilities without renormalising: a forbidden token's share goes to nobody.
         log_probs = apply_rules(score_rules, ids, logits.log_softmax(-1))
-        candidates = propose(running, log_probs, length, max_length, options, generator)
-        complete = best_complete(complete, candidates, unsettled, options)
+        candidates = propose(running, log_probs, length, max_length, arguments, generator)
+        complete = best_complete(complete, candidates, unsettled, arguments)
         running = best_running(candidates, beams)
-        unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, options)
-        enough = complete.ended.all() & (options.early_stopping is True)
+        unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, arguments)
+        enough = complete.ended.all() & (arguments.early_stopping is True)
         if bool(~unsettled.any() | enough | candidates.ended.all()):  # one look at the device per step
             break
         stepper.select((row_of_source + running.parents).flatten())
         logits = stepper(running.ids[:, :, length].reshape(-1, 1))
 
-    best = complete.take(torch.arange(options.num_return_sequences, device=prompt.device).expand(sources, -1))
-    return best.ids.flatten(0, 1)[:, : prompt_length + int(best.new_tokens.max())]
+    several = arguments.num_return_sequences
+    longest = int(complete.new_tokens[:, :several].max())
+    return complete.ids[:, :several, : prompt_length + longest].flatten(0, 1)
 
 
 def first_beams(prompt: Tensor, beams: int, max_length: int, pad_id: int) -> tuple[Hypotheses, Hypotheses]:
@@ -209,7 +209,7 @@ def propose(
     log_probs: Tensor,
     length: int,
     max_length: int,
-    options: Options,
+    arguments: Arguments,
     generator: torch.Generator | None = None,
 ) -> Hypotheses:
     """The K candidates of each source: running beams with one more token, whose `log_probs` are (R, V).
@@ -220,8 +220,8 @@ def propose(
     vocabulary = log_probs.shape[-1]
     totals = running.scores[:, :, None] + log_probs.view(sources, beams, vocabulary)  # (B, N, V)
     totals = totals.flatten(1)  # (B, N * V): the beams of a source compete with one another
-    count = beams * max(2, 1 + len(options.eos_ids))
-    if options.do_sample:
+    count = beams * max(2, 1 + len(arguments.eos_ids))
+    if arguments.do_sample:
         chosen = torch.multinomial(totals.softmax(-1), count, generator=generator)  # (B, K)
     else:
         chosen = totals.topk(count).indices  # (B, K)
@@ -231,7 +231,7 @@ def propose(
     return Hypotheses(
         ids=candidates.ids,
         scores=totals.gather(1, chosen),
-        ended=torch.isin(tokens, tokens.new_tensor(options.eos_ids)) | (length + 1 == max_length),
+        ended=torch.isin(tokens, tokens.new_tensor(arguments.eos_ids)) | (length + 1 == max_length),
         new_tokens=candidates.new_tokens + 1,
         parents=parents,
     )
@@ -245,7 +245,7 @@ def best_running(candidates: Hypotheses, beams: int) -> Hypotheses:
 
 
 def best_complete(
-    complete: Hypotheses, candidates: Hypotheses, unsettled: Tensor, options: Options
+    complete: Hypotheses, candidates: Hypotheses, unsettled: Tensor, arguments: Arguments
 ) -> Hypotheses:
     """The N best of the complete hypotheses and of the candidates that ended.
 
@@ -256,23 +256,23 @@ def best_complete(
     # An end counts only among the N best; the ranks beyond are there to keep enough beams running.
     rank = torch.arange(candidates.scores.shape[1], device=unsettled.device)
     ended = candidates.ended & (rank < beams)
-    full = complete.ended.all(1, keepdim=True) & (options.early_stopping is True)  # (B, 1)
+    full = complete.ended.all(1, keepdim=True) & (arguments.early_stopping is True)  # (B, 1)
     barred = (~ended).float() + (~unsettled).float() + full.float()  # how many reasons keep a candidate out
-    scores = candidates.scores / candidates.new_tokens**options.length_penalty + HOPELESS * barred
+    scores = candidates.scores / candidates.new_tokens**arguments.length_penalty + HOPELESS * barred
     both = complete.beside(replace(candidates, scores=scores, ended=ended))
     return both.take(both.scores.topk(beams).indices)
 
 
-def may_improve(running: Hypotheses, complete: Hypotheses, most_new_tokens: int, options: Options) -> Tensor:
+def may_improve(running: Hypotheses, complete: Hypotheses, most_new: int, arguments: Arguments) -> Tensor:
     """(B, 1) bool: could the best running beam still beat the worst complete hypothesis?
 
     Its log-probability can only fall, but the length that divides it can grow. "never" therefore grants it
     the maximum length. Otherwise it is judged at its present length: sooner done, but the best may be missed.
     """
     length: Tensor | int = running.new_tokens[:, :1]
-    if options.early_stopping == "never" and options.length_penalty > 0:
-        length = most_new_tokens
-    best = running.scores[:, :1] / length**options.length_penalty  # (B, 1)
+    if arguments.early_stopping == "never" and arguments.length_penalty > 0:
+        length = most_new
+    best = running.scores[:, :1] / length**arguments.length_penalty  # (B, 1)
     # A free place is beaten by anything.
     worst = torch.where(complete.ended, complete.scores.amin(1, keepdim=True), HOPELESS)  # (B, N)
     return (best > worst).any(1, keepdim=True)
@@ -282,12 +282,12 @@ def may_improve(running: Hypotheses, complete: Hypotheses, most_new_tokens: int,
 
 
 def checked_source(
-    model: Any, options: Options, input_ids: Tensor, attention_mask: Tensor | None, device: torch.device
+    model: Any, arguments: Arguments, input_ids: Tensor, attention_mask: Tensor | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """`input_ids` and its mask on the model's device, the mask None where nothing is padded."""
     input_ids = checked_ids(input_ids, "input_ids", device)
-    pad, continues = options.pad_token_id, not model.config.is_encoder_decoder
-    if attention_mask is None and continues and pad is not None and pad not in options.eos_ids:
+    pad, continues = arguments.pad_token_id, not model.config.is_encoder_decoder
+    if attention_mask is None and continues and pad is not None and pad not in arguments.eos_ids:
         attention_mask = input_ids.ne(pad)
     if attention_mask is None:
         return input_ids, None
@@ -308,16 +308,16 @@ def checked_source(
 
 
 def decoder_prompt(
-    model: Any, options: Options, prefix: Tensor | None, sources: int, device: torch.device
+    model: Any, arguments: Arguments, prefix: Tensor | None, sources: int, device: torch.device
 ) -> Tensor:
     """(B, T) what a decoder starts from: the start token, and what the caller wants answers to begin with."""
-    start = torch.full((sources, 1), options.start_id, device=device)
+    start = torch.full((sources, 1), arguments.start_id, device=device)
     if prefix is None:
         return start
     prefix = checked_ids(prefix, "decoder_input_ids", device)
     if len(prefix) != sources:
         raise ValueError(f"decoder_input_ids has {len(prefix)} rows, expected {sources}, as input_ids has")
-    return prefix if bool((prefix[:, 0] == options.start_id).any()) else torch.cat([start, prefix], 1)
+    return prefix if bool((prefix[:, 0] == arguments.start_id).any()) else torch.cat([start, prefix], 1)
 
 
 def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.options import Options, options_for, position_limit
+from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.search import generate
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
@@ -26,7 +26,7 @@ def generate_texts(
     batch_size: int = 8,
     progress: bool = False,
     generator: torch.Generator | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> list[Any]:
     """T5's answers to `texts`, or GPT-2's continuations without the prompts, in the order of `texts`.
 
@@ -37,25 +37,18 @@ def generate_texts(
         texts: T5's inputs or GPT-2's prompts.
         batch_size: how many texts are worked on at the same time.
         progress: show a bar that counts texts.
-        generator, options: those of `generate`.
+        generator, arguments: those of `generate`.
 
     Returns:
         A string for each text; with num_return_sequences > 1 a list of strings.
 
     Raises:
-        ValueError: a wrong option, or a prompt that is empty or too long, with its number, from 1.
+        ValueError: a wrong argument, or a prompt that is empty or too long, with its number, from 1.
     """
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
-    return generate_from_ids(
-        model,
-        tokenizer,
-        sources,
-        batch_size=batch_size,
-        progress=progress,
-        generator=generator,
-        **options,
-    )
+    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "generator": generator}
+    return generate_from_ids(model, tokenizer, sources, **settings, **arguments)
 
 
 def generate_from_ids(
@@ -66,12 +59,12 @@ def generate_from_ids(
     batch_size: int = 8,
     progress: bool = False,
     generator: torch.Generator | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> list[Any]:
     """`generate_texts` for texts that are token ids already: a dataset's sources, cut as in training."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    chosen = options_for(model, options)
+    chosen = arguments_for(model, arguments)
     check_prompts(model, chosen, sources)
     answers: list[list[str]] = [[] for _ in sources]
     longest_first = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
@@ -79,9 +72,10 @@ def generate_from_ids(
         for start in range(0, len(sources), batch_size):
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
-            rows = generate(model, ids, mask, generator=generator, **options).tolist()
+            rows = generate(model, ids, mask, generator=generator, **arguments).tolist()
             new_from = first_new_token(model, ids)
-            for row, index in zip(rows, repeat_each(batch, chosen.num_return_sequences), strict=True):
+            for place, row in enumerate(rows):
+                index = batch[place // chosen.num_return_sequences]
                 answers[index].append(tokenizer.decode(up_to_end(row[new_from:], chosen.eos_ids)))
             bar.update(len(batch))
     return answers if chosen.num_return_sequences > 1 else [answer for [answer] in answers]
@@ -94,24 +88,24 @@ def stream_text(
     write: Callable[[str], object],
     *,
     generator: torch.Generator | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> str:
     """Answer or continue one text and hand the new text to `write` piece by piece, as soon as it is certain.
 
     Returns what `generate_texts` returns for this text: all pieces joined. Raises ValueError as that does,
     and for several answers or beams, which know their answer only at the end.
     """
-    chosen = options_for(model, options)
+    chosen = arguments_for(model, arguments)
     if chosen.num_return_sequences > 1:
         raise ValueError(
-            f"num_return_sequences is {chosen.num_return_sequences}, but only one can be streamed"
+            f"num_return_sequences is {chosen.num_return_sequences}, but a stream shows only one"
         )
     source = tokenizer.encode(text)
     warn_of_final_spaces(model, [text])
     check_prompts(model, chosen, [source])
     ids, mask = padded(model, tokenizer, [source])
     stream = TextStream(tokenizer, write)
-    generate(model, ids, mask, generator=generator, streamer=stream, **options)
+    generate(model, ids, mask, generator=generator, streamer=stream, **arguments)
     stream.close()
     return stream.written
 
@@ -150,7 +144,7 @@ class TextStream:
             self.written += piece
 
 
-def check_prompts(model: Model, options: Options, sources: Sequence[list[int]]) -> None:
+def check_prompts(model: Model, arguments: Arguments, sources: Sequence[list[int]]) -> None:
     """Refuse GPT-2 prompts that cannot be continued. T5 takes all."""
     if model.config.is_encoder_decoder:
         return
@@ -158,12 +152,13 @@ def check_prompts(model: Model, options: Options, sources: Sequence[list[int]]) 
         if not source:
             raise ValueError(f"prompt {number} is empty; GPT-2 can only continue a text")
         try:
-            options.lengths(len(source), position_limit(model))
+            arguments.lengths(len(source), position_limit(model))
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
 
 
 def warn_of_final_spaces(model: Model, texts: Sequence[str]) -> None:
+    """A GPT-2 prompt that ends in a space is taken as it is, but its author should know."""
     ending = sum(text.endswith(" ") for text in texts)
     if ending and not model.config.is_encoder_decoder:
         warnings.warn(
@@ -173,7 +168,7 @@ def warn_of_final_spaces(model: Model, texts: Sequence[str]) -> None:
         )
 
 
-def padded(model: Model, tokenizer: Tokenizer, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
+def padded(model: Model, tokenizer: Tokenizer, sources: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (B, S), padded where the model wants it."""
     side = "right" if model.config.is_encoder_decoder else "left"
     return pad_rows(sources, tokenizer.pad_id, side), pad_rows([[1] * len(row) for row in sources], 0, side)
@@ -188,8 +183,3 @@ def up_to_end(tokens: list[int], eos_ids: list[int]) -> list[int]:
     """The tokens up to the first EOS; what follows it is padding."""
     end = next((place for place, token in enumerate(tokens) if token in eos_ids), len(tokens))
     return tokens[: end + 1]
-
-
-def repeat_each(items: list[int], times: int) -> list[int]:
-    """[a, b] -> [a, a, b, b]"""
-    return [item for item in items for _ in range(times)]

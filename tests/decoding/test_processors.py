@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.generation import logits_process as theirs
 
 from ftcore.decoding import processors as ours
-from ftcore.decoding.options import Options
+from ftcore.decoding.arguments import Arguments
 
 transformers.logging.set_verbosity_error()
 
@@ -178,7 +178,7 @@ def test_all_rules_come_in_the_order_of_transformers(
         input_ids_seq_length=ids.shape[1],
         model_kwargs={} if encoder_decoder else {"attention_mask": mask},
     )
-    options = Options(**{"eos_token_id": model.generation_config.eos_token_id} | given_options)
+    options = Arguments(**{"eos_token_id": model.generation_config.eos_token_id} | given_options)
     rules = ours.rules(
         options,
         min_length=min_length,

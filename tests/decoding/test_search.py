@@ -1,4 +1,4 @@
-"""generate: ids equal to transformers' under every option, equal without a cache, and errors in one line."""
+"""generate: ids equal to transformers' under every argument, equal without a cache, errors in one line."""
 
 import random
 import warnings

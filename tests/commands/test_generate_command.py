@@ -1,0 +1,215 @@
+"""python -m ftcore.generate: every way to ask, every way to answer, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ftcore.data import load_tokenizer
+from ftcore.decoding import generate_texts
+from ftcore.generate import main
+from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.models.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("gpt2")
+    pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=257, n_positions=256, n_embd=16, n_layer=1, n_head=2, eos_token_id=256)
+    model = GPT2LMHeadModel(config)
+    torch.nn.init.normal_(model.transformer.wpe.weight, std=0.1)
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("byt5")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, decoder_start_token_id=0, tie_word_embeddings=False)
+    T5ForConditionalGeneration(config).save_pretrained(directory)
+    return str(directory)
+
+
+def expected(directory: str, texts: list[str], **options: object) -> list[str]:
+    return generate_texts(load_model(directory), load_tokenizer(directory), texts, **options)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+# Ways to ask
+
+
+def test_a_prompt_is_continued(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", gpt2, "--prompt", "Ada", "--max-new-tokens", "7"]) == 0
+    assert capsys.readouterr().out == expected(gpt2, ["Ada"], max_new_tokens=7)[0] + "\n"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_question_is_asked_as_in_training(
+    family: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = request.getfixturevalue(family)
+    assert main(["--model", directory, "--context", "Ada lives.", "--question", "Who?", "--json"]) == 0
+    given = {
+        "t5": "question: Who? context: Ada lives.",
+        "gpt2": "context: Ada lives.\nquestion: Who?\nanswer:",
+    }
+    answer = {"prompt": given[family], "text": expected(directory, [given[family]])[0]}
+    assert json.loads(capsys.readouterr().out) == answer
+
+
+def test_a_file_of_lines_is_answered_in_order(
+    gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("Ada\n\nthe engine weaves\r\n  I\n", encoding="utf-8")
+    assert main(["--model", gpt2, "--input", str(path), "--batch-size", "2"]) == 0
+    captured = capsys.readouterr()
+    answers = expected(gpt2, ["Ada", "the engine weaves", "  I"])
+    assert captured.out == "".join(one_line(answer) + "\n" for answer in answers)
+    assert "3/3" in captured.err  # the progress bar
+
+
+def test_a_file_of_records_may_mix_their_kinds(
+    t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "records.jsonl"
+    records = [{"prompt": "a\nb"}, {"context": "c", "question": "q", "answers": ["x"]}, {"source": "s"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["--model", t5, "--input", str(path), "--json", "--max-new-tokens", "5"]) == 0
+    texts = ["a\nb", "question: q context: c", "s"]
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == texts
+    assert [answer["text"] for answer in answers] == expected(t5, texts, max_new_tokens=5)
+
+
+# Ways to answer
+
+
+def test_beams_and_several_answers(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--num-beams", "3", "--num-return-sequences", "2", "--no-repeat-ngram-size", "2"]
+    arguments += ["--length-penalty", "0.6", "--repetition-penalty", "1.2", "--min-new-tokens", "3"]
+    assert main(["--model", gpt2, "--prompt", "Ada", "--json", *arguments]) == 0
+    options = {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 2, "length_penalty": 0.6}
+    [texts] = expected(gpt2, ["Ada"], repetition_penalty=1.2, min_new_tokens=3, **options)
+    assert json.loads(capsys.readouterr().out) == {"prompt": "Ada", "texts": texts}
+    assert main(["--model", gpt2, "--prompt", "Ada", *arguments]) == 0
+    assert capsys.readouterr().out == "".join(text + "\n" for text in texts)
+
+
+def test_a_seed_repeats_the_sample(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def sampled(seed: int) -> str:
+        drawing = ["--sample", "--temperature", "2", "--top-k", "0", "--top-p", "0.9", "--seed", str(seed)]
+        main(["--model", gpt2, "--prompt", "Ada", *drawing])
+        return capsys.readouterr().out
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_the_stream_is_the_answer(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", gpt2, "--prompt", "Ada", "--stream"]) == 0
+    assert capsys.readouterr().out == expected(gpt2, ["Ada"])[0] + "\n"
+
+
+def test_the_output_file_is_what_the_screen_would_show(
+    gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.txt"
+    assert main(["--model", gpt2, "--prompt", "Ada", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+    assert path.read_text(encoding="utf-8") == expected(gpt2, ["Ada"])[0] + "\n"
+
+
+def test_a_prompt_that_ends_in_a_space_is_warned_of(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", gpt2, "--prompt", "Ada "]) == 0
+    assert "warning: 1 of 1 prompts end in a space" in capsys.readouterr().err
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --prompt, --context with --question, or --input"),
+        (["--prompt", "a", "--input", "b"], "give one of"),
+        (["--context", "a"], "--context and --question go together"),
+        (["--prompt", "a", "--temperature", "0.5"], "--temperature needs --sample"),
+        (["--prompt", "a", "--stream", "--num-beams", "2"], "cannot go with --num-beams"),
+        (["--input", "a", "--stream"], "cannot go with --input"),
+        (["--prompt", "a", "--batch-size", "0"], "--batch-size is 0"),
+        (["--prompt", "a", "--num-beam", "2"], "did you mean '--num-beams'?"),
+        (["--prompt", "a", "--num-return-sequences", "2"], "greedy search has one answer"),
+        (["--prompt", "a", "--num-beams", "2", "--num-return-sequences", "3"], "more than num_beams, 2"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--prompt", "a" * 250], "exceed the model's 256 positions"),
+        (["--prompt", ""], "prompt 1 is empty"),
+        (["--input", "/no/such/file"], "/no/such/file: No such file"),
+        (["--prompt", "a", "--output", "/no/such/directory/file"], "its directory does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    gpt2: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "a" * 250 in arguments:
+        arguments = [*arguments, "--max-new-tokens", "20"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", gpt2, *arguments])
+    captured = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no prompts, expected one a line"),
+        (b" \n\n", "no prompts, expected one a line"),
+        (b'{"prompt": "a"}\n{"prompt": \n', "line 2: broken JSON"),
+        (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: expected an object with the texts"),
+        (b'{"prompt": "a"}\n\n[1]\n', "line 3: expected an object with the texts"),
+        (b"a\xff", "not UTF-8"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(
+    gpt2: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", gpt2, "--input", str(path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert str(path) in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_comes_without_torch_and_names_every_option() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "ftcore.generate", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "torch" not in done.stderr
+    for option in ("--prompt TEXT", "--input FILE", "--num-beams N", "--top-p X", "--stream", "--model DIR"):
+        assert option in done.stdout
+
+
+def test_it_runs_as_a_command(gpt2: str) -> None:
+    command = [sys.executable, "-m", "ftcore.generate", "--model", gpt2, "--prompt", "Ada"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == expected(gpt2, ["Ada"])[0] + "\n"
+    assert done.stderr == ""
