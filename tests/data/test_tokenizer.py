@@ -1,0 +1,790 @@
+"""Tokenizers: id for id and letter for letter what transformers gives, for every form of the files."""
+
+import io
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Tokenizer, T5Tokenizer
+
+from ftcore.data.spiece import Kind, read_sentencepiece_model
+from ftcore.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from ftcore.models import GPT2Config, T5Config
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "It wasn't the dog's fault, was it? No! They've said so, and we're sure of it.",
+    "question: What is the capital of France? context: Paris is the capital of France.",
+    "translate English to German: The house is wonderful. Das Haus ist wunderbar.",
+    "In 2019, 1234567 people read it; 99.5% of them didn't understand (much of) it.",
+    "naïve café, œuvre, Ångström, Straße, ﬁnal, ½, ①, Ⅳ, １２３",
+    "日本語のテキスト、한국어 텍스트, русский текст, ελληνικό κείμενο",
+    "xxx xxxx aaa aaaa ababab ........ !!!!!!!!",
+]
+
+HOSTILE = [
+    "",
+    " ",
+    "   ",
+    "\n",
+    "\t\r\n \u3000\u2028",
+    "a  b\t\tc\n\n\nd",
+    " leading and trailing ",
+    "{braces} [brackets] <angles> \\ ` ~ ^ |",
+    "👩‍👩‍👧‍👦 👍🏽 🇩🇪🇫🇷 🏴󠁧󠁢󠁥󠁮󠁧󠁿 ❤️",
+    "e\u0301 a\u0308\u0323 \u0301alone Z̷̛͔͈̬a̴l̶g̸o̵",
+    "שלום עולם مرحبا \u202eabc\u202c \u200fdef",
+    "zero\u200bwidth \ufeffbom soft\u00adhyphen non\u00a0breaking \u2060",
+    "nul\x00bell\x07del\x7fesc\x1b[0m next\x85line",
+    "unassigned \U0010fffd \ufffd \uffff \ue000",
+    "▁ ▁▁x▁y Ġ Ċ <0x0A>",
+    "ﷺ ㎏ Å ẛ̣ 𝔘𝔫𝔦 ﬃ",
+    "x" * 5000,
+    "ab" * 3000 + " " + "é" * 1000,
+    "cuz xxx said that yes " * 20,
+    "<extra_id_0>",
+    "a <extra_id_0> b<extra_id_1>c  <extra_id_99>  <extra_id_100> <extra_id_124><extra_id_125>",
+    "</s>",
+    "end</s>",
+    "end </s>  ",
+    "<pad> a <pad> <unk>b<unk> </s></s> c",
+    "<|endoftext|>",
+    "a<|endoftext|>b <|endoftext|> c",
+    "<sep> x<sep>y <ADDED> Added added",
+    "< / s > <extra_id_ 0> <EXTRA_ID_0> <extra_id_00>",
+]
+
+# Written-out tokens now and then, so that hypothesis meets them inside arbitrary text.
+texts = st.lists(
+    st.text(max_size=12)
+    | st.sampled_from(
+        ["<extra_id_0>", "<extra_id_7>", "</s>", "<pad>", "<unk>", "<|endoftext|>", " ", "xxx"]
+    ),
+    max_size=6,
+).map("".join)
+
+
+# ---------------------------------------------------------------------------------- the tokenizers under test
+
+
+@pytest.fixture(scope="session")
+def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small T5 vocabulary in a spiece.model, with one user-defined piece."""
+    directory = tmp_path_factory.mktemp("spiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        user_defined_symbols=["<sep>"],
+        minloglevel=2,
+    )
+    (directory / "spiece.model").write_bytes(model.getvalue())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def merges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 vocabulary in vocab.json and merges.txt."""
+    directory = tmp_path_factory.mktemp("merges")
+    pipeline = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pipeline.train_from_iterator(SENTENCES * 20, trainer)
+    pipeline.model.save(str(directory))
+    return directory
+
+
+def t5_oracle(directory: Path) -> T5Tokenizer:
+    """`T5Tokenizer.from_pretrained`; for a spiece.model, what that gives where protobuf is installed."""
+    if (directory / "tokenizer.json").exists():
+        return T5Tokenizer.from_pretrained(directory)
+    content = (directory / "spiece.model").read_bytes()
+    model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    pieces = [(model.id_to_piece(number), model.get_score(number)) for number in range(len(model))]
+    sentinels = [f"<extra_id_{number}>" for number in reversed(range(100))]
+    return T5Tokenizer(
+        vocab=pieces + [(sentinel, 0.0) for sentinel in sentinels],
+        _spm_precompiled_charsmap=read_sentencepiece_model(content).character_map or None,
+        additional_special_tokens=[
+            *(
+                tokenizers.AddedToken(piece, normalized=False, special=piece != "<sep>")
+                for piece, _ in pieces
+                if piece in ("<pad>", "</s>", "<sep>")
+            ),
+            *sentinels,
+        ],
+    )
+
+
+def byt5(directory: Path) -> Path:
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    return directory
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "spiece",
+        "t5 json",
+        "merges",
+        "gpt2 json",
+        "byt5",
+        "byt5 saved",
+        "real spiece",
+        "real t5 json",
+        "real merges",
+    ],
+)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, object]:
+    """(ours, transformers') for each form of the files, trained here or real."""
+    directory = tmp_path_factory.mktemp("pair")
+    match request.param:
+        case "spiece":
+            directory = request.getfixturevalue("spiece")
+            oracle = t5_oracle(directory)
+        case "t5 json":
+            t5_oracle(request.getfixturevalue("spiece")).save_pretrained(directory)
+            oracle = T5Tokenizer.from_pretrained(directory)
+        case "merges":
+            directory = request.getfixturevalue("merges")
+            oracle = GPT2Tokenizer.from_pretrained(directory)
+        case "gpt2 json":
+            GPT2Tokenizer.from_pretrained(request.getfixturevalue("merges")).save_pretrained(directory)
+            oracle = GPT2Tokenizer.from_pretrained(directory)
+        case "byt5":
+            oracle = ByT5Tokenizer.from_pretrained(byt5(directory))
+        case "byt5 saved":
+            ByT5Tokenizer().save_pretrained(directory)
+            oracle = ByT5Tokenizer.from_pretrained(directory)
+        case "real spiece":
+            real = request.getfixturevalue("real_data") / "t5"
+            shutil.copy(real / "spiece.model", directory)
+            oracle = t5_oracle(directory)
+        case "real t5 json":
+            real = request.getfixturevalue("real_data") / "t5"
+            shutil.copy(real / "tokenizer.json", directory)
+            oracle = t5_oracle(directory)
+        case "real merges":
+            directory = request.getfixturevalue("real_data") / "gpt2"
+            oracle = GPT2Tokenizer.from_pretrained(directory)
+    return load_tokenizer(directory), oracle
+
+
+def oracle_ids(oracle: object, texts: list[str]) -> list[list[int]]:
+    with warnings.catch_warnings():  # ByT5 warns of a text that ends in </s>
+        warnings.simplefilter("ignore")
+        return oracle(texts)["input_ids"]
+
+
+def assert_same(ours: Tokenizer, oracle: object, texts: list[str]) -> None:
+    """The same ids for each text, and the same text for these ids."""
+    for text, expected in zip(texts, oracle_ids(oracle, texts), strict=True):
+        assert ours.encode(text) == expected, repr(text[:200])
+        assert_same_text(ours, oracle, expected)
+
+
+def assert_same_text(ours: Tokenizer, oracle: object, ids: list[int]) -> None:
+    for skip in (True, False):
+        assert ours.decode(ids, skip_special_tokens=skip) == oracle.decode(ids, skip_special_tokens=skip), ids
+
+
+# -------------------------------------------------------------------------------------- equal to transformers
+
+
+def test_special_ids_are_those_of_transformers(pair):
+    ours, oracle = pair
+    assert (ours.eos_id, ours.unk_id, ours.bos_id) == (
+        oracle.eos_token_id,
+        oracle.unk_token_id,
+        oracle.bos_token_id,
+    )
+    assert ours.pad_id == (ours.eos_id if oracle.pad_token_id is None else oracle.pad_token_id)
+    assert ours.vocab_size == len(oracle) == max(oracle.get_vocab().values()) + 1
+
+
+def test_plain_and_hostile_texts(pair):
+    assert_same(*pair, SENTENCES + HOSTILE)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=texts)
+def test_any_text(pair, text):
+    assert_same(*pair, [text])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_ids(pair, data):
+    ours, oracle = pair
+    ids = st.integers(0, ours.vocab_size - 1) | st.sampled_from([0, 1, 2, ours.eos_id, ours.vocab_size - 1])
+    assert_same_text(ours, oracle, data.draw(st.lists(ids, max_size=20)))
+
+
+def emotion_texts(real_data: Path) -> Iterator[str]:
+    for name in ("train", "val", "test"):
+        yield from (real_data / "emotion" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def squad_texts(real_data: Path) -> Iterator[str]:
+    for name in ("train", "valid"):
+        for article in json.loads((real_data / "squad" / f"{name}.json").read_text(encoding="utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                yield paragraph["context"]
+                yield from (question["question"] for question in paragraph["qas"])
+
+
+@pytest.mark.parametrize("corpus", [emotion_texts, squad_texts])
+@pytest.mark.parametrize("form", ["tokenizer.json", "spiece.model", "vocab.json"])
+def test_every_real_line(
+    real_data: Path, tmp_path: Path, form: str, corpus: Callable[[Path], Iterator[str]]
+) -> None:
+    directory = real_data / "gpt2"
+    if form == "vocab.json":
+        oracle = GPT2Tokenizer.from_pretrained(directory)
+    else:
+        directory = tmp_path
+        shutil.copy(real_data / "t5" / form, directory)
+        oracle = t5_oracle(directory)
+    ours = load_tokenizer(directory)
+    lines = list(corpus(real_data))
+    expected = oracle(lines)["input_ids"]
+    assert [ours.encode(line) for line in lines] == expected
+    sample = expected[::10]
+    assert [ours.decode(ids) for ids in sample] == oracle.batch_decode(sample, skip_special_tokens=True)
+
+
+def test_the_published_examples(real_data: Path) -> None:
+    t5 = load_tokenizer(real_data / "t5")
+    house = "translate English to German: The house is wonderful."
+    assert t5.encode(house) == [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
+    assert (t5.sentinel_id(0), t5.sentinel_id(99), t5.vocab_size) == (32099, 32000, 32100)
+    assert t5.unk_id in t5.encode("{")
+    gpt2 = load_tokenizer(real_data / "gpt2")
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.encode(" Hello world") == [18435, 995]
+    assert gpt2.encode("<|endoftext|>") == [gpt2.eos_id] == [gpt2.pad_id] == [50256]
+
+
+def test_a_tie_is_cut_the_same_way_everywhere(real_data: Path, tmp_path: Path) -> None:
+    """SentencePiece's own search cuts this `xxx` into `xx|x`, behind a shorter text into `x|xx`."""
+    text = "i feel shamed for me being me cuz xxx said that yes"
+    shutil.copy(real_data / "t5" / "spiece.model", tmp_path)
+    native = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    ours, json_form = load_tokenizer(tmp_path), load_tokenizer(real_data / "t5")
+    assert ours.encode(text) == json_form.encode(text)
+    alone = ours.encode("xxx")[:-1]
+    ids = ours.encode(text)
+    assert alone in [ids[start : start + len(alone)] for start in range(len(ids))]
+    assert sorted(native.encode(text)) == sorted(ids[:-1])
+    assert native.encode(text) != ids[:-1]
+
+
+# ---------------------------------------------------------------------------- added tokens, old and new files
+
+
+def special(content: str, **flags: bool) -> dict:
+    return {
+        "content": content,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    } | flags
+
+
+ADDITIONS = {
+    "a decoder of added tokens": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "500": special("<sep>", special=True, lstrip=True),
+                "501": special("<ADDED>", normalized=True),
+                "502": special("added", single_word=True),
+            },
+            "additional_special_tokens": ["<sep>"],
+            "pad_token": "<pad>",
+        }
+    },
+    "a map and added tokens": {
+        "special_tokens_map.json": {
+            "pad_token": "<pad>",
+            "sep_token": special("<sep>", rstrip=True),
+            "additional_special_tokens": ["<ADDED>"],
+        },
+        "added_tokens.json": {"<ADDED>": 501, "added": 502, "<sep>": 500},
+    },
+    "a list of extra tokens": {
+        "tokenizer_config.json": {"extra_special_tokens": ["<sep>", "<ADDED>"], "cls_token": "added"}
+    },
+    "extra tokens by name": {"tokenizer_config.json": {"extra_special_tokens": {"x_token": "<sep>"}}},
+    "a token that is null": {"tokenizer_config.json": {"pad_token": None, "unk_token": None}},
+    "tokens with their type": {
+        "tokenizer_config.json": {
+            "eos_token": special("<sep>") | {"__type": "AddedToken"},
+            "bos_token": "<ADDED>",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+@pytest.mark.parametrize("form", ["merges", "gpt2 json", "t5 json"])
+def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_path: Path) -> None:
+    if form == "merges":
+        shutil.copytree(merges, tmp_path, dirs_exist_ok=True)
+    elif form == "gpt2 json":
+        GPT2Tokenizer.from_pretrained(merges).save_pretrained(tmp_path)
+    else:
+        t5_oracle(spiece).save_pretrained(tmp_path)
+    for name, content in ADDITIONS[addition].items():
+        path = tmp_path / name
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(before | content))
+    oracle = (T5Tokenizer if form == "t5 json" else GPT2Tokenizer).from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab_size == len(oracle)
+    assert ours.eos_id == oracle.eos_token_id
+    assert_same(ours, oracle, HOSTILE)
+
+
+@pytest.mark.parametrize("addition", ["a map and added tokens", "a list of extra tokens"])
+def test_added_tokens_of_byt5(addition: str, tmp_path: Path) -> None:
+    for name, content in ADDITIONS[addition].items():
+        numbers = {token: number - 500 + 259 for token, number in content.items() if isinstance(number, int)}
+        (tmp_path / name).write_text(json.dumps(content | numbers))
+    settings_path = tmp_path / "tokenizer_config.json"
+    known = json.loads(settings_path.read_text()) if settings_path.exists() else {}
+    settings_path.write_text(json.dumps(known | {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}))
+    assert_same(load_tokenizer(tmp_path), ByT5Tokenizer.from_pretrained(tmp_path), HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"add_bos_token": True},
+        {"add_bos_token": True, "bos_token": None},
+        {"add_bos_token": True, "add_eos_token": True},
+        {"add_prefix_space": True},
+    ],
+)
+def test_settings_of_gpt2(config: dict, merges: Path, tmp_path: Path) -> None:
+    shutil.copytree(merges, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert_same(load_tokenizer(tmp_path), GPT2Tokenizer.from_pretrained(tmp_path), SENTENCES + HOSTILE)
+
+
+@pytest.mark.parametrize("form", ["t5", "gpt2", "byt5"])
+def test_spaces_before_punctuation_go_where_the_files_ask_for_it(
+    form: str, spiece: Path, merges: Path, tmp_path: Path
+) -> None:
+    oracle = {"t5": lambda: t5_oracle(spiece), "gpt2": lambda: GPT2Tokenizer.from_pretrained(merges)}
+    oracle.get(form, ByT5Tokenizer)().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clean_up_tokenization_spaces": True}))
+    spaced = "it was n't , he 's said . do n't ? I 'm , ' we 've ' they 're !"
+    assert_same(load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path), [spaced])
+    assert (load_tokenizer(tmp_path).decode(load_tokenizer(tmp_path).encode(spaced)) == spaced) == (
+        form == "gpt2"
+    )
+
+
+def test_padding_and_truncation_inside_tokenizer_json_are_not_applied(merges: Path, tmp_path: Path) -> None:
+    GPT2Tokenizer.from_pretrained(merges).save_pretrained(tmp_path)
+    pipeline = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    pipeline.enable_padding(length=50)
+    pipeline.enable_truncation(3)
+    pipeline.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode(SENTENCES[0]) == load_tokenizer(merges).encode(SENTENCES[0])
+
+
+def test_a_byte_level_tokenizer_of_another_class_is_taken_as_its_file_has_it(
+    merges: Path, tmp_path: Path
+) -> None:
+    """As CodeT5's: a T5 whose vocabulary is a byte-level BPE, and whose texts stand between <s> and </s>."""
+    pipeline = tokenizers.Tokenizer.from_str(GPT2Tokenizer.from_pretrained(merges).backend_tokenizer.to_str())
+    pipeline.add_special_tokens(
+        ["<s>", "</s>", "<pad>", *(f"<extra_id_{number}>" for number in range(99, -1, -1))]
+    )
+    ends = [(token, pipeline.token_to_id(token)) for token in ("</s>", "<s>")]
+    pipeline.post_processor = tokenizers.processors.RobertaProcessing(*ends, add_prefix_space=False)
+    pipeline.save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, oracle = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert_same(ours, oracle, SENTENCES + HOSTILE)
+    assert (ours.pad_id, ours.eos_id, ours.unk_id) == (oracle.pad_token_id, oracle.eos_token_id, None)
+    assert ours.sentinel_id(0) == ours.vocab_size - 1
+
+
+# --------------------------------------------------------------------------------------------- encode, decode
+
+
+def test_gpt2_and_byt5_give_every_text_back(merges: Path, tmp_path: Path) -> None:
+    gpt2, bytes_ = load_tokenizer(merges), load_tokenizer(byt5(tmp_path))
+    for text in SENTENCES + [text for text in HOSTILE if "<" not in text]:
+        assert gpt2.decode(gpt2.encode(text)) == text
+        assert bytes_.decode(bytes_.encode(text)) == text
+
+
+def test_t5_gives_a_plain_sentence_back(spiece: Path) -> None:
+    t5 = load_tokenizer(spiece)
+    for text in SENTENCES[:5]:
+        assert t5.decode(t5.encode(text)) == text
+    assert t5.decode(t5.encode("  The \n quick\tbrown  ")) == "The quick brown"
+
+
+def test_bytes(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(byt5(tmp_path))
+    assert tokenizer.encode("hé") == [ord("h") + 3, 0xC3 + 3, 0xA9 + 3, 1]
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.bos_id) == (0, 1, 2, None)
+    assert (tokenizer.sentinel_id(0), tokenizer.sentinel_id(124), tokenizer.vocab_size) == (259, 383, 384)
+    assert tokenizer.decode([0xC3 + 3, ord("h") + 3]) == "h"  # half a character is left out
+
+
+def test_decode_takes_lists_arrays_and_tensors(pair):
+    ours, _ = pair
+    ids = ours.encode("The house is wonderful.")
+    expected = ours.decode(ids)
+    assert expected
+    for row in (
+        tuple(ids),
+        iter(ids),
+        torch.tensor(ids),
+        np.array(ids),
+        list(torch.tensor(ids)),
+        list(np.array(ids)),
+    ):
+        assert ours.decode(row) == expected
+    assert ours.decode([]) == ours.decode(torch.tensor([], dtype=torch.long)) == ""
+
+
+def test_decode_skips_ignored_labels_and_rows_that_no_token_has(pair):
+    ours, _ = pair
+    ids = ours.encode("The house")
+    beyond = [ours.vocab_size, ours.vocab_size + 27, 2**40]
+    assert ours.decode([-100, *ids, -100, -100]) == ours.decode(ids)
+    assert ours.decode([*beyond, *ids, *beyond]) == ours.decode(ids)
+    assert ours.decode(torch.full((4,), -100)) == ""
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.long), r"one row of whole numbers, got a Tensor of shape \(2, 3\)"),
+        (torch.zeros(3), r"one row of whole numbers, got a Tensor of shape \(3,\)"),
+        (torch.tensor(3), r"one row of whole numbers, got a Tensor of shape \(\)"),
+        ([[1, 2], [3]], r"one row of whole numbers, got \[\[1, 2\], \[3\]\]"),
+        ("text", "one row of whole numbers, got 'text'"),
+        (7, "one row of whole numbers, got 7"),
+        ([5, -1], "-1 is no token id"),
+    ],
+)
+def test_decode_refuses_what_is_no_row_of_ids(ids, message, merges):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(merges).decode(ids)
+
+
+def test_a_lone_surrogate_is_named(pair):
+    ours, _ = pair
+    with pytest.raises(ValueError, match=r"lone surrogate, '\\ud83d', at character 2"):
+        ours.encode("ab\ud83dcd")
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", ["a", "b"]])
+def test_encode_takes_one_string(text, merges):
+    with pytest.raises(TypeError, match=f"one string, got {type(text).__name__}"):
+        load_tokenizer(merges).encode(text)
+
+
+def test_sentinels(spiece: Path, merges: Path) -> None:
+    t5 = load_tokenizer(spiece)
+    assert [t5.sentinel_id(number) for number in range(100)] == list(
+        range(t5.vocab_size - 1, t5.vocab_size - 101, -1)
+    )
+    assert t5.encode("<extra_id_3>") == [t5.sentinel_id(3), t5.eos_id]
+    for tokenizer, number in ((t5, 100), (t5, -1), (load_tokenizer(merges), 0)):
+        with pytest.raises(ValueError, match=f"<extra_id_{number}> is not in this vocabulary of"):
+            tokenizer.sentinel_id(number)
+
+
+def test_the_number_of_sentinels_is_a_setting(spiece: Path, tmp_path: Path) -> None:
+    shutil.copy(spiece / "spiece.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 5}')
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab_size == load_tokenizer(spiece).vocab_size - 95
+    assert ours.sentinel_id(4) == ours.vocab_size - 5
+
+
+def test_a_tokenizer_travels_to_worker_processes(pair):
+    ours, _ = pair
+    there = pickle.loads(pickle.dumps(ours))
+    assert there.encode(SENTENCES[1]) == ours.encode(SENTENCES[1])
+
+
+# ----------------------------------------------------------------------------------------------------- saving
+
+
+def test_saved_and_loaded_again(pair, tmp_path):
+    ours, oracle = pair
+    ours.save_pretrained(tmp_path / "new" / "directory")
+    again = load_tokenizer(tmp_path / "new" / "directory")
+    reopened = type(oracle).from_pretrained(tmp_path / "new" / "directory")
+    assert again.vocab_size == len(reopened) == ours.vocab_size
+    assert (again.pad_id, again.eos_id, again.unk_id, again.bos_id) == (
+        ours.pad_id,
+        ours.eos_id,
+        ours.unk_id,
+        ours.bos_id,
+    )
+    for text in SENTENCES + HOSTILE:
+        assert again.encode(text) == ours.encode(text)
+    assert oracle_ids(reopened, SENTENCES + HOSTILE) == oracle_ids(oracle, SENTENCES + HOSTILE)
+    assert_same(again, reopened, SENTENCES + HOSTILE)
+
+
+def test_the_same_files_come_back(spiece: Path, merges: Path, tmp_path: Path) -> None:
+    for number, source in enumerate((spiece, merges)):
+        load_tokenizer(source).save_pretrained(tmp_path / str(number))
+        for path in source.iterdir():
+            assert (tmp_path / str(number) / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_files_may_be_gone_before_saving(merges: Path, tmp_path: Path) -> None:
+    shutil.copytree(merges, tmp_path / "a")
+    tokenizer = load_tokenizer(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "a")
+    assert load_tokenizer(tmp_path / "a").encode("The dog") == tokenizer.encode("The dog")
+
+
+def test_files_of_another_tokenizer_do_not_survive(spiece: Path, merges: Path, tmp_path: Path) -> None:
+    load_tokenizer(spiece).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    load_tokenizer(merges).save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"vocab.json", "merges.txt", "config.json", "model.safetensors"}
+    assert load_tokenizer(tmp_path).encode("The dog") == load_tokenizer(merges).encode("The dog")
+    assert AutoTokenizer.from_pretrained(tmp_path).encode("The dog") == load_tokenizer(merges).encode(
+        "The dog"
+    )
+
+
+def test_a_failed_save_leaves_the_old_file_whole(
+    merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(merges)
+    tokenizer.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        tokenizer.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_byt5_known_by_config_json_alone_is_saved_with_its_class(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
+    load_tokenizer(tmp_path).save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode("ab") == [100, 101, 1]
+    assert ByT5Tokenizer.from_pretrained(tmp_path / "saved").encode("ab") == [100, 101, 1]
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer.json": "{"}, r"tokenizer\.json: not valid JSON"),
+        ({"tokenizer.json": "[1]"}, r"tokenizer\.json: expected a JSON object, found list"),
+        ({"tokenizer.json": "{}"}, r"tokenizer\.json: not a tokenizer \(KeyError: 'model'\)"),
+        (
+            {"tokenizer.json": '{"model": {"type": "Unigram", "vocab": []}}'},
+            r"tokenizer\.json: not a tokenizer",
+        ),
+        ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, r"tokenizer\.json: not a tokenizer"),
+        ({"tokenizer.json": '{"model": {"type": "New"}}'}, r"tokenizer\.json: not a tokenizer"),
+        ({"spiece.model": ""}, r"spiece\.model: not a SentencePiece model"),
+        ({"spiece.model": "not protobuf at all"}, r"spiece\.model: not a SentencePiece model"),
+        (
+            {"vocab.json": '{"a": "b"}', "merges.txt": ""},
+            r"vocab\.json: expected an object of tokens and their ids",
+        ),
+        (
+            {"vocab.json": MERGEABLE, "merges.txt": "#version: 0.2\na b\na c\n"},
+            r"merges\.txt:3: found 'a c', expected",
+        ),
+        (
+            {"vocab.json": MERGEABLE, "merges.txt": "b a\n"},
+            r"merges\.txt:1: found 'b a', expected two tokens",
+        ),
+        ({"vocab.json": MERGEABLE, "merges.txt": "ab\n"}, r"merges\.txt:1: found 'ab', expected two tokens"),
+        (
+            {
+                "vocab.json": MERGEABLE,
+                "merges.txt": "",
+                "tokenizer_config.json": '{"tokenizer_class": "RobertaTokenizer"}',
+            },
+            "vocab.json: read as a GPT2Tokenizer's, but tokenizer_class is RobertaTokenizer; save that",
+        ),
+        (
+            {"vocab.json": MERGEABLE, "merges.txt": "", "tokenizer_config.json": '{"eos_token": null}'},
+            "tokenizer_config.json: no eos_token, expected",
+        ),
+        (
+            {
+                "vocab.json": MERGEABLE,
+                "merges.txt": "",
+                "tokenizer_config.json": '{"added_tokens_decoder": {"3": {}}}',
+            },
+            r"tokenizer_config\.json: it or another file of special tokens is not as transformers writes it",
+        ),
+        (
+            {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '{"x": "y"}'},
+            r"tokenizer_config\.json: it or another file of special tokens is not as transformers writes it",
+        ),
+        (
+            {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '["a"]'},
+            r"added_tokens\.json: expected a JSON object, found list",
+        ),
+        (
+            {"tokenizer_config.json": '{"tokenizer_class": "ByT5Tokenizer", "extra_ids": "x"}'},
+            r"tokenizer_config\.json: extra_ids is 'x', expected a value like 125",
+        ),
+        ({"vocab.json": MERGEABLE, "merges.txt": "", "config.json": "no"}, r"config\.json: not valid JSON"),
+    ],
+)
+def test_a_broken_file_is_named(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files", [[], ["config.json"], ["vocab.json"], ["merges.txt", "tokenizer_config.json"]]
+)
+def test_a_directory_without_a_tokenizer(files: list[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"no tokenizer; expected tokenizer\.json, spiece\.model or vocab\.json"
+    ):
+        load_tokenizer(tmp_path)
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_check_vocabulary(merges: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(byt5(tmp_path))
+    check_vocabulary(tokenizer, T5Config(vocab_size=384, decoder_start_token_id=0), "models/t5")
+    check_vocabulary(tokenizer, T5Config(vocab_size=400, decoder_start_token_id=0), "models/t5")
+    with pytest.raises(
+        ValueError, match=r"^models/gpt2: the tokenizer has 384 ids, but the embedding only 300 rows"
+    ):
+        check_vocabulary(tokenizer, GPT2Config(vocab_size=300), Path("models/gpt2"))
+
+
+# ----------------------------------------------------------------------------------------------- spiece.model
+
+
+def test_the_reader_agrees_with_sentencepiece(spiece: Path) -> None:
+    content = (spiece / "spiece.model").read_bytes()
+    native = sentencepiece.SentencePieceProcessor(model_proto=content)
+    model = read_sentencepiece_model(content)
+    numbers = range(len(native))
+    assert model.pieces == [(native.id_to_piece(number), native.get_score(number)) for number in numbers]
+    assert [kind == Kind.CONTROL for kind in model.kinds] == [native.is_control(number) for number in numbers]
+    assert [kind == Kind.UNKNOWN for kind in model.kinds] == [native.is_unknown(number) for number in numbers]
+    assert [
+        piece for (piece, _), kind in zip(model.pieces, model.kinds, strict=True) if kind == Kind.USER_DEFINED
+    ] == ["<sep>"]
+    assert model.unk_id == native.unk_id()
+    table = tokenizers.normalizers.Precompiled(model.character_map)
+    for text in ("ﬁnal ½ ①", "a\tb\nc", "Å", "１２３", "non\u00a0breaking"):
+        assert table.normalize_str(text) == native.normalize(text).replace("▁", " ").strip()
+
+
+def test_the_reader_agrees_with_the_published_tokenizer_json(real_data: Path) -> None:
+    model = read_sentencepiece_model((real_data / "t5" / "spiece.model").read_bytes())
+    published = json.loads((real_data / "t5" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert [[piece, score] for piece, score in model.pieces] == published["vocab"][:32000]
+    assert model.unk_id == published["unk_id"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_cut_or_damaged_model_raises_nothing_but_value_errors(spiece: Path, data) -> None:
+    content = bytearray((spiece / "spiece.model").read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert read_sentencepiece_model(cut).pieces
+    except ValueError as error:
+        assert "SentencePiece model" in str(error)
+
+
+def test_a_model_cut_inside_its_unicode_table_is_refused(spiece: Path, tmp_path: Path) -> None:
+    content = (spiece / "spiece.model").read_bytes()
+    table = read_sentencepiece_model(content).character_map
+    (tmp_path / "spiece.model").write_bytes(content[: content.index(table) + len(table) // 2])
+    with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or cut short"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 5),
+        model_writer=model,
+        vocab_size=200,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    with pytest.raises(
+        ValueError, match=r"spiece\.model: a SentencePiece model of another type than unigram"
+    ):
+        load_tokenizer(tmp_path)
