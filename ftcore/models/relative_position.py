@@ -42,4 +42,5 @@ def relative_position_bias(
         num_buckets=table.num_embeddings,
         max_distance=max_distance,
     )
-    return table(buckets).permute(2, 0, 1)[None]  # (T, S, H) -> (1, H, T, S)
+    # (T, S, H) -> (1, H, T, S), and laid out so: over strided scores the fused kernel takes twice the time.
+    return table(buckets).permute(2, 0, 1)[None].contiguous()

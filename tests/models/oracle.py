@@ -1,13 +1,14 @@
 """The same random model twice, by transformers and by ftcore, and random inputs for it.
 
 How close must they come? Both compute the same formulas, but sum in another order, so they differ by
-rounding. The published requirement is 1e-5 of the largest value, which is 84 units of float32's precision
-(eps = 1.2e-7). That is more than rounding needs: a sum of n <= 64 products errs by about sqrt(n) eps / 2,
-a model here has at most 40 such sums one after the other, and independent errors add like a random walk, so
-sqrt(40) * sqrt(64) / 2 = 25 eps is what to expect if no layer amplifies the errors of those before it.
-The weights of `spread` see to that. And it is too much to catch a small mistake: gelu for gelu_new
-is 5e-4 away in one activation and less in the logits. So the same tests also run in float64, where the same
-84 units are 1.9e-14, and no mistake is that small.
+rounding. The published requirement is 1e-5 of the largest value, 84 units of float32's precision (eps =
+1.2e-7). Rounding needs less: a sum of 64 products, the usual number here, errs by about sqrt(64) / 2 = 4 eps;
+the deepest T5 here has 18 sublayers of some 4 sums each, one after the other; and independent errors add
+like a random walk, so sqrt(18 * 4) * 4 = 34 eps are to be expected where no layer amplifies the errors of
+those before it (the weights of `spread` see to that), and sqrt(2) times as many in gradients, which come
+all the way back. But 84 eps would hide small mistakes: gelu for gelu_new moves a value by 5e-4 at most, and
+the logits by less. So the same tests also run in float64, where the same 84 units are 1.9e-14, and no
+mistake is that small.
 """
 
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ gpt2_settings = st.fixed_dictionaries(
         "n_head": st.sampled_from([1, 2, 3, 4]),
         "n_layer": st.integers(1, 4),
         "n_inner": st.sampled_from([None, 50]),
-        "activation_function": st.sampled_from(["gelu_new", "gelu", "relu", "silu", "tanh", "gelu_fast"]),
+        "activation_function": st.sampled_from(["gelu_new", "gelu", "relu", "silu", "tanh"]),
         "layer_norm_epsilon": st.sampled_from([1e-5, 1e-6]),
         "scale_attn_weights": st.booleans(),
         "scale_attn_by_inverse_layer_idx": st.booleans(),

@@ -27,9 +27,11 @@ from oracle import (
     watch_all,
 )
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache
+from ftcore.models.activations import ACTIVATIONS
 
 SMALL = {"n_embd": 24, "n_head": 3, "n_layer": 2}
 DTYPES = list(BOUND)
@@ -64,8 +66,6 @@ def test_the_state_dict_is_theirs(drawn, seed):
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
 def test_logits(attention, dtype, drawn, seed, side):
-    if drawn["activation_function"] == "gelu_fast" and dtype == torch.float64:
-        drawn = {**drawn, "activation_function": "gelu_new"}  # theirs knows sqrt(2 / pi) to ten digits only
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed, attention))
     with torch.no_grad():
         for length in LENGTHS:
@@ -79,8 +79,6 @@ def test_logits(attention, dtype, drawn, seed, side):
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
 def test_loss_and_every_gradient(dtype, drawn, seed, side):
-    if drawn["activation_function"] == "gelu_fast":
-        drawn = {**drawn, "activation_function": "gelu_new"}
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed))
     ids, mask, targets = tokens(seed, 3, 20), padding(seed, 3, 20, side), tokens(seed + 1, 3, 20)
     want = loss_of(theirs(reference, ids, mask).logits, targets, mask)
@@ -115,8 +113,6 @@ def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
     against that: noise of about 1e-7, in float32, moves a weight by lr * 1e-7 / eps a step. So float32 needs
     an eps of 1e-4 for 1e-6 a step; float64, with its noise of 1e-16, compares the usual 1e-8.
     """
-    if drawn["activation_function"] == "gelu_fast":
-        drawn = {**drawn, "activation_function": "gelu_new"}
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed))
     ids, mask, targets = tokens(seed, 3, 20), padding(seed, 3, 20, side), tokens(seed + 1, 3, 20)
     eps = 1e-8 if dtype == torch.float64 else 1e-4
@@ -150,6 +146,14 @@ def test_attention_maps_and_hidden_states(drawn, seed, side):
     for name, weights in zip(blocks, want.attentions, strict=True):
         got = seen[f"{name}.attn.softmax"].transpose(1, 2)[real]
         assert error(got, weights.transpose(1, 2)[real]) < BOUND[torch.float32], name
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations(name):
+    values = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    # gelu_fast knows sqrt(2 / pi) to ten digits only.
+    bound = 1e-10 if name == "gelu_fast" else BOUND[torch.float64]
+    assert error(ACTIVATIONS[name]()(values), ACT2FN[name](values)) < bound
 
 
 @pytest.mark.parametrize("switches", [{"scale_attn_by_inverse_layer_idx": True}, {}])
