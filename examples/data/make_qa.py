@@ -1,0 +1,332 @@
+"""Write a reading-comprehension set about people, towns, ships, things and fairs that do not exist.
+
+    python examples/data/make_qa.py      # writes examples/data/qa/{train,valid,test}.json, in SQuAD's layout
+
+Each passage tells the same kinds of facts about two or three subjects, so a question has to be matched to the
+right one, and it tells half of its facts twice, in other words. Every person, town, ship and pet is invented
+afresh for its passage, and a name that serves one split never serves another (see `Names`): a model that
+answers questions about the test passages has learnt to read them, since it cannot have seen a single name.
+
+What can be told and asked stands in qa_language.py. `story` and `ask` can be imported, so that a training
+script can stream passages without end (weights/pretrain_t5_mini.py does).
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from qa_language import (
+    ASIDES,
+    FEMALE_ENDS,
+    GATHERING_FACTS,
+    GATHERINGS,
+    KIN,
+    KINSHIP,
+    MALE_ENDS,
+    MATERIALS,
+    OPENINGS,
+    PERSON_FACTS,
+    REMINDERS,
+    SHIP_FACTS,
+    THING_FACTS,
+    THINGS,
+    TOWN_FACTS,
+    Fact,
+    Names,
+    Word,
+)
+
+SPLITS = {"train": 8000, "valid": 400, "test": 1000}  # questions
+QUESTIONS_PER_PASSAGE = 5
+
+
+# --------------------------------------------------------------------------------------------------- subjects
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: Word
+    he: str
+    his: str
+    him: str
+
+    def named(self) -> dict[str, str]:
+        return {"who": self.name, "whose": f"{self.name:s}", "whom": self.name} | self._pronouns()
+
+    def again(self) -> dict[str, str]:
+        return {"who": self.he, "whose": self.his, "whom": self.him} | self._pronouns()
+
+    def described(self, description: str) -> dict[str, str]:
+        return {"who": description, "whose": f"{description}'s", "whom": description} | self._pronouns()
+
+    def _pronouns(self) -> dict[str, str]:
+        return {"he": self.he, "his": self.his, "him": self.him}
+
+
+def woman(names: Names) -> Subject:
+    return Subject(names.person(FEMALE_ENDS), "she", "her", "her")
+
+
+def man(names: Names) -> Subject:
+    return Subject(names.person(MALE_ENDS), "he", "his", "him")
+
+
+def person(names: Names) -> Subject:
+    return names.rng.choice([woman, man])(names)
+
+
+def town(names: Names) -> Subject:
+    return Subject(names.town(), "it", "its", "it")
+
+
+def ship(names: Names) -> Subject:
+    return Subject(Word(f"the {names.ship()}"), "it", "its", "it")
+
+
+def thing(names: Names) -> Subject:
+    return Subject(Word(f"the {names.rng.choice(MATERIALS)} {names.rng.choice(THINGS)}"), "it", "its", "it")
+
+
+def gathering(names: Names) -> Subject:
+    return Subject(Word(f"the {names.town()} {names.rng.choice(GATHERINGS)}"), "it", "its", "it")
+
+
+# What a passage may be about, and how often.
+TOPICS = (
+    (10, person, PERSON_FACTS),
+    (4, town, TOWN_FACTS),
+    (3, ship, SHIP_FACTS),
+    (2, thing, THING_FACTS),
+    (2, gathering, GATHERING_FACTS),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- a story
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One fact of one subject, with its values filled in."""
+
+    subject: Subject
+    fact: Fact
+    values: dict[str, Word]
+
+    def say(self, pattern: str, mention: Mapping[str, str]) -> str:
+        return pattern.format(**mention, **self.values)
+
+
+SHAPES = ((2, 2), (2, 3), (3, 2))  # subjects, kinds of facts
+
+
+@dataclass(frozen=True)
+class Story:
+    context: str
+    statements: list[Statement]
+    descriptions: dict[str, list[str]]  # a subject's name -> other ways to speak of it: "the baker"
+
+
+def story(
+    rng: Random,
+    split: str = "train",
+    *,
+    shape: tuple[int, int] | None = None,
+    restated: float = 0.5,
+    seam: str = "",
+) -> Story:
+    """A passage about `shape` = (subjects, kinds of facts), by default one of SHAPES.
+
+    A share `restated` of the facts is told twice. `seam` goes between the parts of a name, for a tokenizer.
+    """
+    names = Names(rng, split, seam)
+    _, new_subject, facts = rng.choices(TOPICS, [weight for weight, *_ in TOPICS])[0]
+    subjects, kinds_told = shape or rng.choice(SHAPES)
+    cast = _different(lambda: new_subject(names), subjects, key=lambda subject: subject.name)
+    kinds = _kinds(rng, facts, kinds_told)
+
+    by_kind = [
+        [
+            Statement(subject, fact, values)
+            for subject, values in zip(cast, _values(fact, names, subjects), strict=True)
+        ]
+        for fact in kinds
+    ]
+    kin = _kinship(rng, cast) if new_subject is person and rng.random() < 0.4 else None
+    statements = _in_some_order(rng, by_kind)
+    context = _tell(rng, names, cast, ([kin] if kin else []) + statements, restated)
+    return Story(context, ([kin] if kin else []) + statements, _descriptions(statements, kin))
+
+
+def _kinds(rng: Random, facts: tuple[Fact, ...], count: int) -> list[Fact]:
+    """`count` kinds of facts. Not both age and year of birth: they would have to agree with each other."""
+    kinds = rng.sample(facts, count)
+    slots = {slot for fact in kinds for slot in fact.values}
+    return _kinds(rng, facts, count) if {"age", "year"} <= slots else kinds
+
+
+def _different(make: Callable[[], Subject], count: int, key: Callable[[Subject], str]) -> list[Subject]:
+    made: dict[str, Subject] = {}
+    while len(made) < count:
+        subject = make()
+        made.setdefault(key(subject), subject)
+    return list(made.values())
+
+
+def _values(fact: Fact, names: Names, count: int) -> list[dict[str, Word]]:
+    """Values of a fact for `count` subjects. No two share one, or a question would have two answers."""
+    columns = {}
+    for slot, values in fact.values.items():
+        column: dict[str, None] = {}
+        while len(column) < count:
+            column[values(names) if callable(values) else names.rng.choice(values)] = None
+        columns[slot] = [Word(value) for value in column]
+    return [{slot: column[row] for slot, column in columns.items()} for row in range(count)]
+
+
+def _kinship(rng: Random, cast: list[Subject]) -> Statement:
+    subject, other = rng.sample(cast, 2)
+    female, male = rng.choice(KIN)
+    kin = female if subject.he == "she" else male
+    values = {"name": subject.name, "kin": Word(kin), "other": other.name, "other_his": Word(other.his)}
+    return Statement(subject, KINSHIP, values)
+
+
+def _in_some_order(rng: Random, by_kind: list[list[Statement]]) -> list[Statement]:
+    """Subject by subject, kind by kind, or all mixed up."""
+    order = rng.random()
+    if order < 0.5:
+        return [statement for of_subject in zip(*by_kind, strict=True) for statement in of_subject]
+    flat = [statement for of_kind in by_kind for statement in of_kind]
+    return flat if order < 0.75 else rng.sample(flat, len(flat))
+
+
+def _descriptions(statements: list[Statement], kin: Statement | None) -> dict[str, list[str]]:
+    descriptions: dict[str, list[str]] = {}
+    if kin:
+        descriptions[kin.subject.name] = [f"{kin.values['other']:s} {kin.values['kin']}"]
+    for statement in statements:
+        if "job" in statement.values:
+            descriptions.setdefault(statement.subject.name, []).append(f"the {statement.values['job']}")
+    return descriptions
+
+
+def _tell(
+    rng: Random, names: Names, cast: list[Subject], statements: list[Statement], restated: float
+) -> str:
+    """The statements as sentences; some told again at the end, in other words."""
+    patterns = [rng.sample(statement.fact.sentences, 2) for statement in statements]
+    again = rng.sample(range(len(statements)), round(restated * len(statements)))
+    told = [(statement, first, "") for statement, (first, _) in zip(statements, patterns, strict=True)]
+    told += [
+        (statements[i], patterns[i][1], rng.choice(REMINDERS) if rng.random() < 0.3 else "") for i in again
+    ]
+
+    sentences: list[str] = []
+    if rng.random() < 0.3:
+        everyone = [subject.name for subject in rng.sample(cast, len(cast))]
+        sentences.append(rng.choice(OPENINGS).format(all=", ".join(everyone[:-1]) + " and " + everyone[-1]))
+    before: Statement | None = None
+    for statement, pattern, reminder in told:
+        same_subject = before is not None and before.subject is statement.subject
+        same_fact = before is not None and before.fact is statement.fact
+        # A pronoun is clear only where the sentence before spoke of the same subject and of nobody else.
+        clear = same_subject and not names.people & {*before.values.values()} and "of {whom}" not in pattern
+        link = ", and " if clear and not same_fact else ", while " if same_fact and not same_subject else ""
+        joined = link and not reminder and rng.random() < 0.2
+        short = clear and (joined or rng.random() < 0.6)
+        mention = statement.subject.again() if short else statement.subject.named()
+        sentence = reminder + statement.say(pattern, mention)
+        if joined:
+            sentences[-1] += link + sentence
+        else:
+            sentences.append(sentence)
+        before = statement
+        if rng.random() < 0.05:
+            sentences.append(rng.choice(ASIDES))
+            before = None
+    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
+
+
+# -------------------------------------------------------------------------------------------------- questions
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    answer_start: int
+
+
+def ask(rng: Random, told: Story, count: int, two_steps: float = 0.3) -> list[Question]:
+    """`count` different questions about a story.
+
+    Where a subject can be described ("the baker", "Ann's brother"), a share `two_steps` of the questions does
+    so instead of naming it: then two sentences must be put together.
+    """
+    questions: dict[str, Question] = {}
+    while len(questions) < count:
+        statement = rng.choice(told.statements)
+        slot = rng.choice(
+            [slot for slot in statement.fact.questions for _ in range(1 if slot == "who" else 2)]
+        )
+        pattern = rng.choice(statement.fact.questions[slot])
+        mention = statement.subject.named()
+        descriptions = told.descriptions.get(statement.subject.name, [])
+        descriptions = [d for d in descriptions if not any(value in d for value in statement.values.values())]
+        if descriptions and slot != "who" and rng.random() < two_steps:
+            mention = statement.subject.described(rng.choice(descriptions))
+        text = statement.say(pattern, mention)
+        answer = str(statement.subject.name if slot == "who" else statement.values[slot])
+        found = re.search(rf"\b{re.escape(answer)}\b", told.context, re.IGNORECASE)
+        start, end = found.span()
+        questions[text] = Question(text[0].upper() + text[1:], told.context[start:end], start)
+    return list(questions.values())
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def paragraphs(split: str, questions: int, seed: int) -> Iterator[dict]:
+    """Paragraphs in SQuAD 1.1 layout, a pure function of the arguments."""
+    rng = Random(f"{split} {seed}")
+    for number in range(questions // QUESTIONS_PER_PASSAGE):
+        told = story(rng, split)
+        yield {
+            "context": told.context,
+            "qas": [
+                {
+                    "id": f"{split}-{number}-{i}",
+                    "question": question.text,
+                    "answers": [{"text": question.answer, "answer_start": question.answer_start}],
+                }
+                for i, question in enumerate(ask(rng, told, QUESTIONS_PER_PASSAGE))
+            ],
+        }
+
+
+def squad(split: str, questions: int, seed: int) -> str:
+    """The file of a split: JSON with one paragraph a line, so that a change shows as changed lines."""
+    lines = ",\n".join(json.dumps(paragraph) for paragraph in paragraphs(split, questions, seed))
+    return f'{{"version": "1.1", "data": [{{"title": "{split}", "paragraphs": [\n{lines}\n]}}]}}\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "qa", help="where the three files go"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other passages")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for split, questions in SPLITS.items():
+        path = arguments.output / f"{split}.json"
+        path.write_text(squad(split, questions, arguments.seed), encoding="utf-8")
+        print(f"{path}: {questions} questions")
+
+
+if __name__ == "__main__":
+    main()
