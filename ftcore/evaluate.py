@@ -14,22 +14,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
-from ftcore.data.tokenizer import check_vocabulary
+from ftcore.data import DataLoader, read_records
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
-from ftcore.models.checkpoint import load_model, write_atomically
+from ftcore.models.checkpoint import write_atomically
+from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(EvaluateOptions, argv, command="ftcore.evaluate")
     with clear_errors("ftcore.evaluate"):
-        model, tokenizer = load_model(options.model, device=options.device), load_tokenizer(options.model)
-        check_vocabulary(tokenizer, model.config, options.model)
+        device = find_device(options.device)
+        model, tokenizer = load_checkpoint(options.model)
+        model.to(device)
         causal = not model.config.is_encoder_decoder
-        dataset = Dataset(
+        dataset = make_dataset(
             read_records(options.task, options.data, causal=causal, limit=options.limit),
+            model,
             tokenizer,
-            causal=causal,
+            name="given",
             max_source_length=options.max_source_length,
             max_target_length=options.max_target_length,
         )

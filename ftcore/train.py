@@ -1,11 +1,12 @@
 """Train and fine-tune T5 and GPT-2: `python -m ftcore.train`. The loop is `train`, below."""
 
-from ftcore.command import clear_errors, parse
+from ftcore.command import FAILED_RUN, clear_errors, parse
 from ftcore.training.options import TrainOptions
 
 if __name__ == "__main__":
     parse(TrainOptions, command="ftcore.train")  # --help and typing errors, before the slow import of torch
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,7 +21,7 @@ from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.loss import batch_loss, count_targets
 from ftcore.training.meter import Meter
-from ftcore.training.optim import learning_rate, set_learning_rate
+from ftcore.training.optim import set_learning_rate
 from ftcore.training.picture import save_picture
 from ftcore.training.run import Run, prepare
 from ftcore.training.run_directory import RunDirectory
@@ -34,23 +35,16 @@ def train(run: Run) -> None:
     if progress.step == 0:
         validate(run)  # what the model can do before it learns anything
 
-    meter = Meter()
+    meter = Meter(progress.losses)
     bar = tqdm(total=run.total_steps, initial=progress.step, desc="training", unit="step", file=sys.stdout)
     with bar, Interrupt() as interrupt:
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for window in windows(run.train_loader, options.grad_accum):
-                lr = learning_rate(
-                    progress.step,
-                    peak=options.lr or 0.0,
-                    schedule=options.schedule,
-                    warmup_steps=run.warmup_steps,
-                    total_steps=run.total_steps,
-                )
+                lr = run.learning_rate(progress.step)
                 set_learning_rate(run.optimizer, lr)
                 loss = accumulate_gradients(run, window)
-                run.scaler.unscale_(run.optimizer)
-                grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), options.clip_norm)
+                grad_norm = clip_gradients(run)
                 run.scaler.step(run.optimizer)
                 run.scaler.update()
                 run.optimizer.zero_grad(set_to_none=True)
@@ -61,7 +55,7 @@ def train(run: Run) -> None:
                 bar.set_postfix(meter.postfix(lr), refresh=False)
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
-                    log(run, **meter.take(), learning_rate=lr, grad_norm=float(grad_norm))
+                    log(run, **meter.take(), learning_rate=lr, grad_norm=grad_norm)
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
                         validate(run)
@@ -92,11 +86,28 @@ def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
         with run.autocast():
             loss = batch_loss(run.model, batch).total / tokens
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} in step {run.progress.step + 1}")
+        total += require_finite(run, "the loss", loss.item())
         run.scaler.scale(loss).backward()
-        total += loss.item()
     return total
+
+
+def clip_gradients(run: Run) -> float:
+    """Shorten the gradient of all parameters together to --clip-norm; returns how long it was."""
+    run.scaler.unscale_(run.optimizer)
+    limit = run.options.clip_norm or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit).item()
+    # Under fp16 gradients overflow now and then: the scaler leaves that step out and scales less.
+    return norm if run.scaler.is_enabled() else require_finite(run, "the gradient's norm", norm)
+
+
+def require_finite(run: Run, name: str, value: float) -> float:
+    """Stop before a step that would spoil the weights."""
+    if not math.isfinite(value):
+        advice = "a lower --lr may help"
+        if run.directory.last.exists():
+            advice += f"; the weights of the last save are at {run.directory.last}"
+        raise FloatingPointError(f"{name} is {value} in step {run.progress.step + 1}: {advice}")
+    return value
 
 
 def validate(run: Run) -> None:
@@ -112,7 +123,7 @@ def validate(run: Run) -> None:
         run.tokenizer,
         run.valid_set,
         limit=run.options.eval_answers,
-        batch_size=run.options.eval_batch_size or 16,
+        batch_size=run.valid_loader.batch_sampler.batch_size,
         max_new_tokens=run.options.max_target_length,
         num_beams=run.options.num_beams,
     )
@@ -150,8 +161,8 @@ def tell(line: str) -> None:
 def show_answers(answers: Sequence[Answer], count: int = 5) -> None:
     """Some of the model's answers beside the gold ones, spread over the validation set."""
     for answer in answers[:: max(1, len(answers) // count)][:count]:
-        question = answer.source if len(answer.source) < 90 else answer.source[:87] + "..."
-        tell(f"  {question}")
+        source = " ".join(answer.source.split())
+        tell(f"  {source if len(source) < 90 else source[:87] + '...'}")
         tell(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
 
 
@@ -199,11 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with clear_errors("ftcore.train"):
         run = prepare(options)
     introduce(run)
-    try:
+    with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
         train(run)
-    except FloatingPointError as error:
-        tell(f"{error}; the weights of the last save are at {run.directory.last}")
-        return 1
     conclude(run)
     return 0
 

@@ -9,17 +9,21 @@ FAILED_RUN = 1  # exit status of a command that began its work and could not fin
 
 
 @contextmanager
-def clear_errors(command: str) -> Iterator[None]:
-    """Turn the library's ValueError and OSError into `command: message` on standard error and exit status 2.
+def clear_errors(
+    command: str,
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
+    status: int = WRONG_INPUT,
+) -> Iterator[None]:
+    """Turn errors of these kinds into `command: message` on standard error and this exit status.
 
-    Put it around reading options, files and checkpoints, not around the work itself: there, a ValueError is
-    a bug, and its traceback is wanted.
+    The kinds are those that the library raises for a wrong input: put it around reading options, files and
+    checkpoints. Around the work itself a ValueError is a bug, and its traceback is wanted.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         print(f"{command}: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+        raise SystemExit(status) from None
 
 
 def warn(message: str) -> None:

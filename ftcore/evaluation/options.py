@@ -24,7 +24,7 @@ class EvaluateOptions:
 
     # [Machine]
     batch_size: int = 16  # examples at a time
-    device: str = "cpu"  # cpu, cuda or cuda:N
+    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
 
     def __post_init__(self) -> None:
         for name in ("max_source_length", "max_target_length", "num_beams", "batch_size"):

@@ -10,7 +10,8 @@ import torch
 
 from ftcore.data import DataLoader, Dataset
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding import generate_ids
+from ftcore.decoding import generate_from_ids
+from ftcore.decoding.arguments import position_limit
 from ftcore.evaluation.metrics import exact_match, f1
 from ftcore.training.loss import Model, batch_loss
 from ftcore.training.precision import Autocast
@@ -61,6 +62,7 @@ def score_answers(
     tokenizer: Tokenizer,
     dataset: Dataset,
     *,
+    max_new_tokens: int,
     limit: int | None = None,
     batch_size: int = 16,
     progress: bool = False,
@@ -70,12 +72,24 @@ def score_answers(
 
     Args:
         dataset: the sources are its examples', cut as in training.
+        max_new_tokens: of an answer; fewer where GPT-2 has no positions for them behind the longest source.
         limit: answer no more than this many examples.
-        batch_size, progress, options: those of `ftcore.decoding.generate_ids`.
+        batch_size, progress, options: those of `ftcore.decoding.generate_from_ids`.
     """
     asked = [index for index, record in enumerate(dataset.records) if record.references][:limit]
     sources = [dataset.source(index) for index in asked]
-    written = generate_ids(model, tokenizer, sources, batch_size=batch_size, progress=progress, **options)
+    positions = position_limit(model)
+    if positions is not None and sources:
+        max_new_tokens = min(max_new_tokens, positions - max(map(len, sources)))
+    written = generate_from_ids(
+        model,
+        tokenizer,
+        sources,
+        batch_size=batch_size,
+        progress=progress,
+        max_new_tokens=max_new_tokens,
+        **options,
+    )
     answers = []
     for index, prediction in zip(asked, written, strict=True):
         record = dataset.records[index]

@@ -49,7 +49,7 @@ def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
 
 
 def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
-    """The labels that are asked for: all of T5's; of GPT-2's all but a row's first, which nothing predicts."""
+    """The labels that are asked for: all of T5's, and all but the first of GPT-2's, which none predicts."""
     if model.config.is_encoder_decoder:
         return batch["labels"]
     is_padding = batch["attention_mask"][:, :-1] == 0  # on the left, it stands before a row's first token

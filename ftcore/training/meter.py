@@ -8,14 +8,17 @@ from torch import Tensor
 
 
 class Meter:
-    """Averages over the optimizer steps since the last `take`."""
+    """Averages over the optimizer steps since the last `take`.
 
-    def __init__(self) -> None:
+    `losses` of these steps belong to the run's state: a resumed run logs the mean that it would have logged.
+    """
+
+    def __init__(self, losses: list[float]) -> None:
+        self._losses = losses
         self._smooth_loss: float | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._losses: list[float] = []
         self._examples = self._tokens = 0
         self._start = time.perf_counter()
 
@@ -39,6 +42,7 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
         }
+        self._losses.clear()
         self._reset()
         return metrics
 

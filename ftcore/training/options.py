@@ -42,7 +42,7 @@ class TrainOptions:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # the learning rate after its warm-up
     warmup: int | float = 0.05  # steps of warm-up, or below 1 the share of all steps
     weight_decay: float = 0.01  # on matrices only
-    clip_norm: float = 1.0  # largest norm of the gradient of all parameters together
+    clip_norm: float = 1.0  # largest norm of the gradient of all parameters together; 0 for no limit
     dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
     # number format of the computation; the weights stay fp32. fp16 needs CUDA
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -68,10 +68,10 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
-        for name in ["lr", "warmup", "weight_decay", "clip_norm", "eval_answers", "workers"]:
+        for name in ["lr", "warmup", "weight_decay", "clip_norm", "seed", "eval_answers", "workers"]:
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 0")
+            if value is not None and not 0 <= value < 2**63:  # neither infinite nor NaN
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number of at least 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
         if not 0 < self.valid_share < 1:

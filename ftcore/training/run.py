@@ -1,24 +1,24 @@
 """A run before its first step: options, files and a checkpoint become everything that the loop works with."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftcore.command import warn
-from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records, split_records
-from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.models.checkpoint import load_model, new_model, save_model
-from ftcore.models.gpt2 import GPT2LMHeadModel
-from ftcore.models.t5 import T5ForConditionalGeneration
+from ftcore.data import DataLoader, Dataset, read_records, split_records
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.models.checkpoint import save_model
+from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 from ftcore.training.loss import Model
-from ftcore.training.optim import adamw, warmup_steps
+from ftcore.training.optim import adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.precision import Autocast, autocast, grad_scaler
-from ftcore.training.run_directory import RunDirectory
-from ftcore.training.state import load_state, save_state
+from ftcore.training.run_directory import RunDirectory, appears_whole
+from ftcore.training.state import load_state, save_state, sha256
 
 _DEFAULT_LR = {"t5": 3e-4, "gpt2": 5e-5}  # of fine-tuning with AdamW
 
@@ -29,7 +29,8 @@ class Progress:
 
     step: int = 0  # optimizer steps taken
     epoch: int = 0  # the epoch it is in, from 0
-    best: list[float] | None = None  # the best validation so far, as `validation_rank` ranks them
+    best: list[float] | None = None  # the best validation so far: exact match, minus the loss
+    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
 
 
 @dataclass
@@ -48,7 +49,8 @@ class Run:
     scaler: torch.amp.GradScaler
     autocast: Autocast
     total_steps: int
-    warmup_steps: int
+    learning_rate: Callable[[int], float]  # of a step, counted from 0
+    train_sha256: str  # of the training file: a resumed run must find the same one
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -57,8 +59,9 @@ class Run:
 
     def save_checkpoint(self, directory: Path) -> None:
         """Weights, config and tokenizer: a directory that ftcore and transformers open."""
-        save_model(self.model, directory)
-        self.tokenizer.save_pretrained(directory)
+        with appears_whole(directory) as place:
+            save_model(self.model, place)
+            self.tokenizer.save_pretrained(place)
 
     def save(self) -> None:
         """Save the run so that it can be resumed, and its weights for people at last/."""
@@ -76,6 +79,7 @@ class Run:
             "scaler": self.scaler,
             "loader": self.train_loader,
             "options": self.options,
+            "train_sha256": self.train_sha256,
         }
 
 
@@ -86,17 +90,21 @@ def prepare(options: TrainOptions) -> Run:
         ValueError, OSError: an option, a file or a checkpoint is wrong; the message says what to do.
     """
     options = with_defaults(options)
-    assert options.model and options.train and options.batch_size and options.epochs
+    assert options.model and options.train and options.epochs
+    assert options.batch_size and options.eval_batch_size
     torch.manual_seed(options.seed)
-    device = _device(options.device)
+    device = find_device(options.device)
     context = autocast(options.precision, device)
 
-    model, tokenizer = _load(options)
+    model, tokenizer = load_checkpoint(options.model, from_scratch=options.from_scratch)
+    if options.dropout is not None:
+        _set_dropout(model, options.dropout)
     if options.lr is None:
         options.lr = _DEFAULT_LR[model.config.model_type]
+    train_sha256 = sha256(options.train)
     train, valid = _datasets(options, model, tokenizer)
     train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
-    valid_loader = _loader(valid, options, tokenizer, options.eval_batch_size or options.batch_size)
+    valid_loader = _loader(valid, options, tokenizer, options.eval_batch_size)
 
     model.to(device).train()
     total_steps = options.max_steps or options.epochs * train_loader.windows_per_epoch
@@ -113,36 +121,19 @@ def prepare(options: TrainOptions) -> Run:
         scaler=grad_scaler(options.precision, device),
         autocast=context,
         total_steps=total_steps,
-        warmup_steps=warmup_steps(options.warmup, total_steps),
+        learning_rate=partial(
+            learning_rate,
+            peak=options.lr,
+            schedule=options.schedule,
+            warmup_steps=warmup_steps(options.warmup, total_steps),
+            total_steps=total_steps,
+        ),
+        train_sha256=train_sha256,
     )
     if options.resume:
         run.resume()
-    run.directory.save_options(asdict(options))
+    run.directory.save_options(options)
     return run
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device is {name!r}, expected cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name}, but torch sees no CUDA device here")
-    return device
-
-
-def _load(options: TrainOptions) -> tuple[Model, Tokenizer]:
-    assert options.model
-    model = new_model(options.model) if options.from_scratch else load_model(options.model)
-    tokenizer = load_tokenizer(options.model)
-    check_vocabulary(tokenizer, model.config, options.model)
-    if options.dropout is not None:
-        _set_dropout(model, options.dropout)
-    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
-        model.config.decoder_start_token_id = model.config.pad_token_id  # as all published T5 have it
-    return model, tokenizer
 
 
 def _set_dropout(model: Model, rate: float) -> None:
@@ -155,8 +146,8 @@ def _set_dropout(model: Model, rate: float) -> None:
             setattr(model.config, name, rate)
 
 
-def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> tuple[Dataset, Dataset]:
-    """The training and the validation set; says how much of them is cut off."""
+def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> list[Dataset]:
+    """The training and the validation set."""
     assert options.train
     causal = not model.config.is_encoder_decoder
     train = read_records(options.task, options.train, causal=causal)
@@ -164,20 +155,18 @@ def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> tupl
         valid = read_records(options.task, options.valid, causal=causal)
     else:
         train, valid = split_records(train, options.valid_share, options.seed)
-    limits = {"max_source_length": options.max_source_length, "max_target_length": options.max_target_length}
-    datasets = [Dataset(records, tokenizer, causal=causal, **limits) for records in (train, valid)]
-    for name, dataset in zip(("training", "validation"), datasets, strict=True):
-        for part in ("source", "target"):
-            cut = getattr(dataset, f"truncated_{part}s")
-            if cut:
-                limit = limits[f"max_{part}_length"]
-                warn(f"{cut} of {len(dataset)} {name} {part}s are cut to --max-{part}-length {limit} tokens")
-        if isinstance(model, GPT2LMHeadModel) and dataset.lengths.max() > model.config.n_positions:
-            raise ValueError(
-                f"an example of {dataset.lengths.max()} tokens, but {options.model} has only "
-                f"{model.config.n_positions} positions: lower --max-source-length or --max-target-length"
-            )
-    return datasets[0], datasets[1]
+    return [
+        make_dataset(
+            records,
+            model,
+            tokenizer,
+            name=name,
+            max_source_length=options.max_source_length,
+            max_target_length=options.max_target_length,
+            pad_to_max_length=options.pad_to_max_length,
+        )
+        for name, records in (("training", train), ("validation", valid))
+    ]
 
 
 def _loader(

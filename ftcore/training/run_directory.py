@@ -1,12 +1,17 @@
 """The files of a run: where they lie, and how none of them is ever lost or half written."""
 
 import json
+import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ftcore.models.checkpoint import write_atomically
+from ftcore.training.options import TrainOptions
 
 
 class RunDirectory:
@@ -81,15 +86,18 @@ class RunDirectory:
 
     def prune_checkpoints(self, keep: int | None) -> None:
         """Remove all but the newest `keep` of the step checkpoints. best/ and last/ are not among them."""
-        if keep is None or not self.checkpoints.exists():
+        if keep is None:
             return
         for old in sorted(self.checkpoints.glob("step-*"), key=_step)[:-keep]:
-            shutil.rmtree(old)
+            old.rename(_hidden(old))  # first, so that a kill leaves no half checkpoint under its name
+        for hidden in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(hidden)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl, without what is infinite or no number: JSON has neither."""
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a kill may have left half a line at the end."""
@@ -104,17 +112,34 @@ class RunDirectory:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def save_options(self, options: dict[str, Any]) -> None:
-        text = json.dumps(options, indent=2) + "\n"
+    def save_options(self, options: TrainOptions) -> None:
+        """For --resume, and for --config of another run: how this one treats its directory is left out."""
+        values = {key: value for key, value in asdict(options).items() if key not in ("resume", "overwrite")}
+        text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.config, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _remove_files(self) -> None:
         """Remove what a run writes, and nothing else that somebody may keep here."""
-        for directory in (self.best, self.last, self.checkpoints, self.state.parent):
+        checkpoints = (self.best, self.last, self.checkpoints)
+        for directory in (*checkpoints, *map(_hidden, checkpoints), self.state.parent):
             if directory.exists():
                 shutil.rmtree(directory)
-        for file in (self.config, self.metrics, self.picture):
+        for file in (self.metrics, self.picture, self.config):  # the last one is what makes it a run
             file.unlink(missing_ok=True)
+
+
+@contextmanager
+def appears_whole(directory: Path) -> Iterator[Path]:
+    """Where to write a directory's files: a new one gets its name only when all of them are there."""
+    if directory.exists():  # its files are replaced one by one, each at once
+        yield directory
+    else:
+        yield _hidden(directory)
+        _hidden(directory).rename(directory)
+
+
+def _hidden(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.part")
 
 
 def _step(checkpoint: Path) -> int:

@@ -16,9 +16,9 @@ from ftcore.data.loader import DataLoader
 from ftcore.models.checkpoint import write_atomically
 from ftcore.training.options import TrainOptions
 
-# Options that a resumed run may change: they neither move the weights nor the order of the data.
+# Options that a resumed run may change: they move neither the weights nor what counts as the best of them.
 FREE_OPTIONS = {"output", "overwrite", "resume", "save_every", "keep", "log_every", "workers"}
-FREE_OPTIONS |= {"eval_every", "eval_batch_size", "eval_answers", "num_beams", "valid"}
+FREE_OPTIONS |= {"eval_every", "eval_batch_size"}
 
 
 def save_state(
@@ -29,6 +29,7 @@ def save_state(
     scaler: torch.amp.GradScaler,
     loader: DataLoader,
     options: TrainOptions,
+    train_sha256: str,
     progress: dict[str, Any],
 ) -> None:
     """Write all that `load_state` reads back. `progress` is the caller's: numbers, strings, lists, dicts."""
@@ -39,7 +40,7 @@ def save_state(
         "loader": loader.state_dict(),
         "random": _random_state(),
         "options": asdict(options),
-        "train_sha256": _sha256(options.train),
+        "train_sha256": train_sha256,
         "progress": progress,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,19 +55,25 @@ def load_state(
     scaler: torch.amp.GradScaler,
     loader: DataLoader,
     options: TrainOptions,
+    train_sha256: str,
 ) -> dict[str, Any]:
     """Put everything back as it was saved and return the caller's `progress`.
 
     Raises:
-        ValueError: the file is damaged, or this run has other options or training data than the saved one, so
-            that going on would not give what an uninterrupted run gives.
+        ValueError: the file is damaged, or this run has other options, training data or model sizes than the
+            saved one, so that going on would not give what an uninterrupted run gives.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
         raise ValueError(f"{path}: damaged, the run cannot be resumed ({error})") from None
-    _require_same_run(state, options, path)
-    model.load_state_dict(state["model"])
+    _require_same_run(state, options, train_sha256, path)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise ValueError(
+            f"{path}: its weights do not fit {options.model}, which is no longer the model of this run"
+        ) from None
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     loader.load_state_dict(state["loader"])
@@ -74,21 +81,21 @@ def load_state(
     return state["progress"]
 
 
-def _require_same_run(state: dict[str, Any], options: TrainOptions, path: Path) -> None:
+def sha256(file: str) -> str:
+    """A fingerprint of a file's content."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _require_same_run(state: dict[str, Any], options: TrainOptions, train_sha256: str, path: Path) -> None:
     for name, saved in state["options"].items():
         now = getattr(options, name)
         if name not in FREE_OPTIONS and now != saved:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{path}: the run was started with {flag} {saved}, it cannot go on with {now}")
-    if state["train_sha256"] != _sha256(options.train):
+    if state["train_sha256"] != train_sha256:
         raise ValueError(
             f"{options.train}: the training file has changed since the run in {path.parent.parent}"
         )
-
-
-def _sha256(file: str | None) -> str:
-    assert file is not None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _random_state() -> dict[str, Any]:

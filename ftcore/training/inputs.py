@@ -1,0 +1,84 @@
+"""What a command names becomes a device, a model with its tokenizer, and examples; or an error."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ftcore.command import warn
+from ftcore.data import Dataset, Record, load_tokenizer
+from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.models.checkpoint import load_model, new_model
+from ftcore.models.gpt2 import GPT2LMHeadModel
+from ftcore.models.t5 import T5ForConditionalGeneration
+from ftcore.training.loss import Model
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; without one, CUDA's first where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device, or it does not work here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch has a different one for each reason
+        raise ValueError(
+            f"--device is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
+        ) from None
+
+
+def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, Tokenizer]:
+    """A model and the tokenizer of the same directory or hub name; `from_scratch` gives it random weights.
+
+    Raises:
+        FileNotFoundError, ValueError: something is missing, damaged or does not fit together.
+    """
+    model = new_model(name) if from_scratch else load_model(name)
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(tokenizer, model.config, name)
+    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.config.pad_token_id  # as all published T5 have it
+    return model, tokenizer
+
+
+def make_dataset(
+    records: Sequence[Record],
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    max_source_length: int,
+    max_target_length: int,
+    pad_to_max_length: bool = False,
+) -> Dataset:
+    """Tokenise records for a model, and warn of those that had to be cut.
+
+    Args:
+        name: what to call the records in the warning, "training" say.
+
+    Raises:
+        ValueError: GPT-2 has fewer positions than an example tokens.
+    """
+    dataset = Dataset(
+        records,
+        tokenizer,
+        causal=not model.config.is_encoder_decoder,
+        max_source_length=max_source_length,
+        max_target_length=max_target_length,
+    )
+    for part, cut, limit in (
+        ("source", dataset.truncated_sources, max_source_length),
+        ("target", dataset.truncated_targets, max_target_length),
+    ):
+        if cut:
+            warn(f"{cut} of {len(records)} {name} {part}s are cut to --max-{part}-length {limit} tokens")
+    if isinstance(model, GPT2LMHeadModel):
+        longest = dataset.max_input_length if pad_to_max_length else dataset.lengths.max()
+        if longest > model.config.n_positions:
+            raise ValueError(
+                f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
+                "positions (n_positions): lower --max-source-length or --max-target-length"
+            )
+    return dataset
