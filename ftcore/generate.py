@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from ftcore.data import load_tokenizer, prompt
-from ftcore.data.tokenizer import check_vocabulary
+from ftcore.data import prompt
+from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import arguments_for
 from ftcore.decoding.text import check_prompts
-from ftcore.models.checkpoint import load_model, write_atomically
+from ftcore.models.checkpoint import write_atomically
+from ftcore.training.inputs import find_device, load_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with short_warnings(), clear_errors("ftcore.generate"):
         if options.output and not Path(options.output).absolute().parent.is_dir():
             raise ValueError(f"--output {options.output}: its directory does not exist")
-        model, tokenizer = load_model(options.model, device=options.device), load_tokenizer(options.model)
-        check_vocabulary(tokenizer, model.config, options.model)
+        device = find_device(options.device)
+        model, tokenizer = load_checkpoint(options.model)
+        model.to(device)
         prompts = read_prompts(options, causal=not model.config.is_encoder_decoder)
         check_prompts(model, arguments_for(model, arguments), [tokenizer.encode(text) for text in prompts])
     if options.seed is not None:
-        arguments["generator"] = torch.Generator(options.device).manual_seed(options.seed)
+        arguments["generator"] = torch.Generator(device).manual_seed(options.seed)
 
     with short_warnings():
         if options.stream:
@@ -62,38 +64,25 @@ def read_prompts(options: GenerateOptions, *, causal: bool) -> list[str]:
     if options.input is None:
         return [as_prompt({"context": options.context, "question": options.question}, causal, "command line")]
     path = Path(options.input)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    numbered = [
-        (f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()
-    ]
-    if not numbered:
+    text = read_text(path)
+    if path.suffix == ".jsonl" or text.lstrip().startswith('{"'):
+        prompts = [as_prompt(row, causal, where) for where, row in json_line_rows(path, text)]
+    else:
+        prompts = [line for _, line in numbered_lines(path, text)]
+    if not prompts:
         raise ValueError(f"{path}: no prompts, expected one a line")
-    if path.suffix == ".jsonl" or numbered[0][1].lstrip().startswith('{"'):
-        return [as_prompt(parsed(line, where), causal, where) for where, line in numbered]
-    return [line for _, line in numbered]
+    return prompts
 
 
-def parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
-
-
-def as_prompt(record: Any, causal: bool, where: str) -> str:
+def as_prompt(fields: Row, causal: bool, where: str) -> str:
     """What the model is given for a record: its prompt as it is, or the text of its task, as in training."""
-    fields = record if isinstance(record, dict) else {}
     for task, keys in ((None, ["prompt"]), ("qa", ["context", "question"]), ("text2text", ["source"])):
         if all(isinstance(fields.get(key), str) for key in keys):
             chosen = {key: fields[key] for key in keys}
             return prompt(task, causal=causal, **chosen) if task else chosen["prompt"]
-    found = ", ".join(map(repr, fields)) or "none"
     raise ValueError(
         f'{where}: expected an object with the texts "prompt", or "context" and "question", or "source"'
-        f" (keys found: {found})"
+        f" (keys found: {listed(fields) or 'none'})"
     )
 
 

@@ -11,16 +11,14 @@ left end when it is too long, so there the question and the cue `answer:` come l
 leading space: GPT-2's vocabulary writes a word inside a line together with the space before it.
 """
 
-import csv
-import io
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+
+from ftcore.data.files import Row, listed, read_rows, read_text, short, text_of
 
 # Each task with the fields its prompt is made of.
 _PROMPT_FIELDS = {
@@ -30,6 +28,14 @@ _PROMPT_FIELDS = {
     "text2text": ("source",),
 }
 TASKS = tuple(_PROMPT_FIELDS)
+
+# What a file of each task may be.
+_FORMS = {
+    "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
+    "emotion": "lines of text;label, or CSV or JSON lines with text and label",
+    "lm": "plain text",
+    "text2text": "JSON lines or CSV with source and target",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None
     """
     _check_task(task)
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     records = list(islice(_records(task, path, text, causal), limit))
     if not records:
         raise ValueError(f"{path}: no records; expected {_FORMS[task]}")
@@ -79,8 +85,8 @@ def prompt(task: str, *, causal: bool, **fields: str) -> str:
     _check_task(task)
     expected = _PROMPT_FIELDS[task]
     if set(fields) != set(expected):
-        given = _list(fields) or "nothing"
-        raise ValueError(f"a prompt of task {task!r} takes {_list(expected)}; got {given}")
+        given = listed(fields) or "nothing"
+        raise ValueError(f"a prompt of task {task!r} takes {listed(expected)}; got {given}")
     if task == "qa":
         question, context = fields["question"].strip(), fields["context"].strip()
         if causal:
@@ -137,9 +143,7 @@ def _split_running_text(record: Record, fraction: float) -> tuple[list[Record], 
 
 
 # ------------------------------------------------------------------------------------------------------------
-# A row becomes a record. A row is a dictionary; `where` names its file and line for error messages.
-
-Row = dict[str, Any]
+# A row becomes a record; `where` names its file and line for error messages.
 
 
 def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]:
@@ -147,7 +151,8 @@ def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]
         yield _lm_record(path, text, causal)
         return
     to_record = {"qa": _qa_record, "emotion": _emotion_record, "text2text": _text2text_record}[task]
-    for where, row in _rows(task, path, text):
+    rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
+    for where, row in rows:
         record = to_record(row, where, causal)
         # JSON can spell half a character, and no tokenizer can read it.
         if re.search("[\ud800-\udfff]", record.source + record.target):
@@ -156,7 +161,7 @@ def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]
 
 
 def _qa_record(row: Row, where: str, causal: bool) -> Record:
-    context, question = _string(row, "context", where), _string(row, "question", where)
+    context, question = text_of(row, "context", where), text_of(row, "question", where)
     answers = _answers(row, where)
     return Record(
         source=prompt("qa", causal=causal, question=question, context=context),
@@ -167,7 +172,7 @@ def _qa_record(row: Row, where: str, causal: bool) -> Record:
 
 
 def _emotion_record(row: Row, where: str, causal: bool) -> Record:
-    text, label = _string(row, "text", where), _string(row, "label", where).strip()
+    text, label = text_of(row, "text", where), text_of(row, "label", where).strip()
     line = prompt("emotion", causal=causal, text=text)
     if causal:
         return Record(source="", target=line)
@@ -175,7 +180,7 @@ def _emotion_record(row: Row, where: str, causal: bool) -> Record:
 
 
 def _text2text_record(row: Row, where: str, causal: bool) -> Record:
-    source, target = _string(row, "source", where), _string(row, "target", where)
+    source, target = text_of(row, "source", where), text_of(row, "target", where)
     return Record(prompt("text2text", causal=causal, source=source), target, references=(target,))
 
 
@@ -198,7 +203,7 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     """
     key = "answers" if "answers" in row else "answer"
     if key not in row:
-        raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {_list(row)})")
+        raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)})")
     given = row[key]
     if isinstance(given, dict):
         given = given.get("text")
@@ -211,7 +216,7 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
         )
     if not all(isinstance(answer, str) for answer in answers):
         raise ValueError(
-            f"{where}: key {key!r} is {_short(row[key])}; expected a string, a list of strings, "
+            f"{where}: key {key!r} is {short(row[key])}; expected a string, a list of strings, "
             'or {"text": [...]}'
         )
     answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
@@ -220,151 +225,6 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def _string(row: Row, key: str, where: str) -> str:
-    if key not in row:
-        raise ValueError(f"{where}: no key {key!r} (found: {_list(row) or 'none'})")
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: key {key!r} is {_short(value)}; expected a string")
-    if not value.strip():
-        raise ValueError(f"{where}: key {key!r} is empty; expected text")
-    return value
-
-
-# ------------------------------------------------------------------------------------------------------------
-# A file becomes rows.
-
-_FORMS = {
-    "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
-    "emotion": "lines of text;label, or CSV or JSON lines with text and label",
-    "lm": "plain text",
-    "text2text": "JSON lines or CSV with source and target",
-}
-
-
-def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; expected a file of records")
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    data = path.read_bytes()
-    if not data:
-        raise ValueError(f"{path}: the file is empty")
-    try:
-        text = data.decode("utf-8-sig")  # the byte order mark that spreadsheets write is no text
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from None
-    # Nothing else ends a line: str.splitlines also breaks at U+2028, which may stand inside a JSON string.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _rows(task: str, path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return _csv_rows(path, text)
-    if suffix == ".jsonl":
-        return _json_line_rows(path, text)
-    if suffix == ".json" or re.match(r'\s*\{\s*"', text):
-        return _json_rows(task, path, text)
-    if task == "emotion":
-        return _labelled_line_rows(path, text)
-    raise ValueError(f"{path}: neither JSON nor CSV; expected {_FORMS[task]}")
-
-
-def _labelled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    for where, line in _lines(path, text):
-        # The last semicolon: the text itself may hold others, a label does not.
-        content, separator, label = line.rpartition(";")
-        if not separator:
-            raise ValueError(f"{where}: no ';' between text and label; expected text;label")
-        yield where, {"text": content, "label": label}
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: an unclosed quote is an error
-    header: list[str] = []
-    try:
-        for fields in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(field.strip() for field in fields):
-                continue
-            if not header:
-                header = [name.strip() for name in fields]
-            elif len(fields) != len(header):
-                raise ValueError(
-                    f"{where}: {len(fields)} fields, but the header has {len(header)} ({_list(header)}); "
-                    "put a field that holds a comma in double quotes"
-                )
-            else:
-                yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: broken CSV: {error}") from None
-
-
-def _json_rows(task: str, path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    """A .json file is one SQuAD document or, as many people name it, lines of JSON."""
-    start = len(text) - len(text.lstrip())
-    try:
-        document, end = json.JSONDecoder().raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
-    if isinstance(document, dict) and "data" in document and not text[end:].strip():
-        if task != "qa":
-            raise ValueError(f"{path}: a SQuAD document, which is for task 'qa'; expected {_FORMS[task]}")
-        return _squad_rows(path, document)
-    if isinstance(document, list):
-        raise ValueError(f"{path}: a JSON array; write one object a line (JSON lines)")
-    return _json_line_rows(path, text)
-
-
-def _json_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    for where, line in _lines(path, text):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: {_short(row)} is no record; expected an object {{...}} on every line")
-        yield where, row
-
-
-def _squad_rows(path: Path, document: Row) -> Iterator[tuple[str, Row]]:
-    """Walk data -> paragraphs -> qas. The file is one long line, so errors name the place in words."""
-    for a, article in enumerate(_objects(document, "data", str(path)), 1):
-        article_name = f"{path}, article {a}"
-        for p, paragraph in enumerate(_objects(article, "paragraphs", article_name), 1):
-            paragraph_name = f"{article_name}, paragraph {p}"
-            context = _string(paragraph, "context", paragraph_name)
-            for q, question in enumerate(_objects(paragraph, "qas", paragraph_name), 1):
-                yield f"{paragraph_name}, question {q}", {**question, "context": context}
-
-
-def _objects(parent: Row, key: str, where: str) -> list[Row]:
-    children = parent.get(key)
-    if not isinstance(children, list) or not all(isinstance(child, dict) for child in children):
-        raise ValueError(f"{where}: no list of objects under {key!r} (found keys: {_list(parent)})")
-    return children
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path}, line {number}", line
-
-
 def _check_task(task: str) -> None:
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known tasks: {_list(TASKS)}")
-
-
-def _list(names: Any) -> str:
-    return ", ".join(str(name) for name in names)
-
-
-def _short(value: object) -> str:
-    """A value as an error message shows it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise ValueError(f"unknown task {task!r}; known tasks: {listed(TASKS)}")

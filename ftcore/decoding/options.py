@@ -58,7 +58,7 @@ class GenerateOptions:
 
     # [Machine]
     batch_size: int = 8  # prompts of --input at a time
-    device: str = "cpu"  # cpu, cuda or cuda:N
+    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
 
     def __post_init__(self) -> None:
         asked = [name for name in ("prompt", "input") if getattr(self, name) is not None]

@@ -157,7 +157,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_of(gpt2: str, capsys: pytest.Ca
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a" * 250], "exceed the model's 256 positions"),
         (["--prompt", ""], "prompt 1 is empty"),
-        (["--input", "/no/such/file"], "/no/such/file: No such file"),
+        (["--input", "/no/such/file"], "no such file: /no/such/file"),
         (["--prompt", "a", "--output", "/no/such/directory/file"], "its directory does not exist"),
     ],
 )
@@ -178,11 +178,11 @@ def test_a_mistake_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no prompts, expected one a line"),
+        (b"", "the file is empty"),
         (b" \n\n", "no prompts, expected one a line"),
         (b'{"prompt": "a"}\n{"prompt": \n', "line 2: broken JSON"),
         (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: expected an object with the texts"),
-        (b'{"prompt": "a"}\n\n[1]\n', "line 3: expected an object with the texts"),
+        (b'{"prompt": "a"}\n\n[1]\n', "line 3: [1] is no record"),
         (b"a\xff", "not UTF-8"),
     ],
 )

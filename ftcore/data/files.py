@@ -1,0 +1,173 @@
+"""Files become rows: JSON lines, CSV, SQuAD's JSON and lines of `text;label`.
+
+A row is a dictionary. It comes with `where`, its file and line, for the error messages of those who use it.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, its lines ended by "\n".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a directory, an empty file, or bytes that are no UTF-8.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; expected a file of records")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    data = path.read_bytes()
+    if not data:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        text = data.decode("utf-8-sig")  # the byte order mark that spreadsheets write is no text
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from None
+    # Nothing else ends a line: str.splitlines also breaks at U+2028, which may stand inside a JSON string.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_rows(
+    path: Path, text: str, *, expected: str, squad: bool = False, labelled_lines: bool = False
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file: (where, row).
+
+    Its suffix (.json, .jsonl, .csv) says how to read it, or without one of these its first character.
+
+    Args:
+        text: what `read_text` gave for the path.
+        expected: what kind of file it should be, for the error messages.
+        squad: the file may be one SQuAD document.
+        labelled_lines: the file may be lines of `text;label`.
+
+    Raises:
+        ValueError: broken or of another kind; the message names file and line.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _csv_rows(path, text)
+    if suffix == ".jsonl":
+        return json_line_rows(path, text)
+    if suffix == ".json" or re.match(r'\s*\{\s*"', text):
+        return _json_rows(path, text, expected=expected, squad=squad)
+    if labelled_lines:
+        return _labelled_line_rows(path, text)
+    raise ValueError(f"{path}: neither JSON nor CSV; expected {expected}")
+
+
+def _labelled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    for where, line in numbered_lines(path, text):
+        # The last semicolon: the text itself may hold others, a label does not.
+        content, separator, label = line.rpartition(";")
+        if not separator:
+            raise ValueError(f"{where}: no ';' between text and label; expected text;label")
+        yield where, {"text": content, "label": label}
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: an unclosed quote is an error
+    header: list[str] = []
+    try:
+        for fields in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not any(field.strip() for field in fields):
+                continue
+            if not header:
+                header = [name.strip() for name in fields]
+            elif len(fields) != len(header):
+                raise ValueError(
+                    f"{where}: {len(fields)} fields, but the header has {len(header)} ({listed(header)}); "
+                    "put a field that holds a comma in double quotes"
+                )
+            else:
+                yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: broken CSV: {error}") from None
+
+
+def _json_rows(path: Path, text: str, *, expected: str, squad: bool) -> Iterator[tuple[str, Row]]:
+    """A .json file is one SQuAD document or, as many people name it, lines of JSON."""
+    start = len(text) - len(text.lstrip())
+    try:
+        document, end = json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
+    if isinstance(document, dict) and "data" in document and not text[end:].strip():
+        if not squad:
+            raise ValueError(f"{path}: a SQuAD document, which is for task 'qa'; expected {expected}")
+        return _squad_rows(path, document)
+    if isinstance(document, list):
+        raise ValueError(f"{path}: a JSON array; write one object a line (JSON lines)")
+    return json_line_rows(path, text)
+
+
+def json_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    """The rows of JSON lines: (where, row)."""
+    for where, line in numbered_lines(path, text):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: {short(row)} is no record; expected an object {{...}} on every line")
+        yield where, row
+
+
+def _squad_rows(path: Path, document: Row) -> Iterator[tuple[str, Row]]:
+    """Walk data -> paragraphs -> qas. The file is one long line, so errors name the place in words."""
+    for a, article in enumerate(_objects(document, "data", str(path)), 1):
+        article_name = f"{path}, article {a}"
+        for p, paragraph in enumerate(_objects(article, "paragraphs", article_name), 1):
+            paragraph_name = f"{article_name}, paragraph {p}"
+            context = text_of(paragraph, "context", paragraph_name)
+            for q, question in enumerate(_objects(paragraph, "qas", paragraph_name), 1):
+                yield f"{paragraph_name}, question {q}", {**question, "context": context}
+
+
+def _objects(parent: Row, key: str, where: str) -> list[Row]:
+    children = parent.get(key)
+    if not isinstance(children, list) or not all(isinstance(child, dict) for child in children):
+        raise ValueError(f"{where}: no list of objects under {key!r} (found keys: {listed(parent)})")
+    return children
+
+
+def numbered_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank: (where, line)."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def text_of(row: Row, key: str, where: str) -> str:
+    """The text under a key. Raises ValueError where it is missing, no text or blank."""
+    if key not in row:
+        raise ValueError(f"{where}: no key {key!r} (found: {listed(row) or 'none'})")
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: key {key!r} is {short(value)}; expected a string")
+    if not value.strip():
+        raise ValueError(f"{where}: key {key!r} is empty; expected text")
+    return value
+
+
+def listed(names: Any) -> str:
+    """Names as an error message lists them."""
+    return ", ".join(str(name) for name in names)
+
+
+def short(value: object) -> str:
+    """A value as an error message shows it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
