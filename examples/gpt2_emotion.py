@@ -1,0 +1,200 @@
+"""Fine-tune a GPT-2 on messages about feelings, and let it write one.
+
+    python examples/gpt2_emotion.py
+
+Read it from top to bottom. GPT-2 knows one thing only: how a text goes on. So each message becomes a line
+"Emotion: i feel ...", the model learns how such lines go on, and afterwards it continues a beginning that we
+give it.
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ftcore import load_model, load_tokenizer, save_model
+from ftcore.data import read_records
+from ftcore.decoding import generate
+from ftcore.training.optim import adamw, learning_rate, set_learning_rate
+
+# 1. Settings ------------------------------------------------------------------------------------------------
+#
+# For the real GPT-2 change one line, to MODEL = "openai-community/gpt2" (it needs `pip install ftcore[hub]`)
+# or to the path of a directory that holds its files. Everything below stays as it is.
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = str(ROOT / "weights" / "gpt2-mini")
+
+TRAIN_FILE = ROOT / "examples" / "data" / "emotion" / "train.txt"
+VALID_FILE = ROOT / "examples" / "data" / "emotion" / "valid.txt"
+OUTPUT = Path("runs") / "gpt2_emotion"
+
+LENGTH = 64  # tokens of a message: longer ones are cut, shorter ones padded
+BATCH_SIZE = 4
+EPOCHS = 3
+LEARNING_RATE = 2e-4
+WARMUP_STEPS = 100
+SAVE_EVERY = 500  # steps
+KEEP = 2  # the newest checkpoints that stay
+
+PROMPT = "Emotion: i didnt feel well"
+NEW_TOKENS = 100
+
+
+# 2. Data set ------------------------------------------------------------------------------------------------
+#
+# GPT-2 has no pad token, since it was trained on text without gaps. A batch needs one, so the token that ends
+# a text, <|endoftext|> (EOS), fills the gaps too; `tokenizer.pad_id` is that same id.
+#
+# Here is a trap. The gaps must not be learnt, and it is tempting to take every pad token out of the labels.
+# But then the real EOS goes as well, for it is the same id; the model never sees an end and babbles on
+# forever. So the labels are masked by length: everything up to and including the first EOS counts, and what
+# lies behind it is -100, which the loss skips.
+
+
+class Messages(torch.utils.data.Dataset):
+    """Messages as rows of exactly LENGTH ids."""
+
+    def __init__(self, path: Path, tokenizer):
+        self.records = read_records("emotion", path, causal=True)  # "Emotion: {text}"
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = [*self.tokenizer.encode(self.records[index].target), self.tokenizer.eos_id][:LENGTH]
+        gap = LENGTH - len(ids)
+        return {
+            "input_ids": torch.tensor(ids + [self.tokenizer.pad_id] * gap),  # (LENGTH,)
+            "attention_mask": torch.tensor([1] * len(ids) + [0] * gap),
+            "labels": torch.tensor(ids + [-100] * gap),
+        }
+
+
+# 3. Loss ----------------------------------------------------------------------------------------------------
+#
+# The labels are the text itself. What the model says at one position is compared with the token at the next:
+# the last prediction has nothing to be compared with, and the first token nothing that predicts it.
+
+
+def batch_loss(model, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the tokens."""
+    logits = model(batch["input_ids"], batch["attention_mask"])  # (B, T, V)
+    predicted, expected = logits[:, :-1], batch["labels"][:, 1:]
+    return F.cross_entropy(predicted.flatten(0, 1), expected.flatten(), ignore_index=-100)
+
+
+def training_step(model, optimizer, batch: dict[str, Tensor]) -> float:
+    """Forward, backward, clip, step; returns the loss."""
+    loss = batch_loss(model, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+@torch.inference_mode()
+def validate(model, loader) -> float:
+    """Mean loss of all tokens of the validation set, without dropout."""
+    model.eval()
+    total, tokens = 0.0, 0
+    for batch in loader:
+        count = int((batch["labels"][:, 1:] != -100).sum())
+        total += batch_loss(model, batch).item() * count
+        tokens += count
+    model.train()
+    return total / tokens
+
+
+# 4. Checkpoints ---------------------------------------------------------------------------------------------
+
+
+def save(model, tokenizer, directory: Path) -> None:
+    """Weights, configuration and tokenizer: a directory that ftcore and transformers open."""
+    save_model(model, directory)
+    tokenizer.save_pretrained(directory)
+
+
+def save_checkpoint(model, tokenizer, step: int) -> None:
+    """Save this step's checkpoint and remove all but the newest KEEP."""
+    save(model, tokenizer, OUTPUT / f"checkpoint-{step:06d}")
+    for old in sorted(OUTPUT.glob("checkpoint-*"))[:-KEEP]:
+        shutil.rmtree(old)
+
+
+# 5. Writing -------------------------------------------------------------------------------------------------
+
+
+def write(model, tokenizer) -> str:
+    """PROMPT and up to NEW_TOKENS more. No pair of tokens may come twice, or it would soon go in circles."""
+    input_ids = torch.tensor([tokenizer.encode(PROMPT)])  # (1, T)
+    ids = generate(
+        model,
+        input_ids,
+        max_new_tokens=NEW_TOKENS,
+        no_repeat_ngram_size=2,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    return tokenizer.decode(ids[0])
+
+
+# 6. Training ------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    torch.manual_seed(0)
+
+    tokenizer = load_tokenizer(MODEL)
+    print(f"tokenizer: {tokenizer.vocab_size} ids, EOS is {tokenizer.eos_id}, pad is {tokenizer.pad_id}")
+
+    train_data, valid_data = Messages(TRAIN_FILE, tokenizer), Messages(VALID_FILE, tokenizer)
+    train_loader = torch.utils.data.DataLoader(train_data, BATCH_SIZE, shuffle=True)
+    valid_loader = torch.utils.data.DataLoader(valid_data, BATCH_SIZE)
+    print(f"data: {len(train_data)} messages to learn from, {len(valid_data)} to check with, such as")
+    print(f"  {train_data.records[0].target!r}")
+
+    model = load_model(MODEL)
+    print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    print(f"before training: {write(model, tokenizer)!r}")
+
+    for old in OUTPUT.glob("checkpoint-*"):  # of an earlier run
+        shutil.rmtree(old)
+    optimizer = adamw(model, lr=LEARNING_RATE, weight_decay=0.01)
+    total_steps = EPOCHS * len(train_loader)
+    step = 0
+    model.train()
+    for epoch in range(EPOCHS):
+        bar = tqdm(train_loader, desc=f"epoch {epoch + 1} of {EPOCHS}", leave=False)
+        for batch in bar:
+            lr = learning_rate(
+                step,
+                peak=LEARNING_RATE,
+                schedule="linear",
+                warmup_steps=WARMUP_STEPS,
+                total_steps=total_steps,
+            )
+            set_learning_rate(optimizer, lr)
+            loss = training_step(model, optimizer, batch)
+            step += 1
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+            if step % SAVE_EVERY == 0:
+                save_checkpoint(model, tokenizer, step)
+        loss = validate(model, valid_loader)
+        print(f"after epoch {epoch + 1}: loss {loss:.3f}, perplexity {math.exp(loss):.2f}")
+
+    # 7. Save, load again, and write.
+    save(model, tokenizer, OUTPUT / "final")
+    model, tokenizer = load_model(OUTPUT / "final"), load_tokenizer(OUTPUT / "final")
+    print(f"after training: {write(model, tokenizer)!r}")
+    print(f"saved in {OUTPUT / 'final'}")
+
+
+if __name__ == "__main__":
+    main()
