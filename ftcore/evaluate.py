@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ftcore.data import DataLoader, read_records
+from ftcore.data import DataLoader, Record, read_records
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.models.checkpoint import write_atomically
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
@@ -27,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
         causal = not model.config.is_encoder_decoder
+        records = read_records(options.task, options.data, causal=causal, limit=options.limit)
+        if options.predictions:
+            check_predictions(Path(options.predictions), records)
         dataset = make_dataset(
-            read_records(options.task, options.data, causal=causal, limit=options.limit),
+            records,
             model,
             tokenizer,
-            name="given",
+            name="evaluation",
             max_source_length=options.max_source_length,
             max_target_length=options.max_target_length,
         )
@@ -67,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in scores.items():
             print(f"{name:15} {value:,}" if isinstance(value, int) else f"{name:15} {value:.4f}")
     return 0
+
+
+def check_predictions(path: Path, records: Sequence[Record]) -> None:
+    """Find out before the work, not after it, that there will be nothing to write or nowhere to write it."""
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--predictions {path}: its directory does not exist")
+    if not any(record.references for record in records):
+        raise ValueError(f"--predictions {path}: the records have no gold answers, so none are written")
 
 
 def write_predictions(answers: Sequence[Answer], path: Path) -> None:

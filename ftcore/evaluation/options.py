@@ -27,6 +27,7 @@ class EvaluateOptions:
     device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
 
     def __post_init__(self) -> None:
-        for name in ("max_source_length", "max_target_length", "num_beams", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
+        for name in ("limit", "max_source_length", "max_target_length", "num_beams", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")

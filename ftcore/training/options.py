@@ -1,5 +1,6 @@
 """The options of `python -m ftcore.train`, and the settings of the runs that need none."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class TrainOptions:
 
     # [Validation and saving]
     eval_every: int | None = None  # steps between validations (default: one epoch)
-    eval_batch_size: int | None = None  # (default: twice --batch-size)
+    eval_batch_size: int | None = None  # examples at a time in a validation (default: twice --batch-size)
     eval_answers: int = 200  # validation examples that are answered by generating, where the task has answers
     num_beams: int = 1  # beams of that generation
     save_every: int | None = None  # steps between checkpoints/step-N (default: only best/ and last/)
@@ -70,8 +71,10 @@ class TrainOptions:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
         for name in ["lr", "warmup", "weight_decay", "clip_norm", "seed", "eval_answers", "workers"]:
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 2**63:  # neither infinite nor NaN
+            if value is not None and not 0 <= value < math.inf:  # nor NaN
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number of at least 0")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
         if not 0 < self.valid_share < 1:

@@ -1,0 +1,151 @@
+"""python -m ftcore.evaluate: the same scores as in training, predictions, one line for every mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+
+import ftcore.train
+from ftcore.data import load_tokenizer
+from ftcore.decoding import generate_texts
+from ftcore.evaluate import main
+from ftcore.evaluation.metrics import exact_match, f1
+from ftcore.models.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    tiny_runs.tiny_t5(folder / "t5")
+    tiny_runs.tiny_gpt2(folder / "gpt2")
+    tiny_runs.questions(folder / "qa.jsonl", 9)
+    (folder / "text.txt").write_text("the quick brown fox. " * 30)
+    return folder
+
+
+def evaluate(capsys: pytest.CaptureFixture, *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+def on(files: Path, model: str, data: str = "qa.jsonl") -> list[str]:
+    return ["--model", str(files / model), "--data", str(files / data), "--max-target-length", "20"]
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert ending.value.code == 2
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert not captured.out and line.startswith("ftcore.evaluate: ")
+    return line
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_the_scores_of_a_run_again(
+    files: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What the log says of the last step is what evaluate says of last/."""
+    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    rows = ({"context": f"it is {n}", "question": "is it?", "answer": "yes"} for n in range(9))
+    run, data = tmp_path / "run", str(tiny_runs.write_lines(tmp_path / "yes.jsonl", rows))
+    options = ["--max-steps", "30", "--batch-size", "9", "--max-target-length", "20", "--lr", "0.02"]
+    paths = ["--model", str(files / model), "--train", data, "--valid", data, "--output", str(run)]
+    ftcore.train.main([*paths, *options, "--eval-every", "30"])
+    logged = tiny_runs.metrics(run)[-1]
+    same = ["--data", data, "--max-target-length", "20", "--batch-size", "4"]
+    scores = evaluate(capsys, "--model", str(run / "last"), *same)
+    assert scores.pop("examples") == 9 and scores.pop("tokens") > 9
+    assert scores.pop("loss") == pytest.approx(logged.pop("valid_loss"), rel=1e-5)
+    assert {"step": 30, "epoch": 30.0, **scores} == pytest.approx(logged, rel=1e-5)
+    assert scores["f1"] > 0  # it has learnt something to score
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_predictions(files: Path, tmp_path: Path, model: str, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "answers.jsonl"
+    scores = evaluate(
+        capsys, *on(files, model), "--predictions", str(file), "--num-beams", "2", "--limit", "5"
+    )
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(answers) == 5
+    texts = [answer["source"] for answer in answers]
+    wanted = generate_texts(
+        load_model(files / model), load_tokenizer(files / model), texts, num_beams=2, max_new_tokens=20
+    )
+    assert [answer["prediction"] for answer in answers] == wanted
+    for answer in answers:
+        assert answer["exact_match"] == exact_match(answer["prediction"], answer["references"])
+        assert answer["f1"] == f1(answer["prediction"], answer["references"])
+    for name in ("exact_match", "f1"):
+        assert scores[name] == pytest.approx(sum(answer[name] for answer in answers) / 5)
+
+
+def test_a_table_for_people(files: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(on(files, "t5")) == 0
+    table = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert list(table) == ["examples", "tokens", "loss", "token_accuracy", "perplexity", "exact_match", "f1"]
+    assert table["examples"] == "9"
+
+
+def test_a_text_has_a_perplexity_and_no_answers(files: Path, capsys: pytest.CaptureFixture) -> None:
+    scores = evaluate(capsys, *on(files, "gpt2", "text.txt"), "--task", "lm")
+    assert list(scores) == ["examples", "tokens", "loss", "token_accuracy", "perplexity"]
+    assert scores["tokens"] == len("the quick brown fox. " * 30)  # every byte but the first, and the end
+
+
+def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> None:
+    main([*on(files, "t5"), "--max-source-length", "8"])
+    assert (
+        "warning: 9 of 9 evaluation sources are cut to --max-source-length 8 tokens"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--data", "/nowhere/x.json"], "/nowhere/x.json"),
+        (["--model", "/nowhere/x"], "/nowhere/x: no such directory"),
+        (["--task", "poetry"], "--task: invalid choice: 'poetry'"),
+        (["--task", "lm"], "'lm' trains a decoder-only model"),
+        (["--device", "cuda:99"], "--device is 'cuda:99'"),
+        (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
+        (["--limit", "0"], "--limit is 0, expected at least 1"),
+        (
+            ["--predictions", "/nowhere/x.jsonl"],
+            "--predictions /nowhere/x.jsonl: its directory does not exist",
+        ),
+        (["--predikt", "x"], "did you mean '--predictions'?"),
+    ],
+)
+def test_one_line_for_what_is_wrong(
+    files: Path, capsys: pytest.CaptureFixture, arguments: list[str], complaint: str
+) -> None:
+    assert complaint in refusal(capsys, *on(files, "t5"), *arguments)
+
+
+def test_more_mistakes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "--model is missing" in refusal(capsys)
+    assert "--data is missing" in refusal(capsys, "--model", str(files / "t5"))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"context": \n')
+    assert "broken.jsonl, line 1: broken JSON" in refusal(capsys, *on(files, "t5"), "--data", str(broken))
+    text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
+    assert "the records have no gold answers" in refusal(capsys, *text)
+    small = tiny_runs.tiny_gpt2(tmp_path / "small", n_positions=16)
+    assert "only 16 positions" in refusal(capsys, *on(files, "gpt2"), "--model", str(small))
+    assert "no config.json" in refusal(capsys, *on(files, "t5"), "--model", str(files))
+
+
+def test_a_t5_without_start_token_is_scored(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bare = tiny_runs.tiny_t5(tmp_path / "bare", decoder_start_token_id=None)
+    assert evaluate(capsys, *on(files, "t5"), "--model", str(bare)) == evaluate(capsys, *on(files, "t5"))

@@ -1,0 +1,482 @@
+"""python -m ftcore.train: what a run leaves behind, and one line for every mistake."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import ftcore.train
+from ftcore.data import load_tokenizer
+from ftcore.evaluation.scoring import Answer, LossScore
+from ftcore.models.checkpoint import load_model, save_model
+from ftcore.train import main
+from ftcore.training import options as options_page
+
+QUICK = ("--batch-size", "4", "--max-target-length", "20", "--eval-answers", "2")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and data for all tests here, which change none of them."""
+    folder = tmp_path_factory.mktemp("files")
+    tiny_runs.tiny_t5(folder / "t5")
+    tiny_runs.tiny_gpt2(folder / "gpt2")
+    tiny_runs.questions(folder / "qa.jsonl", 18)
+    tiny_runs.questions(folder / "valid.jsonl", 4, start=50)
+    (folder / "emotion.txt").write_text("".join(f"i feel {x};joy\ni am {x};anger\n" for x in "abcdef"))
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 12)
+    tiny_runs.write_lines(
+        folder / "pairs.jsonl", ({"source": f"say {n}", "target": f"{n}!"} for n in range(12))
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+
+
+def train(files: Path, output: Path, *options: str, model: str = "t5", data: str = "qa.jsonl") -> int:
+    paths = ["--model", str(files / model), "--train", str(files / data), "--output", str(output)]
+    return main([*paths, *QUICK, *options])
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line with which the command refuses, before anything runs."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert ending.value.code == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    [line] = [line for line in captured.err.splitlines() if not line.startswith("warning: ")]
+    assert line.startswith("ftcore.train: ")
+    return line
+
+
+# --- what a run does and leaves behind
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "data"),
+    [
+        ("t5", "qa", "qa.jsonl"),
+        ("gpt2", "qa", "qa.jsonl"),
+        ("t5", "emotion", "emotion.txt"),
+        ("gpt2", "emotion", "emotion.txt"),
+        ("gpt2", "lm", "text.txt"),
+        ("t5", "text2text", "pairs.jsonl"),
+        ("gpt2", "text2text", "pairs.jsonl"),
+    ],
+)
+def test_every_task_learns(files: Path, tmp_path: Path, model: str, task: str, data: str) -> None:
+    run = tmp_path / "run"
+    options = ("--task", task, "--max-steps", "12", "--lr", "0.01", "--log-every", "4")
+    assert train(files, run, *options, model=model, data=data) == 0
+    lines = tiny_runs.metrics(run)
+    valid_losses = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    train_losses = [line["train_loss"] for line in lines if "train_loss" in line]
+    assert valid_losses[-1] < valid_losses[0] and train_losses[-1] < train_losses[0]
+    assert lines[0]["step"] == 0 and lines[-1]["step"] == 12
+    has_answers = task == "qa" or task == "text2text" or model == "t5"
+    assert ("exact_match" in lines[0]) == ("f1" in lines[-1]) == has_answers
+    for directory in (run / "best", run / "last"):
+        load_model(directory)
+        load_tokenizer(directory)
+
+
+def test_the_log_has_what_each_moment_has(files: Path, tmp_path: Path) -> None:
+    train(files, tmp_path / "run", "--epochs", "2", "--log-every", "2", "--valid", str(files / "valid.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = {"train_loss", "learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
+    validated = {"valid_loss", "token_accuracy", "perplexity", "exact_match", "f1"}
+    # 18 examples, 4 a step: 5 steps an epoch
+    assert [line["step"] for line in lines if trained < line.keys()] == [2, 4, 6, 8, 10]
+    assert [line["step"] for line in lines if validated < line.keys()] == [0, 5, 10]
+    assert all(line.keys() - {"step", "epoch"} in (trained, validated) for line in lines)
+    assert all(line["epoch"] == line["step"] / 5 for line in lines)
+    assert all(
+        line["perplexity"] == pytest.approx(math.exp(line["valid_loss"])) for line in lines if "f1" in line
+    )
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_transformers_opens_best_and_last(files: Path, tmp_path: Path, model: str) -> None:
+    train(files, tmp_path / "run", "--max-steps", "2", model=model)
+    name = "T5ForConditionalGeneration" if model == "t5" else "GPT2LMHeadModel"
+    for directory in (tmp_path / "run" / "best", tmp_path / "run" / "last"):
+        theirs, ours = getattr(transformers, name).from_pretrained(directory), load_model(directory)
+        assert theirs.state_dict().keys() == ours.state_dict().keys()
+        ids = torch.tensor([[5, 6, 7]])
+        extra = {"decoder_input_ids": ids} if model == "t5" else {}
+        with torch.no_grad():
+            torch.testing.assert_close(ours(ids, **extra), theirs(ids, **extra).logits)
+        text = "is it so?"
+        assert transformers.AutoTokenizer.from_pretrained(directory)(text).input_ids == load_tokenizer(
+            directory
+        ).encode(text)
+
+
+def test_best_is_the_best_and_not_the_last(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact match decides, then the loss. Step 0, which is not trained, is never kept."""
+    scores = iter([(1.0, 0.1), (0.2, 3.0), (0.5, 2.0), (0.5, 1.0), (0.4, 0.5)])  # exact match, loss
+    weights, matches = [], []
+
+    def score_loss(model: Any, *_: Any) -> LossScore:
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        match, loss = next(scores)
+        matches.append(match)
+        return LossScore(loss, 0.5, 10)
+
+    def score_answers(*_: Any, **__: Any) -> list[Answer]:
+        return [Answer("source", "prediction", ("reference",), matches[-1], f1=1.0)]
+
+    monkeypatch.setattr(ftcore.train, "score_loss", score_loss)
+    monkeypatch.setattr(ftcore.train, "score_answers", score_answers)
+    train(files, tmp_path / "run", "--max-steps", "4", "--eval-every", "1", "--lr", "0.1")
+    for directory, step in (("best", 3), ("last", 4)):
+        saved = load_model(tmp_path / "run" / directory).state_dict()
+        torch.testing.assert_close(dict(saved), weights[step], rtol=0, atol=0)
+
+
+def test_max_steps_goes_on_into_further_epochs(files: Path, tmp_path: Path) -> None:
+    train(files, tmp_path / "run", "--epochs", "1", "--max-steps", "12")
+    assert tiny_runs.metrics(tmp_path / "run")[-1]["epoch"] == pytest.approx(12 / 4, abs=0.7)
+
+
+def test_save_every_and_keep(files: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(files, run, "--max-steps", "7", "--save-every", "2", "--keep", "2")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    load_model(run / "checkpoints" / "step-000006")
+    load_tokenizer(run / "checkpoints" / "step-000006")
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_from_scratch_needs_no_weights_and_follows_the_seed(files: Path, tmp_path: Path, model: str) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in (files / model).iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+
+    def first_weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        run = tmp_path / name
+        options = ("--from-scratch", "--max-steps", "1", "--lr", "0", "--seed", str(seed))
+        train(tmp_path, run, *options, model="bare", data=str(files / "qa.jsonl"))
+        return load_file(run / "last" / "model.safetensors")
+
+    one, same, other = first_weights("a", 1), first_weights("b", 1), first_weights("c", 2)
+    torch.testing.assert_close(one, same, rtol=0, atol=0)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_is_set_and_saved(files: Path, tmp_path: Path) -> None:
+    for model, keys in (("t5", ["dropout_rate"]), ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])):
+        run = tmp_path / model
+        train(files, run, "--max-steps", "1", "--dropout", "0.25", model=model)
+        config = json.loads((run / "last" / "config.json").read_text())
+        assert [config[key] for key in keys] == [0.25] * len(keys)
+
+
+def test_without_dropout_the_seed_moves_only_the_order(files: Path, tmp_path: Path) -> None:
+    """One window holds everything, so that the order cannot matter either but for rounding."""
+    weights = []
+    for seed in ("1", "2"):
+        options = (
+            "--valid",
+            str(files / "valid.jsonl"),
+            "--batch-size",
+            "18",
+            "--max-steps",
+            "1",
+            "--seed",
+            seed,
+        )
+        train(files, tmp_path / seed, *options, "--dropout", "0", "--lr", "1e-3")
+        weights.append(tiny_runs.metrics(tmp_path / seed)[-2]["grad_norm"])
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_padding_to_the_full_length_changes_no_loss(files: Path, tmp_path: Path, model: str) -> None:
+    losses = []
+    for name, options in (("short", ()), ("full", ("--pad-to-max-length",))):
+        limits = ("--max-source-length", "60", "--dropout", "0", "--max-steps", "3", "--log-every", "1")
+        train(files, tmp_path / name, *limits, *options, model=model)
+        losses.append(
+            [line.get("train_loss", line.get("valid_loss")) for line in tiny_runs.metrics(tmp_path / name)]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_bf16_is_close_to_fp32(files: Path, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        train(files, tmp_path / precision, "--precision", precision, "--max-steps", "3", "--dropout", "0")
+        losses.append(tiny_runs.metrics(tmp_path / precision)[-2]["train_loss"])
+        weights = load_file(tmp_path / precision / "last" / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=2**-6)  # bfloat16 rounds to 2^-9
+
+
+def test_a_source_too_long_is_cut_and_counted(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(
+        files,
+        tmp_path / "run",
+        "--max-source-length",
+        "10",
+        "--max-steps",
+        "1",
+        "--valid",
+        str(files / "valid.jsonl"),
+    )
+    warnings = capsys.readouterr().err.splitlines()
+    assert "warning: 18 of 18 training sources are cut to --max-source-length 10 tokens" in warnings
+    assert "warning: 4 of 4 validation sources are cut to --max-source-length 10 tokens" in warnings
+
+
+def test_without_output_a_fresh_directory_is_made(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main(["--model", str(files / "t5"), "--train", str(files / "qa.jsonl"), "--max-steps", "1", *QUICK])
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_it_says_what_it_does_and_shows_answers(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(files, tmp_path / "run", "--max-steps", "1", model="gpt2")
+    output = capsys.readouterr().out
+    assert "18 examples" not in output and "examples to train on" in output
+    assert "gold: " in output and "answer: " in output
+    assert f"python -m ftcore.generate --model {tmp_path / 'run' / 'best'}" in output
+    for line in output.splitlines():
+        assert not line.startswith("question:"), "a source of several lines is shown on one"
+
+
+def test_the_picture_is_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.undo()
+    train(files, tmp_path / "run", "--max-steps", "2")
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- a run that fails
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as ending:
+        train(files, run, "--lr", "1e30", "--warmup", "0", "--max-steps", "9", "--save-every", "1")
+    assert ending.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("ftcore.train: the ") and "in step 2: a lower --lr may help" in line
+    assert line.endswith(f"the weights of the last save are at {run / 'last'}")
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "last" / "model.safetensors").values())
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_weights(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(parameters: Any, limit: float) -> torch.Tensor:
+        return torch.tensor(math.inf)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    with pytest.raises(SystemExit) as ending:
+        train(files, tmp_path / "run", "--max-steps", "9")
+    assert ending.value.code == 1
+    assert "the gradient's norm is inf in step 1: a lower --lr may help" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the worker processes too."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ftcore.train", "--model", files / "t5", "--train", files / "qa.jsonl"]
+    command += ["--output", run, "--max-steps", "100000", "--save-every", "1", "--keep", "1", *QUICK]
+    command += ["--workers", "1", "--eval-every", "100000"]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(600):
+        if (run / "state" / "training_state.pt").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert f"go on with:\n  python -m ftcore.train --output {run} --resume" in output
+    assert not errors.strip(), errors
+    load_model(run / "last")
+
+
+# --- refused
+
+
+def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def complaint(content: str, task: str = "qa", suffix: str = ".jsonl") -> str:
+        path = tmp_path / f"data{suffix}"
+        path.write_text(content)
+        return refusal(
+            capsys,
+            "--model",
+            str(files / "t5"),
+            "--task",
+            task,
+            "--train",
+            str(path),
+            "--output",
+            str(tmp_path / "run"),
+        )
+
+    good = '{"context": "a", "question": "b", "answer": "c"}\n'
+    assert "data.jsonl: the file is empty" in complaint("")
+    assert "data.jsonl, line 2: broken JSON" in complaint(good + '{"context": \n')
+    assert "data.jsonl, line 2: no key 'answer' or 'answers'" in complaint(
+        good + '{"context": "a", "question": "b"}\n'
+    )
+    assert "data.txt, line 1: no ';' between text and label" in complaint("joy\n", "emotion", ".txt")
+    assert "cannot split 1 record" in complaint(good)
+    assert "decoder-only" in complaint("some text", "lm", ".txt")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--task", "poetry"], "--task: invalid choice: 'poetry' (choose from"),
+        (["--train", "/nowhere/data.json"], "/nowhere/data.json"),
+        (["--valid", "/nowhere/data.json"], "/nowhere/data.json"),
+        (["--model", "/nowhere/model"], "/nowhere/model: no such directory"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a CUDA device"),
+        (["--device", "tpu"], "--device is 'tpu', which torch does not find here"),
+        (["--device", "cuda:99"], "--device is 'cuda:99', which torch does not find here"),
+        (["--epochs", "0"], "--epochs is 0, expected at least 1"),
+        (["--lr", "-1"], "--lr is -1.0, expected a number of at least 0"),
+        (["--lr", "nan"], "--lr is nan, expected a number of at least 0"),
+        (["--seed", "-1"], "--seed is -1, expected a number of at least 0"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["--dropout", "1"], "--dropout is 1.0, expected a rate from 0 to below 1"),
+        (["--valid-share", "1"], "--valid-share is 1.0"),
+        (["--max-target-length", "1"], "max_target_length 1"),
+        (["--bach-size", "3"], "did you mean '--batch-size'?"),
+        (["--resume"], "--resume needs --output"),
+    ],
+)
+def test_wrong_options(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"--model": str(files / "t5"), "--train": str(files / "qa.jsonl")}
+    known = [part for option, value in given.items() if option not in arguments for part in (option, value)]
+    assert complaint in refusal(capsys, *known, *arguments)
+    assert not any(tmp_path.iterdir())  # nothing was made on the way
+
+
+def test_wrong_checkpoints(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def complaint(model: Path) -> str:
+        data = str(files / "qa.jsonl")
+        return refusal(capsys, "--model", str(model), "--train", data, "--output", str(tmp_path / "run"))
+
+    assert "no config.json" in complaint(files)
+    small = tiny_runs.tiny_t5(tmp_path / "small", vocab_size=300)
+    assert "the tokenizer has 384 ids, but the embedding only 300 rows" in complaint(small)
+    cut = tiny_runs.tiny_t5(tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"{weights}: cannot be read" in complaint(cut)
+    other = tiny_runs.tiny_t5(tmp_path / "other")
+    (other / "tokenizer_config.json").unlink()
+    assert str(other) in complaint(other)
+    short = tiny_runs.tiny_gpt2(tmp_path / "short", n_positions=20)
+    assert "the model has only 20 positions (n_positions): lower --max-source-length" in complaint(short)
+    assert not (tmp_path / "run").exists()
+
+
+def test_padding_beyond_the_positions_is_refused(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, data = str(files / "gpt2"), str(files / "qa.jsonl")
+    line = refusal(
+        capsys, "--model", model, "--train", data, "--output", str(tmp_path / "x"), "--pad-to-max-length"
+    )
+    assert "an example of 640 tokens, but the model has only 128 positions" in line
+
+
+def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    train(files, run, "--max-steps", "1")
+    given = ("--model", str(files / "t5"), "--train", str(files / "qa.jsonl"), "--output")
+    line = refusal(capsys, *given, str(run))
+    assert f"{run} already holds a run: --resume goes on with it, --overwrite replaces it" in line
+    assert "exists and holds no run: choose another --output" in refusal(
+        capsys, *given, str(run / "metrics.jsonl")
+    )
+    assert "exists and holds no run" in refusal(capsys, *given, str(tmp_path), "--overwrite")
+    assert train(files, run, "--max-steps", "2", "--overwrite") == 0
+    assert tiny_runs.metrics(run)[-1]["step"] == 2
+
+
+def test_the_default_run_outside_a_clone(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(options_page, "CLONE", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    line = refusal(capsys)
+    assert "the default of --model, is not here: it comes with a clone of the project" in line
+    assert "Pass --model, --train and --output" in line
+    assert "the default of --train, is not here" in refusal(capsys, "--model", str(files / "t5"))
+    assert "--task text2text has no --train of its own" in refusal(
+        capsys, "--task", "text2text", "--model", str(files / "t5")
+    )
+
+
+def test_a_model_without_start_token_gets_the_published_one(files: Path, tmp_path: Path) -> None:
+    tiny_runs.tiny_t5(tmp_path / "bare", decoder_start_token_id=None)
+    train(tmp_path, tmp_path / "run", "--max-steps", "1", model="bare", data=str(files / "qa.jsonl"))
+    assert json.loads((tmp_path / "run" / "last" / "config.json").read_text())["decoder_start_token_id"] == 0
+
+
+def test_overwriting_the_run_that_the_model_comes_from(files: Path, tmp_path: Path) -> None:
+    """Its weights are still mapped from a file that is gone."""
+    run = tmp_path / "run"
+    train(files, run, "--max-steps", "1")
+    save_model(load_model(run / "last"), tmp_path / "copy")
+    options = ("--overwrite", "--max-steps", "1", "--lr", "0")
+    train(tmp_path, run, *options, model="run/last", data=str(files / "qa.jsonl"))
+    before, after = (
+        load_file(tmp_path / "copy" / "model.safetensors"),
+        load_file(run / "last" / "model.safetensors"),
+    )
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

@@ -1,0 +1,349 @@
+"""A run that was stopped, or killed at the worst moment, and resumed is the uninterrupted run bit for bit.
+
+Dropout is on, so that a random generator that is not put back shows at once. Three windows make an epoch, of
+which the last is short.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import ftcore.train
+from ftcore.data import load_tokenizer
+from ftcore.models.checkpoint import load_model
+from ftcore.training.meter import Meter
+
+STEPS = 8
+FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
+
+
+class Bench:
+    """Starts runs of one family in fresh directories and knows what the uninterrupted one comes to."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.folder, self.runs = folder, 0
+        model = FAMILIES[family](folder / "model")
+        data = tiny_runs.questions(folder / "train.jsonl", 18)
+        self.command = f"--model {model} --train {data} --batch-size 3 --grad-accum 2 --max-steps {STEPS} "
+        self.command += "--lr 0.01 --eval-every 4 --log-every 3 --eval-answers 1 --max-target-length 20 "
+        uninterrupted = self.new_directory()
+        assert self.train(uninterrupted) == 0
+        self.wanted = outcome(uninterrupted)
+
+    def new_directory(self) -> Path:
+        self.runs += 1
+        return self.folder / f"run{self.runs}"
+
+    def train(self, run: Path, options: str = "") -> int:
+        return ftcore.train.main([*self.command.split(), "--output", str(run), *options.split()])
+
+    def resume(self, run: Path, options: str = "") -> int:
+        return ftcore.train.main(["--output", str(run), "--resume", *options.split()])
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves: the best and the last weights, the optimizer and the log without its clock."""
+    state = torch.load(run / "state" / "training_state.pt", weights_only=True)
+    return {
+        "best": load_file(run / "best" / "model.safetensors"),
+        "last": load_file(run / "last" / "model.safetensors"),
+        "optimizer": state["optimizer"]["state"],
+        "random": state["random"]["cpu"],
+        "progress": state["progress"],
+        "metrics": tiny_runs.metrics(run),
+    }
+
+
+def assert_same(got: Any, wanted: Any) -> None:
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench("t5", tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+def at_step(step: int, act: Callable[[], None]) -> Any:
+    """Do something in the middle of the loop, when this step has been taken."""
+    patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
+
+    def add_and_act(self: Meter, *arguments: Any) -> None:
+        nonlocal taken
+        add(self, *arguments)
+        taken += 1
+        if taken == step:
+            act()
+
+    patch.setattr(Meter, "add", add_and_act)
+    return patch
+
+
+def stop_at(bench: Bench, run: Path, step: int, options: str = "") -> None:
+    patch = at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert bench.train(run, options) == 0
+    finally:
+        patch.undo()
+
+
+# --- stopped on request
+
+
+@settings(deadline=None, max_examples=6)
+@given(step=st.integers(1, STEPS - 1))
+def test_t5_stopped_at_any_step(t5: Bench, step: int) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, step)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= step
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])  # the second ends an epoch
+def test_gpt2_stopped(gpt2: Bench, step: int) -> None:
+    run = gpt2.new_directory()
+    stop_at(gpt2, run, step)
+    assert gpt2.resume(run) == 0
+    assert_same(outcome(run), gpt2.wanted)
+
+
+def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
+    """Workers prepare the same batches, and looking more often at the validation set changes no weight."""
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    patch = at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        assert t5.resume(run, "--workers 1 --save-every 2") == 0
+    finally:
+        patch.undo()
+    assert t5.resume(run, "--eval-every 1 --workers 0") == 0
+    got = outcome(run)
+    assert_same(got["last"], t5.wanted["last"])
+    assert_same(got["optimizer"], t5.wanted["optimizer"])
+
+
+def test_how_often_is_validated_saved_and_logged_changes_no_weight(t5: Bench) -> None:
+    run = t5.new_directory()
+    t5.train(run, "--eval-every 3 --save-every 1 --keep 1 --log-every 1 --eval-answers 2 --num-beams 2")
+    assert_same(outcome(run)["last"], t5.wanted["last"])
+
+
+def test_stopping_says_how_to_go_on_and_going_on_says_so(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 3)
+    output = capsys.readouterr().out
+    assert f"stopped after step 3 of {STEPS} and saved" in output
+    assert f"python -m ftcore.train --output {run} --resume" in output
+
+
+def test_a_finished_run_is_left_as_it_is(t5: Bench) -> None:
+    run = t5.new_directory()
+    t5.train(run)
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+def test_a_run_started_with_overwrite_resumes(t5: Bench) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 1)
+    stop_at(t5, run, 2, "--overwrite")
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+def test_the_options_of_a_resumed_run_start_another(t5: Bench) -> None:
+    run, other = t5.new_directory(), t5.new_directory()
+    stop_at(t5, run, 2)
+    t5.resume(run)
+    assert ftcore.train.main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
+    assert_same(outcome(other), t5.wanted)
+
+
+# --- killed
+
+
+def killed(act: Callable[[], Any], operation: int) -> bool:
+    """Run `act` in a child that SIGKILL ends before its n-th change of the disk; False if that never came."""
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        return os.WIFSIGNALED(status)
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        count = 0
+
+        def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == operation:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return change(*arguments, **options)
+
+            return counted
+
+        for owner, name in (
+            (os, "fsync"),
+            (os, "unlink"),
+            (os, "rmdir"),
+            (Path, "replace"),
+            (Path, "rename"),
+        ):
+            setattr(owner, name, watched(getattr(owner, name)))
+        act()
+    finally:
+        os._exit(0)
+
+
+def assert_everything_loads(run: Path) -> None:
+    """Each directory with a name that a reader would open; what is hidden is unfinished."""
+    for directory in (run / "best", run / "last", *run.glob("checkpoints/step-*")):
+        if directory.exists():
+            load_model(directory)
+            load_tokenizer(directory)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+@settings(deadline=None, max_examples=15)
+@given(operation=st.integers(1, 400))
+def test_killed_at_any_change_of_the_disk(gpt2: Bench, operation: int) -> None:
+    run = gpt2.new_directory()
+    was_killed = killed(lambda: gpt2.train(run, "--save-every 2 --keep 1"), operation)
+    assert_everything_loads(run)
+    if was_killed and not (run / "state" / "training_state.pt").exists():
+        assert gpt2.train(run, "--overwrite" if (run / "train_config.json").exists() else "") == 0
+    else:
+        assert gpt2.resume(run) == 0
+    assert_same(outcome(run), gpt2.wanted)
+    assert_everything_loads(run)
+
+
+def test_a_half_written_last_line_of_the_log_is_dropped(t5: Bench) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 4)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "train_loss": 1.0}\n{"step": 6, "tra')
+    t5.resume(run)
+    assert_same(outcome(run), t5.wanted)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(
+    t5: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    before = (run / "state" / "training_state.pt").read_bytes()
+
+    def full(state: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ending:
+        patch.setattr(torch, "save", full)
+        t5.resume(run)
+    assert ending.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("No space left on device")
+    assert (run / "state" / "training_state.pt").read_bytes() == before
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+# --- refused
+
+
+@pytest.fixture(scope="module")
+def stopped(t5: Bench) -> Path:
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with 0.5"),
+        ("--batch-size 2", "--batch-size 3, it cannot go on with 2"),
+        ("--seed 4", "--seed 0, it cannot go on with 4"),
+        ("--eval-answers 7", "--eval-answers 1, it cannot go on with 7"),
+        ("--max-steps 99", f"--max-steps {STEPS}, it cannot go on with 99"),
+        ("--overwrite", "choose one"),
+    ],
+)
+def test_other_options_are_refused(
+    t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, options: str, complaint: str
+) -> None:
+    before = (stopped / "train_config.json").read_bytes()
+    assert complaint in refusal(lambda: t5.resume(stopped, options), capsys)
+    assert (stopped / "train_config.json").read_bytes() == before
+
+
+def refusal(act: Callable[[], Any], capsys: pytest.CaptureFixture) -> str:
+    """The one line that a command refuses with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        act()
+    assert ending.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_changed_training_file_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    run = t5.new_directory()
+    data = tiny_runs.questions(run.with_suffix(".jsonl"), 18)
+    stop_at(t5, run, 1, f"--train {data}")
+    data.write_text(data.read_text().replace("Arlo", "Oslo"))
+    assert f"{data}: the training file has changed" in refusal(lambda: t5.resume(run), capsys)
+
+
+def test_a_changed_model_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    run = t5.new_directory()
+    model = tiny_runs.tiny_t5(run.with_suffix(".model"))
+    stop_at(t5, run, 1, f"--model {model}")
+    tiny_runs.tiny_t5(model, d_ff=32)
+    assert "is no longer the model of this run" in refusal(lambda: t5.resume(run), capsys)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_state_is_refused(t5: Bench, capsys: pytest.CaptureFixture, damage: bytes | None) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 1)
+    state = run / "state" / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
+    line = refusal(lambda: t5.resume(run), capsys)
+    assert f"{state}: damaged, the run cannot be resumed" in line
+
+
+def test_no_pickle_is_ever_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 1)
+    torch.save({"model": time.sleep}, run / "state" / "training_state.pt")
+    assert "damaged" in refusal(lambda: t5.resume(run), capsys)
+
+
+def test_where_there_is_nothing_to_resume(t5: Bench, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "holds no run to resume" in refusal(lambda: t5.resume(tmp_path), capsys)
+    (tmp_path / "train_config.json").write_text("{}")
+    assert "stopped before its first save" in refusal(lambda: t5.resume(tmp_path), capsys)
+    assert "--resume needs --output" in refusal(lambda: ftcore.train.main(["--resume"]), capsys)
