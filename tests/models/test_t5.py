@@ -211,9 +211,11 @@ def test_every_switch_shows_in_the_logits(changed):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("num_buckets", [4, 5, 7, 8, 16, 31, 32, 64])
+@pytest.mark.parametrize("num_buckets", [4, 5, 7, 8, 9, 10, 16, 17, 18, 19, 31, 32, 64])
 def test_buckets(bidirectional, num_buckets):
-    """Every distance, and for the logarithm's rounding every maximal distance, that a model may have."""
+    """Every distance and every maximal distance that a model may have. With 9, 10, 17, 18 or 19 buckets some
+    distances lie so close to an edge that the logarithm in float64 would choose another bucket.
+    """
     distances = torch.arange(-300, 301)
     for max_distance in [*range(num_buckets // 2 + 1, 160), 256, 300, 512, 1000]:
         want = modeling_t5.T5Attention._relative_position_bucket(
