@@ -217,7 +217,7 @@ def test_buckets(bidirectional, num_buckets):
     distances lie so close to an edge that the logarithm in float64 would choose another bucket.
     """
     distances = torch.arange(-300, 301)
-    for max_distance in [*range(num_buckets // 2 + 1, 160), 256, 300, 512, 1000]:
+    for max_distance in [*range(num_buckets // 2 + 1, 161), 256, 300, 512, 1000]:
         want = modeling_t5.T5Attention._relative_position_bucket(
             distances, bidirectional, num_buckets, max_distance
         )
