@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ftcore"
 FLOORS = [{"command", "models"}, {"data"}, {"training", "decoding"}, {"evaluation"}, {"study"}]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
+CORE = {"torch", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "transformers"}  # imported only where they are used
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,53 @@
+"""The perplexity that a language model has to beat: that of a model which knows only how frequent each token is.
+
+    python examples/unigram_perplexity.py --model DIR --task emotion --train train.txt --data test.txt
+
+It gives each token its share of the training file's tokens, with one added to every count, so that a token
+which training never saw is rare and not impossible. Its perplexity compares with the one that
+`python -m ftcore.evaluate` prints for the same file: both are means over the same target tokens, the end of
+each text included.
+"""
+
+import argparse
+import math
+from collections import Counter
+
+from ftcore import load_tokenizer
+from ftcore.data import Dataset, read_records
+
+
+def targets(tokenizer, task: str, file: str, max_length: int) -> list[int]:
+    """The tokens of a file that a causal model is asked for: all but the first of each text."""
+    records = read_records(task, file, causal=True)
+    limits = {"max_source_length": max_length, "max_target_length": max_length}
+    dataset = Dataset(records, tokenizer, causal=True, **limits)
+    return [token for example in dataset for token in example["labels"][1:]]
+
+
+def unigram_perplexity(train: list[int], test: list[int], vocab_size: int) -> float:
+    counts = Counter(train)
+    nats = sum(math.log((len(train) + vocab_size) / (counts[token] + 1)) for token in test)
+    return math.exp(nats / len(test))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="directory of the tokenizer")
+    parser.add_argument("--task", default="emotion", choices=["emotion", "lm"])
+    parser.add_argument("--train", required=True, help="file whose tokens are counted")
+    parser.add_argument("--data", required=True, help="file to score")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text; longer ones are cut")
+    options = parser.parse_args()
+
+    tokenizer = load_tokenizer(options.model)
+    train, test = (
+        targets(tokenizer, options.task, file, options.max_length) for file in (options.train, options.data)
+    )
+    perplexity = unigram_perplexity(train, test, tokenizer.vocab_size)
+    print(f"unigram perplexity {perplexity:.1f} over {len(test):,} tokens")
+
+
+if __name__ == "__main__":
+    main()
