@@ -1,4 +1,4 @@
-"""The perplexity that a language model has to beat: that of a model which knows only how frequent each token is.
+"""The perplexity to beat: that of a model which knows only how frequent each token is.
 
     python examples/unigram_perplexity.py --model DIR --task emotion --train train.txt --data test.txt
 

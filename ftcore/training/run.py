@@ -64,9 +64,12 @@ class Run:
             self.tokenizer.save_pretrained(place)
 
     def save(self) -> None:
-        """Save the run so that it can be resumed, and its weights for people at last/."""
-        save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
+        """Save the weights for people at last/, and the run so that it can be resumed.
+
+        The state comes last: what a kill leaves older than the state would never be written again.
+        """
         self.save_checkpoint(self.directory.last)
+        save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
 
     def resume(self) -> None:
         self.progress = Progress(**load_state(self.directory.state, **self._stateful()))

@@ -36,7 +36,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | None, *, overwrite: bool) -> "RunDirectory":
-        """A new run's directory, below runs/ where no path is given.
+        """A new run's directory, below runs/ where no path is given. Hidden files in it do not matter.
 
         Raises:
             ValueError: the directory already holds a run, or is not empty and no run.
@@ -50,7 +50,7 @@ class RunDirectory:
                     f"{path} already holds a run: --resume goes on with it, --overwrite replaces it"
                 )
             run._remove_files()
-        elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        elif run.path.exists() and (not run.path.is_dir() or any(run.path.glob("[!.]*"))):
             raise ValueError(f"{path} exists and holds no run: choose another --output")
         run.path.mkdir(parents=True, exist_ok=True)
         return run

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny_runs
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -228,6 +228,8 @@ def assert_everything_loads(run: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
 @settings(deadline=None, max_examples=15)
 @given(operation=st.integers(1, 400))
+@example(operation=2)
+@example(operation=264)  # the last save, between its files
 def test_killed_at_any_change_of_the_disk(gpt2: Bench, operation: int) -> None:
     run = gpt2.new_directory()
     was_killed = killed(lambda: gpt2.train(run, "--save-every 2 --keep 1"), operation)

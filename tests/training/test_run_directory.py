@@ -47,6 +47,7 @@ def test_what_holds_no_run_is_left_alone(tmp_path: Path, overwrite: bool) -> Non
 
 
 def test_an_empty_or_new_directory_is_taken(tmp_path: Path) -> None:
+    (tmp_path / ".train_config.json.part").touch()  # what a kill before the first save leaves
     RunDirectory.create(str(tmp_path), overwrite=False)
     assert RunDirectory.create(str(tmp_path / "a" / "b"), overwrite=True).path.is_dir()
 
