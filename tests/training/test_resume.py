@@ -226,7 +226,7 @@ def assert_everything_loads(run: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(operation=st.integers(1, 400))
 @example(operation=2)
 @example(operation=264)  # the last save, between its files
