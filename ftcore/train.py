@@ -1,6 +1,6 @@
 """Train and fine-tune T5 and GPT-2: `python -m ftcore.train`. The loop is `train`, below."""
 
-from ftcore.command import FAILED_RUN, clear_errors, parse
+from ftcore.command import FAILED_RUN, INTERRUPTED, clear_errors, parse
 from ftcore.training.options import TrainOptions
 
 if __name__ == "__main__":
@@ -207,11 +207,15 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(argv)
-    with clear_errors("ftcore.train"):
-        run = prepare(options)
-    introduce(run)
-    with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
-        train(run)
+    try:
+        with clear_errors("ftcore.train"):
+            run = prepare(options)
+        introduce(run)
+        with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
+            train(run)
+    except KeyboardInterrupt:  # while steps are taken, `Interrupt` answers it
+        tell("interrupted; what was saved before is whole")
+        return INTERRUPTED
     conclude(run)
     return 0
 

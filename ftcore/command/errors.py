@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 WRONG_INPUT = 2  # exit status of a command that was asked for something it cannot do
 FAILED_RUN = 1  # exit status of a command that began its work and could not finish it
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 @contextmanager

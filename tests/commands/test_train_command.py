@@ -336,6 +336,18 @@ def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
     load_model(run / "last")
 
 
+@pytest.mark.parametrize("moment", ["prepare", "validate"])
+def test_control_c_before_the_first_step_is_one_line(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ftcore.train, moment, interrupted)
+    assert train(files, tmp_path / "run") == 130
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted; what was saved before is whole"
+
+
 # --- refused
 
 
