@@ -38,7 +38,7 @@ OUTPUT_LENGTH = 32  # tokens of an answer
 TRAIN_BATCH_SIZE = 32
 VALID_BATCH_SIZE = 64
 EPOCHS = 3
-LEARNING_RATE = 1e-3  # small models learn best with a high one; 3e-4 is usual for the published T5
+LEARNING_RATE = 1e-3  # for this small model; 3e-4 is usual for the published T5
 WARMUP_STEPS = 50
 QUESTIONS_TO_ANSWER = 100  # of the validation set, after each epoch
 
