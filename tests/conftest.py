@@ -1,12 +1,16 @@
-"""What every test shares: one thread per worker is plenty for tiny models, and where real data lies."""
+"""What every test shares: where real data lies, and one thread."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("FTCORE_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
 @pytest.fixture(scope="session")

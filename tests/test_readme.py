@@ -35,8 +35,6 @@ INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e"
 TRAIN_COMMAND = f'{INSTALL} ".[plot]" && .venv/bin/python -m ftcore.train'
 TEST_COMMAND = f'{INSTALL} ".[test]" && .venv/bin/python -m pytest'
 
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits
-
 
 class Block(NamedTuple):
     language: str

@@ -22,8 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 QA = ROOT / "examples" / "data" / "qa"
 EMOTION = ROOT / "examples" / "data" / "emotion"
 
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits
-
 
 def load_lesson(name: str) -> ModuleType:
     """The script as a module, its `main` not yet run."""
