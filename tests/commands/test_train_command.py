@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import tiny_runs
 import torch
-import transformers
 from safetensors.torch import load_file
 
 import ftcore.train
@@ -113,6 +112,7 @@ def test_the_log_has_what_each_moment_has(files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
 def test_transformers_opens_best_and_last(files: Path, tmp_path: Path, model: str) -> None:
+    transformers = pytest.importorskip("transformers")
     train(files, tmp_path / "run", "--max-steps", "2", model=model)
     name = "T5ForConditionalGeneration" if model == "t5" else "GPT2LMHeadModel"
     for directory in (tmp_path / "run" / "best", tmp_path / "run" / "last"):

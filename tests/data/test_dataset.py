@@ -146,8 +146,7 @@ def test_what_cannot_become_examples() -> None:
 
 
 def test_t5_examples_are_those_of_transformers(real_data: Path) -> None:
-    import transformers
-
+    transformers = pytest.importorskip("transformers")
     oracle = transformers.AutoTokenizer.from_pretrained(real_data / "t5")
     records = read_records("qa", real_data / "squad" / "valid.json", causal=False, limit=100)
     data = Dataset(
