@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ftcore.data import DataLoader, Record, read_records
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
-from ftcore.models.checkpoint import write_atomically
+from ftcore.models.atomic import write_atomically
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 
 

@@ -21,7 +21,7 @@ from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import arguments_for
 from ftcore.decoding.text import check_prompts
-from ftcore.models.checkpoint import write_atomically
+from ftcore.models.atomic import write_atomically
 from ftcore.training.inputs import find_device, load_checkpoint
 
 

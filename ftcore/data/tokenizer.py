@@ -35,7 +35,8 @@ from tokenizers.models import BPE, Unigram
 
 from ftcore.data.spiece import Kind, read_sentencepiece_model
 from ftcore.data.tokenizer_files import TOKENIZER_FILES, TokenizerFiles, read_special_tokens
-from ftcore.models.checkpoint import resolve_directory, write_atomically
+from ftcore.models.atomic import write_atomically
+from ftcore.models.hub import resolve_directory
 
 if TYPE_CHECKING:
     from torch import Tensor

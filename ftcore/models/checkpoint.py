@@ -1,8 +1,7 @@
 """A Hugging Face directory <-> a model: config.json, the weights, generation_config.json.
 
-This is the one page of `models` that touches the disk. Reading copies nothing: the model is built without
-memory (on PyTorch's meta device) and its parameters become views of the memory-mapped file. Writing never
-leaves half a file: everything is written beside its target first and then renamed.
+Reading copies nothing: the model is built without memory (on PyTorch's meta device) and its parameters become
+views of the memory-mapped file. Writing never leaves half a file, see atomic.py.
 """
 
 import json
@@ -21,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ftcore.models.atomic import write_together
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
+from ftcore.models.hub import resolve_directory
 from ftcore.models.t5 import T5Config, T5ForConditionalGeneration
 
 Model = GPT2LMHeadModel | T5ForConditionalGeneration
@@ -34,24 +35,12 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 
 # In published files, but weights of nothing: GPT-2's causal masks, and a table that T5's authors left behind.
 _STRAY = re.compile(
     r"\.attn\.(masked_)?bias$|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
 )
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -122,52 +111,6 @@ def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -
             f"use {type(model).__name__}.from_pretrained or ftcore.load_model"
         )
     return model
-
-
-def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> Path:
-    """Where the files of a model lie: `name` itself if it is a directory, else the hub's copy of that name.
-
-    Args:
-        name: a directory, or a hub name such as "gpt2" or "google-t5/t5-small", which needs the extra `hub`.
-        weights: with False only the configuration and the tokenizer are downloaded.
-
-    Raises:
-        FileNotFoundError: no such directory, and nothing that the hub gives us; says what to do.
-        ValueError: `name` is a file.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ValueError(f"{path}: a file, expected the directory that it lies in")
-    if not _HUB_NAME.fullmatch(os.fspath(name)):
-        raise FileNotFoundError(f"{path}: no such directory, and no name on the Hugging Face hub either")
-    return _download(os.fspath(name), weights)
-
-
-def _download(name: str, weights: bool) -> Path:
-    """A snapshot of a model on the hub. Pickled weights are fetched only where there are no safetensors."""
-    by_hand = "put config.json, model.safetensors and the tokenizer's files into a directory and pass that"
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"{name}: no such directory; if it is a name on the Hugging Face hub, "
-            f"`pip install ftcore[hub]` to download it, or {by_hand}"
-        ) from None
-    safetensors = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
-    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
-    try:
-        wanted = [*SMALL_FILES, *safetensors] if weights else [*SMALL_FILES]
-        directory = Path(snapshot_download(name, allow_patterns=wanted))
-        if weights and not any(directory.glob("model*.safetensors")):
-            snapshot_download(name, allow_patterns=[*pickled])
-    except Exception as error:  # a network's and a library's dozen errors, which all mean: no files
-        raise FileNotFoundError(
-            f"{name}: no such directory, and the Hugging Face hub does not give it ({_one_line(error)}); "
-            f"check the name and the connection, or {by_hand}"
-        ) from error
-    return directory
 
 
 class _WithoutDrawing(TorchFunctionMode):
@@ -386,55 +329,12 @@ def save_model(
             "weight_map": {name: file for file, shard in shards.items() for name in shard},
         }
         writes[directory / "model.safetensors.index.json"] = partial(_write_json, values=index)
-    _write_together(writes)
+    write_together(writes)
 
     for path in directory.iterdir():
         ours = path.name in ("generation_config.json", *WEIGHT_FILES[:2]) or _SHARD.fullmatch(path.name)
         if ours and path not in writes:
             path.unlink()
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
-
-    Args:
-        path: the file; its directory must exist. One process at a time may write it.
-        write: is given the path of a file beside the target, to write to; that file is then flushed to the
-            disk and renamed. Where `write` raises, the old file stays and nothing else is left behind.
-    """
-    _write_together({Path(path): write})
-
-
-def _write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
-    beside = {path: path.with_name(f".{path.name}.part") for path in writes}
-    try:
-        for path, write in writes.items():
-            temporary = beside[path]
-            temporary.unlink(missing_ok=True)  # what a killed process left
-            temporary.touch()
-            mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
-            write(temporary)
-            temporary.chmod(mode)
-            _flush(temporary)
-        for path, temporary in beside.items():
-            temporary.replace(path)
-    finally:
-        for temporary in beside.values():
-            temporary.unlink(missing_ok=True)
-    for directory in {path.parent for path in writes}:
-        _flush(directory)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, have reached the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows does not open directories
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

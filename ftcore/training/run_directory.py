@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftcore.models.checkpoint import write_atomically
+from ftcore.models.atomic import write_atomically
 from ftcore.training.options import TrainOptions
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ftcore.data.loader import DataLoader
-from ftcore.models.checkpoint import write_atomically
+from ftcore.models.atomic import write_atomically
 from ftcore.training.options import TrainOptions
 
 # Options that a resumed run may change: they move neither the weights nor what counts as the best of them.

@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import ftcore
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, checkpoint
-from ftcore.models.checkpoint import load_model, resolve_directory, save_model, write_atomically
+from ftcore.models.atomic import write_atomically
+from ftcore.models.checkpoint import load_model, save_model
+from ftcore.models.hub import resolve_directory
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from ftcore.models import T5Config, T5ForConditionalGeneration
-from ftcore.models.checkpoint import load_model, resolve_directory, save_model
+from ftcore.models.checkpoint import load_model, save_model
+from ftcore.models.hub import resolve_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -124,7 +125,7 @@ def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
     script = """
         import json
         from ftcore import load_model
-        from ftcore.models.checkpoint import resolve_directory
+        from ftcore.models.hub import resolve_directory
         found = {"tokenizer only": str(resolve_directory("some.one/old-model", weights=False))}
         before = sorted(path.name for path in resolve_directory(found["tokenizer only"]).iterdir())
         for name in ("google-t5/whole", "sharded", "some.one/old-model"):
@@ -153,7 +154,7 @@ def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
     again = """
         import json
         from ftcore import load_model
-        from ftcore.models.checkpoint import resolve_directory
+        from ftcore.models.hub import resolve_directory
         load_model("google-t5/whole")
         try:
             resolve_directory("google-t5/never-seen")

@@ -1,0 +1,48 @@
+"""Files that are whole, whatever happens while they are written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
+
+    Args:
+        path: the file; its directory must exist. One process at a time may write it.
+        write: is given the path of a file beside the target, to write to; that file is then flushed to the
+            disk and renamed. Where `write` raises, the old file stays and nothing else is left behind.
+    """
+    write_together({Path(path): write})
+
+
+def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
+    """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
+    beside = {path: path.with_name(f".{path.name}.part") for path in writes}
+    try:
+        for path, write in writes.items():
+            temporary = beside[path]
+            temporary.unlink(missing_ok=True)  # what a killed process left
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
+            write(temporary)
+            temporary.chmod(mode)
+            _flush(temporary)
+        for path, temporary in beside.items():
+            temporary.replace(path)
+    finally:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+    for directory in {path.parent for path in writes}:
+        _flush(directory)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, have reached the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open directories
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
