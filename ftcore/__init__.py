@@ -3,6 +3,7 @@
 The names most people need, imported when first used so that `import ftcore` costs nothing.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["load_model", "load_tokenizer", "save_model"]
 
-_HOME = {
-    "load_model": "ftcore.models.checkpoint",
-    "save_model": "ftcore.models.checkpoint",
-    "load_tokenizer": "ftcore.data.tokenizer",
-}
+
+def lazily(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names are imported from their modules (`homes`) when first used.
+
+    A command's options are read before torch is imported, so no package on the way may import it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return get
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ftcore' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "load_model": "ftcore.models.checkpoint",
+        "save_model": "ftcore.models.checkpoint",
+        "load_tokenizer": "ftcore.data.tokenizer",
+    },
+)

@@ -1,7 +1,8 @@
 """Text to batches: tokenizers, tasks, datasets and the loader. Names are imported when first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ftcore import lazily
 
 if TYPE_CHECKING:
     from ftcore.data.dataset import Dataset
@@ -20,19 +21,16 @@ __all__ = [
     "split_records",
 ]
 
-_HOME = {
-    "TASKS": "ftcore.data.tasks",
-    "Record": "ftcore.data.tasks",
-    "prompt": "ftcore.data.tasks",
-    "read_records": "ftcore.data.tasks",
-    "split_records": "ftcore.data.tasks",
-    "Dataset": "ftcore.data.dataset",
-    "DataLoader": "ftcore.data.loader",
-    "load_tokenizer": "ftcore.data.tokenizer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ftcore.data' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "TASKS": "ftcore.data.tasks",
+        "Record": "ftcore.data.tasks",
+        "prompt": "ftcore.data.tasks",
+        "read_records": "ftcore.data.tasks",
+        "split_records": "ftcore.data.tasks",
+        "Dataset": "ftcore.data.dataset",
+        "DataLoader": "ftcore.data.loader",
+        "load_tokenizer": "ftcore.data.tokenizer",
+    },
+)

@@ -4,8 +4,9 @@ Read `search.py` first: greedy, sampling and beam search on one page. `processor
 `stepper.py` the model with its cache as the searches see it, `arguments.py` what every argument means.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ftcore import lazily
 
 if TYPE_CHECKING:
     from ftcore.decoding.search import generate
@@ -13,16 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TextStream", "generate", "generate_from_ids", "generate_texts", "stream_text"]
 
-_HOME = {
-    "generate": "ftcore.decoding.search",
-    "generate_from_ids": "ftcore.decoding.text",
-    "generate_texts": "ftcore.decoding.text",
-    "stream_text": "ftcore.decoding.text",
-    "TextStream": "ftcore.decoding.text",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ftcore.decoding' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "generate": "ftcore.decoding.search",
+        "generate_from_ids": "ftcore.decoding.text",
+        "generate_texts": "ftcore.decoding.text",
+        "stream_text": "ftcore.decoding.text",
+        "TextStream": "ftcore.decoding.text",
+    },
+)
