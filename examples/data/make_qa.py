@@ -42,6 +42,7 @@ from qa_language import (
 
 SPLITS = {"train": 8000, "valid": 400, "test": 1000}  # questions
 QUESTIONS_PER_PASSAGE = 5
+PASSAGE_SHAPES = ((2, 2), (2, 2), (2, 3), (3, 1))  # subjects and kinds of facts of the passages in the files
 
 
 # --------------------------------------------------------------------------------------------------- subjects
@@ -120,7 +121,7 @@ class Statement:
         return pattern.format(**mention, **self.values)
 
 
-SHAPES = ((2, 2), (2, 3), (3, 2))  # subjects, kinds of facts
+SHAPES = ((2, 2), (2, 3), (3, 2))  # subjects and kinds of facts, for a story that is not told which
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ def paragraphs(split: str, questions: int, seed: int) -> Iterator[dict]:
     """Paragraphs in SQuAD 1.1 layout, a pure function of the arguments."""
     rng = Random(f"{split} {seed}")
     for number in range(questions // QUESTIONS_PER_PASSAGE):
-        told = story(rng, split)
+        told = story(rng, split, shape=rng.choice(PASSAGE_SHAPES))
         yield {
             "context": told.context,
             "qas": [
