@@ -35,19 +35,23 @@ def corrupt_spans(
         ValueError: fewer than two tokens; something must be cut out and something must stay.
     """
     noise = noise_mask(len(ids), rng, noise_density, mean_span_length)
+    return cut_spans(ids, noise, sentinel_id=sentinel_id, eos_id=eos_id)
+
+
+def cut_spans(
+    ids: Sequence[int], noise: np.ndarray, *, sentinel_id: Callable[[int], int], eos_id: int
+) -> tuple[list[int], list[int]]:
+    """Tokens and a mask (length,) of those to cut out -> (source, target), both with `eos_id` at the end."""
     source: list[int] = []
     target: list[int] = []
     spans = 0
-    for i, token in enumerate(ids):
-        if not noise[i]:
-            source.append(token)
-            continue
-        if not noise[i - 1]:  # a span begins; i > 0, since the first token is kept
+    for token, is_noise, was_noise in zip(ids, noise, [False, *noise[:-1]], strict=True):
+        if is_noise and not was_noise:
             sentinel = sentinel_id(spans)
             source.append(sentinel)
             target.append(sentinel)
             spans += 1
-        target.append(token)
+        (target if is_noise else source).append(token)
     return [*source, eos_id], [*target, eos_id]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.span_corruption import corrupt_spans, noise_mask
+from ftcore.data.span_corruption import corrupt_spans, cut_spans, noise_mask
 
 EOS, LOWEST_SENTINEL, SENTINELS = 1, 10_000, 600
 
@@ -92,6 +92,13 @@ def test_an_example_by_hand():
     assert re.fullmatch(
         r"Xn+Xn+e", "".join("X" if is_sentinel(t) else "e" if t == EOS else "n" for t in target)
     )
+
+
+def test_any_mask_can_be_cut():
+    mask = np.array([True, True, False, True, False])
+    source, target = cut_spans([10, 11, 12, 13, 14], mask, sentinel_id=sentinel_id, eos_id=EOS)
+    assert source == [sentinel_id(0), 12, sentinel_id(1), 14, EOS]
+    assert target == [sentinel_id(0), 10, 11, sentinel_id(1), 13, EOS]
 
 
 def test_the_generator_decides():
