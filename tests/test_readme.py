@@ -141,6 +141,7 @@ def clone(tmp_path, monkeypatch):
         (tmp_path / f"examples/data/qa/{split}.json").write_text(json.dumps(document), encoding="utf-8")
         lines = (data / "emotion" / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"examples/data/emotion/{split}.txt").write_text("".join(lines[:8]), encoding="utf-8")
+    shutil.copytree(ROOT / "examples" / "configs", tmp_path / "examples" / "configs")
     for name in ("weights/t5-mini", "google-t5/t5-small", "google/flan-t5-base"):
         save_tiny_t5(tmp_path / name)
     for name in ("weights/gpt2-mini", "openai-community/gpt2"):
@@ -180,6 +181,7 @@ SHORT = {
     "train": ["--max-steps", "2", "--eval-every", "2", "--eval-answers", "2", *BRIEF],
     "evaluate": ["--limit", "4", *BRIEF],
     "generate": [],
+    "compare": ["--length", "8"],
 }
 
 
@@ -199,6 +201,8 @@ def test_a_document_runs_from_top_to_bottom(document, clone, monkeypatch):
 def run_command(words: list[str], monkeypatch) -> None:
     if words[1] == "-m":
         name = words[2].removeprefix("ftcore.")
+        if name == "compare":
+            pytest.importorskip("transformers")
         status = importlib.import_module(f"ftcore.{name}").main([*words[3:], *SHORT[name]])
         assert not status, shlex.join(words)
     elif words[1] not in LESSONS:

@@ -34,16 +34,16 @@ _FIELD = re.compile(r"\s*(?P<name>\w+): .*?(\s# (?P<text>.+))?$")
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:
     """Read the command line into an instance of the dataclass `options`; its docstring heads the help.
 
-    `--config FILE.json` gives values by field name, which the command line overrides. Exits with status 2
-    and one line where something is unknown, missing or of the wrong type, or where the dataclass itself
-    (its `__post_init__`) raises ValueError.
+    `--config FILE.json` gives values by field name, which the command line overrides; not where `options`
+    has a field of that name. Exits with status 2 and one line where something is unknown, missing or of the
+    wrong type, or where the dataclass itself (its `__post_init__`) raises ValueError.
     """
     parser = _parser(options, command)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown(unknown[0], parser))
     from_line = vars(given)
-    config = from_line.pop("config", None)
+    config = from_line.pop("config", None) if _has_saved_options(options) else None
     try:
         values = (_read_config(options, Path(config)) if config else {}) | from_line
         for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -76,8 +76,14 @@ def _parser(options: type, command: str) -> _Parser:
             groups[title] = parser.add_argument_group(title)
         field = {f.name: f for f in dataclasses.fields(options)}[name]
         groups[title].add_argument(_flag(name), **_argument(types_of[name], _with_default(text, field)))
-    parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
+    if _has_saved_options(options):
+        parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
     return parser
+
+
+def _has_saved_options(options: type) -> bool:
+    """Not where a command means something else by --config."""
+    return "config" not in {field.name for field in dataclasses.fields(options)}
 
 
 def _argument(annotation: Any, help_text: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Looking inside: where two modules that should compute the same part ways, and what the mistake probably is.
 
 Read `compare.py` first. `recording.py` holds the hooks, `report.py` the table and how close is close enough,
-`causes.py` the mistakes that are recognised.
+`causes.py` the mistakes that are recognised, `trial.py` how one is tried out.
 """
 
 from typing import TYPE_CHECKING

@@ -108,7 +108,7 @@ def norms(suspect: Suspect) -> Iterator[Cause]:
                 if wrong != right or eps != own:
                     yield from suspect.explains(
                         "another epsilon" if wrong == right else f"{wrong} for {right}",
-                        f"The norm is {wrong} with eps={eps:g}, expected {right} with eps={own:g}.",
+                        f"The norm is {wrong} with an eps near {eps:g}, expected {right} with {own:g}.",
                         outputs={name: partial(norm, part=part, eps=eps) for name, part in those.items()},
                     )
 

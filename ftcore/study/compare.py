@@ -220,7 +220,9 @@ class _Gradients:
         if output.shape != my_output.shape or not (output.requires_grad and my_output.requires_grad):
             return
         self.tokens = output.numel() // max(output.shape[-1], 1) if output.dim() else 1
-        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        # Not a seed that somebody would draw the input from: along its own output a norm has no gradient.
+        generator = torch.Generator().manual_seed(0xD1CE)
+        direction = torch.randn(output.shape, generator=generator).to(output)
         if where is not None and output.shape[:2] == where.shape:
             direction = direction * where.to(output).reshape(*where.shape, *[1] * (output.dim() - 2))
         self.my_outputs, self.my_weights, my_input = _differentiate(mine, my_calls, here, direction)

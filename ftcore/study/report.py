@@ -26,9 +26,12 @@ def difference(mine: Tensor, reference: Tensor, size: float | None = None) -> Di
     """
     dtype = torch.promote_types(torch.promote_types(mine.dtype, reference.dtype), torch.float32)
     mine, reference = mine.to(dtype), reference.to(dtype)
-    apart = (mine - reference).abs()
-    apart = apart.masked_fill((mine == reference) | (mine.isnan() & reference.isnan()), 0.0)
-    absolute = apart.nan_to_num(nan=math.inf, posinf=math.inf).max().item() if apart.numel() else 0.0
+    if mine.numel() == 0:
+        return Difference(0.0, 0.0)
+    absolute = (mine - reference).abs().max().item()
+    if not math.isfinite(absolute):
+        same = (mine == reference) | (mine.isnan() & reference.isnan())
+        absolute = (mine - reference).masked_fill(same, 0.0).abs().nan_to_num(math.inf, math.inf).max().item()
     if size is None:
         size = largest(reference)
     return Difference(absolute, absolute / size if size else math.inf if absolute else 0.0)
@@ -45,8 +48,8 @@ def broadcast(mine: Tensor, reference: Tensor) -> Tensor:
 
 def largest(tensor: Tensor) -> float:
     """The largest finite absolute value."""
-    finite = tensor.detach()[tensor.isfinite()]
-    return finite.abs().max().item() if finite.numel() else 0.0
+    size = tensor.detach().abs().max().item()
+    return size if math.isfinite(size) else tensor.detach().nan_to_num(0.0, 0.0, 0.0).abs().max().item()
 
 
 def rounding(dtype: torch.dtype, variance: float) -> float:
@@ -55,8 +58,9 @@ def rounding(dtype: torch.dtype, variance: float) -> float:
     Two correct computations differ only by rounding, for they sum in different orders. A sum of n products
     errs by about sqrt(n)/2 eps of its size when both sides are counted, which is a variance of n/4 eps²; any
     other module rounds each number once on each side, which is less than 1 eps². Independent errors add up
-    like a random walk, so the variances of the modules on the way add, and norms, residual sums and averages
-    do not amplify them. `variance` is that sum (see `work`), and no error is expected beyond 4 standard
+    like a random walk, so the variances of the modules on the way add, and residual sums and averages do not
+    amplify them. Nor do norms, but for the mean that LayerNorm subtracts: what is left is rounded like the
+    numbers before it. `variance` is that sum (see `work`), and no error is expected beyond 4 standard
     deviations. Integers have to be equal.
     """
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
@@ -65,12 +69,16 @@ def rounding(dtype: torch.dtype, variance: float) -> float:
 
 def work(call: Call) -> float:
     """What one module adds to the variance of rounding, in units of eps²."""
-    weight = getattr(call.module, "weight", None)
-    given = call.main_input
-    sums_products = (
-        isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(call.module, nn.Embedding)
-    )
-    return 1 + (given.shape[-1] / 4 if sums_products and given is not None else 0)
+    module, given = call.module, call.main_input
+    if given is None or not given.is_floating_point():
+        return 1.0
+    if isinstance(module, nn.LayerNorm):
+        given = given.detach()
+        left = given.var(-1, correction=0) + module.eps
+        return ((given.square().mean(-1) + module.eps) / left).max().item()
+    weight = getattr(module, "weight", None)
+    sums_products = isinstance(weight, Tensor) and weight.dim() > 1
+    return 1.0 + (given.shape[-1] / 4 if sums_products else 0.0)
 
 
 def verdict(mine: Tensor, reference: Tensor, apart: Difference, tolerance: float) -> str:
@@ -152,7 +160,9 @@ class Report:
 
     def _gradient_lines(self) -> Iterator[str]:
         wrong = [row for row in self.gradients if row.verdict != EQUAL]
-        if wrong:
+        if wrong and self.culprit is not None:
+            yield f"Gradients: {len(wrong)} of {len(self.gradients)} differ, as they must where outputs do."
+        elif wrong:
             yield f"Gradients that differ, {len(wrong)} of {len(self.gradients)}:"
             yield from _table(wrong)
             yield ""

@@ -79,7 +79,7 @@ def case(family: str, is_ours: bool, patch: pytest.MonkeyPatch, seed: int = 0, *
     return Case(family, False, theirs, ours, for_theirs, inputs, where, patch)
 
 
-# -------------------------------------------------------------------------------------------------- attention
+# ------------------------------------------------------------------------------------------------- attention
 
 
 def wrong_scale(case: Case) -> None:
@@ -118,7 +118,7 @@ def other_order(case: Case) -> None:
             parameter.copy_(torch.cat([k, v, q], dim=-1))
 
 
-# ------------------------------------------------------------------------------------------------------ masks
+# ----------------------------------------------------------------------------------------------------- masks
 
 
 def change_mask(case: Case, change: Callable[[Tensor], Tensor]) -> None:
@@ -163,7 +163,7 @@ def no_padding_mask(case: Case) -> None:
         case.inputs["position_ids"] = positions(mask)
 
 
-# -------------------------------------------------------------------------------------------------- positions
+# ------------------------------------------------------------------------------------------------- positions
 
 
 def encoders_buckets(case: Case) -> None:
@@ -198,7 +198,7 @@ def positions_from_the_edge(case: Case) -> None:
     case.inputs["position_ids"] = torch.arange(case.inputs["input_ids"].shape[1])[None]
 
 
-# ---------------------------------------------------------------------------------------- norms, feed-forward
+# --------------------------------------------------------------------------------------- norms, feed-forward
 
 
 def exact_gelu(case: Case) -> None:
@@ -226,7 +226,7 @@ def no_bias_in_later_layers(case: Case) -> None:
     case.mine.get_submodule("transformer.h.1.mlp.c_fc").bias.zero_()
 
 
-# ------------------------------------------------------------------------------------------------------- head
+# ------------------------------------------------------------------------------------------------------ head
 
 
 def untied(case: Case) -> None:
@@ -243,7 +243,7 @@ def scaled(case: Case) -> None:
     case.mine.lm_head.register_forward_pre_hook(lambda module, args: args[0] * WIDTH**-0.5)
 
 
-# ---------------------------------------------------------------------------------------------- how it is run
+# --------------------------------------------------------------------------------------------- how it is run
 
 
 def left_in_training(case: Case) -> None:

@@ -1,8 +1,20 @@
 """Each mistake gets its name, correct layers are equal, and what is not known gets no invented cause."""
 
-import pytest
-from mistakes import MISTAKES, Case, case
+import re
+from pathlib import Path
 
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistakes import MISTAKES, Case, case, exact_gelu, other_epsilon, wrong_scale
+from oracle import LENGTHS, gpt2_pair, gpt2_settings, padding, seeds, sides, t5_pair, t5_settings
+from torch import nn
+
+from ftcore.models.attention import mask_bias
+from ftcore.models.relative_position import relative_position_bias
+from ftcore.models.t5 import bias_table
 from ftcore.study import compare_modules
 from ftcore.study.report import Report
 
@@ -36,3 +48,151 @@ def test_a_mistake_is_named(family, mistake, name, is_ours, monkeypatch):
     half = name == "half precision"  # its rounding is the difference, and stays
     assert cause.after < (1e-2 if half else cause.before / 4)
     assert cause.module == report.culprit
+
+
+# ---------------------------------------------------------------------------- what is right, what is unknown
+
+UNKNOWN = {
+    "t5": [
+        "shared",
+        "encoder.block.1.layer.0.layer_norm",
+        "encoder.block.0.layer.0.SelfAttention.q",
+        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "decoder.block.1.layer.1.EncDecAttention.o",
+        "decoder.block.1.layer.2.DenseReluDense.wo",
+    ],
+    "gpt2": [
+        "transformer.wte",
+        "transformer.wpe",
+        "transformer.h.0.ln_1",
+        "transformer.h.0.attn.c_attn",
+        "transformer.h.1.attn.c_proj",
+        "transformer.h.1.mlp.c_fc",
+    ],
+}
+
+
+def grown(part: nn.Module) -> None:
+    part.weight.mul_(1.1)
+
+
+def shaken(part: nn.Module) -> None:
+    noise = torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(1))
+    part.weight.add_(0.03 * noise)
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize("change", [grown, shaken])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in UNKNOWN for name in UNKNOWN[family]]
+)
+def test_what_is_not_known_gets_no_invented_cause(family, name, change, is_ours, monkeypatch):
+    spoilt = case(family, is_ours, monkeypatch)
+    with torch.no_grad():
+        change(spoilt.mine.get_submodule(name))
+    report = report_of(spoilt, backward=False)
+    assert not report.equal
+    assert report.causes == [], str(report)
+    assert "no known cause" in str(report)
+    assert f"{name}.weight" in str(report)  # what is plain to see is said
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_noise_between_modules_gets_no_invented_cause(family, monkeypatch):
+    """Nothing that the weights could tell."""
+    spoilt = case(family, True, monkeypatch)
+    part = spoilt.attentions()[1].softmax
+    part.register_forward_hook(lambda module, args, weights: weights * 1.05)
+    report = report_of(spoilt, backward=False)
+    assert not report.equal
+    assert report.causes == [], str(report)
+
+
+@settings(max_examples=25, deadline=None)
+@given(t5_settings, seeds, st.sampled_from(LENGTHS), sides)
+def test_correct_t5_layers_are_equal(sizes, seed, length, side):
+    theirs, ours = t5_pair(sizes, seed)
+    layer = f"encoder.block.{seed % sizes['num_layers']}"
+    hidden = torch.randn(3, length, sizes["d_model"], generator=torch.Generator().manual_seed(seed))
+    table, distance = bias_table(ours.encoder), sizes["relative_attention_max_distance"]
+    position_bias = relative_position_bias(table, length, length, distance, bidirectional=True).detach()
+    mask = mask_bias(padding(seed, 3, length, side), length, length, causal=False, like=hidden)
+    report = compare_modules(
+        ours.get_submodule(layer),
+        theirs.get_submodule(layer),
+        (hidden, position_bias + mask),
+        reference_inputs={"hidden_states": hidden, "attention_mask": mask, "position_bias": position_bias},
+    )
+    assert report.equal, str(report)
+    assert report.causes == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(gpt2_settings, seeds, st.sampled_from(LENGTHS))
+def test_correct_gpt2_layers_are_equal(sizes, seed, length):
+    theirs, ours = gpt2_pair(sizes, seed)
+    layer = f"transformer.h.{seed % sizes['n_layer']}"
+    hidden = torch.randn(3, length, sizes["n_embd"], generator=torch.Generator().manual_seed(seed))
+    mask = mask_bias(padding(seed, 3, length, "right"), length, length, causal=True, like=hidden)
+    report = compare_modules(
+        ours.get_submodule(layer),
+        theirs.get_submodule(layer),
+        (hidden, mask, None),
+        reference_inputs={"hidden_states": hidden, "attention_mask": mask},
+    )
+    assert report.equal, str(report)
+    assert report.causes == []
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_neither_model_is_changed_by_looking_for_causes(family, is_ours, monkeypatch):
+    spoilt = case(family, is_ours, monkeypatch)
+    other_epsilon(spoilt)
+    models = spoilt.mine, spoilt.reference
+    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
+    ways = [config._attn_implementation for config in configs(*models)]
+    assert report_of(spoilt).causes
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert [config._attn_implementation for config in configs(*models)] == ways
+
+
+def configs(*models: nn.Module) -> list[object]:
+    found = [getattr(part, "config", None) for model in models for part in model.modules()]
+    return [config for config in found if hasattr(config, "_attn_implementation")]
+
+
+def test_two_mistakes_are_found_one_after_the_other(monkeypatch):
+    spoilt = case("gpt2", False, monkeypatch)
+    exact_gelu(spoilt)
+    wrong_scale(spoilt)
+    assert [cause.name for cause in report_of(spoilt).causes] == ["missing 1/sqrt(d)"]
+    for attention in spoilt.attentions():
+        attention.scaling = 8**-0.5
+    assert [cause.name for cause in report_of(spoilt).causes] == ["gelu for gelu_new"]
+
+
+def test_a_separate_head_where_there_should_be_one_and_the_other_way_round(monkeypatch):
+    spoilt = case("t5", True, monkeypatch, tie_word_embeddings=False)
+    spoilt.mine.lm_head.weight = spoilt.mine.shared.weight
+    assert [cause.name for cause in report_of(spoilt, backward=False).causes] == ["tied head"]
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_dropout_that_does_not_know_eval_mode(family, monkeypatch):
+    spoilt = case(family, True, monkeypatch)
+    part = spoilt.attentions()[0].softmax
+    part.register_forward_hook(lambda module, args, weights: F.dropout(weights, 0.1))
+    assert [cause.name for cause in report_of(spoilt).causes] == ["dropout left on"]
+
+
+def test_the_page_for_students_lists_what_is_recognised():
+    """Word by word: the page has sentences where the report has names."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "test_your_own_layer.md"
+    table = page.read_text(encoding="utf-8").split("## What is recognised")[1].split("A cause is")[0]
+    said = set(re.findall(r"[a-z_]{4,}", table.lower()))
+    for name in {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}:
+        assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= said, name
