@@ -187,7 +187,7 @@ class Suspect:
         inside = dotted(self.call.module_name, "x")[:-1]
         with ExitStack() as stack:
             for name, function in outputs.items():
-                hook = self.leaves[name].register_forward_hook(_giving(function))
+                hook = self.leaves[name].register_forward_hook(_giving(function), with_kwargs=True)
                 stack.callback(hook.remove)
             stack.enter_context(eval_mode(self.reference))
             if attention is not None:
@@ -208,9 +208,14 @@ class Suspect:
             )
 
 
-def _giving(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Any], Tensor]:
+def _giving(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor | None]:
     """A forward hook that gives something else."""
-    return lambda module, args, output: function(args[0])
+
+    def give(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        given = first_tensor((*args, *kwargs.values()))
+        return None if given is None else function(given)
+
+    return give
 
 
 class _Attentions(TorchFunctionMode):

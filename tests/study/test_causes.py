@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistakes import MISTAKES, Case, case, exact_gelu, other_epsilon, wrong_scale
+from mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale
 from oracle import LENGTHS, gpt2_pair, gpt2_settings, padding, seeds, sides, t5_pair, t5_settings
-from torch import nn
+from torch import Tensor, nn
 
+from ftcore.models import GPT2Config
 from ftcore.models.attention import mask_bias
+from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.relative_position import relative_position_bias
 from ftcore.models.t5 import bias_table
-from ftcore.study import compare_modules
+from ftcore.study import compare_modules, spread_weights
 from ftcore.study.report import Report
 
 
@@ -48,6 +50,79 @@ def test_a_mistake_is_named(family, mistake, name, is_ours, monkeypatch):
     half = name == "half precision"  # its rounding is the difference, and stays
     assert cause.after < (1e-2 if half else cause.before / 4)
     assert cause.module == report.culprit
+
+
+class OnePiece(nn.Module):
+    """GPT-2's block without a module in it: nothing but its output can be compared."""
+
+    def __init__(self, block: GPT2Block, mistake: str) -> None:
+        super().__init__()
+        self.weights = {name: weight.detach() for name, weight in block.named_parameters()}
+        self.mistake = mistake
+
+    def linear(self, name: str, hidden: Tensor) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        if self.mistake == "transposed weight" and name == "attn.c_proj":
+            weight = weight.T
+        if self.mistake == "bias missing" and name == "mlp.c_fc":
+            bias = torch.zeros(())
+        return hidden @ weight + bias
+
+    def norm(self, name: str, hidden: Tensor) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        eps = 1e-3 if self.mistake == "another epsilon" else 1e-5
+        if self.mistake == "RMSNorm for LayerNorm":
+            return F.rms_norm(hidden, weight.shape, weight, eps)
+        return F.layer_norm(hidden, weight.shape, weight, bias, eps)
+
+    def attention(self, hidden: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for part in self.linear("attn.c_attn", hidden).chunk(3, dim=-1)
+        )
+        if self.mistake == "q, k, v in another order":
+            k, v = v, k
+        scale = {"missing 1/sqrt(d)": 1.0, "extra 1/sqrt(d)": 1 / 8}.get(self.mistake, 8**-0.5)
+        ahead = {"causal mask off by one": 1, "causal mask missing": 99}.get(self.mistake, 0)
+        visible = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril(ahead)
+        scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~visible, -torch.inf)
+        weights = F.dropout(scores.softmax(-1), 0.1 if self.mistake == "dropout left on" else 0.0)
+        return self.linear("attn.c_proj", (weights @ v).transpose(1, 2).flatten(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.attention(self.norm("ln_1", hidden))
+        wide = self.linear("mlp.c_fc", self.norm("ln_2", hidden))
+        approximate = "none" if self.mistake == "gelu for gelu_new" else "tanh"
+        hidden = hidden + self.linear("mlp.c_proj", F.gelu(wide, approximate=approximate))
+        return hidden.bfloat16() if self.mistake == "half precision" else hidden
+
+
+IN_ONE_PIECE = [
+    "missing 1/sqrt(d)",
+    "extra 1/sqrt(d)",
+    "transposed weight",
+    "q, k, v in another order",
+    "gelu for gelu_new",
+    "another epsilon",
+    "RMSNorm for LayerNorm",
+    "causal mask missing",
+    "causal mask off by one",
+    "bias missing",
+    "dropout left on",
+    "half precision",
+]
+
+
+@pytest.mark.parametrize("mistake", [None, *IN_ONE_PIECE])
+def test_a_mistake_is_named_where_nothing_inside_can_be_compared(mistake):
+    block = spread_weights(GPT2Block(GPT2Config(n_embd=WIDTH, n_head=HEADS), layer=0))
+    hidden = torch.randn(2, 20, WIDTH, generator=torch.Generator().manual_seed(0))
+    report = compare_modules(
+        OnePiece(block, mistake), block, hidden, reference_inputs=(hidden, None, None), backward=False
+    )
+    assert [row.name for row in report.rows] == [""]
+    assert report.equal == (mistake is None)
+    assert [cause.name for cause in report.causes] == [mistake] * (mistake is not None), str(report)
 
 
 # ---------------------------------------------------------------------------- what is right, what is unknown
