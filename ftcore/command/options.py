@@ -92,6 +92,8 @@ def _argument(annotation: Any, help_text: str) -> dict[str, Any]:
     help_text = help_text.replace("%", "%%")
     if annotation is bool:
         return {"action": "store_true", "help": help_text}
+    if choices == [bool]:  # None, the default, leaves it open
+        return {"action": argparse.BooleanOptionalAction, "help": help_text}
     if typing.get_origin(choices[0]) is Literal:
         return {"choices": list(typing.get_args(choices[0])), "help": help_text}
     if int in choices and float in choices:

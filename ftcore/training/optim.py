@@ -1,25 +1,33 @@
 """AdamW and the learning rate."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(model: nn.Module, *, lr: float, weight_decay: float, relative: bool = False) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters, decaying matrices only.
 
     Norm scales and biases are left alone: pulling a scale towards 0 is not pulling towards simplicity.
+
+    With `relative`, a tensor's learning rate is a multiple of its root mean square, as in Adafactor (Shazeer
+    and Stern 2018, section 8), which T5 was trained with. AdamW moves every weight by about the learning
+    rate, which for T5's queries is much and for its embedding, 60 times their size, nothing.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    if relative:  # each tensor has a rate of its own
+        groups = [group | {"params": [p], "relative": True} for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    set_learning_rate(optimizer, lr)
+    return optimizer
 
 
 def learning_rate(
@@ -42,7 +50,12 @@ def learning_rate(
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * _size(group["params"][0]) if group.get("relative") else lr
+
+
+def _size(tensor: Tensor) -> float:
+    """Root mean square; at least 1e-3, so that what starts at 0 can leave it."""
+    return max(1e-3, tensor.detach().square().mean().sqrt().item())
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:

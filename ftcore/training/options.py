@@ -40,9 +40,11 @@ class TrainOptions:
     batch_size: int | None = None  # examples per forward pass (default: 8)
     grad_accum: int = 1  # forward passes per optimizer step; the loss is that of one large batch, exactly
     lr: float | None = None  # peak learning rate of AdamW (default: 3e-4 for T5, 5e-5 for GPT-2)
+    # make --lr relative to the size of each weight matrix, as Adafactor does: 1e-2, say. For small T5s, whose
+    relative_steps: bool | None = None  # matrices differ 60-fold in size
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # the learning rate after its warm-up
     warmup: int | float = 0.05  # steps of warm-up, or below 1 the share of all steps
-    weight_decay: float = 0.01  # on matrices only
+    weight_decay: float | None = None  # on matrices only (default: 0.01)
     clip_norm: float = 1.0  # largest norm of the gradient of all parameters together; 0 for no limit
     dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
     # number format of the computation; the weights stay fp32. fp16 needs CUDA
@@ -91,9 +93,11 @@ _EMBEDDED: dict[str, dict[str, Any]] = {
         "model": "weights/t5-mini",
         "train": "examples/data/qa/train.json",
         "valid": "examples/data/qa/valid.json",
-        "epochs": 6,
+        "epochs": 4,
         "batch_size": 32,
-        "lr": 1e-3,
+        "lr": 1e-2,
+        "relative_steps": True,
+        "weight_decay": 0.0,
     },
     "emotion": {
         "model": "weights/gpt2-mini",
@@ -131,6 +135,8 @@ def with_defaults(options: TrainOptions) -> TrainOptions:
         options,
         epochs=options.epochs or 3,
         batch_size=options.batch_size or 8,
+        weight_decay=0.01 if options.weight_decay is None else options.weight_decay,
+        relative_steps=bool(options.relative_steps),
         eval_batch_size=options.eval_batch_size or 2 * (options.batch_size or 8),
     )
 

@@ -21,6 +21,7 @@ from ftcore.training.run_directory import RunDirectory, appears_whole
 from ftcore.training.state import load_state, save_state, sha256
 
 _DEFAULT_LR = {"t5": 3e-4, "gpt2": 5e-5}  # of fine-tuning with AdamW
+_DEFAULT_RELATIVE_LR = 1e-2
 
 
 @dataclass
@@ -103,7 +104,7 @@ def prepare(options: TrainOptions) -> Run:
     if options.dropout is not None:
         _set_dropout(model, options.dropout)
     if options.lr is None:
-        options.lr = _DEFAULT_LR[model.config.model_type]
+        options.lr = _DEFAULT_RELATIVE_LR if options.relative_steps else _DEFAULT_LR[model.config.model_type]
     train_sha256 = sha256(options.train)
     train, valid = _datasets(options, model, tokenizer)
     train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
@@ -120,7 +121,12 @@ def prepare(options: TrainOptions) -> Run:
         train_loader=train_loader,
         valid_loader=valid_loader,
         valid_set=valid,
-        optimizer=adamw(model, lr=options.lr, weight_decay=options.weight_decay),
+        optimizer=adamw(
+            model,
+            lr=options.lr,
+            weight_decay=options.weight_decay or 0.0,
+            relative=bool(options.relative_steps),
+        ),
         scaler=grad_scaler(options.precision, device),
         autocast=context,
         total_steps=total_steps,

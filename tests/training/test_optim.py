@@ -137,3 +137,32 @@ def test_set_learning_rate_reaches_every_group() -> None:
     optimizer = adamw(torch.nn.Linear(2, 2), lr=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_relative_steps_follow_each_tensors_size_as_it_changes() -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = adamw(layer, lr=0.5, weight_decay=0.1, relative=True)
+    with torch.no_grad():
+        layer.weight.fill_(4.0)
+        layer.bias.fill_(0.0)
+    set_learning_rate(optimizer, 0.25)
+    [matrix, bias] = optimizer.param_groups
+    assert (matrix["lr"], matrix["weight_decay"]) == (1.0, 0.1)
+    assert (bias["lr"], bias["weight_decay"]) == (0.25 * 1e-3, 0.0)  # what is 0 can leave 0
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
+    """A weight in another unit, whose gradient is in the inverse unit, takes the same steps in its own unit."""
+    torch.manual_seed(0)
+    weight, slope = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    moved = []
+    for unit in (1.0, scale):
+        layer = torch.nn.Linear(4, 5, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            layer.weight.copy_(weight * unit)
+        optimizer = adamw(layer, lr=0.1, weight_decay=0.0, relative=True)
+        layer.weight.grad = slope * 1e6 / unit  # large: AdamW's eps is in the gradient's unit
+        optimizer.step()
+        moved.append(layer.weight.detach() / unit)
+    torch.testing.assert_close(moved[0], moved[1])
