@@ -93,7 +93,7 @@ _EMBEDDED: dict[str, dict[str, Any]] = {
         "model": "weights/t5-mini",
         "train": "examples/data/qa/train.json",
         "valid": "examples/data/qa/valid.json",
-        "epochs": 4,
+        "epochs": 5,
         "batch_size": 32,
         "lr": 1e-2,
         "relative_steps": True,
