@@ -38,15 +38,15 @@ OUTPUT_LENGTH = 32  # tokens of an answer
 TRAIN_BATCH_SIZE = 32
 VALID_BATCH_SIZE = 64
 EPOCHS = 3
-LEARNING_RATE = 1e-3  # for this small model; 3e-4 is usual for the published T5
+LEARNING_RATE = 1e-2  # of the size of each weight matrix; the published T5 were fine-tuned with 1e-3
 WARMUP_STEPS = 50
 QUESTIONS_TO_ANSWER = 100  # of the validation set, after each epoch
 
 CONTEXT = (
-    "Tomira lives in Fenbridge. She is a baker and plays the cello. Her brother Dalvik lives in Orholm, "
-    "where he works as a painter. Dalvik has a grey cat."
+    "Marodan lives in Korbrook. Selorina lives in Wenhaven. "
+    "Marodan is a baker and has a grey cat. Selorina plays the cello."
 )
-QUESTION = "Where does Dalvik live?"
+QUESTION = "Where does Selorina live?"
 
 
 # 2. Data set ------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def main() -> None:
     print(f"before training: loss {validate(model, valid_loader):.3f}")
     score(model, tokenizer, valid_data)
 
-    optimizer = adamw(model, lr=LEARNING_RATE, weight_decay=0.01)
+    optimizer = adamw(model, lr=LEARNING_RATE, weight_decay=0.0, relative=True)
     total_steps = EPOCHS * len(train_loader)
     step = 0
     model.train()

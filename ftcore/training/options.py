@@ -147,4 +147,4 @@ def _in_clone(path: str, option: str) -> str:
             f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
             "Pass --model, --train and --output, or run this in a clone"
         )
-    return str(CLONE / path)
+    return path if Path(path).resolve() == CLONE / path else str(CLONE / path)

@@ -153,7 +153,7 @@ def test_relative_steps_follow_each_tensors_size_as_it_changes() -> None:
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
-    """A weight in another unit, whose gradient is in the inverse unit, takes the same steps in its own unit."""
+    """A weight in another unit, its gradient in the inverse unit, takes the same steps in its own unit."""
     torch.manual_seed(0)
     weight, slope = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     moved = []
