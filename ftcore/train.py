@@ -85,7 +85,7 @@ def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
     for batch in window:
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
         with run.autocast():
-            loss = batch_loss(run.model, batch).total / tokens
+            loss = batch_loss(run.model, batch, run.options.label_smoothing).total / tokens
         total += require_finite(run, "the loss", loss.item())
         run.scaler.scale(loss).backward()
     return total

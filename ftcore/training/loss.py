@@ -29,7 +29,7 @@ class TokenLoss(NamedTuple):
     tokens: int
 
 
-def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
+def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
     """The loss of a batch as the loader makes it: input_ids, attention_mask, labels.
 
     T5's labels (B, T) are the target; the decoder reads them shifted right. GPT-2's labels (B, S) lie over
@@ -44,7 +44,9 @@ def batch_loss(model: Model, batch: dict[str, Tensor]) -> TokenLoss:
         pads_left = not bool(attention_mask[:, 0].all())
         hidden = model.last_hidden(input_ids, attention_mask if pads_left else None)[:, :-1]
     is_target = labels != IGNORED_LABEL
-    total, correct = linear_cross_entropy(hidden[is_target], model.lm_head.weight, labels[is_target])
+    total, correct = linear_cross_entropy(
+        hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing
+    )
     return TokenLoss(total, correct, int(is_target.sum()))
 
 
@@ -61,14 +63,19 @@ def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
     return int((target_labels(model, batch) != IGNORED_LABEL).sum())
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
+
+    With `label_smoothing` X (Szegedy et al. 2016, section 7), the target is no longer all on the label: a
+    share X of it lies evenly on the V tokens, as in torch's `F.cross_entropy`.
 
     Returns the sum, at least in float32 and differentiable, and how many labels are the most likely token.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, dtype, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -76,7 +83,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, wants_grad: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
+        dtype: torch.dtype,
+        wants_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(dtype)
         sum_dtype = torch.promote_types(dtype, torch.float32)
@@ -93,13 +106,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
             logits = at_least_float32(inputs @ head.T)  # (N', V)
             log_normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (log_normaliser - logits.gather(1, targets)).sum()
+            target_logit = logits.gather(1, targets)  # (N', 1), under the target's weights
+            if label_smoothing:
+                target_logit = target_logit.lerp(logits.mean(-1, keepdim=True), label_smoothing)
+            total += (log_normaliser - target_logit).sum()
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            # d cross-entropy / d logits = softmax(logits) - one_hot(label), made in place of the logits
+            # d cross-entropy / d logits = softmax(logits) - target, made in place of the logits. The target
+            # is one_hot(label) or, smoothed, (1 - X) one_hot(label) + X / V.
             grad_logits = logits.sub_(log_normaliser).exp_()
-            grad_logits.scatter_add_(1, targets, -torch.ones_like(targets, dtype=logits.dtype))
+            if label_smoothing:
+                grad_logits.sub_(label_smoothing / len(weight))
+            on_label = torch.full_like(targets, label_smoothing - 1, dtype=logits.dtype)
+            grad_logits.scatter_add_(1, targets, on_label)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[some] = grad_logits @ head
@@ -119,4 +139,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grad_total
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

@@ -46,6 +46,8 @@ class TrainOptions:
     warmup: int | float = 0.05  # steps of warm-up, or below 1 the share of all steps
     weight_decay: float | None = None  # on matrices only (default: 0.01)
     clip_norm: float = 1.0  # largest norm of the gradient of all parameters together; 0 for no limit
+    # share of each target that is spread evenly over the vocabulary, in the training loss alone: the
+    label_smoothing: float = 0.0  # validation loss stays comparable
     dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
     # number format of the computation; the weights stay fp32. fp16 needs CUDA
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -79,6 +81,8 @@ class TrainOptions:
             raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label-smoothing is {self.label_smoothing}, expected from 0 to below 1")
         if not 0 < self.valid_share < 1:
             raise ValueError(f"--valid-share is {self.valid_share}, expected a share between 0 and 1")
         if self.resume and self.overwrite:

@@ -87,7 +87,8 @@ def sha256(file: str) -> str:
 
 
 def _require_same_run(state: dict[str, Any], options: TrainOptions, train_sha256: str, path: Path) -> None:
-    for name, saved in state["options"].items():
+    started_with = asdict(TrainOptions()) | state["options"]  # an older version knew fewer options
+    for name, saved in started_with.items():
         now = getattr(options, name)
         if name not in FREE_OPTIONS and now != saved:
             flag = "--" + name.replace("_", "-")

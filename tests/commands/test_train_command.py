@@ -211,6 +211,18 @@ def test_without_dropout_the_seed_moves_only_the_order(files: Path, tmp_path: Pa
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
+def test_label_smoothing_moves_the_training_loss_and_no_validation_loss(files: Path, tmp_path: Path) -> None:
+    """With a rate of 0 the weights stay, so that the two losses can be compared."""
+    logs = []
+    for smoothing in ("0", "0.1"):
+        options = ("--max-steps", "1", "--lr", "0", "--dropout", "0", "--label-smoothing", smoothing)
+        train(files, tmp_path / smoothing, *options)
+        logs.append(tiny_runs.metrics(tmp_path / smoothing))
+    (_, plain, validated), (_, smoothed, validated_too) = logs
+    assert validated == validated_too
+    assert plain["train_loss"] != smoothed["train_loss"]
+
+
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
 def test_padding_to_the_full_length_changes_no_loss(files: Path, tmp_path: Path, model: str) -> None:
     losses = []
@@ -395,6 +407,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--seed", "-1"], "--seed is -1, expected a number of at least 0"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         (["--dropout", "1"], "--dropout is 1.0, expected a rate from 0 to below 1"),
+        (["--label-smoothing", "1"], "--label-smoothing is 1.0, expected from 0 to below 1"),
         (["--valid-share", "1"], "--valid-share is 1.0"),
         (["--max-target-length", "1"], "max_target_length 1"),
         (["--bach-size", "3"], "did you mean '--batch-size'?"),

@@ -59,7 +59,7 @@ def one_epoch(
     run: Any = SimpleNamespace(
         model=model,
         optimizer=optimizer,
-        options=SimpleNamespace(clip_norm=0.5),
+        options=SimpleNamespace(clip_norm=0.5, label_smoothing=0.1),
         device=CPU,
         autocast=autocast("fp32", CPU),
         scaler=grad_scaler("fp32", CPU),

@@ -93,6 +93,27 @@ def test_loss_and_every_gradient_equal_transformers(family: str, side: str, dtyp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_label_smoothing_equals_torchs_on_transformers_logits(family: str) -> None:
+    reference, model = pair(family)
+    reference, model = reference.double(), model.double()
+    batch = random_batch(family, seed=4, rows=4, length=20)
+    with oracle.float64_reference():
+        logits, labels = reference(**batch).logits, batch["labels"]
+    if family.startswith("gpt2"):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    wanted = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100, label_smoothing=0.1
+    )
+    wanted.backward()
+    got = batch_loss(model, batch, 0.1)
+    got.total.backward()
+    torch.testing.assert_close(got.total, wanted)
+    gradients = {name: weight.grad for name, weight in reference.named_parameters()}
+    for name, weight in model.named_parameters():
+        assert oracle.distance(weight.grad, gradients[name]) < oracle.BOUND[torch.float64], name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_accuracy_counts_the_most_likely_tokens(family: str) -> None:
     reference, model = pair(family)
     batch = random_batch(family, seed=5, rows=4, length=20)
@@ -130,8 +151,8 @@ def test_padding_changes_nothing(family: str) -> None:
 # --- the function itself
 
 
-def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, labels, reduction="sum", label_smoothing=label_smoothing)
 
 
 def random_problem(
@@ -144,25 +165,37 @@ def random_problem(
 
 
 @properties
-@given(st.integers(0, 20), st.integers(1, 5), st.integers(1, 30), st.integers(1, 200), oracle.seeds)
+@given(
+    st.integers(0, 20),
+    st.integers(1, 5),
+    st.integers(1, 30),
+    st.integers(1, 200),
+    st.just(0.0) | st.floats(0, 0.99),
+    oracle.seeds,
+)
 def test_any_slice_gives_the_plain_formula(
-    rows: int, width: int, vocabulary: int, slice_size: int, seed: int
+    rows: int, width: int, vocabulary: int, slice_size: int, smoothing: float, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_page, "SLICE", slice_size)
         inputs = random_problem(rows, width, vocabulary, seed)
-        total, correct = linear_cross_entropy(*inputs)
+        total, correct = linear_cross_entropy(*inputs, smoothing)
         gradients = torch.autograd.grad(3 * total, inputs[:2])
-    wanted = plain(*inputs)
+    wanted = plain(*inputs, smoothing)
     torch.testing.assert_close(total, wanted)
     torch.testing.assert_close(gradients, torch.autograd.grad(3 * wanted, inputs[:2]))
     assert int(correct) == int(((inputs[0] @ inputs[1].T).argmax(-1) == inputs[2]).sum())
 
 
-def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     monkeypatch.setattr(loss_page, "SLICE", 20)
     hidden, weight, labels = random_problem(5, 3, 7)
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, labels)[0], (hidden, weight))
+
+    def total(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, labels, smoothing)[0]
+
+    assert torch.autograd.gradcheck(total, (hidden, weight))
 
 
 def test_extreme_logits_neither_overflow_nor_vanish() -> None:
@@ -227,12 +260,13 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-def test_no_more_logits_than_a_slice_are_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_no_more_logits_than_a_slice_are_ever_held(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     rows, width, vocabulary, slice_size = 64, 4, 100, 800
     monkeypatch.setattr(loss_page, "SLICE", slice_size)
     hidden, weight, labels = random_problem(rows, width, vocabulary)
     with LargestTensor() as largest:
-        linear_cross_entropy(hidden, weight, labels)[0].backward()
+        linear_cross_entropy(hidden, weight, labels, smoothing)[0].backward()
     assert largest.elements == slice_size < rows * vocabulary
 
 

@@ -272,6 +272,23 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(
     assert_same(outcome(run), t5.wanted)
 
 
+def test_a_run_of_a_version_that_knew_fewer_options_goes_on(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    """What it did not know had its default then, and must have it now."""
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    config, state = run / "train_config.json", run / "state" / "training_state.pt"
+    known = json.loads(config.read_text())
+    del known["label_smoothing"]
+    config.write_text(json.dumps(known))
+    saved = torch.load(state, weights_only=True)
+    del saved["options"]["label_smoothing"]
+    torch.save(saved, state)
+    line = refusal(lambda: t5.resume(run, "--label-smoothing 0.1"), capsys)
+    assert "the run was started with --label-smoothing 0.0, it cannot go on with 0.1" in line
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
 # --- refused
 
 
