@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 import ftcore
 from ftcore.data.files import read_text
-from ftcore.models.checkpoint import Model, load_model, resolve_directory, save_model
+from ftcore.models.checkpoint import Model, load_model, model_from_config, resolve_directory, save_model
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
-from ftcore.models.t5 import T5Config, T5ForConditionalGeneration
 from ftcore.study import compare_modules, spread_weights
 from ftcore.study.compare import counted
 from ftcore.study.recording import first_tensor
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 directory = resolve_directory(options.model or "")
             ours = load_model(directory)
-            theirs = their_model(transformers, type(ours).__name__, directory)
+            theirs = their_model(transformers, ours.config.architecture, directory)
             inputs, their_inputs = make_inputs(ours, options)
 
         where = inputs["attention_mask"] if isinstance(ours, GPT2LMHeadModel) else None
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     else:
         print(
-            f"{type(ours).__name__} of ftcore {ftcore.__version__} and of transformers "
+            f"{ours.config.architecture} of ftcore {ftcore.__version__} and of transformers "
             f"{transformers.__version__}, float32, {options.batch} rows, all but the first padded.\n"
             "ftcore's attention is watched here, so it takes its textbook way.\n"
         )
@@ -93,20 +92,15 @@ def random_model(path: Path, seed: int) -> Model:
         values = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
-    family = values.get("model_type") if isinstance(values, dict) else None
-    model: Model
-    if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config.from_dict(values, where=str(path)))
-    elif family == "t5":
-        model = T5ForConditionalGeneration(T5Config.from_dict(values, where=str(path)))
-    else:
-        raise ValueError(f'{path}: model_type is {family!r}, expected "t5" or "gpt2"')
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    model = model_from_config(values, where=str(path))
     spread_weights(model, seed)
     return model
 
 
 def their_model(transformers: Any, name: str, directory: Path) -> nn.Module:
-    """The class has the same name there. Eager attention is its textbook way."""
+    """The class that `name` is there. Eager attention is its textbook way."""
     load = getattr(transformers, name).from_pretrained
     return load(directory, dtype=torch.float32, attn_implementation="eager").eval()
 

@@ -2,6 +2,14 @@
 
 from ftcore.models.cache import KVCache
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
-from ftcore.models.t5 import T5Config, T5ForConditionalGeneration
+from ftcore.models.t5 import MT5Config, T5Config, T5ForConditionalGeneration, UMT5Config
 
-__all__ = ["GPT2Config", "GPT2LMHeadModel", "KVCache", "T5Config", "T5ForConditionalGeneration"]
+__all__ = [
+    "GPT2Config",
+    "GPT2LMHeadModel",
+    "KVCache",
+    "MT5Config",
+    "T5Config",
+    "T5ForConditionalGeneration",
+    "UMT5Config",
+]

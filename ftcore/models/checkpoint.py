@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ftcore.models.atomic import write_together
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from ftcore.models.hub import resolve_directory
-from ftcore.models.t5 import T5Config, T5ForConditionalGeneration
+from ftcore.models.t5 import MT5Config, T5Config, T5ForConditionalGeneration, UMT5Config
 
 Model = GPT2LMHeadModel | T5ForConditionalGeneration
 AnyModel = TypeVar("AnyModel", GPT2LMHeadModel, T5ForConditionalGeneration)
@@ -132,16 +132,27 @@ def _build(directory: Path) -> Model:
             f"{directory}: no config.json; expected a directory in Hugging Face's format"
             + (f", such as {inside}" if inside else "")
         )
-    values = _read_json(path)
+    return model_from_config(_read_json(path), where=str(path))
+
+
+def model_from_config(values: dict[str, Any], where: str = "config.json") -> Model:
+    """A model with random weights, in train mode, of the architecture that a config.json's keys describe.
+
+    Raises:
+        ValueError: an unknown model_type, or whatever `Config.from_dict` raises; the message names `where`.
+    """
     match values.get("model_type"):
         case "gpt2":
-            return GPT2LMHeadModel(GPT2Config.from_dict(values, where=str(path)))
+            return GPT2LMHeadModel(GPT2Config.from_dict(values, where))
         case "t5":
-            return T5ForConditionalGeneration(T5Config.from_dict(values, where=str(path)))
-        case None:
-            raise ValueError(f'{path}: model_type is missing, expected "t5" or "gpt2"')
+            return T5ForConditionalGeneration(T5Config.from_dict(values, where))
+        case "mt5":
+            return T5ForConditionalGeneration(MT5Config.from_dict(values, where))
+        case "umt5":
+            return T5ForConditionalGeneration(UMT5Config.from_dict(values, where))
         case other:
-            raise ValueError(f'{path}: model_type is {other!r}, expected "t5" or "gpt2"')
+            found = "missing" if other is None else repr(other)
+            raise ValueError(f'{where}: model_type is {found}, expected "t5", "mt5", "umt5" or "gpt2"')
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -316,7 +327,6 @@ def save_model(
         writes[directory / file] = partial(_write_tensors, tensors=tensors)
 
     config = model.config.to_dict()
-    config.pop("torch_dtype", None)  # the older name of "dtype", which it could contradict
     config["dtype"] = str(dtypes[names[0]]).removeprefix("torch.")
     config["tie_word_embeddings"] = "lm_head.weight" not in names
     writes[directory / "config.json"] = partial(_write_json, values=config)

@@ -15,6 +15,7 @@ class Config:
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     is_encoder_decoder: ClassVar[bool]
+    other_names: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # what else files call a key
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -23,8 +24,10 @@ class Config:
         """A configuration out of the keys of config.json.
 
         Raises:
-            ValueError: a value of the wrong type or out of range; the message names `where` and the key.
+            ValueError: a value of the wrong type or out of range, or two keys that contradict each other; the
+                message names `where` and the key, or both.
         """
+        values = cls._renamed(values, where)
         types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
         for key, value in values.items():
             if key in types and not _fits(value, types[key]):
@@ -35,6 +38,19 @@ class Config:
             return cls(**known, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+
+    @classmethod
+    def _renamed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """The same with each key under the name that it has here; null under another name is no value."""
+        renamed = {key: value for key, value in values.items() if key not in cls.other_names}
+        for other, name in cls.other_names.items():
+            value = values.get(other)
+            if value is not None and renamed.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{where}: {other} is {value!r}, but {name}, which means the same, is {renamed[name]!r}; "
+                    "remove one of them"
+                )
+        return renamed
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, those that we do not use included."""

@@ -26,6 +26,12 @@ class GPT2Config(Config):
     model_type: ClassVar[str] = "gpt2"
     architecture: ClassVar[str] = "GPT2LMHeadModel"
     is_encoder_decoder: ClassVar[bool] = False
+    other_names: ClassVar[dict[str, str]] = Config.other_names | {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -48,6 +54,15 @@ class GPT2Config(Config):
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
     pad_token_id: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "GPT2Config":
+        """See `Config.from_dict`."""
+        if (
+            "n_ctx" in values
+        ):  # OpenAI's name; where both are there, it was often left behind and nobody reads it
+            values = {"n_positions": values["n_ctx"]} | values
+        return super().from_dict(values, where)
 
     def __post_init__(self) -> None:
         self.require_positive("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

@@ -1,10 +1,12 @@
 """T5 (Raffel et al. 2020), top to bottom: encoder, decoder, head.
 
-Covers T5 v1.0 (relu, tied and scaled head) and v1.1 (gated gelu, a head of its own). Module and parameter
-names are those of the published checkpoints in Hugging Face's format, so loading is a plain
-`load_state_dict`. Shape letters: see attention.py.
+Covers T5 v1.0 (relu, tied and scaled head), v1.1 (gated gelu, a head of its own) and all that share one of
+these layouts, and through their own configurations mT5 and uMT5. Module and parameter names are those of the
+published checkpoints in Hugging Face's format, so loading is a plain `load_state_dict`. Shape letters: see
+attention.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, cast
@@ -27,6 +29,13 @@ class T5Config(Config):
     model_type: ClassVar[str] = "t5"
     architecture: ClassVar[str] = "T5ForConditionalGeneration"
     is_encoder_decoder: ClassVar[bool] = True
+    other_names: ClassVar[dict[str, str]] = Config.other_names | {
+        "hidden_size": "d_model",
+        "head_dim": "d_kv",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    }
+    bias_in_every_block: ClassVar[bool] = False  # else the first block's table of position biases serves all
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -41,6 +50,8 @@ class T5Config(Config):
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"  # or "gated-gelu": gelu_new(wi_0) * wi_1; "gated-silu" and so on
+    dense_act_fn: str | None = None  # the same in two keys, as newer files say it: "gelu_new"
+    is_gated_act: bool | None = None  # and true
     tie_word_embeddings: bool = True
     # Multiply the decoder's output by 1/sqrt(D) before the head. Files that do not say so do it unless
     # their head is untied (None).
@@ -49,13 +60,21 @@ class T5Config(Config):
     eos_token_id: int | list[int] | None = 1
     decoder_start_token_id: int | None = None
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "T5Config":
+        """See `Config.from_dict`."""
+        if "feed_forward_proj" not in values and values.keys() & {"dense_act_fn", "is_gated_act"}:
+            gate = "gated-" if values.get("is_gated_act") else ""
+            values = values | {"feed_forward_proj": f"{gate}{values.get('dense_act_fn') or 'relu'}"}
+        return super().from_dict(values, where)
+
     def __post_init__(self) -> None:
         self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
         self.require_positive("num_decoder_layers")
         self.require_probability("dropout_rate")
-        self.require_activation("feed_forward_proj", self.activation_function)
+        self._settle_feed_forward()
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4:
             raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
@@ -64,15 +83,53 @@ class T5Config(Config):
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
 
-    @property
-    def is_gated(self) -> bool:
-        return self.feed_forward_proj.startswith("gated-")
+    def _settle_feed_forward(self) -> None:
+        """Read `dense_act_fn` and `is_gated_act` off `feed_forward_proj`; those in the file have to agree."""
+        function = self.feed_forward_proj.removeprefix("gated-")
+        gated = function != self.feed_forward_proj
+        # The published v1.1 models mean gelu's tanh approximation; a few later ones ask for the exact one.
+        functions = ["gelu_new", "gelu"] if gated and function == "gelu" else [function]
+        if self.dense_act_fn is not None:
+            self.require_activation("dense_act_fn", self.dense_act_fn)
+        self.require_activation("feed_forward_proj", function)
+        self.dense_act_fn = self.dense_act_fn or functions[0]
+        self.is_gated_act = gated if self.is_gated_act is None else self.is_gated_act
+        for key, agreeing in (("dense_act_fn", functions), ("is_gated_act", [gated])):
+            if getattr(self, key) not in agreeing:
+                proj = f"feed_forward_proj is {self.feed_forward_proj!r}"
+                raise ValueError(f"{key} is {getattr(self, key)!r}, but {proj}; remove one of them")
 
-    @property
-    def activation_function(self) -> str:
-        if self.feed_forward_proj == "gated-gelu":
-            return "gelu_new"  # the published v1.1 models say gelu and mean its tanh approximation
-        return self.feed_forward_proj.removeprefix("gated-")
+
+@dataclass(kw_only=True)
+class MT5Config(T5Config):
+    """mT5 (Xue et al. 2021): v1.1 for many languages. It never scales, whatever its files say of tying."""
+
+    model_type: ClassVar[str] = "mt5"
+    architecture: ClassVar[str] = "MT5ForConditionalGeneration"
+
+    vocab_size: int = 250112
+    d_ff: int = 1024
+    num_layers: int = 8
+    num_heads: int = 6
+    feed_forward_proj: str = "gated-gelu"
+    decoder_start_token_id: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_decoder_outputs = False
+
+
+@dataclass(kw_only=True)
+class UMT5Config(MT5Config):
+    """uMT5 (Chung et al. 2023): mT5 with position biases of its own in every block. It always scales."""
+
+    model_type: ClassVar[str] = "umt5"
+    architecture: ClassVar[str] = "UMT5ForConditionalGeneration"
+    bias_in_every_block: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_decoder_outputs = True
 
 
 class T5LayerNorm(nn.Module):
@@ -105,10 +162,10 @@ class T5Attention(nn.Module):
         self.k = nn.Linear(config.d_model, inner, bias=False)
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.relative_attention_bias: nn.Embedding | None = None
         if has_relative_attention_bias:
-            self.relative_attention_bias = nn.Embedding(
-                config.relative_attention_num_buckets, config.num_heads
-            )
+            buckets = config.relative_attention_num_buckets
+            self.relative_attention_bias = nn.Embedding(buckets, config.num_heads)
         self.softmax = Softmax()
         self.dropout = nn.Dropout(config.dropout_rate)
 
@@ -143,7 +200,7 @@ class T5DenseActDense(nn.Module):
 
     def __init__(self, config: T5Config):
         super().__init__()
-        self.is_gated = config.is_gated
+        self.is_gated = bool(config.is_gated_act)
         if self.is_gated:
             self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
             self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
@@ -151,7 +208,7 @@ class T5DenseActDense(nn.Module):
             self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.act = ACTIVATIONS[config.activation_function]()
+        self.act = ACTIVATIONS[str(config.dense_act_fn)]()
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.is_gated:
@@ -272,7 +329,10 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
-        self.block = nn.ModuleList(EncoderBlock(config, layer == 0) for layer in range(config.num_layers))
+        self.block = nn.ModuleList(
+            EncoderBlock(config, layer == 0 or config.bias_in_every_block)
+            for layer in range(config.num_layers)
+        )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
 
@@ -281,14 +341,9 @@ class T5Encoder(nn.Module):
         length = input_ids.shape[1]
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, S, D)
 
-        position_bias = relative_position_bias(
-            bias_table(self), length, length, self.config.relative_attention_max_distance, bidirectional=True
-        )  # (1, H, S, S)
-        mask = mask_bias(attention_mask, length, length, causal=False, like=position_bias)
-        if mask is not None:
-            position_bias = position_bias + mask  # (B, H, S, S)
-
-        for block in self.block:
+        mask = mask_bias(attention_mask, length, length, causal=False, like=hidden)  # (B, 1, 1, S)
+        biases = position_biases(self, length, length, mask, bidirectional=True)
+        for block, position_bias in zip(self.block, biases, strict=True):
             hidden = block(hidden, position_bias)
         return self.dropout(self.final_layer_norm(hidden))
 
@@ -301,7 +356,9 @@ class T5Decoder(nn.Module):
         self.config = config
         self.embed_tokens = embed_tokens
         depth = config.num_decoder_layers or config.num_layers
-        self.block = nn.ModuleList(DecoderBlock(config, layer == 0) for layer in range(depth))
+        self.block = nn.ModuleList(
+            DecoderBlock(config, layer == 0 or config.bias_in_every_block) for layer in range(depth)
+        )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
 
@@ -319,19 +376,10 @@ class T5Decoder(nn.Module):
         key_length = past_length + query_length
         hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
 
-        position_bias = relative_position_bias(
-            bias_table(self),
-            query_length,
-            key_length,
-            self.config.relative_attention_max_distance,
-            bidirectional=False,
-        )  # (1, H, T, S)
-        mask = mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=position_bias)
-        if mask is not None:
-            position_bias = position_bias + mask  # (1 or B, H, T, S)
+        mask = mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=hidden)
+        biases = position_biases(self, query_length, key_length, mask, bidirectional=False)
         source_bias = mask_bias(attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden)
-
-        for layer, block in enumerate(self.block):
+        for layer, (block, position_bias) in enumerate(zip(self.block, biases, strict=True)):
             layer_cache = cache.layer(layer) if cache is not None else None
             hidden = block(hidden, position_bias, encoder_output, source_bias, layer_cache)
         if cache is not None:
@@ -339,9 +387,29 @@ class T5Decoder(nn.Module):
         return self.dropout(self.final_layer_norm(hidden))
 
 
-def bias_table(stack: T5Encoder | T5Decoder) -> nn.Embedding:
-    """The stack's table of relative position biases: it stands in the first block and serves them all."""
-    return cast(nn.Embedding, stack.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias"))
+def position_biases(
+    stack: T5Encoder | T5Decoder,
+    query_length: int,
+    key_length: int,
+    mask: Tensor | None,
+    *,
+    bidirectional: bool,
+) -> Iterator[Tensor]:
+    """For each block in turn what its self-attention adds to the scores, (1 or B, H, T, S), mask included.
+
+    T5 has one table, in the first block, and what is computed from it goes down to all blocks. In uMT5 each
+    block has a table of its own.
+    """
+    max_distance = stack.config.relative_attention_max_distance
+    for block in stack.block:
+        table = cast(T5Attention, block.get_submodule("layer.0.SelfAttention")).relative_attention_bias
+        if table is not None:
+            bias = relative_position_bias(
+                table, query_length, key_length, max_distance, bidirectional=bidirectional
+            )
+            if mask is not None:
+                bias = bias + mask
+        yield bias
 
 
 class T5ForConditionalGeneration(nn.Module):
@@ -477,7 +545,7 @@ class T5ForConditionalGeneration(nn.Module):
                 module.k.weight.normal_(0.0, factor * config.d_model**-0.5)
                 module.v.weight.normal_(0.0, factor * config.d_model**-0.5)
                 module.o.weight.normal_(0.0, factor * (config.num_heads * config.d_kv) ** -0.5)
-                if hasattr(module, "relative_attention_bias"):
+                if module.relative_attention_bias is not None:
                     module.relative_attention_bias.weight.normal_(0.0, factor * config.d_model**-0.5)
             elif isinstance(module, T5DenseActDense):
                 for name, linear in module.named_children():

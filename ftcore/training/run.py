@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftcore.command import warn
 from ftcore.data import DataLoader, Dataset, read_records, split_records
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models.checkpoint import save_model
+from ftcore.training.freeze import freeze
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 from ftcore.training.loss import Model
 from ftcore.training.optim import adamw, learning_rate, warmup_steps
@@ -20,7 +22,7 @@ from ftcore.training.precision import Autocast, autocast, grad_scaler
 from ftcore.training.run_directory import RunDirectory, appears_whole
 from ftcore.training.state import load_state, save_state, sha256
 
-_DEFAULT_LR = {"t5": 3e-4, "gpt2": 5e-5}  # of fine-tuning with AdamW
+_DEFAULT_T5_LR, _DEFAULT_GPT2_LR = 3e-4, 5e-5  # of fine-tuning with AdamW
 _DEFAULT_RELATIVE_LR = 1e-2
 
 
@@ -103,8 +105,13 @@ def prepare(options: TrainOptions) -> Run:
     model, tokenizer = load_checkpoint(options.model, from_scratch=options.from_scratch)
     if options.dropout is not None:
         _set_dropout(model, options.dropout)
+    if options.freeze and (tied := freeze(model, options.freeze)):
+        warn(
+            f"--freeze {' '.join(options.freeze)} freezes {', '.join(tied)} too: the same weights serve there"
+        )
     if options.lr is None:
-        options.lr = _DEFAULT_RELATIVE_LR if options.relative_steps else _DEFAULT_LR[model.config.model_type]
+        default = _DEFAULT_T5_LR if model.config.is_encoder_decoder else _DEFAULT_GPT2_LR
+        options.lr = _DEFAULT_RELATIVE_LR if options.relative_steps else default
     train_sha256 = sha256(options.train)
     train, valid = _datasets(options, model, tokenizer)
     train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)

@@ -166,8 +166,8 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
     ("values", "message"),
     [
         ("{", "some.json: not valid JSON"),
-        ("[]", 'some.json: model_type is None, expected "t5" or "gpt2"'),
-        ({"model_type": "bert"}, 'some.json: model_type is \'bert\', expected "t5" or "gpt2"'),
+        ("[]", "some.json: expected a JSON object, found list"),
+        ({"model_type": "bert"}, "some.json: model_type is 'bert', expected \"t5\""),
         (GPT2 | {"n_head": 3}, "some.json: n_embd is 16, which 3 heads"),
         (T5 | {"num_layers": "two"}, "some.json: num_layers is 'two', expected a whole number"),
     ],

@@ -414,7 +414,7 @@ def test_a_type_that_is_no_float_is_refused(tmp_path: Path) -> None:
 
 def test_keys_that_we_do_not_use_survive(tmp_path: Path) -> None:
     reference_directory("t5", tmp_path)
-    change_json(tmp_path / "config.json", task_specific_params={"a": [1]}, torch_dtype="float16")
+    change_json(tmp_path / "config.json", task_specific_params={"a": [1]}, torch_dtype="float32")
     save_model(load_model(tmp_path), tmp_path / "new")
     values = json.loads((tmp_path / "new" / "config.json").read_text())
     assert values["task_specific_params"] == {"a": [1]}
@@ -681,8 +681,16 @@ FAULTS = [
         r"gpt2: no config\.json; expected a directory in Hugging Face's format$",
     ),
     (run_directory, FileNotFoundError, r"no config\.json; expected .*, such as \S+/gpt2/best$"),
-    (unknown_type, ValueError, r"config\.json: model_type is 'bert', expected \"t5\" or \"gpt2\""),
-    (without_type, ValueError, r"config\.json: model_type is missing, expected \"t5\" or \"gpt2\""),
+    (
+        unknown_type,
+        ValueError,
+        r"config\.json: model_type is 'bert', expected \"t5\", \"mt5\", \"umt5\" or \"gpt2\"",
+    ),
+    (
+        without_type,
+        ValueError,
+        r"config\.json: model_type is missing, expected \"t5\", \"mt5\", \"umt5\" or \"gpt2\"",
+    ),
     (wrong_value, ValueError, r"config\.json: n_layer is 'two', expected a whole number"),
     (
         wrong_sizes,

@@ -80,7 +80,7 @@ def test_what_scales_t5s_output(tie, scale):
 ])  # fmt: skip
 def test_feed_forward_proj(proj, gated, name):
     config, reference = T5Config(feed_forward_proj=proj), transformers.T5Config(feed_forward_proj=proj)
-    assert (config.is_gated, config.activation_function) == (gated, name)
+    assert (config.is_gated_act, config.dense_act_fn) == (gated, name)
     assert (reference.is_gated_act, reference.dense_act_fn) == (gated, name)
 
 
