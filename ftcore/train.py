@@ -170,7 +170,10 @@ def introduce(run: Run) -> None:
     """What this run will do, before it does it."""
     options, model = run.options, run.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tell(f"model      {options.model} ({model.config.architecture}, {parameters:,} parameters, {run.device})")
+    if trained < parameters:
+        tell(f"trained    {trained:,} parameters, {trained / parameters:.1%}; the others are frozen")
     train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)
     tell(f"task       {options.task}: {train:,} examples to train on, {valid:,} to validate on")
     tell(

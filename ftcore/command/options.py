@@ -6,10 +6,12 @@
         train: str                      # file to train on
         batch_size: int = 8             # examples a step
         precision: Literal["fp32", "bf16"] = "fp32"  # number format of the computation
+        freeze: list[str] | None = None  # names of modules
         resume: bool = False            # go on with the run in --output
 
-becomes `--train FILE --batch-size N --precision {fp32,bf16} --resume`. A line `# [Title]` begins a group
-of the help. Comment lines above a field continue its help. A saved options file is read back by `--config`.
+becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME ...] --resume`. A line
+`# [Title]` begins a group of the help. Comment lines above a field continue its help. A saved options file
+is read back by `--config`.
 """
 
 import argparse
@@ -94,6 +96,8 @@ def _argument(annotation: Any, help_text: str) -> dict[str, Any]:
         return {"action": "store_true", "help": help_text}
     if choices == [bool]:  # None, the default, leaves it open
         return {"action": argparse.BooleanOptionalAction, "help": help_text}
+    if typing.get_origin(choices[0]) is list:  # --friends A B, --friends A --friends B
+        return {"nargs": "+", "action": "extend", "metavar": _metavar(help_text), "help": help_text}
     if typing.get_origin(choices[0]) is Literal:
         return {"choices": list(typing.get_args(choices[0])), "help": help_text}
     if int in choices and float in choices:
@@ -117,7 +121,7 @@ _number.__name__ = "number"  # argparse names it where the text is none
 def _metavar(help_text: str) -> str:
     """What stands for a text's value in the help: its kind, when the help's first word names one."""
     first = help_text.split()[0].lower() if help_text else ""
-    return {"file": "FILE", "directory": "DIR", "checkpoint": "DIR"}.get(first, "TEXT")
+    return {"file": "FILE", "directory": "DIR", "checkpoint": "DIR", "names": "NAME"}.get(first, "TEXT")
 
 
 def _with_default(text: str, field: dataclasses.Field[Any]) -> str:
@@ -171,7 +175,7 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
     types_of = typing.get_type_hints(options)
     for key, value in values.items():
         if key not in types_of:
-            raise ValueError(f"{path}: unknown option {key!r}{_near(key, types_of)}")
+            raise ValueError(f"{path}: unknown option {key!r}{did_you_mean(key, types_of)}")
         if not _fits(value, types_of[key]):
             raise ValueError(f"{path}: {key} is {value!r}, which does not fit {_flag(key)}")
     return values
@@ -181,6 +185,9 @@ def _fits(value: Any, annotation: Any) -> bool:
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
+                return True
+        elif typing.get_origin(kind) is list:
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 return True
         elif isinstance(value, bool):
             if kind is bool:
@@ -192,9 +199,10 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    return f"unknown argument {argument!r}{_near(argument.split('=')[0], flags)}"
+    return f"unknown argument {argument!r}{did_you_mean(argument.split('=')[0], flags)}"
 
 
-def _near(word: str, known: typing.Iterable[str]) -> str:
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """The end of an error about an unknown word: the known one that is most like it, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""

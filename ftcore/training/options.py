@@ -53,6 +53,10 @@ class TrainOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0  # of dropout, data order and random weights
 
+    # names of modules to leave as they are: encoder, decoder.block.0-3, transformer.h.0-5 transformer.wte;
+    # a tied weight is left as it is wherever it serves
+    freeze: list[str] | None = None
+
     # [Validation and saving]
     eval_every: int | None = None  # steps between validations (default: one epoch)
     eval_batch_size: int | None = None  # examples at a time in a validation (default: twice --batch-size)

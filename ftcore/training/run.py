@@ -106,9 +106,8 @@ def prepare(options: TrainOptions) -> Run:
     if options.dropout is not None:
         _set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):
-        warn(
-            f"--freeze {' '.join(options.freeze)} freezes {', '.join(tied)} too: the same weights serve there"
-        )
+        names = " ".join(options.freeze)
+        warn(f"--freeze {names} freezes {', '.join(tied)} too: the same weights serve there")
     if options.lr is None:
         default = _DEFAULT_T5_LR if model.config.is_encoder_decoder else _DEFAULT_GPT2_LR
         options.lr = _DEFAULT_RELATIVE_LR if options.relative_steps else default

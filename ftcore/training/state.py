@@ -91,12 +91,20 @@ def _require_same_run(state: dict[str, Any], options: TrainOptions, train_sha256
     for name, saved in started_with.items():
         now = getattr(options, name)
         if name not in FREE_OPTIONS and now != saved:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{path}: the run was started with {flag} {saved}, it cannot go on with {now}")
+            before, after = (_in_words(name, value) for value in (saved, now))
+            raise ValueError(f"{path}: the run was started {before}, it cannot go on {after}")
     if state["train_sha256"] != train_sha256:
         raise ValueError(
             f"{options.train}: the training file has changed since the run in {path.parent.parent}"
         )
+
+
+def _in_words(option: str, value: Any) -> str:
+    flag = "--" + option.replace("_", "-")
+    if value is None or value is False:
+        return f"without {flag}"
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return " ".join(["with", flag, *map(str, values)])
 
 
 def _random_state() -> dict[str, Any]:

@@ -92,6 +92,11 @@ def test_types_and_defaults() -> None:
     assert trip("--goal", "x", "--pause", "1e-3").pause == 1e-3
 
 
+def test_a_list_takes_its_words_at_once_or_one_by_one() -> None:
+    assert trip("--goal", "x", "--friends", "Ada", "Bo", "--days", "2").friends == ["Ada", "Bo"]
+    assert trip("--goal", "x", "--friends", "Ada", "--friends", "Bo").friends == ["Ada", "Bo"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -154,12 +159,11 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
         pause=st.integers() | st.floats(allow_nan=False),
         map_file=st.none() | st.text(),
         night=st.booleans(),
+        friends=st.lists(st.text()),
     )
 )
 def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFactory, options: Trip) -> None:
-    options.friends = []
-    values = {key: value for key, value in dataclasses.asdict(options).items() if key != "friends"}
-    config = as_file(tmp_path_factory.mktemp("config") / "trip.json", values)
+    config = as_file(tmp_path_factory.mktemp("config") / "trip.json", dataclasses.asdict(options))
     assert trip("--config", config) == options
 
 
@@ -177,6 +181,8 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
         ({"goal": "x", "night": 1}, "night is 1, which does not fit --night"),
         ({"goal": "x", "mood": "sad"}, "mood is 'sad', which does not fit --mood"),
         ({"goal": None}, "goal is None"),
+        ({"goal": "x", "friends": "Ada"}, "friends is 'Ada', which does not fit --friends"),
+        ({"goal": "x", "friends": [1]}, "friends is [1], which does not fit --friends"),
         ({"days": 3}, "--goal is missing"),
         ({"goal": "x", "days": 0}, "--days is 0, expected at least 1"),
     ],

@@ -284,7 +284,9 @@ def test_a_run_of_a_version_that_knew_fewer_options_goes_on(t5: Bench, capsys: p
     del saved["options"]["label_smoothing"]
     torch.save(saved, state)
     line = refusal(lambda: t5.resume(run, "--label-smoothing 0.1"), capsys)
-    assert "the run was started with --label-smoothing 0.0, it cannot go on with 0.1" in line
+    assert (
+        "the run was started with --label-smoothing 0.0, it cannot go on with --label-smoothing 0.1" in line
+    )
     assert t5.resume(run) == 0
     assert_same(outcome(run), t5.wanted)
 
@@ -302,11 +304,16 @@ def stopped(t5: Bench) -> Path:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with 0.5"),
-        ("--batch-size 2", "--batch-size 3, it cannot go on with 2"),
-        ("--seed 4", "--seed 0, it cannot go on with 4"),
-        ("--eval-answers 7", "--eval-answers 1, it cannot go on with 7"),
-        ("--max-steps 99", f"--max-steps {STEPS}, it cannot go on with 99"),
+        ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with --lr 0.5"),
+        ("--batch-size 2", "--batch-size 3, it cannot go on with --batch-size 2"),
+        ("--seed 4", "--seed 0, it cannot go on with --seed 4"),
+        ("--eval-answers 7", "--eval-answers 1, it cannot go on with --eval-answers 7"),
+        (
+            "--freeze encoder.block.0",
+            "without --freeze, it cannot go on with --freeze encoder.block.0",
+        ),
+        ("--pad-to-max-length", "without --pad-to-max-length, it cannot go on with --pad-to-max-length"),
+        ("--max-steps 99", f"--max-steps {STEPS}, it cannot go on with --max-steps 99"),
         ("--overwrite", "choose one"),
     ],
 )
