@@ -5,18 +5,27 @@ from typing import TYPE_CHECKING
 from ftcore import lazily
 
 if TYPE_CHECKING:
-    from ftcore.data.dataset import Dataset
+    from ftcore.data.corpus import Corpus, read_corpus
+    from ftcore.data.dataset import Dataset, Examples
     from ftcore.data.loader import DataLoader
-    from ftcore.data.tasks import TASKS, Record, prompt, read_records, split_records
+    from ftcore.data.pretraining import Blocks, SpanCorruption, make_pretraining_dataset
+    from ftcore.data.tasks import CORPUS_TASKS, TASKS, Record, prompt, read_records, split_records
     from ftcore.data.tokenizer import load_tokenizer
 
 __all__ = [
+    "CORPUS_TASKS",
     "TASKS",
+    "Blocks",
+    "Corpus",
     "DataLoader",
     "Dataset",
+    "Examples",
     "Record",
+    "SpanCorruption",
     "load_tokenizer",
+    "make_pretraining_dataset",
     "prompt",
+    "read_corpus",
     "read_records",
     "split_records",
 ]
@@ -24,12 +33,19 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "CORPUS_TASKS": "ftcore.data.tasks",
         "TASKS": "ftcore.data.tasks",
         "Record": "ftcore.data.tasks",
         "prompt": "ftcore.data.tasks",
         "read_records": "ftcore.data.tasks",
         "split_records": "ftcore.data.tasks",
         "Dataset": "ftcore.data.dataset",
+        "Examples": "ftcore.data.dataset",
+        "Corpus": "ftcore.data.corpus",
+        "read_corpus": "ftcore.data.corpus",
+        "Blocks": "ftcore.data.pretraining",
+        "SpanCorruption": "ftcore.data.pretraining",
+        "make_pretraining_dataset": "ftcore.data.pretraining",
         "DataLoader": "ftcore.data.loader",
         "load_tokenizer": "ftcore.data.tokenizer",
     },

@@ -16,7 +16,7 @@ What is too long is cut where it hurts least:
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,23 @@ from tqdm import tqdm
 
 from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
+
+
+class Examples(Protocol):
+    """What others need of a data set: a `Dataset`, or `Blocks` or `SpanCorruption` of a corpus."""
+
+    causal: bool
+    records: Sequence[Record]
+    lengths: np.ndarray
+    max_input_length: int
+    max_label_length: int
+    truncated_sources: int
+    truncated_targets: int
+    epoch: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -40,6 +57,7 @@ class Dataset(torch.utils.data.Dataset):
         records: `records[i]` is the record that example i was made from.
         lengths: int array (examples, 2), the number of input ids and of labels of each example.
         max_input_length, max_label_length: the most that any example can have, for padding to a fixed shape.
+        epoch: which epoch's examples `dataset[i]` gives; these are the same in all.
         truncated_sources, truncated_targets: how many records lost part of their source or target.
 
     Raises:
@@ -60,10 +78,10 @@ class Dataset(torch.utils.data.Dataset):
                 f"max_source_length is {max_source_length} and max_target_length {max_target_length}; "
                 "expected at least 1 and at least 2 (a token and its end)"
             )
-        _check_family(tokenizer, causal)
+        check_family(tokenizer, causal)
         self.causal = causal
         self.records: list[Record] = []
-        self.truncated_sources = self.truncated_targets = 0
+        self.truncated_sources = self.truncated_targets = self.epoch = 0
         self._sources, self._targets = _Rows(), _Rows()
 
         # The bar shows itself only where tokenising takes longer than a moment.
@@ -138,7 +156,8 @@ def _blocks(ids: list[int], length: int) -> Iterator[list[int]]:
         yield ids[start : start + length]
 
 
-def _check_family(tokenizer: Tokenizer, causal: bool) -> None:
+def check_family(tokenizer: Tokenizer, causal: bool) -> None:
+    """Raise ValueError for a tokenizer of the other family, which ends texts in another way."""
     appends_eos = tokenizer.encode("a")[-1:] == [tokenizer.eos_id]
     if appends_eos == causal:
         does = "appends" if appends_eos else "does not append"

@@ -21,22 +21,49 @@ def read_text(path: Path) -> str:
         FileNotFoundError: there is no such file.
         ValueError: a directory, an empty file, or bytes that are no UTF-8.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; expected a file of records")
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
+    require_file(path)
     data = path.read_bytes()
     if not data:
         raise ValueError(f"{path}: the file is empty")
     try:
         text = data.decode("utf-8-sig")  # the byte order mark that spreadsheets write is no text
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     # Nothing else ends a line: str.splitlines also breaks at U+2028, which may stand inside a JSON string.
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_chunks(path: Path, size: int) -> Iterator[str]:
+    """What `read_text` gives, `size` characters at a time: for files that are larger than memory."""
+    require_file(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline=None) as file:  # None: every line ends with "\n"
+            while chunk := file.read(size):
+                yield chunk
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError where nothing is there, ValueError where a directory is."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; expected a file")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+
+
+def _not_utf8(path: Path) -> ValueError:
+    """Says which line of a file it is that cannot be read."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                return ValueError(
+                    f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
+                )
+    return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
 def read_rows(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
-from ftcore.data.dataset import Dataset
+from ftcore.data.dataset import Examples
 from ftcore.data.tokenizer import IGNORED_LABEL
 
 # Windows of a pool. More make batches tighter, fewer mix the examples better. With 100, 1% of the
@@ -57,23 +57,25 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
         self.epoch = 0
         self.start = 0  # micro-batches of this epoch to leave out
 
-    def windows(self) -> list[np.ndarray]:
-        """The epoch's windows, each an array of dataset positions, all but the last of the full size."""
+    def order(self) -> np.ndarray:
+        """(examples,) dataset positions, window after window, each of the full size but perhaps the last."""
         size, count = self.batch_size * self.accumulate, len(self.lengths)
         if not self.shuffle:
             order = np.arange(count)
-            return _chunks(self._longest_first(order) if self.bucket else order, size)
+            return self._longest_first(order) if self.bucket else order
 
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(count)
         if not self.bucket:
-            return _chunks(order, size)
+            return order
         # The short window is taken before sorting, or it would always hold the shortest of a pool.
         order, remainder = np.split(order, [count - count % size])
-        pools = [self._longest_first(pool) for pool in _chunks(order, size * _POOL)]
-        windows = [window for pool in pools for window in _chunks(pool, size)]
-        windows = [windows[i] for i in random.permutation(len(windows))]
-        return windows + _chunks(self._longest_first(remainder), size)
+        for start in range(0, len(order), size * _POOL):
+            pool = slice(start, start + size * _POOL)
+            order[pool] = self._longest_first(order[pool])
+        windows = order.reshape(-1, size)
+        windows = windows[random.permutation(len(windows))]
+        return np.concatenate([windows.reshape(-1), self._longest_first(remainder)])
 
     def _longest_first(self, positions: np.ndarray) -> np.ndarray:
         """Sort by input length, then by label length, equal ones staying in their order.
@@ -85,12 +87,14 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Micro-batches of a whole epoch, wherever this one starts."""
-        full_windows, rest = divmod(len(self.lengths), self.batch_size * self.accumulate)
-        return full_windows * self.accumulate + -(-rest // self.batch_size)
+        return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = [batch.tolist() for window in self.windows() for batch in _chunks(window, self.batch_size)]
-        return iter(batches[self.start :])
+        # A window is a whole number of batches, so they can be cut from the whole epoch; and one at a time,
+        # since as lists the positions of a large corpus take ten times the memory.
+        order, size = self.order(), self.batch_size
+        starts = range(self.start * size, len(order), size)
+        return (order[start : start + size].tolist() for start in starts)
 
 
 class DataLoader(torch.utils.data.DataLoader):
@@ -106,7 +110,7 @@ class DataLoader(torch.utils.data.DataLoader):
     window but the epoch's last has exactly `accumulate` micro-batches.
 
     Args:
-        dataset: a `Dataset`.
+        dataset: a `Dataset`, or `Blocks` or `SpanCorruption` of a corpus. It is told the epoch.
         batch_size: examples of a micro-batch.
         pad_id: fills input_ids.
         accumulate, shuffle, seed, bucket: see `WindowSampler`.
@@ -120,7 +124,7 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Examples,
         batch_size: int,
         *,
         pad_id: int,
@@ -147,7 +151,7 @@ class DataLoader(torch.utils.data.DataLoader):
             label_length=dataset.max_label_length if pad_to_max_length else None,
         )
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # `Examples` has all that torch needs
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=collate,
@@ -174,6 +178,7 @@ class DataLoader(torch.utils.data.DataLoader):
             self._resume_at = self._taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        self.dataset.epoch = self.batch_sampler.epoch  # type: ignore[attr-defined]
         self.batch_sampler.start = self._taken = self._resume_at
         self._resume_at = 0
         for batch in super().__iter__():
@@ -208,18 +213,13 @@ class DataLoader(torch.utils.data.DataLoader):
         sampler = self.batch_sampler
         return {
             "examples": len(sampler.lengths),
-            "example_lengths_crc32": zlib.crc32(sampler.lengths.tobytes()),
+            "example_lengths_crc32": zlib.crc32(np.ascontiguousarray(sampler.lengths).data),
             "batch_size": sampler.batch_size,
             "accumulate": sampler.accumulate,
             "seed": sampler.seed,
             "shuffle": int(sampler.shuffle),
             "bucket": int(sampler.bucket),
         }
-
-
-def _chunks(positions: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut into pieces of `size`; the last may be shorter, and nothing gives no piece."""
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def _collate(

@@ -3,8 +3,11 @@
     task       files                       T5: source -> target           GPT-2: source + target
     qa         SQuAD 1.1 JSON, JSONL, CSV  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
-    lm         plain text                  -                              (nothing) + the whole file
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
+    lm         plain text                  -                              (nothing) + the whole file
+
+Plain text is also what T5 is pretrained on (`span-corruption`). There are no records in it: `read_corpus`
+makes ids of it, and `SpanCorruption` (for GPT-2: `Blocks`) examples of those.
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source loses its
 left end when it is too long, so there the question and the cue `answer:` come last. Its answer brings its own
@@ -26,8 +29,10 @@ _PROMPT_FIELDS = {
     "emotion": ("text",),
     "lm": ("text",),
     "text2text": ("source",),
+    "span-corruption": ("text",),
 }
 TASKS = tuple(_PROMPT_FIELDS)
+CORPUS_TASKS = ("lm", "span-corruption")  # those that learn from running text instead of records
 
 # What a file of each task may be.
 _FORMS = {
@@ -35,6 +40,7 @@ _FORMS = {
     "emotion": "lines of text;label, or CSV or JSON lines with text and label",
     "lm": "plain text",
     "text2text": "JSON lines or CSV with source and target",
+    "span-corruption": "plain text",
 }
 
 
@@ -70,6 +76,8 @@ def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None
     """
     _check_task(task)
     path = Path(path)
+    if task == "span-corruption":
+        raise ValueError(f"task {task!r} has no records, it learns from running text: use read_corpus")
     text = read_text(path)
     records = list(islice(_records(task, path, text, causal), limit))
     if not records:
@@ -80,7 +88,7 @@ def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None
 def prompt(task: str, *, causal: bool, **fields: str) -> str:
     """The text that a model of this task is given, in training and when it generates.
 
-    `fields` are `question` and `context` for qa, `text` for emotion and lm, `source` for text2text.
+    `fields` are `question` and `context` for qa, `source` for text2text, `text` for the others.
     """
     _check_task(task)
     expected = _PROMPT_FIELDS[task]
@@ -97,6 +105,23 @@ def prompt(task: str, *, causal: bool, **fields: str) -> str:
     if task == "text2text" and causal:
         return fields["source"] + "\n"
     return fields[expected[0]]
+
+
+def check_corpus_task(task: str, causal: bool) -> None:
+    """Raise ValueError where a task does not learn from running text, or not with this family of models."""
+    _check_task(task)
+    if task not in CORPUS_TASKS:
+        raise ValueError(f"task {task!r} learns from records, not from running text: use read_records")
+    if task == "lm" and not causal:
+        raise ValueError(
+            "task 'lm' trains a decoder-only model such as GPT-2; T5 learns from plain text with "
+            "'span-corruption', and from pairs of texts with 'text2text'"
+        )
+    if task == "span-corruption" and causal:
+        raise ValueError(
+            "task 'span-corruption' trains an encoder-decoder model such as T5; GPT-2 learns from plain text "
+            "with 'lm'"
+        )
 
 
 def split_records(
@@ -185,11 +210,7 @@ def _text2text_record(row: Row, where: str, causal: bool) -> Record:
 
 
 def _lm_record(path: Path, text: str, causal: bool) -> Record:
-    if not causal:
-        raise ValueError(
-            "task 'lm' trains a decoder-only model such as GPT-2; a T5 needs a source for every target: "
-            "use 'text2text'"
-        )
+    check_corpus_task("lm", causal)
     if not text.strip():
         raise ValueError(f"{path}: the file holds only white space; expected {_FORMS['lm']}")
     return Record(source="", target=prompt("lm", causal=causal, text=text), running=True)

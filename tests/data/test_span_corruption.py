@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.span_corruption import corrupt_spans, cut_spans, noise_mask
+from ftcore.data.span_corruption import corrupt_spans, cut_spans, noise_mask, unpadded_lengths
 
 EOS, LOWEST_SENTINEL, SENTINELS = 1, 10_000, 600
 
@@ -76,6 +76,40 @@ def test_defaults_are_the_papers():
     mask = noise_mask(400, np.random.default_rng(0))
     assert mask.sum() == 60
     assert np.count_nonzero(np.diff(mask.astype(int)) == 1) == 20
+
+
+def test_ten_thousand_texts_can_be_restored_and_have_the_papers_noise():
+    rng = np.random.default_rng(0)
+    tokens = noisy = spans = 0
+    for seed in range(10_000):
+        ids = rng.integers(3, 10_000, rng.integers(50, 600)).tolist()
+        source, target = corrupt(ids, seed)
+        assert restore(source, target) == ids
+        tokens += len(ids)
+        spans += sum(map(is_sentinel, target))
+        noisy += sum(not is_sentinel(token) for token in target[:-1])
+    assert noisy / tokens == pytest.approx(0.15, rel=0.01)
+    assert noisy / spans == pytest.approx(3.0, rel=0.01)
+
+
+def test_published_lengths():
+    """Sources of 512 tokens come from 568 and have targets of 114 (random_spans_helper of t5.data)."""
+    assert unpadded_lengths(512) == (568, 114)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(3, 3000), st.integers(0, 2**32))
+def test_chunks_of_the_right_length_leave_nothing_to_pad(source_length, seed):
+    length, target_length = unpadded_lengths(source_length)
+    source, target = corrupt(list(range(3, 3 + length)), seed)
+    assert (len(source), len(target)) == (source_length, target_length)
+    longer, _ = corrupt(list(range(3, 4 + length)), seed)
+    assert len(longer) > source_length
+
+
+def test_no_source_is_shorter_than_a_token_a_sentinel_and_the_end():
+    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
+        unpadded_lengths(2)
 
 
 def test_every_place_can_be_cut_out():

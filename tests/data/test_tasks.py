@@ -329,14 +329,16 @@ def test_unanswerable_squad_questions_say_so(tmp_path: Path) -> None:
 def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.jsonl"):
         read_records("qa", tmp_path / "nowhere.jsonl", causal=False)
-    with pytest.raises(ValueError, match="is a directory; expected a file of records"):
+    with pytest.raises(ValueError, match="is a directory; expected a file"):
         read_records("qa", tmp_path, causal=False)
-    known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text"
+    known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text, span-corruption"
     with pytest.raises(ValueError, match=known):
         read_records("summary", tmp_path / "a.txt", causal=False)
     with pytest.raises(ValueError, match=known):
         prompt("summary", causal=False, text="")
-    assert TASKS == ("qa", "emotion", "lm", "text2text")
+    assert TASKS == ("qa", "emotion", "lm", "text2text", "span-corruption")
+    with pytest.raises(ValueError, match=r"'span-corruption' has no records, .*: use read_corpus"):
+        read_records("span-corruption", write(tmp_path / "a.txt", "text"), causal=False)
 
 
 def test_lm_needs_a_decoder_only_model(tmp_path: Path) -> None:

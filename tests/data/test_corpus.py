@@ -1,0 +1,291 @@
+"""Text of any size becomes the ids that it has as a whole, once, and is read without holding it in memory."""
+
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from ftcore.data import Blocks, Corpus, DataLoader, load_tokenizer, read_corpus
+from ftcore.data import corpus as corpus_module
+from ftcore.data.corpus import _header, _pieces
+from ftcore.data.files import read_chunks, read_text
+from ftcore.data.tokenizer import Tokenizer
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+END = "<|endoftext|>"
+TALE = "The ferry left at noon.\n<|endoftext|>\nThe bakery opens at six.\n"
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return load_tokenizer(WEIGHTS / "gpt2-mini")
+
+
+@pytest.fixture(scope="module")
+def t5() -> Tokenizer:
+    return load_tokenizer(WEIGHTS / "t5-mini")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(path: Path, tokenizer: Tokenizer, causal: bool) -> Corpus:
+    return read_corpus("lm" if causal else "span-corruption", path, tokenizer, causal=causal)
+
+
+def all_ids(corpus: Corpus) -> list[int]:
+    return corpus.read(0, len(corpus))
+
+
+def ids_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.safetensors"))
+
+
+# --- which ids
+
+PARTS = ["The", "ferry", "'s", "12", "é", "漢字", "!?", "\x1c", " ", "  ", "\n", "\n\n", "\t", "\u00a0", END]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(st.sampled_from(PARTS), min_size=1, max_size=40).map("".join),
+    piece=st.integers(1, 20),
+    causal=st.booleans(),
+)
+def test_ids_are_those_of_the_documents_as_a_whole(
+    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, text: str, piece: int, causal: bool
+) -> None:
+    documents = [document for document in text.split(END) if document.strip()]
+    path = write(tmp_path / f"{uuid4()}.txt", text)
+    with patch.object(corpus_module, "_PIECE", piece):
+        if not documents:
+            with pytest.raises(ValueError, match="nothing but white space"):
+                read(path, gpt2 if causal else t5, causal)
+        elif causal:
+            expected = [i for document in documents for i in [*gpt2.encode(document), gpt2.eos_id]]
+            assert all_ids(read(path, gpt2, causal)) == expected
+        else:
+            expected = [i for document in documents for i in t5.encode(document)[:-1]]
+            assert all_ids(read(path, t5, causal)) == expected
+
+
+def test_a_gpt2_text_is_tokenised_as_its_tokenizer_reads_the_file(tmp_path: Path, gpt2: Tokenizer) -> None:
+    corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, causal=True)
+    assert all_ids(corpus) == [*gpt2.encode(TALE), gpt2.eos_id]
+    assert all_ids(corpus).count(gpt2.eos_id) == 2
+
+
+def test_real_text_in_pieces(real_data: Path, tmp_path: Path) -> None:
+    text = (real_data / "squad" / "valid.json").read_text(encoding="utf-8")[:300_000]
+    path = write(tmp_path / "squad.txt", text)
+    with patch.object(corpus_module, "_PIECE", 1000):
+        for name, causal in (("gpt2", True), ("t5", False)):
+            tokenizer = load_tokenizer(real_data / name)
+            whole = tokenizer.encode(text)
+            expected = [*whole, tokenizer.eos_id] if causal else whole[:-1]
+            assert all_ids(read(path, tokenizer, causal)) == expected
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(st.sampled_from("ab é\r\n\u2028"), min_size=1, max_size=30),
+    size=st.integers(1, 5),
+    mark=st.booleans(),
+)
+def test_chunks_are_the_text(tmp_path: Path, text: str, size: int, mark: bool) -> None:
+    path = write(tmp_path / "a.txt", text.encode("utf-8-sig" if mark else "utf-8"))
+    chunks = list(read_chunks(path, size))
+    assert "".join(chunks) == read_text(path)
+    assert max(map(len, chunks), default=0) <= size
+
+
+@pytest.mark.parametrize("document", ["x" * 1000, "word " * 200, " " * 1000])
+def test_pieces_stay_small_whatever_the_text(document: str) -> None:
+    text = document + END + document
+    chunks = [text[start : start + 10] for start in range(0, len(text), 10)]
+    with patch.object(corpus_module, "_LONGEST_WORD", 50):
+        pieces = list(_pieces(chunks))
+    assert "".join(piece + END * ends for piece, ends in pieces) == text + END
+    assert max(len(piece) for piece, _ in pieces) <= 50 + 10 + len(END)
+
+
+# --- the file of ids
+
+
+def test_a_text_is_tokenised_once_and_again_when_it_changes(
+    tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture
+) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    corpus = read(path, gpt2, causal=True)
+    said = capsys.readouterr().err
+    assert said == f"tokenised {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
+    assert ids_files(tmp_path) == [corpus.ids]
+
+    before = corpus.ids.stat()
+    again = read(path, load_tokenizer(WEIGHTS / "gpt2-mini"), causal=True)
+    assert again == corpus and again.ids.stat() == before
+    assert capsys.readouterr().err == ""
+
+    write(path, TALE + "By seven it is full.")
+    longer = read(path, gpt2, causal=True)
+    assert f"tokenised {path} again: it has changed: {len(longer)} tokens" in capsys.readouterr().err
+    assert len(longer) > len(corpus) and longer.ids == corpus.ids
+
+
+def test_each_tokenizer_has_its_own_ids(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    ours, theirs = read(path, gpt2, causal=True), read(path, t5, causal=False)
+    assert ids_files(tmp_path) == sorted([ours.ids, theirs.ids])
+    assert t5.decode(all_ids(theirs)) == "The ferry left at noon. The bakery opens at six."
+
+
+def test_two_bytes_an_id_or_four(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(WEIGHTS / "gpt2-mini")
+    for size, dtype in ((2**16, np.uint16), (2**16 + 1, np.uint32)):
+        tokenizer.vocab_size = size
+        corpus = read(write(tmp_path / f"{size}.txt", TALE), tokenizer, causal=True)
+        ids = load_file(corpus.ids)["ids"]
+        assert ids.dtype == dtype
+        assert ids.tolist() == all_ids(corpus) == [*tokenizer.encode(TALE), tokenizer.eos_id]
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "other", "cut"])
+def test_damaged_ids_are_made_anew(tmp_path: Path, gpt2: Tokenizer, content: bytes | None) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    corpus = read(path, gpt2, causal=True)
+    expected = all_ids(corpus)
+    write(corpus.ids, corpus.ids.read_bytes()[:-1] if content is None else content)
+    assert all_ids(read(path, gpt2, causal=True)) == expected
+
+
+def test_what_dies_while_tokenising_leaves_nothing(tmp_path: Path, gpt2: Tokenizer) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    encode = gpt2.encode
+    with (
+        patch.object(gpt2, "encode", lambda text: encode(text) if "bakery" not in text else 1 / 0),
+        pytest.raises(ZeroDivisionError),
+    ):
+        read(path, gpt2, causal=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(read(path, gpt2, causal=True)) > 0
+
+
+def test_where_nothing_can_be_written_beside_the_text(
+    tmp_path: Path, gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    corpus = read(path, gpt2, causal=True)
+    assert corpus.ids.is_relative_to(tmp_path / "cache" / "ftcore")
+    assert read(path, gpt2, causal=True) == corpus
+    assert not ids_files(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_one_of_several_tokenises(tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "tale.txt", TALE * 500)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: read(path, gpt2, causal=True), range(4)))
+    assert len(set(results)) == 1
+    assert capsys.readouterr().err.count("tokenised") == 1
+
+
+# --- reading
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory, gpt2: Tokenizer) -> Corpus:
+    return read(write(tmp_path_factory.mktemp("tales") / "tales.txt", TALE * 3), gpt2, causal=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(fraction=st.floats(0.1, 0.9), start=st.integers(0, 50), length=st.integers(0, 50))
+def test_the_parts_of_a_split(tales: Corpus, fraction: float, start: int, length: int) -> None:
+    ids = all_ids(tales)
+    train, valid = tales.split(fraction)
+    assert all_ids(train) + all_ids(valid) == ids
+    assert abs(len(valid) - fraction * len(tales)) <= 0.5
+    assert train.read(start, start + length) == ids[: len(train)][start : start + length]
+    assert valid.read(start, start + length) == ids[len(train) :][start : start + length]
+    assert valid.split(0.5)[1].read(0, 3) == ids[-len(valid.split(0.5)[1]) :][:3]
+
+
+def test_a_split_that_cannot_be_made(tmp_path: Path, gpt2: Tokenizer) -> None:
+    corpus = read(write(tmp_path / "a.txt", "The ferry"), gpt2, causal=True)
+    with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
+        corpus.split(1.0)
+    with pytest.raises(ValueError, match=r"a\.txt is too short to split; give a validation file"):
+        corpus.split(0.1)
+
+
+def resident_megabytes() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """A file with 500 million ids, a hole that takes no disk, read all over: 4,000 blocks of a million."""
+    tokens = 500_000_000
+    ids = tmp_path / "ids.safetensors"
+    with ids.open("wb") as file:
+        file.write(_header(tokens, np.dtype("<u2"), {}))
+        file.truncate(file.tell() + 2 * tokens)
+    gc.collect()
+    before = resident_megabytes()
+    blocks = Blocks(Corpus(tmp_path / "text", ids, causal=True, start=0, stop=tokens), 512)
+    loader = DataLoader(blocks, 8, pad_id=0, shuffle=True)
+    for _, batch in zip(range(500), loader, strict=False):
+        assert batch["input_ids"].shape == (8, 512)
+    assert len(blocks) > 900_000
+    # The lengths and the order of the epoch, 8 bytes a block each, and what making the order takes beside it.
+    # Kept mapped, the pages that were read would be 250 MB.
+    assert resident_megabytes() - before < 64
+
+
+# --- what cannot be read
+
+
+def test_errors_name_the_file_and_what_to_do(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.txt"):
+        read(tmp_path / "nowhere.txt", gpt2, causal=True)
+    with pytest.raises(ValueError, match="is a directory; expected a file"):
+        read(tmp_path, gpt2, causal=True)
+    for blank in ("", " \n\n", f"\n{END}\n"):
+        with pytest.raises(ValueError, match=r"a\.txt: nothing but white space in this file; expected plain"):
+            read(write(tmp_path / "a.txt", blank), gpt2, causal=True)
+    broken = write(tmp_path / "a.txt", b"line\n" * 30_000 + b"caf\xe9 au lait\n")
+    with pytest.raises(
+        ValueError, match=r"a\.txt, line 30001: not UTF-8 \(byte 0xe9\); save the file as UTF"
+    ):
+        read(broken, gpt2, causal=True)
+    assert not ids_files(tmp_path)
+
+
+def test_task_model_and_tokenizer_must_belong_together(
+    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer
+) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    with pytest.raises(
+        ValueError, match=r"'lm' trains a decoder-only .* T5 learns .* with 'span-corruption'"
+    ):
+        read_corpus("lm", path, t5, causal=False)
+    with pytest.raises(
+        ValueError, match=r"'span-corruption' trains an encoder-decoder .* GPT-2 .* with 'lm'"
+    ):
+        read_corpus("span-corruption", path, gpt2, causal=True)
+    with pytest.raises(ValueError, match=r"'qa' learns from records, .*: use read_records"):
+        read_corpus("qa", path, gpt2, causal=True)
+    with pytest.raises(ValueError, match="use the model's own tokenizer"):
+        read_corpus("lm", path, t5, causal=True)
