@@ -40,6 +40,8 @@ class TokenizerFiles:
         content: the bytes of each of `TOKENIZER_FILES` that is there, by name.
         settings: tokenizer_config.json, {} where there is none.
         tokenizer_class: the class in transformers ("Fast" taken off), None where nothing says it.
+        model_type: what config.json says of the model beside them, None where there is none.
+        tidy: whether decoding is to undo spaces before punctuation.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,11 +49,12 @@ class TokenizerFiles:
         paths = [directory / name for name in TOKENIZER_FILES]
         self.content = {path.name: path.read_bytes() for path in paths if path.is_file()}
         self.settings = self.json("tokenizer_config.json")
-        name = self.settings.get("tokenizer_class")
-        config = directory / "config.json"
-        if name is None and config.is_file():
-            name = _parse(config, config.read_bytes()).get("tokenizer_class")
+        path = directory / "config.json"
+        config = _parse(path, path.read_bytes()) if path.is_file() else {}
+        name = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
         self.tokenizer_class = name.removesuffix("Fast") if isinstance(name, str) else None
+        self.model_type = config.get("model_type")
+        self.tidy = bool(self.setting("clean_up_tokenization_spaces", False))
 
     def json(self, name: str) -> dict[str, Any]:
         """The object that a file holds, {} where there is no such file."""
@@ -69,6 +72,15 @@ class TokenizerFiles:
         if not isinstance(value, int):
             raise self.error("tokenizer_config.json", f"{name} is {value!r}, expected a value like {default}")
         return value
+
+    def name_class(self, name: str) -> None:
+        """Let tokenizer_config.json say the class that config.json said: that file is the model's to save."""
+        self.settings["tokenizer_class"] = self.tokenizer_class = name
+        self.content["tokenizer_config.json"] = json.dumps(self.settings, indent=2).encode()
+
+    def sentinels(self, default: int) -> list[str]:
+        """T5's <extra_id_0> and so on, as many as tokenizer_config.json asks for."""
+        return [f"<extra_id_{number}>" for number in range(self.setting("extra_ids", default))]
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
