@@ -39,13 +39,20 @@ class TrainOptions:
     max_steps: int | None = None  # stop after this many optimizer steps, whatever --epochs says
     batch_size: int | None = None  # examples per forward pass (default: 8)
     grad_accum: int = 1  # forward passes per optimizer step; the loss is that of one large batch, exactly
-    lr: float | None = None  # peak learning rate of AdamW (default: 3e-4 for T5, 5e-5 for GPT-2)
-    # make --lr relative to the size of each weight matrix, as Adafactor does: 1e-2, say. For small T5s, whose
-    relative_steps: bool | None = None  # matrices differ 60-fold in size
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # the learning rate after its warm-up
-    warmup: int | float = 0.05  # steps of warm-up, or below 1 the share of all steps
-    weight_decay: float | None = None  # on matrices only (default: 0.01)
-    clip_norm: float = 1.0  # largest norm of the gradient of all parameters together; 0 for no limit
+    # adafactor is what the published T5 was trained with; it keeps little more than the weights in memory.
+    # With it come T5's settings of --lr, --schedule, --warmup, --weight-decay and --clip-norm, unless given
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    # peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps 1e-2; of
+    lr: float | None = None  # adafactor 1e-3)
+    # make --lr relative to the size of each weight matrix, as adafactor always does: 1e-2, say. For small
+    relative_steps: bool | None = None  # T5s, whose matrices differ 60-fold in size
+    # the learning rate after its warm-up (default: of adamw linear, of adafactor constant)
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    # steps of warm-up, or below 1 the share of all steps (default: of adamw 0.05, of adafactor none)
+    warmup: int | float | None = None
+    weight_decay: float | None = None  # on matrices only (default: of adamw 0.01, of adafactor none)
+    # largest norm of the gradient of all parameters together; 0 for no limit (default: of adamw 1, of
+    clip_norm: float | None = None  # adafactor no limit, since it limits each tensor's step)
     # share of each target that is spread evenly over the vocabulary, in the training loss alone: the
     label_smoothing: float = 0.0  # validation loss stays comparable
     dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
@@ -89,6 +96,11 @@ class TrainOptions:
             raise ValueError(f"--label-smoothing is {self.label_smoothing}, expected from 0 to below 1")
         if not 0 < self.valid_share < 1:
             raise ValueError(f"--valid-share is {self.valid_share}, expected a share between 0 and 1")
+        if self.optimizer == "adafactor" and self.relative_steps is False:
+            raise ValueError(
+                "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
+                "train_config.json): its steps are always relative"
+            )
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
         if self.resume and self.output is None:
@@ -118,6 +130,26 @@ _EMBEDDED: dict[str, dict[str, Any]] = {
 }
 _FILES = ("model", "train", "valid")
 
+# What an optimizer's settings are where nothing else says so. Adafactor's are those of T5's fine-tuning
+# (Raffel et al. 2020, section 3.1.2, and their code).
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {
+        "relative_steps": False,
+        "schedule": "linear",
+        "warmup": 0.05,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    },
+    "adafactor": {
+        "lr": 1e-3,
+        "relative_steps": True,
+        "schedule": "constant",
+        "warmup": 0,
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    },
+}
+
 
 def with_defaults(options: TrainOptions) -> TrainOptions:
     """Fill in what the command line left open and no checkpoint needs to be read for.
@@ -130,11 +162,15 @@ def with_defaults(options: TrainOptions) -> TrainOptions:
         embedded = {key: value for key, value in embedded.items() if key != "valid"}
     if options.model is not None:  # the settings are the small model's
         embedded = {key: value for key, value in embedded.items() if key in ("train", "valid")}
-    filled: dict[str, Any] = {}
-    for field in fields(options):
-        if getattr(options, field.name) is None and field.name in embedded:
-            value = embedded[field.name]
-            filled[field.name] = _in_clone(value, field.name) if field.name in _FILES else value
+    kind = options.optimizer, options.relative_steps
+    if kind not in (("adamw", None), ("adamw", embedded.get("relative_steps", False))):  # it has other rates
+        embedded = {key: value for key, value in embedded.items() if key != "lr"}
+    left_open = {field.name for field in fields(options) if getattr(options, field.name) is None}
+    defaults = _OPTIMIZERS[options.optimizer] | embedded
+    filled = {name: defaults[name] for name in left_open & defaults.keys()}
+    for name in _FILES:
+        if name in filled:
+            filled[name] = _in_clone(filled[name], name)
     options = replace(options, **filled)
     for name in ("model", "train"):
         if getattr(options, name) is None:
@@ -143,8 +179,6 @@ def with_defaults(options: TrainOptions) -> TrainOptions:
         options,
         epochs=options.epochs or 3,
         batch_size=options.batch_size or 8,
-        weight_decay=0.01 if options.weight_decay is None else options.weight_decay,
-        relative_steps=bool(options.relative_steps),
         eval_batch_size=options.eval_batch_size or 2 * (options.batch_size or 8),
     )
 

@@ -16,7 +16,7 @@ from ftcore.models.checkpoint import save_model
 from ftcore.training.freeze import freeze
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 from ftcore.training.loss import Model
-from ftcore.training.optim import adamw, learning_rate, warmup_steps
+from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.precision import Autocast, autocast, grad_scaler
 from ftcore.training.run_directory import RunDirectory, appears_whole
@@ -98,6 +98,7 @@ def prepare(options: TrainOptions) -> Run:
     options = with_defaults(options)
     assert options.model and options.train and options.epochs
     assert options.batch_size and options.eval_batch_size
+    assert options.schedule and options.warmup is not None
     torch.manual_seed(options.seed)
     device = find_device(options.device)
     context = autocast(options.precision, device)
@@ -127,12 +128,7 @@ def prepare(options: TrainOptions) -> Run:
         train_loader=train_loader,
         valid_loader=valid_loader,
         valid_set=valid,
-        optimizer=adamw(
-            model,
-            lr=options.lr,
-            weight_decay=options.weight_decay or 0.0,
-            relative=bool(options.relative_steps),
-        ),
+        optimizer=_optimizer(options, model),
         scaler=grad_scaler(options.precision, device),
         autocast=context,
         total_steps=total_steps,
@@ -202,6 +198,14 @@ def _loader(
         pad_to_max_length=options.pad_to_max_length,
         num_workers=options.workers,
     )
+
+
+def _optimizer(options: TrainOptions, model: Model) -> torch.optim.Optimizer:
+    assert options.lr is not None and options.weight_decay is not None
+    if options.optimizer == "adafactor":
+        return adafactor(model, lr=options.lr, weight_decay=options.weight_decay)
+    relative = bool(options.relative_steps)
+    return adamw(model, lr=options.lr, weight_decay=options.weight_decay, relative=relative)
 
 
 def _directory(options: TrainOptions) -> RunDirectory:

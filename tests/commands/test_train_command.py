@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import ftcore.train
+from ftcore.command import parse
 from ftcore.data import load_tokenizer
 from ftcore.evaluation.scoring import Answer, LossScore
 from ftcore.models.checkpoint import load_model, save_model
@@ -209,6 +210,50 @@ def test_without_dropout_the_seed_moves_only_the_order(files: Path, tmp_path: Pa
         train(files, tmp_path / seed, *options, "--dropout", "0", "--lr", "1e-3")
         weights.append(tiny_runs.metrics(tmp_path / seed)[-2]["grad_norm"])
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ((), ("adamw", 3e-4, False, "linear", 0.05, 0.01, 1.0)),
+        (("--relative-steps",), ("adamw", 1e-2, True, "linear", 0.05, 0.01, 1.0)),
+        (("--optimizer", "adafactor"), ("adafactor", 1e-3, True, "constant", 0, 0.0, 0.0)),
+        (
+            ("--optimizer", "adafactor", "--lr", "0.01", "--schedule", "cosine", "--warmup", "2"),
+            ("adafactor", 0.01, True, "cosine", 2, 0.0, 0.0),
+        ),
+        (
+            ("--optimizer", "adafactor", "--clip-norm", "2"),
+            ("adafactor", 1e-3, True, "constant", 0, 0.0, 2.0),
+        ),
+    ],
+)
+def test_an_optimizer_brings_its_settings(
+    files: Path, tmp_path: Path, options: tuple[str, ...], settings: tuple[Any, ...]
+) -> None:
+    train(files, tmp_path / "run", "--max-steps", "2", "--eval-answers", "0", *options)
+    used = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    names = ("optimizer", "lr", "relative_steps", "schedule", "warmup", "weight_decay", "clip_norm")
+    assert tuple(used[name] for name in names) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "lr", "relative"),
+    [
+        (("--task", "qa"), 1e-2, True),
+        (("--task", "qa", "--no-relative-steps"), None, False),
+        (("--task", "qa", "--optimizer", "adafactor"), 1e-3, True),
+        (("--task", "emotion"), 5e-4, False),
+        (("--task", "emotion", "--relative-steps"), None, True),
+        (("--task", "emotion", "--optimizer", "adafactor"), 1e-3, True),
+    ],
+)
+def test_the_embedded_rates_are_those_of_their_kind_of_steps(
+    options: tuple[str, ...], lr: float | None, relative: bool
+) -> None:
+    """None: the family's own is filled in when the checkpoint has been read."""
+    filled = options_page.with_defaults(parse(options_page.TrainOptions, options, command="ftcore.train"))
+    assert (filled.lr, filled.relative_steps) == (lr, relative)
 
 
 def test_label_smoothing_moves_the_training_loss_and_no_validation_loss(files: Path, tmp_path: Path) -> None:
@@ -407,6 +452,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--seed", "-1"], "--seed is -1, expected a number of at least 0"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         (["--dropout", "1"], "--dropout is 1.0, expected a rate from 0 to below 1"),
+        (["--optimizer", "adafactor", "--no-relative-steps"], "adafactor contradicts --no-relative-steps"),
         (["--label-smoothing", "1"], "--label-smoothing is 1.0, expected from 0 to below 1"),
         (["--valid-share", "1"], "--valid-share is 1.0"),
         (["--max-target-length", "1"], "max_target_length 1"),

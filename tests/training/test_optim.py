@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.training.loss import batch_loss
-from ftcore.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
+from ftcore.training.optim import adafactor, adamw, learning_rate, set_learning_rate, warmup_steps
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_heads": 3, "num_layers": 1, "num_decoder_layers": 2},
@@ -166,3 +166,52 @@ def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
         optimizer.step()
         moved.append(layer.weight.detach() / unit)
     torch.testing.assert_close(moved[0], moved[1])
+
+
+# --- Adafactor
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sampled_from(sorted(SETTINGS)), st.integers(-7, 3), st.integers(1, 4), oracle.seeds)
+def test_adafactor_is_transformers_with_t5s_settings(
+    family: str, exponent: int, steps: int, seed: int
+) -> None:
+    """Whatever the gradients' unit is, which torch's own default for eps would notice."""
+    reference, model = (m.double() for m in pair(family))
+    published = {"lr": 1e-3, "eps": (1e-30, 1e-3), "clip_threshold": 1.0, "decay_rate": -0.8}
+    theirs = transformers.Adafactor(
+        reference.parameters(), **published, scale_parameter=True, relative_step=False
+    )
+    ours = adafactor(model, lr=1e-3)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = dict(reference.named_parameters())
+    for _ in range(steps):
+        for name, weight in model.named_parameters():
+            slope = torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 10.0**exponent
+            weight.grad, wanted[name].grad = slope, slope.clone()
+        theirs.step()
+        ours.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, wanted[name], rtol=1e-9, atol=1e-12)
+
+
+def test_adafactor_survives_rows_that_never_had_a_gradient() -> None:
+    """The embeddings of words that do not occur: their squares are 0, and 0 / 0 must not come of it."""
+    layer = torch.nn.Embedding(4, 3)
+    before = layer.weight.detach().clone()
+    optimizer = adafactor(layer, lr=1e-3)
+    for _ in range(3):
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        layer.weight.grad[1] = 1.0
+        optimizer.step()
+    assert layer.weight.isfinite().all()
+    assert torch.equal(layer.weight[[0, 2, 3]], before[[0, 2, 3]]) and (layer.weight[1] < before[1]).all()
+
+
+def test_adafactor_remembers_rows_and_columns_alone() -> None:
+    layer = torch.nn.Linear(50, 40)
+    optimizer = adafactor(layer, lr=1e-3)
+    layer(torch.ones(50)).sum().backward()
+    optimizer.step()
+    remembered = {name: tensor.numel() for name, tensor in optimizer.state[layer.weight].items()}
+    assert remembered == {"step": 1, "row_var": 40, "col_var": 50}

@@ -130,6 +130,15 @@ def test_gpt2_stopped(gpt2: Bench, step: int) -> None:
     assert_same(outcome(run), gpt2.wanted)
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
+    whole, run = gpt2.new_directory(), gpt2.new_directory()
+    assert gpt2.train(whole, "--optimizer adafactor") == 0
+    stop_at(gpt2, run, step, "--optimizer adafactor")
+    assert gpt2.resume(run) == 0
+    assert_same(outcome(run), outcome(whole))
+
+
 def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
     """Workers prepare the same batches, and looking more often at the validation set changes no weight."""
     run = t5.new_directory()
@@ -306,6 +315,7 @@ def stopped(t5: Bench) -> Path:
     [
         ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with --lr 0.5"),
         ("--batch-size 2", "--batch-size 3, it cannot go on with --batch-size 2"),
+        ("--optimizer adafactor --relative-steps", "it cannot go on with --optimizer adafactor"),
         ("--seed 4", "--seed 0, it cannot go on with --seed 4"),
         ("--eval-answers 7", "--eval-answers 1, it cannot go on with --eval-answers 7"),
         (
