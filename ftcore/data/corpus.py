@@ -4,7 +4,7 @@
     tale.txt.3f9c0b1e.ids.safetensors    its ids: one array, two bytes each where the vocabulary allows it
 
 The ids lie beside the text, or in the user's cache directory where nothing can be written there. The name
-tells tokenizers apart; the size and time of the text, which the file records, whether it still fits the text.
+tells tokenizers apart. The file records the text's size and time of change: with others it is made anew.
 
 A slice is mapped into memory when it is asked for, copied and let go again. A mapping that stayed would be
 simpler, but in the course of an epoch the whole file would come to count as memory of this process.
@@ -33,7 +33,7 @@ from ftcore.models.atomic import write_atomically
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
-_FORMAT = "1"  # another number, and what older versions wrote no longer fits
+_FORMAT = 1  # another number, and what older versions wrote no longer fits
 _HEADER = 1024  # bytes in front of the ids; how many there are is known only when they are written
 _PIECE = 2**16  # characters that are tokenised at a time
 _LONGEST_WORD = 2**20  # characters; a longer one may be cut anywhere
@@ -51,6 +51,7 @@ class Corpus:
     text: Path  # what was tokenised
     ids: Path  # the file of its ids
     causal: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
+    made_from: str  # what the file must say that it was made from
     start: int  # this part's first id in the file
     stop: int  # one behind its last
 
@@ -58,11 +59,17 @@ class Corpus:
         return self.stop - self.start
 
     def read(self, start: int, stop: int) -> list[int]:
-        """The ids from `start` up to `stop`, or to the end, counted from the beginning of this part."""
+        """The ids from `start` up to `stop`, or to the end, counted from the beginning of this part.
+
+        Raises:
+            ValueError: another process has tokenised a changed text in the meantime.
+        """
         start, stop = self.start + start, min(self.start + stop, self.stop)
         if start >= stop:
             return []
         with safe_open(self.ids, framework="numpy") as file:
+            if file.metadata().get("made_from") != self.made_from:
+                raise ValueError(f"{self.text} has changed while its ids were read: start again")
             return file.get_slice("ids")[start:stop].tolist()
 
     def split(self, fraction: float) -> tuple["Corpus", "Corpus"]:
@@ -101,14 +108,14 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, causal: bo
     fingerprint = _fingerprint(tokenizer)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
     with _alone_with(text):
-        stamp = _stamp(text, fingerprint)
+        made_from = _made_from(text, fingerprint)
         found = _metadata(ids)
-        if not stamp.items() <= found.items():
+        if found.get("made_from") != made_from:
             renewed = " again: it has changed" if found else ""
-            found = _write_ids(ids, text, tokenizer, causal, stamp)
+            found = _write_ids(ids, text, tokenizer, causal, made_from)
             size = f"{int(found['tokens']):,} tokens of {int(found['documents']):,} documents"
             print(f"tokenised {text}{renewed}: {size}, kept in {ids}", file=sys.stderr)
-    return Corpus(text, ids, causal, start=0, stop=int(found["tokens"]))
+    return Corpus(text, ids, causal, made_from, start=0, stop=int(found["tokens"]))
 
 
 # ------------------------------------------------------------------------------------------- the file of ids
@@ -135,15 +142,10 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _stamp(text: Path, fingerprint: str) -> dict[str, str]:
+def _made_from(text: Path, fingerprint: str) -> str:
     """All that the ids of a text depend on, as their file records it."""
     status = text.stat()
-    return {
-        "format": _FORMAT,
-        "text_bytes": str(status.st_size),
-        "text_changed_ns": str(status.st_mtime_ns),
-        "tokenizer": fingerprint,
-    }
+    return f"{status.st_size} bytes of {status.st_mtime_ns} ns, tokenizer {fingerprint}, format {_FORMAT}"
 
 
 def _metadata(ids: Path) -> dict[str, str]:
@@ -168,12 +170,10 @@ def _alone_with(text: Path) -> Iterator[None]:
         yield
 
 
-def _write_ids(
-    ids: Path, text: Path, tokenizer: Tokenizer, causal: bool, stamp: dict[str, str]
-) -> dict[str, str]:
+def _write_ids(ids: Path, text: Path, tokenizer: Tokenizer, causal: bool, made_from: str) -> dict[str, str]:
     """Tokenise a text into a file of ids, and return what the file says of itself."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    metadata = dict(stamp)
+    metadata = {"made_from": made_from}
 
     def write(place: Path) -> None:
         tokens = documents = 0
@@ -183,8 +183,8 @@ def _write_ids(
                 file.write(np.array(piece, dtype).tobytes())
                 tokens += len(piece)
                 documents += ends
-            if not tokens:
-                raise ValueError(f"{text}: nothing but white space in this file; expected plain text")
+            if tokens < 2:
+                raise ValueError(f"{text}: {tokens} tokens are too few to learn from; expected plain text")
             metadata.update(tokens=str(tokens), documents=str(documents))
             file.seek(0)
             file.write(_header(tokens, dtype, metadata))

@@ -42,6 +42,8 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def source(self, index: int) -> list[int]: ...
+
 
 class Dataset(torch.utils.data.Dataset):
     """Tokenised examples; `dataset[i]` is {"input_ids": list[int], "labels": list[int], "index": i}.

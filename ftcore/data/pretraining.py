@@ -48,6 +48,10 @@ class Blocks(torch.utils.data.Dataset):
         ids = self.corpus.read(start, start + self.length)
         return {"input_ids": ids, "labels": ids, "index": index}
 
+    def source(self, index: int) -> list[int]:
+        """What the model is given to go on from: nothing."""
+        return []
+
 
 class SpanCorruption(torch.utils.data.Dataset):
     """T5's pretraining: the text in chunks, each of which becomes a source of exactly `source_length` tokens.
@@ -96,6 +100,10 @@ class SpanCorruption(torch.utils.data.Dataset):
             eos_id=self._eos_id,
         )
         return {"input_ids": source, "labels": target, "index": index}
+
+    def source(self, index: int) -> list[int]:
+        """The corrupted text of an example, without its target."""
+        return self[index]["input_ids"]
 
 
 def make_pretraining_dataset(
