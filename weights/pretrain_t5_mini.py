@@ -54,8 +54,9 @@ class Stage:
 # tokens in passages of four sentences teach it to look up a missing piece of a name that stands elsewhere.
 # Random gaps in longer passages make that robust, but leave it guessing between the people of a passage:
 # little of what is asked for there depends on whose it is. Gaps that are names and values (salient spans: Guu
-# et al. 2020, REALM) ask for nothing else. At last the sentence with the gap stands in front of the passage,
+# et al. 2020, REALM) ask for nothing else. At last the sentences with the gaps stand in front of the passage,
 # where a question will stand: what is learnt within a passage does not carry over to that place by itself.
+# There are two, so that the model does not give one answer to one sentence before it is taught to.
 ONE_KIND = ((2, 1),)
 ALL_KINDS = ((2, 1), (2, 2), (2, 3), (3, 2))
 STAGES = (
@@ -80,7 +81,7 @@ def corrupt(stage: Stage, tokenizer: Tokenizer, rng: Random, noise: np.random.Ge
     special = {"sentinel_id": tokenizer.sentinel_id, "eos_id": tokenizer.eos_id}
     if stage.spans == "in front":
         return cut_spans(
-            *gap_in_front(make_qa.story(rng, shape=shape, restated=0.0), tokenizer, rng), **special
+            *gaps_in_front(make_qa.story(rng, shape=shape, restated=0.0), tokenizer, rng), **special
         )
     told = make_qa.story(rng, shape=shape, restated=1.0)
     ids = tokenizer.encode(told.context)[:-1]
@@ -90,19 +91,36 @@ def corrupt(stage: Stage, tokenizer: Tokenizer, rng: Random, noise: np.random.Ge
     return corrupt_spans(ids, noise, **lengths, **special)
 
 
-def gap_in_front(told: make_qa.Story, tokenizer: Tokenizer, rng: Random) -> tuple[list[int], list[bool]]:
-    """A sentence that says one fact of a story again, then the story; the mask of a name or value in it."""
-    statement = rng.choice(told.statements)
-    sentence = statement.say(rng.choice(statement.fact.sentences), statement.subject.named()) + "."
-    slot = rng.choice([slot for slot in statement.fact.questions for _ in range(1 if slot == "who" else 2)])
-    gap = str(statement.subject.name if slot == "who" else statement.values[slot])
-    head, found, tail = sentence.partition(gap)
-    if not found:
-        return gap_in_front(told, tokenizer, rng)
-    before, gapped, after = (
-        tokenizer.encode(part)[:-1] for part in (head[:1].upper() + head[1:], gap, f"{tail} {told.context}")
-    )
-    return before + gapped + after, [False] * len(before) + [True] * len(gapped) + [False] * len(after)
+def gaps_in_front(told: make_qa.Story, tokenizer: Tokenizer, rng: Random) -> tuple[list[int], list[bool]]:
+    """Two facts of a story, said again, then the story; the mask of a name or value in each of the two."""
+    ids: list[int] = []
+    mask: list[bool] = []
+
+    def append(text: str, *, gap: bool) -> None:
+        tokens = tokenizer.encode(text)[:-1]
+        ids.extend(tokens)
+        mask.extend([gap] * len(tokens))
+
+    for statement in rng.sample(told.statements, 2):
+        before, gap, after = sentence_with_gap(statement, rng)
+        append(before, gap=False)
+        append(gap, gap=True)
+        append(after, gap=False)
+    append(told.context, gap=False)
+    return ids, mask
+
+
+def sentence_with_gap(statement: make_qa.Statement, rng: Random) -> tuple[str, str, str]:
+    """One fact in one sentence: what stands before the name or value that is cut out, that, and the rest."""
+    while True:
+        sentence = statement.say(rng.choice(statement.fact.sentences), statement.subject.named()) + "."
+        slots = [slot for slot in statement.fact.questions for _ in range(1 if slot == "who" else 2)]
+        slot = rng.choice(slots)
+        before, gap, after = sentence.partition(
+            str(statement.subject.name if slot == "who" else statement.values[slot])
+        )
+        if gap:
+            return before[:1].upper() + before[1:], gap, after
 
 
 def salient_spans(told: make_qa.Story, ids: list[int], tokenizer: Tokenizer, rng: Random) -> np.ndarray:

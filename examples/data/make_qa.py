@@ -41,6 +41,7 @@ from qa_language import (
 )
 
 SPLITS = {"train": 8000, "valid": 400, "test": 1000}  # questions
+SEED = 1  # the settings of weights/t5-mini were chosen on the passages of seed 0: these have served no choice
 QUESTIONS_PER_PASSAGE = 5
 PASSAGE_SHAPES = ((2, 2), (2, 2), (2, 3), (3, 1))  # subjects and kinds of facts of the passages in the files
 
@@ -320,7 +321,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "qa", help="where the three files go"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other passages")
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed gives other passages")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for split, questions in SPLITS.items():
