@@ -5,7 +5,7 @@ rounding. The published requirement is 1e-5 of the largest value, 84 units of fl
 1.2e-7). Rounding needs less: a sum of 64 products, the usual number here, errs by about sqrt(64) / 2 = 4 eps;
 the deepest T5 here has 18 sublayers of some 4 sums each, one after the other; and independent errors add
 like a random walk, so sqrt(18 * 4) * 4 = 34 eps are to be expected where no layer amplifies the errors of
-those before it (the weights of `spread` see to that), and sqrt(2) times as many in gradients, which come
+those before it (`spread_weights` sees to that), and sqrt(2) times as many in gradients, which come
 all the way back. But 84 eps would hide small mistakes: gelu for gelu_new moves a value by 5e-4 at most, and
 the logits by less. So the same tests also run in float64, where the same 84 units are 1.9e-14, and no
 mistake is that small.
@@ -21,15 +21,31 @@ import torch.nn.functional as F
 import transformers
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
+from transformers.models.umt5 import modeling_umt5
 
-from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.models import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MT5Config,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+)
+from ftcore.study import spread_weights
 
 transformers.logging.set_verbosity_error()
 
 VOCAB = 97
 LENGTHS = (1, 2, 20, 140)  # T5's buckets for encoder and decoder agree only below a few tokens
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-5 * 2**-29}  # 84 eps each; float64 has 29 bits more
+
+T5_CLASSES = {  # by model_type: their configuration, ours, their model
+    "t5": (transformers.T5Config, T5Config, transformers.T5ForConditionalGeneration),
+    "mt5": (transformers.MT5Config, MT5Config, transformers.MT5ForConditionalGeneration),
+    "umt5": (transformers.UMT5Config, UMT5Config, transformers.UMT5ForConditionalGeneration),
+}
 
 seeds = st.integers(0, 2**31)
 sides = st.sampled_from(["left", "right"])
@@ -67,24 +83,24 @@ gpt2_settings = st.fixed_dictionaries(
 
 def t5_pair(
     settings: dict[str, Any], seed: int, attention: str = "eager"
-) -> tuple[modeling_t5.T5ForConditionalGeneration, T5ForConditionalGeneration]:
-    """A T5 of transformers and ours, with equal weights, in eval mode."""
-    config = transformers.T5Config(
-        **{"vocab_size": VOCAB, "decoder_start_token_id": 0, "attn_implementation": attention} | settings
-    )
+) -> tuple[Any, T5ForConditionalGeneration]:
+    """A T5 of transformers and ours, with equal weights, in eval mode; an mT5 or uMT5 by `model_type`."""
+    config_of_theirs, config_of_ours, model_of_theirs = T5_CLASSES[settings.get("model_type", "t5")]
+    given = {"vocab_size": VOCAB, "decoder_start_token_id": 0, "attn_implementation": attention} | settings
+    given.pop("model_type", None)
+    config = config_of_theirs(**given)
     # Its cache has as many layers as the encoder and breaks under a deeper decoder.
     config.use_cache = False
-    reference = modeling_t5.T5ForConditionalGeneration(config)
+    reference = model_of_theirs(config)
     tied = settings.get("tie_word_embeddings", True)
     if (
         not tied
     ):  # a T5Config of transformers always says tied, and a checkpoint's own head is kept all the same
         reference.lm_head.weight = nn.Parameter(reference.lm_head.weight.clone())
-    spread(reference, seed)
     model = T5ForConditionalGeneration(
-        T5Config.from_dict(config.to_dict() | {"tie_word_embeddings": tied}, where="config.json")
+        config_of_ours.from_dict(config.to_dict() | {"tie_word_embeddings": tied}, where="config.json")
     )
-    model.load_state_dict(reference.state_dict())
+    reference.load_state_dict(spread_weights(model, seed).state_dict())
     return reference.eval(), model.eval()
 
 
@@ -95,44 +111,24 @@ def gpt2_pair(
     defaults = {"vocab_size": VOCAB, "n_positions": 160, "bos_token_id": 1, "eos_token_id": 1}
     config = transformers.GPT2Config(**defaults | {"attn_implementation": attention} | settings)
     reference = transformers.GPT2LMHeadModel(config)
-    spread(reference, seed)
     model = GPT2LMHeadModel(GPT2Config.from_dict(config.to_dict()))
-    model.load_state_dict(reference.state_dict())
+    reference.load_state_dict(spread_weights(model, seed).state_dict())
     return reference.eval(), model.eval()
-
-
-@torch.no_grad()
-def spread(model: nn.Module, seed: int) -> None:
-    """Weights that tell: scores spread enough for a wrong mask, bias or scale to change the output, but not
-    so far that the softmax picks one key alone, where the smallest rounding would choose another.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 1:  # norms and biases
-            weight.add_(0.2 * noise)
-        elif "relative_attention_bias" in name or name.endswith(
-            ("shared.weight", "wte.weight", "wpe.weight")
-        ):
-            weight.copy_(noise)
-        elif name.endswith("Attention.q.weight"):
-            width = weight.shape[0] // model.config.num_heads
-            weight.copy_(noise * (weight.shape[1] * width) ** -0.5)  # T5 does not divide scores by sqrt(K)
-        else:
-            is_conv1d = model.config.model_type == "gpt2" and "lm_head" not in name
-            fan_in = weight.shape[0 if is_conv1d else 1]
-            weight.copy_(noise * fan_in**-0.5)
 
 
 @contextmanager
 def float64_reference() -> Iterator[None]:
     """transformers' T5 norm always rounds the mean of squares to float32; here, at most to float64."""
 
-    def forward(self: modeling_t5.T5LayerNorm, hidden: Tensor) -> Tensor:
+    def forward(self: Any, hidden: Tensor) -> Tensor:
         mean_square = hidden.square().mean(-1, keepdim=True)
         return self.weight * (hidden * torch.rsqrt(mean_square + self.variance_epsilon))
 
-    with mock.patch.object(modeling_t5.T5LayerNorm, "forward", forward):
+    with (
+        mock.patch.object(modeling_t5.T5LayerNorm, "forward", forward),
+        mock.patch.object(modeling_mt5.MT5LayerNorm, "forward", forward),
+        mock.patch.object(modeling_umt5.UMT5LayerNorm, "forward", forward),
+    ):
         yield
 
 
