@@ -1,6 +1,7 @@
 """LoRA by itself: the formula, what is frozen, what learns, and merging. test_peft.py compares with PEFT."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import LoRALayer, add_lora, lora_layers, merge_lora
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import adamw
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
 
 def batch(variant: str) -> dict[str, Tensor]:
@@ -198,6 +201,14 @@ def test_less_than_two_percent_is_trained(build, matrices, rank):
     whole = sum(parameter.numel() for parameter in model.parameters())
     assert trained == rank * matrices
     assert trained < 0.02 * whole
+
+
+@pytest.mark.parametrize("name", ["t5-mini", "gpt2-mini"])
+def test_so_little_is_trained_of_the_embedded_models_too(name):
+    model = load_model(WEIGHTS / name)
+    add_lora(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert 0 < trained < 0.02 * sum(parameter.numel() for parameter in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------------- training
