@@ -82,7 +82,7 @@ class Dataset(torch.utils.data.Dataset):
             )
         check_family(tokenizer, causal)
         self.causal = causal
-        self.records: list[Record] = []
+        kept: list[Record] = []
         self.truncated_sources = self.truncated_targets = self.epoch = 0
         self._sources, self._targets = _Rows(), _Rows()
 
@@ -98,10 +98,11 @@ class Dataset(torch.utils.data.Dataset):
                 self.truncated_targets += len(target) > max_target_length
                 blocks = [_cut_target(target, max_target_length, causal)]
             for block in blocks:
-                self.records.append(record)
+                kept.append(record)
                 self._sources.append(source)
                 self._targets.append(block)
 
+        self.records: Sequence[Record] = kept
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
         input_lengths = source_lengths + target_lengths if causal else source_lengths
         self.lengths = np.stack([input_lengths, input_lengths if causal else target_lengths], axis=1)
