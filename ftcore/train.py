@@ -21,6 +21,7 @@ from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.loss import batch_loss, count_targets
 from ftcore.training.meter import Meter
+from ftcore.training.non_finite import explained
 from ftcore.training.optim import set_learning_rate
 from ftcore.training.picture import save_picture
 from ftcore.training.run import Run, prepare
@@ -43,8 +44,9 @@ def train(run: Run) -> None:
             for window in windows(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
                 set_learning_rate(run.optimizer, lr)
-                loss = accumulate_gradients(run, window)
-                grad_norm = clip_gradients(run)
+                with explained(run, window):
+                    loss = accumulate_gradients(run, window)
+                    grad_norm = clip_gradients(run)
                 run.scaler.step(run.optimizer)
                 run.scaler.update()
                 run.optimizer.zero_grad(set_to_none=True)
@@ -86,7 +88,7 @@ def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
         with run.autocast():
             loss = batch_loss(run.model, batch, run.options.label_smoothing).total / tokens
-        total += require_finite(run, "the loss", loss.item())
+        total += require_finite("the loss", loss.item())
         run.scaler.scale(loss).backward()
     return total
 
@@ -97,16 +99,13 @@ def clip_gradients(run: Run) -> float:
     limit = run.options.clip_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit).item()
     # Under fp16 gradients overflow now and then: the scaler leaves that step out and scales less.
-    return norm if run.scaler.is_enabled() else require_finite(run, "the gradient's norm", norm)
+    return norm if run.scaler.is_enabled() else require_finite("the gradient's norm", norm)
 
 
-def require_finite(run: Run, name: str, value: float) -> float:
+def require_finite(name: str, value: float) -> float:
     """Stop before a step that would spoil the weights."""
     if not math.isfinite(value):
-        advice = "a lower --lr may help"
-        if run.directory.last.exists():
-            advice += f"; the weights of the last save are at {run.directory.last}"
-        raise FloatingPointError(f"{name} is {value} in step {run.progress.step + 1}: {advice}")
+        raise FloatingPointError(f"{name} is {value}")
     return value
 
 

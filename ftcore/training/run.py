@@ -61,7 +61,14 @@ class Run:
         return self.options.eval_every or self.train_loader.windows_per_epoch
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Weights, config and tokenizer: a directory that ftcore and transformers open."""
+        """Weights, config and tokenizer: a directory that ftcore and transformers open.
+
+        Raises:
+            FloatingPointError: a weight is not finite, so that what was saved before is worth more.
+        """
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise self.failure(f"after step {self.progress.step}, {name} is not finite")
         with appears_whole(directory) as place:
             save_model(self.model, place)
             self.tokenizer.save_pretrained(place)
@@ -73,6 +80,13 @@ class Run:
         """
         self.save_checkpoint(self.directory.last)
         save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
+
+    def failure(self, what: str) -> FloatingPointError:
+        """What a run ends with that cannot go on, and what can be done about it."""
+        advice = "a lower --lr may help"
+        if self.directory.last.exists():
+            advice += f"; the weights of the last save are at {self.directory.last}"
+        return FloatingPointError(f"{what}; {advice}")
 
     def resume(self) -> None:
         self.progress = Progress(**load_state(self.directory.state, **self._stateful()))

@@ -22,6 +22,7 @@ class RunDirectory:
     state/             what --resume needs
     train_config.json  the options of the run
     metrics.jsonl      one JSON object a line
+    non_finite.json    the batch whose loss or gradient was not finite, if one ended the run
     """
 
     def __init__(self, path: Path):
@@ -32,6 +33,7 @@ class RunDirectory:
         self.state = path / "state" / "training_state.pt"
         self.config = path / "train_config.json"
         self.metrics = path / "metrics.jsonl"
+        self.non_finite = path / "non_finite.json"
         self.picture = path / "loss.png"
 
     @classmethod
@@ -124,7 +126,8 @@ class RunDirectory:
         for directory in (*checkpoints, *map(_hidden, checkpoints), self.state.parent):
             if directory.exists():
                 shutil.rmtree(directory)
-        for file in (self.metrics, self.picture, self.config):  # the last one is what makes it a run
+        # The last one is what makes it a run.
+        for file in (self.metrics, self.non_finite, self.picture, self.config):
             file.unlink(missing_ok=True)
 
 

@@ -38,7 +38,7 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "loader": loader.state_dict(),
-        "random": _random_state(),
+        "random": random_state(),
         "options": asdict(options),
         "train_sha256": train_sha256,
         "progress": progress,
@@ -77,7 +77,7 @@ def load_state(
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     loader.load_state_dict(state["loader"])
-    _set_random_state(state["random"])
+    set_random_state(state["random"])
     return state["progress"]
 
 
@@ -107,7 +107,7 @@ def _in_words(option: str, value: Any) -> str:
     return " ".join(["with", flag, *map(str, values)])
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """The generators that dropout draws from. The order of the data has its own, see loader.py."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

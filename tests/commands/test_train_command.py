@@ -348,7 +348,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         train(files, run, "--lr", "1e30", "--warmup", "0", "--max-steps", "9", "--save-every", "1")
     assert ending.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("ftcore.train: the ") and "in step 2: a lower --lr may help" in line
+    assert line.startswith("ftcore.train: the ") and " in step 2: first in the " in line
+    assert f"the batch is in {run / 'non_finite.json'}; a lower --lr may help" in line
     assert line.endswith(f"the weights of the last save are at {run / 'last'}")
     assert all(tensor.isfinite().all() for tensor in load_file(run / "last" / "model.safetensors").values())
 
@@ -363,7 +364,11 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(
     with pytest.raises(SystemExit) as ending:
         train(files, tmp_path / "run", "--max-steps", "9")
     assert ending.value.code == 1
-    assert "the gradient's norm is inf in step 1: a lower --lr may help" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        "the gradient's norm is inf in step 1: when they were run once more, its batches gave finite" in line
+    )
+    assert line.endswith("; a lower --lr may help")
     assert not (tmp_path / "run" / "last").exists()
 
 

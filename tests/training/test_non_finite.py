@@ -1,0 +1,180 @@
+"""A loss or gradient that is not finite is traced to the module, the input and the examples it came from."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ftcore.train
+from ftcore.models.attention import Softmax
+from ftcore.models.checkpoint import load_model
+from ftcore.training.options import TrainOptions
+from ftcore.training.run import Run, prepare
+
+BUILD = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("non_finite")
+    for family, build in BUILD.items():
+        build(folder / family)
+    tiny_runs.tiny_t5(folder / "t5-untied", tie_word_embeddings=False)
+    tiny_runs.questions(folder / "train.jsonl", 12)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_but_steps() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(ftcore.train, "validate", lambda run: None)
+        yield
+
+
+def a_run(folder: Path, family: str, **options: Any) -> Run:
+    sizes = {"batch_size": 3, "grad_accum": 2, "max_steps": 8, "max_target_length": 20, "overwrite": True}
+    files = {"model": folder / family, "train": folder / "train.jsonl", "output": folder / "run"}
+    return prepare(TrainOptions(**{name: str(file) for name, file in files.items()} | sizes | options))
+
+
+def failure(run: Run) -> str:
+    with pytest.raises(FloatingPointError) as error:
+        ftcore.train.train(run)
+    assert not any(module._forward_hooks for module in run.model.modules())
+    return str(error.value)
+
+
+def spoil(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Let the module give something else than it computes."""
+    compute = module.forward
+    module.forward = lambda *inputs: change(compute(*inputs))  # type: ignore[method-assign]
+
+
+def leaves(run: Run) -> list[str]:
+    """Modules that run in a training step: the head's logits are the loss's, and attention's are fused."""
+    modules = run.model.named_modules()
+    kinds = Softmax | nn.ModuleList
+    return [
+        name
+        for name, module in modules
+        if not any(module.children()) and not isinstance(module, kinds) and name != "lm_head"
+        if not name.endswith((".attn_dropout", "SelfAttention.dropout", "EncDecAttention.dropout"))
+    ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(family=st.sampled_from(sorted(BUILD)), data=st.data(), value=st.sampled_from([math.inf, math.nan]))
+def test_the_module_is_named_though_chance_decided(
+    folder: Path, family: str, data: st.DataObject, value: float
+) -> None:
+    """The module fails when the dice say so: run once more, the same dice must fall."""
+    run = a_run(folder, family)
+    name = data.draw(st.sampled_from(leaves(run)))
+
+    def now_and_then(output: Tensor) -> Tensor:
+        return torch.where(torch.rand(()) < 0.4, torch.full_like(output, value), output)
+
+    spoil(run.model.get_submodule(name), now_and_then)
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    text = failure(run)
+    assert f"in step {run.progress.step + 1}: first in the output of {name}, whose input ranged from " in text
+
+
+def test_its_inputs_range_and_the_examples_are_told(folder: Path) -> None:
+    run = a_run(folder, "t5", grad_accum=1)
+    seen: list[Tensor] = []
+    name = "decoder.block.0.layer.2.DenseReluDense.wo"
+    module = run.model.get_submodule(name)
+    run.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    spoil(module, lambda output: output * (math.inf if len(seen) >= 3 else 1))
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    text = failure(run)
+    low, high = seen[3].aminmax()
+    assert (
+        f"first in the output of {name}, whose input ranged from {low:.4g} to {high:.4g}; the batch" in text
+    )
+    report = json.loads((folder / "run" / "non_finite.json").read_text())
+    assert report["step"] == 2 and report["error"] == "the loss is nan" and name in report["found"]
+    records = run.train_loader.dataset.records
+    assert len(report["examples"]) == 3 == len(seen[2])
+    for row, ids in zip(report["examples"], seen[2], strict=True):
+        record = records[row["index"]]
+        assert row["input"].startswith(record.source) and row["target"].startswith(record.target)
+        assert ids[: len(record.source.encode())].tolist() == [3 + byte for byte in record.source.encode()]
+
+
+class Backward(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * math.inf
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "before"),
+    [
+        ("t5", "encoder.block.0.layer.1.DenseReluDense.wi", "encoder.block.0.layer.1.layer_norm"),
+        ("gpt2", "transformer.h.0.mlp.c_fc", "transformer.h.0.ln_2"),
+    ],
+)
+def test_a_gradient_is_traced_backwards(folder: Path, family: str, name: str, before: str) -> None:
+    """The first output behind which the gradient is spoilt is that of the module before."""
+    run = a_run(folder, family)
+    spoil(run.model.get_submodule(name), Backward.apply)
+    text = failure(run)
+    assert f"in step 1: first in the gradient with respect to the output of {before}, whose input" in text
+
+
+def test_a_gradient_of_a_parameter_alone(folder: Path) -> None:
+    run = a_run(folder, "gpt2")
+    run.model.transformer.wpe.weight.register_hook(lambda grad: grad * math.nan)
+    assert "in step 1: first in the gradient of transformer.wpe.weight; the batch" in failure(run)
+
+
+def test_a_spoilt_weight_is_named(folder: Path) -> None:
+    run = a_run(folder, "t5")
+    name = "encoder.block.0.layer.0.SelfAttention.v"
+    with torch.no_grad():
+        run.model.get_submodule(name).weight[0, 0] = math.inf
+    text = failure(run)
+    assert f"first in the output of {name}, whose input ranged" in text
+    assert f"; {name}.weight is not finite itself; the batch" in text
+
+
+def test_logits_that_overflow(folder: Path) -> None:
+    """The head is no module that runs: the loss takes its weight."""
+    run = a_run(folder, "t5-untied")
+    with torch.no_grad():
+        run.model.lm_head.weight.fill_(3e38)
+    assert "all modules gave finite outputs, but lm_head's logits no finite cross-entropy" in failure(run)
+
+
+def test_weights_that_are_not_finite_replace_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step before a save may spoil the weights, which no loss has seen yet."""
+    run = a_run(folder, "t5", save_every=1)
+    choose = ftcore.train.set_learning_rate
+    monkeypatch.setattr(
+        ftcore.train,
+        "set_learning_rate",
+        lambda optimizer, lr: choose(optimizer, lr if run.progress.step < 2 else 1e39),
+    )
+    text = failure(run)
+    assert "after step 3, shared.weight is not finite; a lower --lr may help" in text
+    assert text.endswith(f"the weights of the last save are at {folder / 'run' / 'last'}")
+    for directory in (folder / "run" / "last", folder / "run" / "checkpoints" / "step-000002"):
+        assert all(weight.isfinite().all() for weight in load_model(directory).parameters())
+    assert not (folder / "run" / "checkpoints" / "step-000003").exists()
