@@ -27,11 +27,12 @@ class Config:
             ValueError: a value of the wrong type or out of range, or two keys that contradict each other; the
                 message names `where` and the key, or both.
         """
-        values = cls._renamed(values, where)
         types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
         for key, value in values.items():
-            if key in types and not _fits(value, types[key]):
-                raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(types[key])}")
+            expected = types.get(cls.other_names.get(key, key))
+            if expected is not None and not _fits(value, expected):
+                raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(expected)}")
+        values = cls._renamed(values, where)
         known = {key: value for key, value in values.items() if key in types}
         extra = {key: value for key, value in values.items() if key not in types}
         try:
@@ -41,7 +42,7 @@ class Config:
 
     @classmethod
     def _renamed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """The same with each key under the name that it has here; null under another name is no value."""
+        """The same with each key under the name that it has here; `"torch_dtype": null` says nothing."""
         renamed = {key: value for key, value in values.items() if key not in cls.other_names}
         for other, name in cls.other_names.items():
             value = values.get(other)

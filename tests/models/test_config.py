@@ -3,15 +3,18 @@
 import json
 
 import pytest
+import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import gpt2_settings, t5_settings
 
-from ftcore.models import GPT2Config, T5Config
+from ftcore.models import GPT2Config, MT5Config, T5Config, UMT5Config
+from ftcore.models.activations import ACTIVATIONS
 from ftcore.models.config import Config
 
-CLASSES = [GPT2Config, T5Config]
+CLASSES = [GPT2Config, T5Config, MT5Config, UMT5Config]
+THEIRS = {cls: getattr(transformers, cls.__name__) for cls in CLASSES}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -31,16 +34,13 @@ def test_unknown_keys_survive(cls, unknown):
     assert cls.from_dict(written).to_dict() == written
 
 
-@pytest.mark.parametrize(
-    ("cls", "theirs", "drawn"),
-    [(GPT2Config, transformers.GPT2Config, gpt2_settings), (T5Config, transformers.T5Config, t5_settings)],
-)
+@pytest.mark.parametrize("cls", CLASSES)
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
-def test_transformers_reads_what_we_write_and_we_what_it_writes(cls, theirs, drawn, data):
-    config = cls(**data.draw(drawn))
-    read = theirs.from_dict(config.to_dict())
-    tied = cls is T5Config  # a T5Config of transformers says that every head is tied
+def test_transformers_reads_what_we_write_and_we_what_it_writes(cls, data):
+    config = cls(**data.draw(gpt2_settings if cls is GPT2Config else t5_settings))
+    read = THEIRS[cls].from_dict(config.to_dict())
+    tied = cls is not GPT2Config  # a T5Config of transformers says that every head is tied
     for key, value in config.to_dict().items():
         if not (tied and key == "tie_word_embeddings"):
             assert getattr(read, key) == value, key
@@ -49,14 +49,12 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(cls, theirs, dra
         assert getattr(again, key) == getattr(config, key), key
 
 
-@pytest.mark.parametrize(
-    ("cls", "theirs"), [(GPT2Config, transformers.GPT2Config), (T5Config, transformers.T5Config)]
-)
-def test_defaults_are_those_of_transformers(cls, theirs):
-    reference = theirs()
-    for key, value in vars(cls()).items():
-        if key != "extra":
-            assert getattr(reference, key, None) == value, key
+@pytest.mark.parametrize("cls", CLASSES)
+def test_defaults_are_those_of_transformers(cls):
+    reference = THEIRS[cls]()
+    only_ours = {"extra"} if cls in (GPT2Config, T5Config) else {"extra", "scale_decoder_outputs"}
+    for key in vars(cls()).keys() - only_ours:
+        assert getattr(reference, key, None) == getattr(cls(), key), key
 
 
 @pytest.mark.parametrize("tie", [None, True, False])
@@ -71,6 +69,14 @@ def test_what_scales_t5s_output(tie, scale):
     assert config.tie_word_embeddings is (tie is not False)
 
 
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "scale_decoder_outputs"])
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(("cls", "scaled"), [(MT5Config, False), (UMT5Config, True)])
+def test_mt5_never_scales_and_umt5_always(cls, scaled, key, value):
+    """Their classes in transformers do not look at what the file says."""
+    assert cls.from_dict({key: value}).scale_decoder_outputs is scaled
+
+
 @pytest.mark.parametrize(("proj", "gated", "name"), [
     ("relu", False, "relu"),
     ("gelu", False, "gelu"),
@@ -82,6 +88,55 @@ def test_feed_forward_proj(proj, gated, name):
     config, reference = T5Config(feed_forward_proj=proj), transformers.T5Config(feed_forward_proj=proj)
     assert (config.is_gated_act, config.dense_act_fn) == (gated, name)
     assert (reference.is_gated_act, reference.dense_act_fn) == (gated, name)
+
+
+@pytest.mark.parametrize("values", [
+    {"dense_act_fn": "gelu_new", "is_gated_act": True},
+    {"dense_act_fn": "silu", "is_gated_act": True},
+    {"dense_act_fn": "gelu", "is_gated_act": True},
+    {"dense_act_fn": "gelu_new"},
+    {"dense_act_fn": "relu", "is_gated_act": False},
+    {"is_gated_act": True},
+    {"feed_forward_proj": "gated-gelu", "is_gated_act": True},
+    {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True},
+    {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "is_gated_act": True},
+    {"feed_forward_proj": "gated-gelu_pytorch_tanh"},
+])  # fmt: skip
+def test_the_feed_forward_layer_in_one_key_or_two(values):
+    config, reference = T5Config.from_dict(values), transformers.T5Config.from_dict(values)
+    assert (config.dense_act_fn, config.is_gated_act) == (reference.dense_act_fn, reference.is_gated_act)
+    written = config.to_dict()
+    assert T5Config.from_dict(written).to_dict() == written
+    read = transformers.T5Config.from_dict(written)
+    assert (read.dense_act_fn, read.is_gated_act) == (config.dense_act_fn, config.is_gated_act)
+    by_one_key = transformers.T5Config(feed_forward_proj=config.feed_forward_proj)
+    assert by_one_key.is_gated_act == config.is_gated_act
+
+
+@pytest.mark.parametrize(("cls", "other", "name"), [
+    *((cls, other, name) for cls in CLASSES for other, name in cls.other_names.items()),
+    (GPT2Config, "n_ctx", "n_positions"),
+])  # fmt: skip
+def test_a_key_under_another_name(cls, other, name):
+    value = "float16" if name == "dtype" else 24
+    config = cls.from_dict({other: value})
+    assert config.to_dict()[name] == value
+    assert cls.from_dict({other: value, name: value}) == config
+    if other != "n_ctx":  # transformers does not know that any more
+        assert str(getattr(THEIRS[cls].from_dict({other: value}), name)).removeprefix("torch.") == str(value)
+        assert other not in config.to_dict()
+        said = {other: value, name: "bfloat16" if name == "dtype" else 36}
+        with pytest.raises(ValueError, match=f"^file: {other} is {value!r}, but {name}, which means the"):
+            cls.from_dict(said, where="file")
+
+
+def test_n_ctx_beside_n_positions_counts_for_nothing():
+    """Training scripts have changed either of them and left the other; transformers reads n_positions."""
+    keys = {"n_ctx": 128, "n_positions": 1024}
+    assert (
+        GPT2Config.from_dict(keys).n_positions == transformers.GPT2Config.from_dict(keys).n_positions == 1024
+    )
+    assert GPT2Config.from_dict(keys).to_dict()["n_ctx"] == 128
 
 
 @pytest.mark.parametrize(
@@ -101,6 +156,17 @@ def test_feed_forward_proj(proj, gated, name):
         (T5Config, {"scale_decoder_outputs": 0}, "scale_decoder_outputs is 0, expected true or false or"),
         (T5Config, {"feed_forward_proj": None}, "feed_forward_proj is None, expected a text"),
         (T5Config, {"feed_forward_proj": "gated-x"}, "feed_forward_proj is 'gated-x': unknown activation"),
+        (T5Config, {"dense_act_fn": "gleu"}, "dense_act_fn is 'gleu': unknown activation function 'gleu'"),
+        (T5Config, {"dense_act_fn": 1}, "dense_act_fn is 1, expected a text or null"),
+        (T5Config, {"is_gated_act": "yes"}, "is_gated_act is 'yes', expected true or false or null"),
+        (T5Config, {"feed_forward_proj": "relu", "is_gated_act": True},
+            "is_gated_act is True, but feed_forward_proj is 'relu'; remove one of them"),
+        (T5Config, {"feed_forward_proj": "gated-silu", "dense_act_fn": "relu"},
+            "dense_act_fn is 'relu', but feed_forward_proj is 'gated-silu'; remove one of them"),
+        (MT5Config, {"feed_forward_proj": "gated-gelu", "dense_act_fn": "silu", "is_gated_act": True},
+            "dense_act_fn is 'silu', but feed_forward_proj is 'gated-gelu'"),
+        (UMT5Config, {"hidden_size": "512"}, "hidden_size is '512', expected a whole number"),
+        (GPT2Config, {"num_hidden_layers": None}, "num_hidden_layers is None, expected a whole number"),
         (T5Config, {"eos_token_id": [1, "2"]}, "eos_token_id is [1, '2'], expected a whole number or"),
         (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at"),
         (T5Config, {"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16"),
@@ -123,7 +189,7 @@ def test_a_wrong_value_is_named_with_its_file_and_key(cls, values, message):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_numbers_that_json_writes_without_a_point_are_numbers(cls):
-    key = "dropout_rate" if cls is T5Config else "attn_pdrop"
+    key = "attn_pdrop" if cls is GPT2Config else "dropout_rate"
     assert getattr(cls.from_dict({key: 0}), key) == 0
 
 
@@ -139,8 +205,16 @@ def test_the_decoder_start_has_no_default():
 
 
 def test_families_are_told_apart():
-    assert (GPT2Config.model_type, T5Config.model_type) == ("gpt2", "t5")
-    assert (GPT2Config().is_encoder_decoder, T5Config().is_encoder_decoder) == (False, True)
-    assert GPT2Config().to_dict()["architectures"] == ["GPT2LMHeadModel"]
-    assert T5Config().to_dict()["architectures"] == ["T5ForConditionalGeneration"]
-    assert all(issubclass(cls, Config) for cls in CLASSES)
+    for cls in CLASSES:
+        assert issubclass(cls, Config)
+        assert cls.model_type == THEIRS[cls].model_type
+        assert cls.is_encoder_decoder is (cls is not GPT2Config)
+        assert getattr(transformers, cls.architecture).config_class is THEIRS[cls]
+        written = cls().to_dict()
+        assert (written["model_type"], written["architectures"]) == (cls.model_type, [cls.architecture])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_functions_are_those_of_transformers(name):
+    values = torch.linspace(-9, 9, 181, dtype=torch.float64)
+    torch.testing.assert_close(ACTIVATIONS[name]()(values), transformers.activations.ACT2FN[name](values))
