@@ -209,18 +209,11 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 
 def _tokenised(text: Path, tokenizer: Tokenizer, causal: bool) -> Iterator[tuple[list[int], bool]]:
     """The ids of a text, piece by piece: (ids, whether a document ends here)."""
-    in_front = len(tokenizer.encode("")) - (
-        not causal
-    )  # a few tokenizers begin a text with a token of its own
+    nothing = tokenizer.encode("")
+    in_front = len(nothing) if causal else len(nothing) - 1  # a few tokenizers begin each text with a token
     inside = False
-    with tqdm(
-        desc=f"tokenising {text.name}",
-        total=text.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-    ) as bar:
+    about = {"desc": f"tokenising {text.name}", "total": text.stat().st_size, "unit": "B", "unit_scale": True}
+    with tqdm(**about, delay=2, leave=False) as bar:
         for piece, ends in _pieces(read_chunks(text, _PIECE)):
             bar.update(len(piece.encode()))
             if not inside and not piece.strip():
