@@ -74,6 +74,8 @@ class TrainOptions:
     log_every: int = 10  # steps between lines of metrics.jsonl
 
     # [Machine]
+    # keep only the inputs of each block for the backward pass and compute the rest again: less memory, half
+    gradient_checkpointing: bool = False  # as much time again, the same weights
     device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
     workers: int = 0  # processes that prepare batches
 

@@ -14,6 +14,7 @@ from ftcore.data import DataLoader, Dataset, read_records, split_records
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models.checkpoint import save_model
 from ftcore.training.freeze import freeze
+from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
 from ftcore.training.loss import Model
 from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
@@ -131,6 +132,8 @@ def prepare(options: TrainOptions) -> Run:
     train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
     valid_loader = _loader(valid, options, tokenizer, options.eval_batch_size)
 
+    if options.gradient_checkpointing:
+        checkpoint_blocks(model)
     model.to(device).train()
     total_steps = options.max_steps or options.epochs * train_loader.windows_per_epoch
     run = Run(

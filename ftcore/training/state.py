@@ -18,7 +18,7 @@ from ftcore.training.options import TrainOptions
 
 # Options that a resumed run may change: they move neither the weights nor what counts as the best of them.
 FREE_OPTIONS = {"output", "overwrite", "resume", "save_every", "keep", "log_every", "workers"}
-FREE_OPTIONS |= {"eval_every", "eval_batch_size"}
+FREE_OPTIONS |= {"eval_every", "eval_batch_size", "gradient_checkpointing"}
 
 
 def save_state(
