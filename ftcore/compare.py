@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import ftcore
 from ftcore.data.files import read_text
-from ftcore.models.checkpoint import Model, load_model, model_from_config, resolve_directory, save_model
+from ftcore.models import Model
+from ftcore.models.checkpoint import load_model, model_from_config, resolve_directory, save_model
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from ftcore.study import compare_modules, spread_weights
 from ftcore.study.compare import counted

@@ -13,9 +13,7 @@ from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.search import generate
-from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
-
-Model = GPT2LMHeadModel | T5ForConditionalGeneration
+from ftcore.models import Model
 
 
 def generate_texts(

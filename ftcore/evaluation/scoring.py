@@ -13,7 +13,8 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
 from ftcore.evaluation.metrics import exact_match, f1
-from ftcore.training.loss import Model, batch_loss
+from ftcore.models import Model
+from ftcore.training.loss import batch_loss
 from ftcore.training.precision import Autocast
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ftcore.models import Model
 from ftcore.models.atomic import write_together
-from ftcore.models.checkpoint import Model, _few, _read_json, _read_tensors, _write_json, _write_tensors
+from ftcore.models.files import few, read_json, read_tensors, write_json, write_tensors
 from ftcore.models.gpt2 import GPT2LMHeadModel
 from ftcore.models.hub import resolve_directory
 from ftcore.models.lora import add_lora, features, linear_layers, lora_layers, require_plain
@@ -80,8 +81,8 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     }
     write_together(
         {
-            directory / WEIGHT_FILES[0]: partial(_write_tensors, tensors=tensors),
-            directory / CONFIG_FILE: partial(_write_json, values=config),
+            directory / WEIGHT_FILES[0]: partial(write_tensors, tensors=tensors),
+            directory / CONFIG_FILE: partial(write_json, values=config),
         }
     )
 
@@ -112,11 +113,29 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
     model.load_state_dict({n.removeprefix(_PREFIX): tensor for n, tensor in tensors.items()}, strict=False)
 
 
+def base_model(directory: Path) -> str | None:
+    """Directory or hub name of the model that an adapter belongs to; None for a directory with a whole model.
+
+    Raises:
+        ValueError: adapter_config.json is damaged, or does not say which model it is.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file() or (directory / "config.json").is_file():
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(
+            f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
+            "that the adapter was trained on; load that yourself, and call load_adapter"
+        )
+    return base
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     """What `add_lora` has to be told, out of adapter_config.json; refuses what is not plain LoRA."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: no {path.name}; expected an adapter in PEFT's format")
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("peft_type") != "LORA":
         raise ValueError(f'{path}: peft_type is {values.get("peft_type")!r}, expected "LORA"')
     for key, value in values.items():
@@ -153,7 +172,7 @@ def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor
             break
     else:
         raise FileNotFoundError(f"{directory}: no weights; expected {' or '.join(WEIGHT_FILES)}")
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file)
 
     layers = linear_layers(model)
     expected: dict[str, tuple[int, int]] = {}
@@ -173,7 +192,7 @@ def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor
         "unexpected": [name for name in tensors if name not in expected],
     }
     if any(kinds.values()) or not expected:
-        report = "; ".join(f"{kind}: {_few(names)}" for kind, names in kinds.items() if names)
+        report = "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
         raise ValueError(
             f"{file} does not fit ({report or 'it is empty'}); expected A and B of layers of this "
             f"{type(model).__name__}, with r = {rank} as in {CONFIG_FILE}"

@@ -4,9 +4,7 @@ Reading copies nothing: the model is built without memory (on PyTorch's meta dev
 views of the memory-mapped file. Writing never leaves half a file, see atomic.py.
 """
 
-import json
 import os
-import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,17 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ftcore.models import Model
+from ftcore.models.adapter import base_model, load_adapter
 from ftcore.models.atomic import write_together
+from ftcore.models.files import few, read_json, read_tensors, write_json, write_tensors
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from ftcore.models.hub import resolve_directory
+from ftcore.models.lora import merge_lora, require_plain
 from ftcore.models.t5 import MT5Config, T5Config, T5ForConditionalGeneration, UMT5Config
 
-Model = GPT2LMHeadModel | T5ForConditionalGeneration
 AnyModel = TypeVar("AnyModel", GPT2LMHeadModel, T5ForConditionalGeneration)
 
 # The files that hold weights, the preferred first: transformers looks for them in the same order.
@@ -60,7 +59,8 @@ def load_model(
     overwriting or cutting it in place is not.
 
     Args:
-        name: a directory, or the name of a model on the hub (see `resolve_directory`).
+        name: a directory, or the name of a model on the hub (see `resolve_directory`). Where it holds nothing
+            but a LoRA adapter, the base model that this names is loaded, and the adapter merged into it.
         dtype: the parameters' type; None keeps the file's. Under float16, T5's `wo` stays in float32,
             because its output overflows (as `_keep_in_fp32_modules` has it in transformers).
         device: where the parameters go.
@@ -73,6 +73,10 @@ def load_model(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}, expected a floating-point type or None")
     directory = resolve_directory(name)
+    if base := base_model(directory):
+        model = load_model(base, dtype=dtype, device=device)
+        load_adapter(model, directory)
+        return merge_lora(model)
     with torch.device("meta"), _WithoutDrawing():
         model = _build(directory)
     where, tensors = _read_weights(directory)
@@ -84,7 +88,7 @@ def load_model(
     model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
     if (directory / "generation_config.json").is_file():
-        model.generation_config = _read_json(directory / "generation_config.json")
+        model.generation_config = read_json(directory / "generation_config.json")
     return model.eval()
 
 
@@ -132,7 +136,7 @@ def _build(directory: Path) -> Model:
             f"{directory}: no config.json; expected a directory in Hugging Face's format"
             + (f", such as {inside}" if inside else "")
         )
-    return model_from_config(_read_json(path), where=str(path))
+    return model_from_config(read_json(path), where=str(path))
 
 
 def model_from_config(values: dict[str, Any], where: str = "config.json") -> Model:
@@ -155,16 +159,6 @@ def model_from_config(values: dict[str, Any], where: str = "config.json") -> Mod
             raise ValueError(f'{where}: model_type is {found}, expected "t5", "mt5", "umt5" or "gpt2"')
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     """The file (or index) of the directory's weights, and its tensors under the names that it gives them."""
     for path in (directory / name for name in WEIGHT_FILES):
@@ -174,47 +168,21 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
     tensors: dict[str, Tensor] = {}
     for file in _shards(path) if path.suffix == ".json" else [path]:
-        tensors.update(_read_tensors(file))
+        tensors.update(read_tensors(file))
     return path, tensors
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index}: weight_map is no table of tensor names and files")
     shards = [index.parent / file for file in sorted(set(weight_map.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {_few(missing)}"
+            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {few(missing)}"
         )
     return shards
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file as views of its memory map."""
-    with open(file, "rb") as opened:
-        start = opened.read(32)
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
-    try:
-        if file.suffix != ".bin":
-            return load_file(file)
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{file}: damaged, or a pickle of more than tensors, which is never loaded because it could run "
-            "anything; get the model.safetensors of this model"
-        ) from None
-    except Exception as error:  # broken bytes make a reader fail in any way
-        raise ValueError(
-            f"{file}: cannot be read, {file.stat().st_size} bytes long ({_one_line(error)}); "
-            "it is incomplete or damaged: copy or download it again"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{file}: expected a state dict, which is a table of tensor names and tensors")
-    return tensors
 
 
 def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
@@ -256,7 +224,7 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
 
     kinds = {"wrong": wrong, "missing": missing, "unexpected": unexpected}
     if any(kinds.values()):
-        report = "; ".join(f"{kind}: {_few(names)}" for kind, names in kinds.items() if names)
+        report = "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
         raise ValueError(
             f"{where} does not fit config.json ({report}); "
             f"both must be of the same {type(model).__name__}, with the sizes of config.json"
@@ -305,9 +273,10 @@ def save_model(
         max_shard_size: bytes; weights that are larger are split into several files with an index.
 
     Raises:
-        ValueError: `directory` is a file, or `dtype` is no floating-point type.
+        ValueError: `directory` is a file, `dtype` is no floating-point type, or the model has LoRA layers.
         OSError: the disk is full or the directory cannot be written.
     """
+    require_plain(model)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}, expected a floating-point type or None")
     directory = Path(directory)
@@ -324,39 +293,27 @@ def save_model(
     writes: dict[Path, Callable[[Path], object]] = {}
     for file, shard in shards.items():
         tensors = {name: (state[name].detach(), dtypes[name]) for name in shard}
-        writes[directory / file] = partial(_write_tensors, tensors=tensors)
+        writes[directory / file] = partial(write_tensors, tensors=tensors)
 
     config = model.config.to_dict()
     config["dtype"] = str(dtypes[names[0]]).removeprefix("torch.")
     config["tie_word_embeddings"] = "lm_head.weight" not in names
-    writes[directory / "config.json"] = partial(_write_json, values=config)
+    writes[directory / "config.json"] = partial(write_json, values=config)
     if model.generation_config is not None:
-        writes[directory / "generation_config.json"] = partial(_write_json, values=model.generation_config)
+        writes[directory / "generation_config.json"] = partial(write_json, values=model.generation_config)
     if len(shards) > 1:  # the index comes last: it is what makes the shards count
         parameters = sum(state[name].numel() for name in names)
         index = {
             "metadata": {"total_parameters": parameters, "total_size": sum(sizes.values())},
             "weight_map": {name: file for file, shard in shards.items() for name in shard},
         }
-        writes[directory / "model.safetensors.index.json"] = partial(_write_json, values=index)
+        writes[directory / "model.safetensors.index.json"] = partial(write_json, values=index)
     write_together(writes)
 
     for path in directory.iterdir():
         ours = path.name in ("generation_config.json", *WEIGHT_FILES[:2]) or _SHARD.fullmatch(path.name)
         if ours and path not in writes:
             path.unlink()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
-    plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def _split(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -373,16 +330,3 @@ def _split(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
         return {"model.safetensors": shards[0]}
     total = len(shards)
     return {f"model-{n:05d}-of-{total:05d}.safetensors": shard for n, shard in enumerate(shards, start=1)}
-
-
-# --------------------------------------------------------------------------------------------- messages
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -7,6 +7,7 @@ from pathlib import Path
 # What is needed beside the weights.
 SMALL_FILES = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "spiece.model",
     "tokenizer.json",
@@ -51,13 +52,14 @@ def _download(name: str, weights: bool) -> Path:
             f"{name}: no such directory; if it is a name on the Hugging Face hub, "
             f"`pip install ftcore[hub]` to download it, or {by_hand}"
         ) from None
-    safetensors = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
-    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+    safetensors = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+    adapter = ["adapter_model.safetensors", "adapter_model.bin"]  # LoRA's, see adapter.py
     try:
-        wanted = [*SMALL_FILES, *safetensors] if weights else [*SMALL_FILES]
+        wanted = [*SMALL_FILES, *safetensors, adapter[0]] if weights else [*SMALL_FILES]
         directory = Path(snapshot_download(name, allow_patterns=wanted))
-        if weights and not any(directory.glob("model*.safetensors")):
-            snapshot_download(name, allow_patterns=[*pickled])
+        if weights and not any(directory.glob("*model*.safetensors")):
+            snapshot_download(name, allow_patterns=[*pickled, adapter[1]])
     except Exception as error:  # a network's and a library's dozen errors, which all mean: no files
         reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
         raise FileNotFoundError(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ftcore.models import Model
 from ftcore.models.cache import LayerCache
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.t5 import DecoderBlock, EncoderBlock
-from ftcore.training.loss import Model
 
 
 def checkpoint_blocks(model: Model) -> None:

@@ -7,10 +7,10 @@ import torch
 from ftcore.command import warn
 from ftcore.data import Dataset, Record, load_tokenizer
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
+from ftcore.models.adapter import base_model
 from ftcore.models.checkpoint import load_model, new_model
-from ftcore.models.gpt2 import GPT2LMHeadModel
-from ftcore.models.t5 import T5ForConditionalGeneration
-from ftcore.training.loss import Model
+from ftcore.models.hub import resolve_directory
 
 
 def find_device(name: str | None) -> torch.device:
@@ -36,7 +36,7 @@ def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, To
         FileNotFoundError, ValueError: something is missing, damaged or does not fit together.
     """
     model = new_model(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(base_model(resolve_directory(name)) or name)  # an adapter has none of its own
     check_vocabulary(tokenizer, model.config, name)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.config.pad_token_id  # as all published T5 have it

@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftcore.data.tokenizer import IGNORED_LABEL
-from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
+from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
 
 SLICE = 2**24  # logits held at a time: 64 MB in float32
-
-Model = GPT2LMHeadModel | T5ForConditionalGeneration
 
 
 class TokenLoss(NamedTuple):

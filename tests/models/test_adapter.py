@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_lora import VARIANTS, alphas, cases, copies, learn_something, logits, ranks, seeds, tiny
 
 from ftcore.models.adapter import load_adapter, save_adapter
+from ftcore.models.checkpoint import load_model, save_model
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
 
 FIRST = (
@@ -63,6 +64,37 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
     assert not lora_layers(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+# ---------------------------------------------------------------------------------- opened as a whole model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_load_model_merges_an_adapter_into_the_base_that_it_names(tmp_path, variant):
+    save_model(tiny(variant), tmp_path / "base")
+    model = adapted(variant)
+    save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    loaded = load_model(tmp_path / "adapter")
+    assert not lora_layers(loaded) and not loaded.training
+    assert torch.equal(logits(loaded), logits(merge_lora(model)))
+    save_model(loaded, tmp_path / "whole")
+    assert torch.equal(logits(load_model(tmp_path / "whole")), logits(loaded))
+
+
+def test_a_whole_model_beside_an_adapter_is_not_changed_by_it(adapter):
+    save_model(tiny("t5"), adapter)
+    assert torch.equal(logits(load_model(adapter)), logits(tiny("t5")))
+
+
+def test_an_adapter_that_names_no_base_says_what_to_do(adapter):
+    with pytest.raises(ValueError, match=r"base_model_name_or_path is None, .* and call load_adapter"):
+        load_model(adapter)
+
+
+def test_a_model_with_lora_is_not_saved_as_a_whole(tmp_path):
+    with pytest.raises(ValueError, match=r"has LoRA layers: take merge_lora\(model\) instead"):
+        save_model(adapted("t5"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 # ---------------------------------------------------------------------------------------------- round trips
@@ -277,7 +309,7 @@ def test_a_save_that_fails_leaves_the_old_adapter(adapter, monkeypatch):
         path.write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ftcore.models.adapter._write_json", full)
+    monkeypatch.setattr("ftcore.models.adapter.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(adapted("t5", rank=2), adapter)
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
