@@ -49,7 +49,7 @@ class Side:
     def trained(
         self, batch: Batch, optimizer: str, scale: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The first gradients and the weights after two steps, by parameter; the loss is multiplied by `scale`."""
+        """The first gradients and the weights after two steps, of a loss multiplied by `scale`."""
         if optimizer == "AdamW":
             steps = self.adamw()
         else:
