@@ -171,6 +171,11 @@ def introduce(run: Run) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tell(f"model      {options.model} ({model.config.architecture}, {parameters:,} parameters, {run.device})")
+    if run.resized and run.resized.keys and run.progress.step == 0:
+        changed = [f"{key} {old} -> {new}" for key, (old, new) in run.resized.keys.items()]
+        tell(f"changed    {', '.join(changed)}")
+        for fate, modules in run.resized.parameters.items():
+            tell(f"  {fate:<9}{', '.join(modules)}")
     if trained < parameters:
         tell(f"trained    {trained:,} parameters, {trained / parameters:.1%}; the others are frozen")
     train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)

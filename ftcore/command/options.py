@@ -121,7 +121,8 @@ _number.__name__ = "number"  # argparse names it where the text is none
 def _metavar(help_text: str) -> str:
     """What stands for a text's value in the help: its kind, when the help's first word names one."""
     first = help_text.split()[0].lower() if help_text else ""
-    return {"file": "FILE", "directory": "DIR", "checkpoint": "DIR", "names": "NAME"}.get(first, "TEXT")
+    kinds = {"file": "FILE", "directory": "DIR", "checkpoint": "DIR", "names": "NAME"}
+    return (kinds | {"key=value": "KEY=VALUE"}).get(first, "TEXT")
 
 
 def _with_default(text: str, field: dataclasses.Field[Any]) -> str:

@@ -1,9 +1,12 @@
 """The options of `python -m ftcore.train`, and the settings of the runs that need none."""
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+SIZES = ("num_layers", "num_decoder_layers", "d_model", "d_kv", "d_ff", "num_heads")  # the model's
 
 CLONE = Path(__file__).resolve().parents[2]  # where weights/ and examples/ lie, in a clone of the project
 
@@ -28,6 +31,17 @@ class TrainOptions:
     output: str | None = None  # directory of the run (default: a new one below runs/)
     overwrite: bool = False  # replace the run that --output already holds
     resume: bool = False  # go on with the run in --output, with the options it was started with
+
+    # [Changing the model]
+    # blocks; without --num-decoder-layers of both of T5's stacks. With these sizes, what fits is loaded from
+    num_layers: int | None = None  # the checkpoint, and the rest begins as random numbers
+    num_decoder_layers: int | None = None  # blocks of T5's decoder
+    d_model: int | None = None  # width of the model
+    d_kv: int | None = None  # width of a head of T5; GPT-2 divides its width by its heads
+    d_ff: int | None = None  # width of the feed-forward layers
+    num_heads: int | None = None  # attention heads of a layer
+    # KEY=VALUE for every other key of config.json: n_positions=256 feed_forward_proj=gated-gelu
+    set: list[str] | None = None
 
     # [Lengths]
     max_source_length: int = 512  # tokens of the source; longer ones are cut, with a warning
@@ -82,7 +96,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         at_least_one = ["max_source_length", "max_target_length", "epochs", "max_steps", "batch_size"]
         at_least_one += ["grad_accum", "eval_every", "eval_batch_size", "num_beams", "save_every", "keep"]
-        for name in [*at_least_one, "log_every"]:
+        for name in [*at_least_one, *SIZES, "log_every"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
@@ -90,6 +104,9 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:  # nor NaN
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number of at least 0")
+        for text in self.set or []:
+            if not re.match("[^=]+=", text):
+                raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
         if self.seed >= 2**63:
             raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:

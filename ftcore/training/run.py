@@ -11,15 +11,16 @@ from torch import nn
 
 from ftcore.command import warn
 from ftcore.data import DataLoader, Dataset, read_records, split_records
-from ftcore.data.tokenizer import Tokenizer
+from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.models import Model
 from ftcore.models.checkpoint import save_model
 from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
-from ftcore.training.loss import Model
 from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.precision import Autocast, autocast, grad_scaler
+from ftcore.training.resize import Resized, config_changes, resize
 from ftcore.training.run_directory import RunDirectory, appears_whole
 from ftcore.training.state import load_state, save_state, sha256
 
@@ -55,6 +56,7 @@ class Run:
     total_steps: int
     learning_rate: Callable[[int], float]  # of a step, counted from 0
     train_sha256: str  # of the training file: a resumed run must find the same one
+    resized: Resized | None  # what options have changed about the model
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -119,6 +121,10 @@ def prepare(options: TrainOptions) -> Run:
     context = autocast(options.precision, device)
 
     model, tokenizer = load_checkpoint(options.model, from_scratch=options.from_scratch)
+    resized = None
+    if changes := config_changes(options, model.config):
+        model, resized = resize(model, changes, keep_weights=not options.from_scratch)
+        check_vocabulary(tokenizer, model.config, "the changed config.json")
     if options.dropout is not None:
         _set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):
@@ -157,6 +163,7 @@ def prepare(options: TrainOptions) -> Run:
             total_steps=total_steps,
         ),
         train_sha256=train_sha256,
+        resized=resized,
     )
     if options.resume:
         run.resume()
