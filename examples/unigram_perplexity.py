@@ -13,11 +13,14 @@ import math
 from collections import Counter
 
 from ftcore import load_tokenizer
-from ftcore.data import Dataset, read_records
+from ftcore.data import Dataset, read_corpus, read_records
 
 
 def targets(tokenizer, task: str, file: str, max_length: int) -> list[int]:
     """The tokens of a file that a causal model is asked for: all but the first of each text."""
+    if task == "lm":
+        corpus = read_corpus(task, file, tokenizer, causal=True)
+        return corpus.read(1, len(corpus))
     records = read_records(task, file, causal=True)
     limits = {"max_source_length": max_length, "max_target_length": max_length}
     dataset = Dataset(records, tokenizer, causal=True, **limits)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ftcore.data import DataLoader, Record, read_records
+from ftcore.data import DataLoader, Examples
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.models.atomic import write_atomically
-from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
+from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,18 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
-        causal = not model.config.is_encoder_decoder
-        records = read_records(options.task, options.data, causal=causal, limit=options.limit)
-        if options.predictions:
-            check_predictions(Path(options.predictions), records)
+        data = read_data(options.task, options.data, model, tokenizer, options.limit)
         dataset = make_dataset(
-            records,
+            data,
             model,
             tokenizer,
             name="evaluation",
             max_source_length=options.max_source_length,
             max_target_length=options.max_target_length,
         )
+        if options.predictions:
+            check_predictions(Path(options.predictions), dataset)
         loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
 
     bar = tqdm(loader, "loss", unit="batch", leave=False)
@@ -72,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_predictions(path: Path, records: Sequence[Record]) -> None:
+def check_predictions(path: Path, dataset: Examples) -> None:
     """Find out before the work, not after it, that there will be nothing to write or nowhere to write it."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--predictions {path}: its directory does not exist")
-    if not any(record.references for record in records):
+    if not any(record.references for record in dataset.records):
         raise ValueError(f"--predictions {path}: the records have no gold answers, so none are written")
 
 

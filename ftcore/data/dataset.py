@@ -11,11 +11,10 @@ What is too long is cut where it hurts least:
             without it.
     GPT-2   the source loses its left end, because its template puts what it cannot do without last. The
             target loses its right end and EOS with it: a text that was cut does not end there.
-    lm      nothing is lost: the text goes on in the next example.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,7 +81,7 @@ class Dataset(torch.utils.data.Dataset):
             )
         check_family(tokenizer, causal)
         self.causal = causal
-        kept: list[Record] = []
+        self.records = records
         self.truncated_sources = self.truncated_targets = self.epoch = 0
         self._sources, self._targets = _Rows(), _Rows()
 
@@ -92,17 +91,10 @@ class Dataset(torch.utils.data.Dataset):
             source, target = self._encode(record, number, tokenizer)
             self.truncated_sources += len(source) > max_source_length
             source = _cut_source(source, max_source_length, causal)
-            if causal and record.running:
-                blocks = list(_blocks(target, max_target_length))
-            else:
-                self.truncated_targets += len(target) > max_target_length
-                blocks = [_cut_target(target, max_target_length, causal)]
-            for block in blocks:
-                kept.append(record)
-                self._sources.append(source)
-                self._targets.append(block)
+            self.truncated_targets += len(target) > max_target_length
+            self._sources.append(source)
+            self._targets.append(_cut_target(target, max_target_length, causal))
 
-        self.records: Sequence[Record] = kept
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
         input_lengths = source_lengths + target_lengths if causal else source_lengths
         self.lengths = np.stack([input_lengths, input_lengths if causal else target_lengths], axis=1)
@@ -147,16 +139,6 @@ def _cut_target(ids: list[int], limit: int, causal: bool) -> list[int]:
     if len(ids) <= limit:
         return ids
     return ids[:limit] if causal else ids[: limit - 1] + ids[-1:]
-
-
-def _blocks(ids: list[int], length: int) -> Iterator[list[int]]:
-    """Cut a running text into examples of `length`.
-
-    Neighbours share one token, which the first predicts and the second starts from. So every token of the
-    text but its first is predicted exactly once.
-    """
-    for start in range(0, len(ids) - 1, length - 1):
-        yield ids[start : start + length]
 
 
 def check_family(tokenizer: Tokenizer, causal: bool) -> None:

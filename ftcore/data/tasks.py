@@ -4,10 +4,9 @@
     qa         SQuAD 1.1 JSON, JSONL, CSV  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
-    lm         plain text                  -                              (nothing) + the whole file
 
-Plain text is also what T5 is pretrained on (`span-corruption`). There are no records in it: `read_corpus`
-makes ids of it, and `SpanCorruption` (for GPT-2: `Blocks`) examples of those.
+Plain text has no records. `read_corpus` makes ids of it, and examples of those `Blocks` for GPT-2 (task `lm`)
+or `SpanCorruption` for T5 (task `span-corruption`).
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source loses its
 left end when it is too long, so there the question and the cue `answer:` come last. Its answer brings its own
@@ -17,7 +16,7 @@ leading space: GPT-2's vocabulary writes a word inside a line together with the 
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -34,13 +33,11 @@ _PROMPT_FIELDS = {
 TASKS = tuple(_PROMPT_FIELDS)
 CORPUS_TASKS = ("lm", "span-corruption")  # those that learn from running text instead of records
 
-# What a file of each task may be.
+# What a file of each task with records may be.
 _FORMS = {
     "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
     "emotion": "lines of text;label, or CSV or JSON lines with text and label",
-    "lm": "plain text",
     "text2text": "JSON lines or CSV with source and target",
-    "span-corruption": "plain text",
 }
 
 
@@ -52,18 +49,13 @@ class Record:
     target: str  # what it learns to write
     references: tuple[str, ...] = ()  # every answer that counts as right, the target's first
     group: str | None = None  # what the records of one passage share, so that a split keeps them together
-    running: bool = False  # goes on from one training example to the next instead of being truncated
 
 
 def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None = None) -> list[Record]:
     """Read a file of one task. Files are UTF-8; blank lines are skipped.
 
-    A plain text file (`lm`) is one running document, as nanoGPT and run_clm have it: one record, which the
-    dataset cuts into consecutive blocks. Where a file holds several documents, write GPT-2's `<|endoftext|>`
-    between them.
-
     Args:
-        task: one of `TASKS`.
+        task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
         path: the file. Its suffix (.json, .jsonl, .csv) says how to read it; without one of these, its first
             character does.
         causal: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
@@ -76,7 +68,7 @@ def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None
     """
     _check_task(task)
     path = Path(path)
-    if task == "span-corruption":
+    if task in CORPUS_TASKS:
         raise ValueError(f"task {task!r} has no records, it learns from running text: use read_corpus")
     text = read_text(path)
     records = list(islice(_records(task, path, text, causal), limit))
@@ -130,13 +122,10 @@ def split_records(
     """Set about `fraction` of the records aside: (train, validation), each in the file's order.
 
     Questions about one passage stay on one side, and so do equal texts: a model that has seen the passage
-    would otherwise be measured on its memory. A single running text gives its last part.
+    would otherwise be measured on its memory.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
-    if len(records) == 1 and records[0].running:
-        return _split_running_text(records[0], fraction)
-
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.group or record.source or record.target, []).append(index)
@@ -158,23 +147,11 @@ def split_records(
     return train, validation
 
 
-def _split_running_text(record: Record, fraction: float) -> tuple[list[Record], list[Record]]:
-    text = record.target
-    head = text[: int(len(text) * (1 - fraction))]
-    cut = max(head.rfind(" "), head.rfind("\n"), 0) or len(head)  # before a word, where the text has words
-    if not text[:cut].strip() or not text[cut:].strip():
-        raise ValueError("the text is too short to split; give a validation file of its own")
-    return [replace(record, target=text[:cut])], [replace(record, target=text[cut:])]
-
-
 # ------------------------------------------------------------------------------------------------------------
 # A row becomes a record; `where` names its file and line for error messages.
 
 
 def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]:
-    if task == "lm":
-        yield _lm_record(path, text, causal)
-        return
     to_record = {"qa": _qa_record, "emotion": _emotion_record, "text2text": _text2text_record}[task]
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
@@ -207,13 +184,6 @@ def _emotion_record(row: Row, where: str, causal: bool) -> Record:
 def _text2text_record(row: Row, where: str, causal: bool) -> Record:
     source, target = text_of(row, "source", where), text_of(row, "target", where)
     return Record(prompt("text2text", causal=causal, source=source), target, references=(target,))
-
-
-def _lm_record(path: Path, text: str, causal: bool) -> Record:
-    check_corpus_task("lm", causal)
-    if not text.strip():
-        raise ValueError(f"{path}: the file holds only white space; expected {_FORMS['lm']}")
-    return Record(source="", target=prompt("lm", causal=causal, text=text), running=True)
 
 
 def _answers(row: Row, where: str) -> tuple[str, ...]:

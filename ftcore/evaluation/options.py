@@ -12,7 +12,8 @@ class EvaluateOptions:
     # [What to score, on what]
     model: str  # directory or hub name of a checkpoint
     data: str  # file of records
-    task: Literal["qa", "emotion", "lm", "text2text"] = "qa"  # how records become source and target texts
+    # how a file becomes examples
+    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = "qa"
     limit: int | None = None  # score only this many records from the start of the file
     max_source_length: int = 512  # tokens of the source; longer ones are cut
     max_target_length: int = 128  # tokens of the target, and the most that an answer may have

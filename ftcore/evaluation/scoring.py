@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ftcore.data import DataLoader, Dataset
+from ftcore.data import DataLoader, Examples
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
@@ -61,7 +61,7 @@ def score_loss(model: Model, loader: DataLoader, autocast: Autocast = nullcontex
 def score_answers(
     model: Model,
     tokenizer: Tokenizer,
-    dataset: Dataset,
+    dataset: Examples,
     *,
     max_new_tokens: int,
     limit: int | None = None,

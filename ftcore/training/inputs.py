@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import torch
 
 from ftcore.command import warn
-from ftcore.data import Dataset, Record, load_tokenizer
+from ftcore.data import (
+    CORPUS_TASKS,
+    Corpus,
+    Dataset,
+    Examples,
+    Record,
+    load_tokenizer,
+    make_pretraining_dataset,
+    read_corpus,
+    read_records,
+)
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.adapter import base_model
@@ -43,8 +53,18 @@ def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, To
     return model, tokenizer
 
 
+def read_data(
+    task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
+) -> list[Record] | Corpus:
+    """What a file of a task holds: records, or of a plain text its ids."""
+    causal = not model.config.is_encoder_decoder
+    if task in CORPUS_TASKS:
+        return read_corpus(task, path, tokenizer, causal=causal)
+    return read_records(task, path, causal=causal, limit=limit)
+
+
 def make_dataset(
-    records: Sequence[Record],
+    data: Sequence[Record] | Corpus,
     model: Model,
     tokenizer: Tokenizer,
     *,
@@ -52,28 +72,29 @@ def make_dataset(
     max_source_length: int,
     max_target_length: int,
     pad_to_max_length: bool = False,
-) -> Dataset:
-    """Tokenise records for a model, and warn of those that had to be cut.
+    seed: int = 0,
+) -> Examples:
+    """Make examples for a model, and warn of records that had to be cut.
 
     Args:
         name: what to call the records in the warning, "training" say.
+        seed: of span corruption's noise.
 
     Raises:
         ValueError: GPT-2 has fewer positions than an example tokens.
     """
-    dataset = Dataset(
-        records,
-        tokenizer,
-        causal=not model.config.is_encoder_decoder,
-        max_source_length=max_source_length,
-        max_target_length=max_target_length,
-    )
+    lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
+    dataset: Examples
+    if isinstance(data, Corpus):
+        dataset = make_pretraining_dataset(data, tokenizer, **lengths, seed=seed)
+    else:
+        dataset = Dataset(data, tokenizer, causal=not model.config.is_encoder_decoder, **lengths)
     for part, cut, limit in (
         ("source", dataset.truncated_sources, max_source_length),
         ("target", dataset.truncated_targets, max_target_length),
     ):
         if cut:
-            warn(f"{cut} of {len(records)} {name} {part}s are cut to --max-{part}-length {limit} tokens")
+            warn(f"{cut} of {len(data)} {name} {part}s are cut to --max-{part}-length {limit} tokens")
     if isinstance(model, GPT2LMHeadModel):
         longest = dataset.max_input_length if pad_to_max_length else dataset.lengths.max()
         if longest > model.config.n_positions:

@@ -23,7 +23,8 @@ class TrainOptions:
     model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)
     # begin with random weights instead of the checkpoint's: --model then needs only config.json and a
     from_scratch: bool = False  # tokenizer
-    task: Literal["qa", "emotion", "lm", "text2text"] = "qa"  # how records become source and target texts
+    # how a file becomes examples; lm (GPT-2) and span-corruption (T5) learn from plain text of any size
+    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = "qa"
     train: str | None = None  # file to train on (default: the task's data set in examples/data)
     # file to validate on (default: the task's in examples/data, or with --train a share of that file,
     valid: str | None = None  # see --valid-share)
@@ -56,8 +57,8 @@ class TrainOptions:
     # adafactor is what the published T5 was trained with; it keeps little more than the weights in memory.
     # With it come T5's settings of --lr, --schedule, --warmup, --weight-decay and --clip-norm, unless given
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    # peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps 1e-2; of
-    lr: float | None = None  # adafactor 1e-3)
+    # peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps 1e-2, with
+    lr: float | None = None  # --lora-rank 3e-3 and 1e-3; of adafactor 1e-3)
     # make --lr relative to the size of each weight matrix, as adafactor always does: 1e-2, say. For small
     relative_steps: bool | None = None  # T5s, whose matrices differ 60-fold in size
     # the learning rate after its warm-up (default: of adamw linear, of adafactor constant)
@@ -74,9 +75,16 @@ class TrainOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0  # of dropout, data order and random weights
 
+    # [Training a part]
     # names of modules to leave as they are: encoder, decoder.block.0-3, transformer.h.0-5 transformer.wte;
     # a tied weight is left as it is wherever it serves
     freeze: list[str] | None = None
+    # LoRA: leave all weights as they are and learn a change of this rank beside some of the matrices. best/
+    lora_rank: int | None = None  # and last/ hold the sum of both, and the change alone in adapter/
+    lora_alpha: float | None = None  # the change counts alpha / rank times (default: 2 * rank)
+    lora_dropout: float = 0.0  # of what the change reads
+    # names of linear layers, or the ends of them, or all-linear (default: q v for T5, c_attn for GPT-2)
+    lora_targets: list[str] | None = None
 
     # [Validation and saving]
     eval_every: int | None = None  # steps between validations (default: one epoch)
@@ -96,6 +104,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         at_least_one = ["max_source_length", "max_target_length", "epochs", "max_steps", "batch_size"]
         at_least_one += ["grad_accum", "eval_every", "eval_batch_size", "num_beams", "save_every", "keep"]
+        at_least_one += ["lora_rank"]
         for name in [*at_least_one, *SIZES, "log_every"]:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -120,10 +129,34 @@ class TrainOptions:
                 "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
                 "train_config.json): its steps are always relative"
             )
+        self._check_lora()
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the directory of the run to go on with")
+
+    def _check_lora(self) -> None:
+        if self.lora_rank is None:
+            for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name.replace('_', '-')} needs --lora-rank")
+            return
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ValueError(f"--lora-alpha is {self.lora_alpha}, expected more than 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora-dropout is {self.lora_dropout}, expected a rate from 0 to below 1")
+        if self.optimizer == "adafactor" or self.relative_steps:
+            option = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
+            raise ValueError(
+                f"--lora-rank contradicts {option}: half of LoRA's matrices begin at 0, and steps relative "
+                "to their size would hardly move them"
+            )
+        if self.freeze:
+            raise ValueError("--lora-rank contradicts --freeze: with LoRA all of the model is left as it is")
+        if self.from_scratch:
+            raise ValueError(
+                "--lora-rank contradicts --from-scratch: it is a small change of a trained model"
+            )
 
 
 # The two runs that a clone of the project can make without any option but --task.
@@ -184,6 +217,8 @@ def with_defaults(options: TrainOptions) -> TrainOptions:
     kind = options.optimizer, options.relative_steps
     if kind not in (("adamw", None), ("adamw", embedded.get("relative_steps", False))):  # it has other rates
         embedded = {key: value for key, value in embedded.items() if key != "lr"}
+    if options.lora_rank is not None:
+        embedded = {key: value for key, value in embedded.items() if key not in ("lr", "relative_steps")}
     left_open = {field.name for field in fields(options) if getattr(options, field.name) is None}
     defaults = _OPTIMIZERS[options.optimizer] | embedded
     filled = {name: defaults[name] for name in left_open & defaults.keys()}

@@ -10,22 +10,21 @@ import torch
 from torch import nn
 
 from ftcore.command import warn
-from ftcore.data import DataLoader, Dataset, read_records, split_records
+from ftcore.data import Corpus, DataLoader, Examples, split_records
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import Model
+from ftcore.models.adapter import save_adapter
 from ftcore.models.checkpoint import save_model
+from ftcore.models.lora import add_lora, lora_layers, merge_lora
 from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import find_device, load_checkpoint, make_dataset
+from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
 from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.precision import Autocast, autocast, grad_scaler
 from ftcore.training.resize import Resized, config_changes, resize
 from ftcore.training.run_directory import RunDirectory, appears_whole
 from ftcore.training.state import load_state, save_state, sha256
-
-_DEFAULT_T5_LR, _DEFAULT_GPT2_LR = 3e-4, 5e-5  # of fine-tuning with AdamW
-_DEFAULT_RELATIVE_LR = 1e-2
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Run:
     model: Model
     train_loader: DataLoader
     valid_loader: DataLoader
-    valid_set: Dataset
+    valid_set: Examples
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Autocast
@@ -73,7 +72,9 @@ class Run:
             if not weight.isfinite().all():
                 raise self.failure(f"after step {self.progress.step}, {name} is not finite")
         with appears_whole(directory) as place:
-            save_model(self.model, place)
+            save_model(merge_lora(self.model), place)
+            if lora_layers(self.model) and self.resized is None:  # else nobody has the model that it changes
+                save_adapter(self.model, place / "adapter", base_model=self.options.model)
             self.tokenizer.save_pretrained(place)
 
     def save(self) -> None:
@@ -130,9 +131,12 @@ def prepare(options: TrainOptions) -> Run:
     if options.freeze and (tied := freeze(model, options.freeze)):
         names = " ".join(options.freeze)
         warn(f"--freeze {names} freezes {', '.join(tied)} too: the same weights serve there")
+    if options.lora_rank is not None:
+        alpha = options.lora_alpha or 2 * options.lora_rank
+        targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
+        add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
     if options.lr is None:
-        default = _DEFAULT_T5_LR if model.config.is_encoder_decoder else _DEFAULT_GPT2_LR
-        options.lr = _DEFAULT_RELATIVE_LR if options.relative_steps else default
+        options.lr = _default_lr(options, is_t5=model.config.is_encoder_decoder)
     train_sha256 = sha256(options.train)
     train, valid = _datasets(options, model, tokenizer)
     train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
@@ -171,6 +175,15 @@ def prepare(options: TrainOptions) -> Run:
     return run
 
 
+def _default_lr(options: TrainOptions, *, is_t5: bool) -> float:
+    """Of fine-tuning with AdamW; Adafactor's is an option's default."""
+    if options.relative_steps:
+        return 1e-2
+    if options.lora_rank is not None:
+        return 3e-3 if is_t5 else 1e-3
+    return 3e-4 if is_t5 else 5e-5
+
+
 def _set_dropout(model: Model, rate: float) -> None:
     """In the modules, which compute, and in the config, which is saved."""
     for module in model.modules():
@@ -181,31 +194,33 @@ def _set_dropout(model: Model, rate: float) -> None:
             setattr(model.config, name, rate)
 
 
-def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> list[Dataset]:
+def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> list[Examples]:
     """The training and the validation set."""
     assert options.train
-    causal = not model.config.is_encoder_decoder
-    train = read_records(options.task, options.train, causal=causal)
+    train = read_data(options.task, options.train, model, tokenizer)
     if options.valid is not None:
-        valid = read_records(options.task, options.valid, causal=causal)
+        valid = read_data(options.task, options.valid, model, tokenizer)
+    elif isinstance(train, Corpus):
+        train, valid = train.split(options.valid_share)
     else:
         train, valid = split_records(train, options.valid_share, options.seed)
     return [
         make_dataset(
-            records,
+            data,
             model,
             tokenizer,
             name=name,
             max_source_length=options.max_source_length,
             max_target_length=options.max_target_length,
             pad_to_max_length=options.pad_to_max_length,
+            seed=options.seed,
         )
-        for name, records in (("training", train), ("validation", valid))
+        for name, data in (("training", train), ("validation", valid))
     ]
 
 
 def _loader(
-    dataset: Dataset,
+    dataset: Examples,
     options: TrainOptions,
     tokenizer: Tokenizer,
     batch_size: int,

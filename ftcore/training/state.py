@@ -83,7 +83,11 @@ def load_state(
 
 def sha256(file: str) -> str:
     """A fingerprint of a file's content."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with Path(file).open("rb") as handle:  # a piece at a time: it may be larger than memory
+        while piece := handle.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _require_same_run(state: dict[str, Any], options: TrainOptions, train_sha256: str, path: Path) -> None:

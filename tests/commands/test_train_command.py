@@ -20,6 +20,7 @@ from ftcore.command import parse
 from ftcore.data import load_tokenizer
 from ftcore.evaluation.scoring import Answer, LossScore
 from ftcore.models.checkpoint import load_model, save_model
+from ftcore.models.lora import linear_layers
 from ftcore.train import main
 from ftcore.training import options as options_page
 
@@ -76,6 +77,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
         ("t5", "emotion", "emotion.txt"),
         ("gpt2", "emotion", "emotion.txt"),
         ("gpt2", "lm", "text.txt"),
+        ("t5", "span-corruption", "text.txt"),
         ("t5", "text2text", "pairs.jsonl"),
         ("gpt2", "text2text", "pairs.jsonl"),
     ],
@@ -83,13 +85,15 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
 def test_every_task_learns(files: Path, tmp_path: Path, model: str, task: str, data: str) -> None:
     run = tmp_path / "run"
     options = ("--task", task, "--max-steps", "12", "--lr", "0.01", "--log-every", "4")
+    if task == "span-corruption":
+        options += ("--max-source-length", "32")  # else the text is too short for one example
     assert train(files, run, *options, model=model, data=data) == 0
     lines = tiny_runs.metrics(run)
     valid_losses = [line["valid_loss"] for line in lines if "valid_loss" in line]
     train_losses = [line["train_loss"] for line in lines if "train_loss" in line]
     assert valid_losses[-1] < valid_losses[0] and train_losses[-1] < train_losses[0]
     assert lines[0]["step"] == 0 and lines[-1]["step"] == 12
-    has_answers = task == "qa" or task == "text2text" or model == "t5"
+    has_answers = task in ("qa", "text2text") or (model, task) == ("t5", "emotion")
     assert ("exact_match" in lines[0]) == ("f1" in lines[-1]) == has_answers
     for directory in (run / "best", run / "last"):
         load_model(directory)
@@ -109,6 +113,46 @@ def test_the_log_has_what_each_moment_has(files: Path, tmp_path: Path) -> None:
     assert all(
         line["perplexity"] == pytest.approx(math.exp(line["valid_loss"])) for line in lines if "f1" in line
     )
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_lora_trains_nothing_else(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, model: str
+) -> None:
+    run = tmp_path / "run"
+    assert train(files, run, "--lora-rank", "2", "--lora-targets", "all-linear", model=model) == 0
+    assert "the others are frozen" in capsys.readouterr().out
+    before, after = load_model(files / model), load_model(run / "last")
+    changed = {
+        name
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert changed == {f"{name}.weight" for name in linear_layers(before)}
+    adapted = load_model(run / "last" / "adapter")  # on the model that --model named
+    assert all(torch.equal(a, b) for a, b in zip(adapted.parameters(), after.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--lora-alpha", "4"), "--lora-alpha needs --lora-rank"),
+        (("--lora-dropout", "0.1"), "--lora-dropout needs --lora-rank"),
+        (("--lora-rank", "0"), "--lora-rank is 0, expected at least 1"),
+        (("--lora-rank", "2", "--lora-alpha", "-1"), "--lora-alpha is -1.0, expected more than 0"),
+        (("--lora-rank", "2", "--lora-dropout", "1"), "--lora-dropout is 1.0, expected a rate from 0"),
+        (("--lora-rank", "2", "--freeze", "encoder"), "--lora-rank contradicts --freeze"),
+        (("--lora-rank", "2", "--from-scratch"), "--lora-rank contradicts --from-scratch"),
+        (("--lora-rank", "2", "--relative-steps"), "--lora-rank contradicts --relative-steps"),
+        (("--lora-rank", "2", "--optimizer", "adafactor"), "--lora-rank contradicts --optimizer adafactor"),
+        (("--lora-rank", "2", "--lora-targets", "c_attn"), "targets: 'c_attn' names no layer"),
+    ],
+)
+def test_lora_options_that_make_no_sense(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: tuple[str, ...], complaint: str
+) -> None:
+    paths = ["--model", str(files / "t5"), "--train", str(files / "qa.jsonl")]
+    assert complaint in refusal(capsys, *paths, "--output", str(tmp_path / "run"), *options)
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])

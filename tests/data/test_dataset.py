@@ -86,22 +86,6 @@ def test_truncation(texts: list[tuple[str, str]], source_limit: int, target_limi
         assert max(data.lengths[:, 1]) <= data.max_label_length
 
 
-@settings(deadline=None)
-@given(text=st.text("abcdefgh", min_size=1, max_size=60), limit=st.integers(2, 12))
-def test_a_running_text_loses_nothing_and_predicts_each_token_once(text: str, limit: int) -> None:
-    records = [Record("", "before"), Record("", text, running=True), Record("", "after")]
-    data = dataset(records, True, target=limit)
-    blocks = [data[i]["labels"] for i in range(len(data)) if data.records[i] is records[1]]
-    predicted = [
-        label for block in blocks for label in block[1:]
-    ]  # the shift leaves a block's first token out
-    assert blocks[0][:1] + predicted == [*ids(text), EOS]
-    assert all(len(block) == limit for block in blocks[:-1])
-    assert all(1 < len(block) <= limit for block in blocks)
-    assert len(data.records) == len(data)
-    assert data.truncated_targets == sum(len(word) + 1 > limit for word in ("before", "after"))
-
-
 def test_limits_to_pad_to() -> None:
     with_sources, without = [Record("a", "b")], [Record("", "b")]
     t5 = dataset(with_sources, False, 30, 20)

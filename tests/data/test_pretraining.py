@@ -12,12 +12,10 @@ from ftcore.data import (
     Blocks,
     Corpus,
     DataLoader,
-    Dataset,
     SpanCorruption,
     load_tokenizer,
     make_pretraining_dataset,
     read_corpus,
-    read_records,
 )
 from ftcore.data.tokenizer import Tokenizer
 
@@ -67,17 +65,6 @@ def test_blocks_predict_every_token_but_the_first_once(running: Corpus, length: 
     assert all(len(row) == length for row in rows[:-1]) and 2 <= len(rows[-1]) <= length
     assert blocks.lengths.tolist() == [[len(row), len(row)] for row in rows]
     assert blocks.max_input_length == blocks.max_label_length == length
-
-
-@pytest.mark.parametrize("length", [2, 33, 512])
-def test_blocks_are_the_examples_of_the_text_in_memory(
-    text: Path, running: Corpus, gpt2: Tokenizer, length: int
-) -> None:
-    """So a perplexity means the same, however large the file."""
-    records = read_records("lm", text, causal=True)
-    data = Dataset(records, gpt2, causal=True, max_source_length=1, max_target_length=length)
-    blocks = Blocks(running, length)
-    assert [blocks[i] for i in range(len(blocks))] == [data[i] for i in range(len(data))]
 
 
 # --- span corruption

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data import TASKS, Record, prompt, read_records, split_records
+from ftcore.data import CORPUS_TASKS, TASKS, Record, prompt, read_records, split_records
 
 CONTEXT = "Ada Lovelace lived in London. She wrote programs; nobody had before."
 SQUAD = {
@@ -134,13 +134,6 @@ def test_an_emotion_that_begins_with_a_brace_is_a_line(tmp_path: Path) -> None:
     assert record.source == "Emotion: {sigh} i am late"
 
 
-def test_lm_is_one_running_text_as_it_stands(tmp_path: Path) -> None:
-    text = "  First line.\n\nSecond  paragraph.\n"
-    assert read_records("lm", write(tmp_path / "a.txt", text), causal=True) == [
-        Record(source="", target=text, running=True)
-    ]
-
-
 def test_text2text_is_left_as_it_is(tmp_path: Path) -> None:
     row = {"source": " def f(x):\n", "target": "  return x\n"}
     file = write(tmp_path / "a.jsonl", json_lines(row))
@@ -207,7 +200,6 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
     [
         ("qa", "a.jsonl", "", "a.jsonl: the file is empty"),
         ("qa", "a.jsonl", "\n \n", "a.jsonl: no records; expected SQuAD 1.1 JSON, or JSON lines or CSV"),
-        ("lm", "a.txt", " \n\n", "a.txt: the file holds only white space; expected plain text"),
         ("emotion", "a.csv", "text,label\n", "a.csv: no records; expected lines of text;label, or CSV"),
         ("qa", "a.jsonl", QA_LINE + "\n{broken\n", "a.jsonl, line 3: broken JSON: Expecting property name"),
         ("qa", "a.json", QA_LINE + '{"context": \n', "a.json, line 2: broken JSON: Expecting value"),
@@ -294,7 +286,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "a.txt, line 2: not UTF-8 (byte 0xe9)",
         ),
         (
-            "lm",
+            "emotion",
             "a.txt",
             "text".encode("utf-16"),
             "a.txt, line 1: not UTF-8 (byte 0xff); save the file as UTF-8",
@@ -337,13 +329,9 @@ def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=known):
         prompt("summary", causal=False, text="")
     assert TASKS == ("qa", "emotion", "lm", "text2text", "span-corruption")
-    with pytest.raises(ValueError, match=r"'span-corruption' has no records, .*: use read_corpus"):
-        read_records("span-corruption", write(tmp_path / "a.txt", "text"), causal=False)
-
-
-def test_lm_needs_a_decoder_only_model(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task 'lm' trains a decoder-only model such as GPT-2"):
-        read_records("lm", write(tmp_path / "a.txt", "text"), causal=False)
+    for task in CORPUS_TASKS:
+        with pytest.raises(ValueError, match=rf"'{task}' has no records, .*: use read_corpus"):
+            read_records(task, write(tmp_path / "a.txt", "text"), causal=task == "lm")
 
 
 # --- a train/validation split
@@ -385,30 +373,12 @@ def test_a_split_depends_on_the_seed_and_keeps_equal_texts_together() -> None:
     assert validations[0] != validations[1]
 
 
-@settings(deadline=None)
-@given(
-    words=st.lists(st.sampled_from(["a", "word", "\nline", "longer\n\n"]), min_size=20, max_size=60),
-    fraction=st.floats(0.1, 0.9),
-)
-def test_a_running_text_gives_its_end(words: list[str], fraction: float) -> None:
-    record = Record("", " ".join(words), running=True)
-    (train,), (valid,) = split_records([record], fraction)
-    assert train.target + valid.target == record.target
-    assert train.running and valid.running
-    assert train.target.strip() and valid.target.strip()
-    assert (
-        abs(len(valid.target) - fraction * len(record.target)) <= len("longer\n\n") + 1
-    )  # no word is parted
-
-
 def test_a_split_that_cannot_be_made_says_what_to_do() -> None:
     together = [Record("q1", "a", group="passage"), Record("q2", "a", group="passage")]
     with pytest.raises(ValueError, match=r"cannot split 2 .* share one passage .* give a validation file"):
         split_records(together, 0.5)
     with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
         split_records(together, 1.0)
-    with pytest.raises(ValueError, match="too short to split"):
-        split_records([Record("", "a", running=True)], 0.1)
 
 
 # --- real files

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data import DataLoader, Dataset, read_records
+from ftcore.data import Blocks, DataLoader, Dataset, read_corpus, read_records
 from ftcore.evaluation.metrics import exact_match, f1
 from ftcore.evaluation.scoring import LossScore, mean, score_answers, score_loss
 from ftcore.training.inputs import load_checkpoint
@@ -73,8 +73,7 @@ def test_answers_are_those_of_their_records(scored: tuple) -> None:
 def test_records_without_gold_answers_are_not_asked(tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(str(tiny_runs.tiny_gpt2(tmp_path)))
     (tmp_path / "text.txt").write_text("just text " * 9)
-    records = read_records("lm", tmp_path / "text.txt", causal=True)
-    data = Dataset(records, tokenizer, causal=True, max_source_length=8, max_target_length=16)
+    data = Blocks(read_corpus("lm", tmp_path / "text.txt", tokenizer, causal=True), 16)
     assert score_answers(model, tokenizer, data, max_new_tokens=4) == []
 
 

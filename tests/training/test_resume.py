@@ -131,6 +131,29 @@ def test_gpt2_stopped(gpt2: Bench, step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4])
+def test_lora_stopped(t5: Bench, step: int) -> None:
+    options = "--lora-rank 2 --lora-dropout 0.2"
+    whole, run = t5.new_directory(), t5.new_directory()
+    assert t5.train(whole, options) == 0
+    stop_at(t5, run, step, options)
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), outcome(whole))
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_pretraining_stopped(t5: Bench, gpt2: Bench, family: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{place} is number {n}. " for n, place in enumerate(tiny_runs.PLACES * 9)))
+    bench, task = (t5, "span-corruption") if family == "t5" else (gpt2, "lm")
+    options = f"--train {text} --task {task} --max-source-length 40"
+    whole, run = bench.new_directory(), bench.new_directory()
+    assert bench.train(whole, options) == 0
+    stop_at(bench, run, 3, options)
+    assert bench.resume(run) == 0
+    assert_same(outcome(run), outcome(whole))
+
+
+@pytest.mark.parametrize("step", [1, 4])
 def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
     whole, run = gpt2.new_directory(), gpt2.new_directory()
     assert gpt2.train(whole, "--optimizer adafactor") == 0
