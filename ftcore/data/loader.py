@@ -69,13 +69,13 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
         if not self.bucket:
             return order
         # The short window is taken before sorting, or it would always hold the shortest of a pool.
-        order, remainder = np.split(order, [count - count % size])
-        for start in range(0, len(order), size * _POOL):
-            pool = slice(start, start + size * _POOL)
-            order[pool] = self._longest_first(order[pool])
-        windows = order.reshape(-1, size)
-        windows = windows[random.permutation(len(windows))]
-        return np.concatenate([windows.reshape(-1), self._longest_first(remainder)])
+        full, short = np.split(order, [count - count % size])  # parts of `order`, changed in place
+        for pool in np.split(full, range(size * _POOL, len(full), size * _POOL)):
+            pool[:] = self._longest_first(pool)
+        windows = full.reshape(-1, size)
+        windows[:] = windows[random.permutation(len(windows))]
+        short[:] = self._longest_first(short)
+        return order
 
     def _longest_first(self, positions: np.ndarray) -> np.ndarray:
         """Sort by input length, then by label length, equal ones staying in their order.
