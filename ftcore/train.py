@@ -43,13 +43,7 @@ def train(run: Run) -> None:
             run.train_loader.set_epoch(progress.epoch)
             for window in windows(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
-                set_learning_rate(run.optimizer, lr)
-                with explained(run, window):
-                    loss = accumulate_gradients(run, window)
-                    grad_norm = clip_gradients(run)
-                run.scaler.step(run.optimizer)
-                run.scaler.update()
-                run.optimizer.zero_grad(set_to_none=True)
+                loss, grad_norm = take_step(run, window, lr)
                 progress.step += 1
 
                 meter.add(loss, window)
@@ -74,6 +68,18 @@ def windows(loader: DataLoader, accumulate: int) -> Iterator[list[Batch]]:
     batches = iter(loader)
     while window := list(islice(batches, accumulate)):
         yield window
+
+
+def take_step(run: Run, window: Sequence[Batch], lr: float) -> tuple[float, float]:
+    """Forward, backward, clip, step. Returns the loss and how long the gradient was."""
+    set_learning_rate(run.optimizer, lr)
+    with explained(run, window):
+        loss = accumulate_gradients(run, window)
+        grad_norm = clip_gradients(run)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return loss, grad_norm
 
 
 def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:

@@ -139,8 +139,8 @@ def prepare(options: TrainOptions) -> Run:
         options.lr = _default_lr(options, is_t5=model.config.is_encoder_decoder)
     train_sha256 = sha256(options.train)
     train, valid = _datasets(options, model, tokenizer)
-    train_loader = _loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
-    valid_loader = _loader(valid, options, tokenizer, options.eval_batch_size)
+    train_loader = make_loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
+    valid_loader = make_loader(valid, options, tokenizer, options.eval_batch_size)
 
     if options.gradient_checkpointing:
         checkpoint_blocks(model)
@@ -155,7 +155,7 @@ def prepare(options: TrainOptions) -> Run:
         train_loader=train_loader,
         valid_loader=valid_loader,
         valid_set=valid,
-        optimizer=_optimizer(options, model),
+        optimizer=make_optimizer(options, model),
         scaler=grad_scaler(options.precision, device),
         autocast=context,
         total_steps=total_steps,
@@ -219,7 +219,7 @@ def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> list
     ]
 
 
-def _loader(
+def make_loader(
     dataset: Examples,
     options: TrainOptions,
     tokenizer: Tokenizer,
@@ -239,7 +239,7 @@ def _loader(
     )
 
 
-def _optimizer(options: TrainOptions, model: Model) -> torch.optim.Optimizer:
+def make_optimizer(options: TrainOptions, model: Model) -> torch.optim.Optimizer:
     assert options.lr is not None and options.weight_decay is not None
     if options.optimizer == "adafactor":
         return adafactor(model, lr=options.lr, weight_decay=options.weight_decay)
