@@ -32,6 +32,8 @@ class TrainOptions:
     output: str | None = None  # directory of the run (default: a new one below runs/)
     overwrite: bool = False  # replace the run that --output already holds
     resume: bool = False  # go on with the run in --output, with the options it was started with
+    # do not train: see on a few examples whether the run can be trusted (it overfits one batch, accumulates
+    check: bool = False  # and resumes exactly, and neither padding nor the cache changes anything)
 
     # [Changing the model]
     # blocks; without --num-decoder-layers of both of T5's stacks. With these sizes, what fits is loaded from
@@ -132,6 +134,8 @@ class TrainOptions:
         self._check_lora()
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
+        if self.resume and self.check:
+            raise ValueError("--check trains nothing, so that there is nothing to --resume: choose one")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the directory of the run to go on with")
 
@@ -214,8 +218,8 @@ def with_defaults(options: TrainOptions) -> TrainOptions:
         embedded = {key: value for key, value in embedded.items() if key != "valid"}
     if options.model is not None:  # the settings are the small model's
         embedded = {key: value for key, value in embedded.items() if key in ("train", "valid")}
-    kind = options.optimizer, options.relative_steps
-    if kind not in (("adamw", None), ("adamw", embedded.get("relative_steps", False))):  # it has other rates
+    relative = options.optimizer == "adafactor" or options.relative_steps  # None for what is embedded
+    if relative not in (None, embedded.get("relative_steps", False)):  # a rate is for one kind of steps
         embedded = {key: value for key, value in embedded.items() if key != "lr"}
     if options.lora_rank is not None:
         embedded = {key: value for key, value in embedded.items() if key not in ("lr", "relative_steps")}

@@ -286,7 +286,7 @@ def test_an_optimizer_brings_its_settings(
     [
         (("--task", "qa"), 1e-2, True),
         (("--task", "qa", "--no-relative-steps"), None, False),
-        (("--task", "qa", "--optimizer", "adafactor"), 1e-3, True),
+        (("--task", "qa", "--optimizer", "adafactor"), 1e-2, True),
         (("--task", "emotion"), 5e-4, False),
         (("--task", "emotion", "--relative-steps"), None, True),
         (("--task", "emotion", "--optimizer", "adafactor"), 1e-3, True),
