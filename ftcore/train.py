@@ -8,7 +8,7 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -30,8 +30,11 @@ from ftcore.training.run_directory import RunDirectory
 Batch = dict[str, Tensor]
 
 
-def train(run: Run) -> None:
-    """Train until the last step or an interrupt. Everything that changes is in `run` and its directory."""
+def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
+    """Train until the last step or an interrupt. Everything that changes is in `run` and its directory.
+
+    `watch` is shown the figures of each validation after the first steps; what it raises ends the run.
+    """
     options, progress = run.options, run.progress
     if progress.step == 0:
         validate(run)  # what the model can do before it learns anything
@@ -54,7 +57,7 @@ def train(run: Run) -> None:
                     log(run, **meter.take(), learning_rate=lr, grad_norm=grad_norm)
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
-                        validate(run)
+                        watch(validate(run))
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
                 if is_last or interrupt.requested:
@@ -115,7 +118,7 @@ def require_finite(name: str, value: float) -> float:
     return value
 
 
-def validate(run: Run) -> None:
+def validate(run: Run) -> dict[str, float]:
     """Score the validation set, tell and log what came out, and keep the weights at best/ if they are."""
     score = score_loss(run.model, run.valid_loader, run.autocast)
     metrics = {
@@ -144,6 +147,7 @@ def validate(run: Run) -> None:
     if run.progress.step > 0 and (run.progress.best is None or rank > run.progress.best):
         run.progress.best = rank
         run.save_checkpoint(run.directory.best)
+    return metrics
 
 
 def save_step(run: Run) -> None:
