@@ -103,20 +103,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             some = slice(start, start + rows)
             inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
             logits = at_least_float32(inputs @ head.T)  # (N', V)
-            log_normaliser = logits.logsumexp(-1, keepdim=True)
-            target_logit = logits.gather(1, targets)  # (N', 1), under the target's weights
-            if label_smoothing:
-                target_logit = target_logit.lerp(logits.mean(-1, keepdim=True), label_smoothing)
-            total += (log_normaliser - target_logit).sum()
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
+            # Not logits minus logsumexp, two large numbers where all logits are: that would cost digits.
+            log_probs = logits.log_softmax(-1)
+            del logits  # one slice is enough
+            target_log_prob = log_probs.gather(1, targets)  # (N', 1), under the target's weights
+            if label_smoothing:
+                target_log_prob = target_log_prob.lerp(log_probs.mean(-1, keepdim=True), label_smoothing)
+            total -= target_log_prob.sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            # d cross-entropy / d logits = softmax(logits) - target, made in place of the logits. The target
-            # is one_hot(label) or, smoothed, (1 - X) one_hot(label) + X / V.
-            grad_logits = logits.sub_(log_normaliser).exp_()
+            # d cross-entropy / d logits = softmax(logits) - target, made in place of the log-probabilities.
+            # The target is one_hot(label) or, smoothed, (1 - X) one_hot(label) + X / V.
+            grad_logits = log_probs.exp_()
             if label_smoothing:
                 grad_logits.sub_(label_smoothing / len(weight))
-            on_label = torch.full_like(targets, label_smoothing - 1, dtype=logits.dtype)
+            on_label = torch.full_like(targets, label_smoothing - 1, dtype=grad_logits.dtype)
             grad_logits.scatter_add_(1, targets, on_label)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:

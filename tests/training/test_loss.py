@@ -206,6 +206,19 @@ def test_extreme_logits_neither_overflow_nor_vanish() -> None:
     assert hidden.grad is not None and hidden.grad.isfinite().all()
 
 
+def test_what_all_logits_share_costs_no_digits() -> None:
+    """GPT-2's logits are about -100 all together. A softmax does not feel that, so what adds the same to all
+    logits has no gradient; it would have one if the normaliser's rounding, 2^-18 there, were not kept out.
+    """
+    hidden, weight, labels = random_problem(40, 16, 500, dtype=torch.float32)
+    with torch.no_grad():
+        hidden[:, -1], weight[:, -1] = 1.0, -100.0
+    linear_cross_entropy(hidden, weight, labels)[0].backward()
+    # Sums of 500 numbers that add up to 0, in units of their largest: a walk of 500 roundings of each.
+    assert hidden.grad is not None
+    assert hidden.grad[:, -1].abs().max() < 100 * 2**-24 * 500**0.5
+
+
 @pytest.mark.parametrize("frozen", ["head", "body"])
 def test_a_frozen_part_gets_no_gradient_and_changes_none(frozen: str) -> None:
     hidden, weight, labels = random_problem(6, 4, 9)
