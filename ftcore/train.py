@@ -9,7 +9,10 @@ if __name__ == "__main__":
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.data import DataLoader
+from ftcore.decoding import generate
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
+from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.loss import batch_loss, count_targets
 from ftcore.training.meter import Meter
@@ -194,7 +199,8 @@ def introduce(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
-    tell(f"directory  {run.directory.path}")
+    if not options.check:
+        tell(f"directory  {run.directory.path}")
 
 
 def conclude(run: Run) -> None:
@@ -211,6 +217,23 @@ def conclude(run: Run) -> None:
     tell(f"try them      python -m ftcore.generate --model {directory.best} {example}")
 
 
+def check(options: TrainOptions) -> int:
+    """See whether what must hold of every run holds of this one; trains nothing and leaves nothing behind."""
+    loop = Loop(train, take_step, accumulate_gradients, windows, generate)
+    with TemporaryDirectory(prefix="ftcore-check-") as place:
+        with clear_errors("ftcore.train"):
+            run = prepare(replace(options, output=str(Path(place, "run")), overwrite=False))
+        introduce(run)
+        verdicts = []
+        with clear_errors("ftcore.train", (OSError,), FAILED_RUN):
+            for name, found in run_checks(run, loop, Path(place)):
+                tell(f"\n{name}: {found}")
+                verdicts.append(found.verdict)
+    held = sum(verdict == HOLDS for verdict in verdicts)
+    tell(f"\n{held} of {len(verdicts)} checks hold")
+    return FAILED_RUN if FAILS in verdicts else 0
+
+
 def options_of(argv: Sequence[str] | None) -> TrainOptions:
     """The command line's options; those of a run to resume come from its directory."""
     options = parse(TrainOptions, argv, command="ftcore.train")
@@ -225,6 +248,8 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(argv)
     try:
+        if options.check:
+            return check(options)
         with clear_errors("ftcore.train"):
             run = prepare(options)
         introduce(run)
