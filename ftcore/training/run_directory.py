@@ -120,12 +120,16 @@ class RunDirectory:
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.config, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def _remove_files(self) -> None:
-        """Remove what a run writes, and nothing else that somebody may keep here."""
+    def remove_checkpoints(self) -> None:
+        """Remove all weights and what --resume needs; the log and the options stay."""
         checkpoints = (self.best, self.last, self.checkpoints)
         for directory in (*checkpoints, *map(_hidden, checkpoints), self.state.parent):
             if directory.exists():
                 shutil.rmtree(directory)
+
+    def _remove_files(self) -> None:
+        """Remove what a run writes, and nothing else that somebody may keep here."""
+        self.remove_checkpoints()
         # The last one is what makes it a run.
         for file in (self.metrics, self.non_finite, self.picture, self.config):
             file.unlink(missing_ok=True)
