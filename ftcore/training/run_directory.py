@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Any
 
 from ftcore.models.atomic import write_atomically
 from ftcore.training.options import TrainOptions
+from ftcore.training.tensorboard import Events
 
 
 class RunDirectory:
@@ -22,6 +23,9 @@ class RunDirectory:
     state/             what --resume needs
     train_config.json  the options of the run
     metrics.jsonl      one JSON object a line
+    tensorboard/       the same for TensorBoard
+    predictions.jsonl  what the weights at best/ answered in the validation, one JSON object a line
+    report.html        the finished run as a page
     non_finite.json    the batch whose loss or gradient was not finite, if one ended the run
     """
 
@@ -34,7 +38,11 @@ class RunDirectory:
         self.config = path / "train_config.json"
         self.metrics = path / "metrics.jsonl"
         self.non_finite = path / "non_finite.json"
+        self.predictions = path / "predictions.jsonl"
         self.picture = path / "loss.png"
+        self.report = path / "report.html"
+        self.tensorboard = path / "tensorboard"
+        self._events = Events(self.tensorboard)
 
     @classmethod
     def create(cls, path: str | None, *, overwrite: bool) -> "RunDirectory":
@@ -46,16 +54,21 @@ class RunDirectory:
         if path is None:
             return cls._create_fresh(Path("runs"))
         run = cls(Path(path))
+        run.require_free(overwrite=overwrite)
         if run.config.exists():
-            if not overwrite:
-                raise ValueError(
-                    f"{path} already holds a run: --resume goes on with it, --overwrite replaces it"
-                )
             run._remove_files()
-        elif run.path.exists() and (not run.path.is_dir() or any(run.path.glob("[!.]*"))):
-            raise ValueError(f"{path} exists and holds no run: choose another --output")
         run.path.mkdir(parents=True, exist_ok=True)
         return run
+
+    def require_free(self, *, overwrite: bool) -> None:
+        """Raise the ValueError of `create` where a new run has no place here."""
+        if self.config.exists():
+            if not overwrite:
+                raise ValueError(
+                    f"{self.path} already holds a run: --resume goes on with it, --overwrite replaces it"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
+            raise ValueError(f"{self.path} exists and holds no run: choose another --output")
 
     @classmethod
     def _create_fresh(cls, parent: Path) -> "RunDirectory":
@@ -100,19 +113,25 @@ class RunDirectory:
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
+        self._events.add(finite)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a kill may have left half a line at the end."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return _read_lines(self.metrics)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop what was logged after the step that a resumed run starts from; it will be logged again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
+        self._events.forget_after(step)
+
+    def save_predictions(self, predictions: Sequence[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+        write_atomically(self.predictions, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def read_predictions(self) -> list[dict[str, Any]]:
+        return _read_lines(self.predictions)
 
     def save_options(self, options: TrainOptions) -> None:
         """For --resume, and for --config of another run: how this one treats its directory is left out."""
@@ -130,8 +149,11 @@ class RunDirectory:
     def _remove_files(self) -> None:
         """Remove what a run writes, and nothing else that somebody may keep here."""
         self.remove_checkpoints()
+        if self.tensorboard.exists():
+            shutil.rmtree(self.tensorboard)
         # The last one is what makes it a run.
-        for file in (self.metrics, self.non_finite, self.picture, self.config):
+        files = (self.metrics, self.predictions, self.non_finite, self.picture, self.report)
+        for file in (*files, self.config):
             file.unlink(missing_ok=True)
 
 
@@ -143,6 +165,14 @@ def appears_whole(directory: Path) -> Iterator[Path]:
     else:
         yield _hidden(directory)
         _hidden(directory).rename(directory)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # Not splitlines, for which a line ends inside of JSON's strings too, at U+2028 for example.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def _hidden(directory: Path) -> Path:
