@@ -16,7 +16,6 @@ from ftcore.models import GPT2Config
 from ftcore.models.attention import mask_bias
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.relative_position import relative_position_bias
-from ftcore.models.t5 import bias_table
 from ftcore.study import compare_modules, spread_weights
 from ftcore.study.report import Report
 
@@ -189,7 +188,8 @@ def test_correct_t5_layers_are_equal(sizes, seed, length, side):
     theirs, ours = t5_pair(sizes, seed)
     layer = f"encoder.block.{seed % sizes['num_layers']}"
     hidden = torch.randn(3, length, sizes["d_model"], generator=torch.Generator().manual_seed(seed))
-    table, distance = bias_table(ours.encoder), sizes["relative_attention_max_distance"]
+    table = ours.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    distance = sizes["relative_attention_max_distance"]
     position_bias = relative_position_bias(table, length, length, distance, bidirectional=True).detach()
     mask = mask_bias(padding(seed, 3, length, side), length, length, causal=False, like=hidden)
     report = compare_modules(
