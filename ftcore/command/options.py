@@ -10,8 +10,9 @@
         resume: bool = False            # go on with the run in --output
 
 becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME ...] --resume`. A line
-`# [Title]` begins a group of the help. Comment lines above a field continue its help. A saved options file
-is read back by `--config`.
+`# [Title]` begins a group of the help. Comment lines above a field continue its help. A dataclass that
+derives from another has the options of both. A saved options file is read back by `--config`; `arguments`
+gives the command line of options that are there already.
 """
 
 import argparse
@@ -54,6 +55,21 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         return options(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def arguments(options: Any) -> list[str]:
+    """The command line, in words, that `parse` reads back as these options; defaults are left out."""
+    words: list[str] = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is None or value == field.default:
+            continue
+        flag = _flag(field.name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,7 +138,7 @@ def _metavar(help_text: str) -> str:
     """What stands for a text's value in the help: its kind, when the help's first word names one."""
     first = help_text.split()[0].lower() if help_text else ""
     kinds = {"file": "FILE", "directory": "DIR", "checkpoint": "DIR", "names": "NAME"}
-    return (kinds | {"key=value": "KEY=VALUE"}).get(first, "TEXT")
+    return (kinds | {text: text.upper() for text in ("key=value", "name=range")}).get(first, "TEXT")
 
 
 def _with_default(text: str, field: dataclasses.Field[Any]) -> str:
@@ -141,7 +157,15 @@ def _flag(name: str) -> str:
 
 
 def _help_texts(options: type) -> dict[str, tuple[str, str]]:
-    """Field name -> (group title, help text), out of the comments in the dataclass's source."""
+    """Field name -> (group title, help text), out of the comments in the dataclass's source.
+
+    A dataclass that derives from another has its options too, and may say something else about them.
+    """
+    inherited = [_help_texts(base) for base in options.__bases__ if dataclasses.is_dataclass(base)]
+    return {name: text for texts in (*inherited, _own_help_texts(options)) for name, text in texts.items()}
+
+
+def _own_help_texts(options: type) -> dict[str, tuple[str, str]]:
     names = {field.name for field in dataclasses.fields(options)}
     texts: dict[str, tuple[str, str]] = {}
     title = ""

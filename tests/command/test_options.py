@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore
-from ftcore.command import parse
+from ftcore.command import arguments, parse
 from ftcore.command.options import _help_texts
 
 PACKAGE = Path(ftcore.__file__).parent
@@ -118,6 +118,59 @@ def test_one_line_for_what_is_wrong(
     capsys: pytest.CaptureFixture, arguments: list[str], complaint: str
 ) -> None:
     assert complaint in refusal(capsys, *arguments)
+
+
+@dataclass
+class LongTrip(Trip):
+    """Plan more."""
+
+    days: int = 30  # how long it takes
+    stops: int = 2  # on the way
+
+
+def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixture) -> None:
+    assert parse(LongTrip, ["--goal", "x", "--stops", "3"], command="trip") == LongTrip("x", stops=3)
+    assert list(_help_texts(LongTrip).items())[:2] == [
+        ("goal", ("", "where to go")),
+        ("days", ("", "how long it takes")),
+    ]
+    with pytest.raises(SystemExit):
+        parse(LongTrip, ["--days", "0", "--goal", "x"], command="trip")
+    assert "--days is 0, expected at least 1" in capsys.readouterr().err
+
+
+@dataclass
+class Flags:
+    """Of all kinds."""
+
+    goal: str = "Rome"  # where to go
+    pause: int | float | None = None  # hours
+    friends: list[str] | None = None  # who comes along
+    night: bool = False  # travel at night
+    quiet: bool | None = None  # do not talk
+
+
+texts = st.text("abc é'", min_size=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    options=st.builds(
+        Flags,
+        goal=texts,
+        pause=st.none() | st.integers(0, 99) | st.floats(1e-9, 1e9),
+        friends=st.none() | st.lists(texts, min_size=1),
+        night=st.booleans(),
+        quiet=st.none() | st.booleans(),
+    )
+)
+def test_options_become_a_command_line_and_options_again(options: Flags) -> None:
+    assert parse(Flags, arguments(options), command="trip") == options
+
+
+def test_a_command_line_leaves_out_what_is_the_default() -> None:
+    assert arguments(Flags()) == []
+    assert arguments(Flags(pause=2, quiet=False)) == ["--pause", "2", "--no-quiet"]
 
 
 def test_help_is_the_docstring_and_the_comments(capsys: pytest.CaptureFixture) -> None:
