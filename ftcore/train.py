@@ -9,7 +9,7 @@ if __name__ == "__main__":
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +21,18 @@ from tqdm import tqdm
 
 from ftcore.data import DataLoader
 from ftcore.decoding import generate
+from ftcore.evaluation.samples import continuations
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
+from ftcore.training.estimate import estimate
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.loss import batch_loss, count_targets
 from ftcore.training.meter import Meter
 from ftcore.training.non_finite import explained
 from ftcore.training.optim import set_learning_rate
 from ftcore.training.picture import save_picture
+from ftcore.training.preview import preview
+from ftcore.training.report import save_report
 from ftcore.training.run import Run, prepare
 from ftcore.training.run_directory import RunDirectory
 
@@ -143,8 +147,9 @@ def validate(run: Run) -> dict[str, float]:
     if answers:
         metrics["exact_match"] = mean([answer.exact_match for answer in answers])
         metrics["f1"] = mean([answer.f1 for answer in answers])
-        if run.progress.step in (0, run.total_steps):
-            show_answers(answers)
+    elif run.options.eval_answers:
+        answers = continuations(run.model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
+    show_answers(answers)
     log(run, **metrics)
     tell(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
@@ -152,6 +157,7 @@ def validate(run: Run) -> dict[str, float]:
     if run.progress.step > 0 and (run.progress.best is None or rank > run.progress.best):
         run.progress.best = rank
         run.save_checkpoint(run.directory.best)
+        run.directory.save_predictions([{"step": run.progress.step, **asdict(answer)} for answer in answers])
     return metrics
 
 
@@ -172,8 +178,8 @@ def tell(line: str) -> None:
     tqdm.write(line, file=sys.stdout)
 
 
-def show_answers(answers: Sequence[Answer], count: int = 5) -> None:
-    """Some of the model's answers beside the gold ones, spread over the validation set."""
+def show_answers(answers: Sequence[Answer], count: int = 2) -> None:
+    """Some of the model's answers beside the gold ones, the same ones each time."""
     for answer in answers[:: max(1, len(answers) // count)][:count]:
         source = " ".join(answer.source.split())
         tell(f"  {source if len(source) < 90 else source[:87] + '...'}")
@@ -199,7 +205,10 @@ def introduce(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
-    if not options.check:
+    look = preview(run.train_loader, model, run.tokenizer, pad_to_max_length=options.pad_to_max_length)
+    for line in look.lines(bars=options.dry_run):
+        tell(line)
+    if not options.check and not options.dry_run:
         tell(f"directory  {run.directory.path}")
 
 
@@ -211,10 +220,24 @@ def conclude(run: Run) -> None:
         tell(f"  python -m ftcore.train --output {directory.path} --resume")
         return
     save_picture(directory.read_metrics(), directory.picture)
+    save_report(run)
+    tell(f"report        {directory.report}")
     tell(f"best weights  {directory.best}")
     tell(f"last weights  {directory.last}")
     example = "--context TEXT --question TEXT" if run.options.task == "qa" else "--prompt TEXT"
     tell(f"try them      python -m ftcore.generate --model {directory.best} {example}")
+
+
+def dry_run(options: TrainOptions) -> int:
+    """Say what a run would do, and leave nothing behind."""
+    with TemporaryDirectory(prefix="ftcore-dry-run-") as place, clear_errors("ftcore.train"):
+        if options.output:
+            RunDirectory(Path(options.output)).require_free(overwrite=options.overwrite)
+        run = prepare(replace(options, output=str(Path(place, "run")), overwrite=False))
+        introduce(run)
+        for line in estimate(run).lines():
+            tell(line)
+    return 0
 
 
 def check(options: TrainOptions) -> int:
@@ -248,8 +271,8 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(argv)
     try:
-        if options.check:
-            return check(options)
+        if options.check or options.dry_run:
+            return check(options) if options.check else dry_run(options)
         with clear_errors("ftcore.train"):
             run = prepare(options)
         introduce(run)

@@ -16,7 +16,8 @@ class TrainOptions:
     """Fine-tune or train T5 and GPT-2. Without options: teach weights/t5-mini to answer questions.
 
     A run's directory holds best/ and last/ (checkpoints that ftcore and transformers open), state/ (to go
-    on with --resume), metrics.jsonl, train_config.json and, with matplotlib installed, loss.png.
+    on with --resume), metrics.jsonl, predictions.jsonl, report.html, train_config.json and, with the extra
+    plot installed, loss.png and tensorboard/.
     """
 
     # [What to train, on what]
@@ -32,6 +33,8 @@ class TrainOptions:
     output: str | None = None  # directory of the run (default: a new one below runs/)
     overwrite: bool = False  # replace the run that --output already holds
     resume: bool = False  # go on with the run in --output, with the options it was started with
+    # do not train: say what the run would learn from, how much memory it would take and how long an epoch,
+    dry_run: bool = False  # measured on two batches
     # do not train: see on a few examples whether the run can be trusted (it overfits one batch, accumulates
     check: bool = False  # and resumes exactly, and neither padding nor the cache changes anything)
 
@@ -134,8 +137,10 @@ class TrainOptions:
         self._check_lora()
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
-        if self.resume and self.check:
-            raise ValueError("--check trains nothing, so that there is nothing to --resume: choose one")
+        for name in ("check", "dry_run"):
+            if self.resume and getattr(self, name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} trains nothing, so that there is nothing to --resume: choose one")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the directory of the run to go on with")
 

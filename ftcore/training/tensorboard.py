@@ -20,9 +20,9 @@ class Events:
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl, under the names that it has there."""
-        if find_spec("tensorboard") is None:
-            return
         if self._writer is None:
+            if find_spec("tensorboard") is None:
+                return
             from torch.utils.tensorboard import SummaryWriter  # an extra
 
             self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_from)

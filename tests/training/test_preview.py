@@ -1,0 +1,354 @@
+"""The figures about a run's data are those of its data, and looking changes nothing."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_runs
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+import ftcore.train
+from ftcore.command import parse
+from ftcore.data import (
+    Blocks,
+    DataLoader,
+    Dataset,
+    Record,
+    SpanCorruption,
+    load_tokenizer,
+    make_pretraining_dataset,
+    read_corpus,
+)
+from ftcore.models.checkpoint import load_model
+from ftcore.training.estimate import estimate, moment_bytes
+from ftcore.training.loss import batch_loss
+from ftcore.training.options import TrainOptions
+from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
+from ftcore.training.run import Run, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = st.text("ab ", min_size=1).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
+    """Tiny models with byte tokenizers, by whether they are causal."""
+    folder = tmp_path_factory.mktemp("models")
+    return {False: tiny_runs.tiny_t5(folder / "t5"), True: tiny_runs.tiny_gpt2(folder / "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def tools(checkpoints: dict[bool, Path]) -> dict[bool, Any]:
+    return {causal: (load_model(path), load_tokenizer(path)) for causal, path in checkpoints.items()}
+
+
+def dataset_of(pairs: list[tuple[str, str]], tokenizer: Any, causal: bool, most: int = 64) -> Dataset:
+    records = [Record(source, target, (target,)) for source, target in pairs]
+    return Dataset(records, tokenizer, causal=causal, max_source_length=most, max_target_length=most)
+
+
+def prepared(checkpoint: Path, folder: Path, *options: str) -> Run:
+    data = tiny_runs.questions(folder / "train.jsonl", 18)
+    words = ["--model", str(checkpoint), "--train", str(data), "--output", str(folder / "run"), *options]
+    return prepare(parse(TrainOptions, words, command="ftcore.train"))
+
+
+# --- the figures
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 5000) | st.integers(0, 20), min_size=1, max_size=60))
+def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
+    found = Lengths.of("source", np.array(lengths))
+    assert sum(found.counts) == len(lengths) and len(found.counts) <= 8
+    for first, end, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True):
+        assert count == sum(first <= length < end for length in lengths)
+    assert sum(length <= found.median for length in lengths) >= len(lengths) / 2
+    assert sum(length < found.median for length in lengths) <= len(lengths) / 2
+    assert sum(length <= found.high for length in lengths) >= 0.95 * len(lengths)
+    assert found.longest == max(lengths) and found.edges[0] == min(lengths)
+    assert [int(line.split()[-1].replace(",", "")) for line in found.bars()] == found.counts
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=30),
+    causal=st.booleans(),
+    batch_size=st.integers(1, 7),
+    accumulate=st.integers(1, 3),
+    bucket=st.booleans(),
+    fixed=st.booleans(),
+)
+def test_padding_is_that_of_the_batches(
+    tools: dict[bool, Any],
+    pairs: list[tuple[str, str]],
+    causal: bool,
+    batch_size: int,
+    accumulate: int,
+    bucket: bool,
+    fixed: bool,
+) -> None:
+    model, tokenizer = tools[causal]
+    loader = DataLoader(
+        dataset_of(pairs, tokenizer, causal),
+        batch_size,
+        # No token of these texts, so that padding can be counted.
+        pad_id=200,
+        accumulate=accumulate,
+        shuffle=True,
+        bucket=bucket,
+        pad_to_max_length=fixed,
+    )
+    batches = list(loader)
+    found = preview(loader, model, tokenizer, pad_to_max_length=fixed).padding
+    inputs, *labels = found.values()
+    assert inputs == pytest.approx(share([batch["input_ids"] for batch in batches], 200))
+    if causal:
+        assert not labels
+    else:
+        assert labels == [pytest.approx(share([batch["labels"] for batch in batches], -100))]
+    assert padding_share(loader.batch_sampler, 0, 64 + 64 * causal if fixed else None) == inputs
+
+
+def share(tensors: list[Tensor], value: int) -> float:
+    return sum(int((tensor == value).sum()) for tensor in tensors) / sum(tensor.numel() for tensor in tensors)
+
+
+@settings(deadline=None, max_examples=30)
+@given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=12), causal=st.booleans())
+def test_what_is_cut_and_what_does_not_end(
+    tools: dict[bool, Any], pairs: list[tuple[str, str]], causal: bool
+) -> None:
+    model, tokenizer = tools[causal]
+    found = preview(DataLoader(dataset_of(pairs, tokenizer, causal, 8), 2, pad_id=0), model, tokenizer)
+    over = {  # T5's </s> counts on both sides; GPT-2's end token belongs to the target
+        "source": sum(len(source) + (not causal) > 8 for source, _ in pairs),
+        "target": sum(len(target) + 1 > 8 for _, target in pairs),
+    }
+    assert found.cut == over
+    # T5's target keeps its end when it is cut.
+    assert found.ended == len(pairs) - (over["target"] if causal else 0)
+    text = "\n".join(found.lines())
+    assert ("lack the end token: they are cut" in text) == (found.ended < len(pairs))
+    assert ("cut        nothing" in text) == (not any(over.values()))
+
+
+def test_letters_that_the_tokenizer_loses() -> None:
+    tokenizer = load_tokenizer(ROOT / "weights" / "t5-mini")
+    texts = ["a plain text", "a  wide\ntext", "ж and 中", "ж", "中"]
+    found = round_trip(iter(texts), tokenizer)
+    assert (found.texts, found.changed, found.respaced) == (5, 3, 1)
+    assert dict(found.lost) == {"ж": 2, "中": 2}
+    assert found.unknown is not None and found.unknown >= 4
+    assert found.tokens == sum(len(tokenizer.encode(text)) - 1 for text in texts)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text(), max_size=8))
+def test_a_byte_level_vocabulary_loses_nothing(tools: dict[bool, Any], texts: list[str]) -> None:
+    found = round_trip(iter(texts), tools[True][1])
+    assert (found.changed, found.respaced, found.unknown, found.lost) == (0, 0, None, [])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_vocabulary_without_holes_says_so(tools: dict[bool, Any], causal: bool) -> None:
+    model, tokenizer = tools[causal]
+    loader = DataLoader(dataset_of([("a", "b")], tokenizer, causal), 1, pad_id=0)
+    text = "\n".join(preview(loader, model, tokenizer).lines())
+    assert "round trip 2 texts come back from the tokenizer as they were" in text
+
+
+# --- the aligned example
+
+
+@settings(deadline=None, max_examples=40)
+@given(source=WORDS, target=WORDS)
+def test_t5_reads_its_labels_shifted_right(tools: dict[bool, Any], source: str, target: str) -> None:
+    model, tokenizer = tools[False]
+    found = align(dataset_of([(source, target)], tokenizer, False), 0, model, tokenizer)
+    assert found.source == source + "</s>" and found.number == 1
+    assert found.reads[0] == "<pad>" and found.reads[1:] == found.labels[:-1]
+    whole = [*target, "</s>"]
+    assert found.labels == whole[:10] and found.length == len(whole)
+
+
+@settings(deadline=None, max_examples=40)
+@given(source=st.just("") | WORDS, target=WORDS)
+def test_gpt2_is_asked_for_the_next_token_of_the_target(
+    tools: dict[bool, Any], source: str, target: str
+) -> None:
+    model, tokenizer = tools[True]
+    found = align(dataset_of([(source, target)], tokenizer, True), 0, model, tokenizer)
+    text = [*source, *target, "<|endoftext|>"]
+    assert found.source is None and found.length == len(text) - 1
+    assert found.reads == text[found.skipped :][: len(found.reads)]
+    for place, label in enumerate(found.labels, start=found.skipped):
+        asked = place + 1 >= len(source)  # the next token belongs to the target
+        assert label == (text[place + 1] if asked else None)
+    assert any(label is not None for label in found.labels)
+
+
+def test_words_are_shown_with_the_space_before_them() -> None:
+    tokenizer, model = (
+        load_tokenizer(ROOT / "weights" / "gpt2-mini"),
+        load_model(ROOT / "weights" / "gpt2-mini"),
+    )
+    dataset = dataset_of([("", "i feel happy today")], tokenizer, True)
+    found = align(dataset, 0, model, tokenizer)
+    assert "".join(found.reads) == "i feel happy today" and found.reads[1] == " feel"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_control_characters_do_not_reach_the_terminal(tools: dict[bool, Any], causal: bool) -> None:
+    model, tokenizer = tools[causal]
+    loader = DataLoader(dataset_of([("\x1b[2J", "\x1b]0;x\x07\r\n")], tokenizer, causal), 1, pad_id=0)
+    assert all(line.isprintable() for line in preview(loader, model, tokenizer).lines())
+
+
+def test_a_long_example_fits_a_line(tools: dict[bool, Any]) -> None:
+    for causal in (False, True):
+        model, tokenizer = tools[causal]
+        loader = DataLoader(dataset_of([("x" * 60, "\n" * 60)], tokenizer, causal), 1, pad_id=0)
+        assert all(len(line) <= 110 for line in preview(loader, model, tokenizer).lines())
+
+
+# --- running text, and much data
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, causal: bool) -> None:
+    model, tokenizer = tools[causal]
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox. <|endoftext|>" * 200)
+    corpus = read_corpus("lm" if causal else "span-corruption", text, tokenizer, causal=causal)
+    dataset = make_pretraining_dataset(corpus, tokenizer, max_source_length=40, max_target_length=40)
+    assert isinstance(dataset, Blocks if causal else SpanCorruption)
+    found = preview(DataLoader(dataset, 4, pad_id=0), model, tokenizer)
+    assert found.examples == len(dataset) and found.running == causal
+    assert found.round_trip.texts > 0 and found.round_trip.changed == 0
+    assert found.lines() and (("blocks a document ends" in "\n".join(found.lines())) == causal)
+
+
+def test_of_many_examples_some_are_read(tools: dict[bool, Any]) -> None:
+    model, tokenizer = tools[False]
+    dataset = dataset_of([("ab", "c")] * 700, tokenizer, False)
+    found = preview(DataLoader(dataset, 8, pad_id=0), model, tokenizer)
+    assert (found.examples, sum(found.lengths[0].counts), found.read) == (700, 700, 500)
+    assert "every target of 500" in "\n".join(found.lines())
+
+
+# --- memory and time
+
+
+@pytest.mark.parametrize("options", [[], ["--relative-steps"], ["--optimizer", "adafactor"]])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_optimizer_remembers_as_much_as_said(
+    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool, options: list[str]
+) -> None:
+    run = prepared(checkpoints[causal], tmp_path, *options)
+    said = moment_bytes(run.optimizer)
+    batch_loss(run.model, next(iter(run.train_loader))).total.backward()
+    run.optimizer.step()
+    states = run.optimizer.state.values()
+    held = [one for state in states for name, one in state.items() if name != "step" and one is not None]
+    assert said == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_estimate_leaves_the_run_as_it_was(
+    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool
+) -> None:
+    run = prepared(checkpoints[causal], tmp_path, "--batch-size", "4")
+    before = {name: weight.clone() for name, weight in run.model.named_parameters()}
+    place, random = run.train_loader.state_dict(), torch.get_rng_state()
+    found = estimate(run)
+    assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
+    assert all(weight.grad is None for weight in run.model.parameters())
+    assert run.train_loader.state_dict() == place and torch.equal(torch.get_rng_state(), random)
+    assert not run.optimizer.state and run.model.training
+    longest = max(batch["input_ids"].shape[1] for batch in run.train_loader)
+    assert found.largest == (4, longest)
+    assert found.weights == found.gradients == 4 * sum(p.numel() for p in run.model.parameters())
+    assert found.activations > 4 * 4 * longest * 16  # at the least one residual stream
+    assert found.seconds_per_epoch > 0 and found.memory > found.weights + found.gradients + found.moments
+
+
+def test_what_is_frozen_needs_no_gradient_and_checkpointing_saves_memory(
+    checkpoints: dict[bool, Path], tmp_path: Path
+) -> None:
+    plain = estimate(prepared(checkpoints[False], tmp_path))
+    frozen = estimate(prepared(checkpoints[False], tmp_path, "--overwrite", "--freeze", "encoder"))
+    assert frozen.weights == plain.weights and frozen.gradients < plain.gradients
+    assert frozen.moments < plain.moments and frozen.activations < plain.activations
+    again = estimate(prepared(checkpoints[False], tmp_path, "--overwrite", "--gradient-checkpointing"))
+    assert again.activations < plain.activations
+
+
+# --- the command
+
+
+def command(checkpoint: Path, folder: Path) -> list[str]:
+    data = tiny_runs.questions(folder / "train.jsonl", 18)
+    quick = ("--batch-size", "3", "--max-steps", "4", "--eval-answers", "2", "--max-target-length", "20")
+    return ["--model", str(checkpoint), "--train", str(data), "--lr", "0.01", *quick]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_looking_changes_no_weight(
+    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout is on: a random number more or less would show."""
+    words = command(checkpoints[causal], tmp_path)
+
+    def weights(name: str) -> dict[str, Tensor]:
+        assert ftcore.train.main([*words, "--output", str(tmp_path / name)]) == 0
+        return load_file(tmp_path / name / "last" / "model.safetensors")
+
+    looked = weights("looked")
+    monkeypatch.setattr(ftcore.train, "introduce", lambda run: None)
+    blind = weights("blind")
+    monkeypatch.setattr(ftcore.train, "introduce", estimate)
+    torch.testing.assert_close([looked, weights("estimated")], [blind, blind], rtol=0, atol=0)
+
+
+def test_a_dry_run_leaves_nothing_behind(
+    checkpoints: dict[bool, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    words = command(checkpoints[False], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert ftcore.train.main([*words, "--dry-run"]) == 0
+    assert ftcore.train.main([*words, "--dry-run", "--output", "new"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    output = capsys.readouterr().out
+    for start in ("model", "task", "steps", "source", "target", "padding", "example", "memory", "time"):
+        assert re.search(f"^{start} ", output, re.M)
+    assert "directory" not in output
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    checkpoints: dict[bool, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = command(checkpoints[False], tmp_path)
+    ftcore.train.main([*words, "--output", str(tmp_path / "run")])
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    for options, complaint in (
+        (["--dry-run"], "already holds a run"),
+        (["--dry-run", "--resume"], "--dry-run trains nothing, so that there is nothing to --resume"),
+    ):
+        with pytest.raises(SystemExit) as ending:
+            ftcore.train.main([*words, "--output", str(tmp_path / "run"), *options])
+        assert ending.value.code == 2 and complaint in capsys.readouterr().err
+    assert ftcore.train.main([*words, "--output", str(tmp_path / "run"), "--dry-run", "--overwrite"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text())["dry_run"] is False
