@@ -272,15 +272,13 @@ def _unknown(trip: RoundTrip) -> str:
 def _lost(trip: RoundTrip) -> str:
     parts = []
     if trip.changed:
+        letters = ", ".join(f"{letter!r} ({count:,})" for letter, count in trip.lost[:4])
+        without = f", without {letters}" if letters else ""
         parts.append(
-            f"{trip.changed:,} of {trip.texts:,} texts ({trip.changed / trip.texts:.1%}) are changed"
-        )
-    if trip.lost:
-        parts.append(
-            "missing are " + ", ".join(f"{letter!r} {count:,} times" for letter, count in trip.lost[:5])
+            f"{trip.changed:,} of {trip.texts:,} texts ({trip.changed / trip.texts:.1%}) change{without}"
         )
     if trip.respaced:
-        parts.append(f"in {trip.respaced:,} of {trip.texts:,} other white space")
+        parts.append(f"the white space of {trip.respaced:,} of {trip.texts:,} texts changes")
     return "; ".join(parts) or f"{trip.texts:,} texts come back from the tokenizer as they were"
 
 
