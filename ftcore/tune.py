@@ -21,7 +21,7 @@ from ftcore.training.options import TrainOptions
 from ftcore.training.run import prepare
 from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED
 from ftcore.tuning.picture import save_picture
-from ftcore.tuning.results import best, results, table
+from ftcore.tuning.results import best, table
 from ftcore.tuning.search import Search, prepare_search
 from ftcore.tuning.search_directory import SearchDirectory
 from ftcore.tuning.watcher import PrunedError, Watcher, require_comparable
@@ -108,8 +108,7 @@ def introduce(search: Search) -> None:
 
 def conclude(search: Search) -> None:
     """The table, the picture, and how to go on."""
-    found = results(search.study)
-    directory = search.directory
+    found, directory = search.sum_up(), search.directory
     if found:
         tell("\n".join(["", *table(found), ""]))
         tell(f"table         {directory.table}")

@@ -55,15 +55,14 @@ def draw(space: Mapping[str, Range | Choice], trials: int, seed: int) -> list[di
     """
     import optuna
 
-    sampler = optuna.samplers.RandomSampler(seed=seed % 2**32)  # the largest that it takes
+    sampler = optuna.samplers.RandomSampler(seed=seed % 2**32)  # numpy takes no larger one
     study = optuna.create_study(sampler=sampler)
-    wanted = min(trials, math.prod(varied.size for varied in space.values()))
-    finite = math.isfinite(math.prod(varied.size for varied in space.values()))
+    possible = math.prod(varied.size for varied in space.values())
     drawn: list[dict[str, Any]] = []
-    while len(drawn) < wanted:
+    while len(drawn) < min(trials, possible):
         values = study.ask(distributions(space)).params
         settings = {name: _rounded(values[name], varied) for name, varied in space.items()}
-        if not finite or settings not in drawn:
+        if possible == math.inf or settings not in drawn:
             drawn.append(settings)
     return drawn
 

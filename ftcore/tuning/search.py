@@ -49,13 +49,18 @@ class Search:
         return Watcher(begin_trial(self.study, settings, self.space), self.options.metric), options
 
     def end_trial(self, watcher: Watcher, state: str, error: str = "") -> Result:
-        """Write down how it went, and leave weights on the disk of the best trial alone."""
+        """Write down how it went."""
         end_trial(self.study, watcher.trial, state, watcher.value, watcher.record(error))
+        return next(result for result in self.sum_up() if result.trial == self.ended)
+
+    def sum_up(self) -> list[Result]:
+        """All results, which are the table; and weights stay on the disk of the best trial alone."""
         found = results(self.study)
         winner = best(found)
         self.directory.keep_weights_of(winner.trial if winner else None, trials=len(found))
-        write_table(found, self.directory.table)
-        return next(result for result in found if result.trial == self.ended)
+        if found:
+            write_table(found, self.directory.table)
+        return found
 
 
 def prepare_search(options: TuneOptions) -> Search:

@@ -31,14 +31,14 @@ class SearchDirectory:
 
     @classmethod
     def create(cls, path: str, *, overwrite: bool) -> "SearchDirectory":
-        """A new search's directory. Hidden files in it do not matter.
+        """A new search's directory. Hidden files in it do not matter, nor a search without any result.
 
         Raises:
             ValueError: it already holds a search, or is not empty and no search.
         """
         search = cls(Path(path))
         if search.config.exists():
-            if not overwrite:
+            if search.table.exists() and not overwrite:
                 raise ValueError(
                     f"{path} already holds a search: --resume goes on with it, --overwrite replaces it"
                 )

@@ -111,7 +111,10 @@ def test_the_best_trial_is_left_with_weights_and_the_others_without(whole: Path)
 def test_the_command_at_the_end_repeats_the_best_trial_bit_for_bit(
     files: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    before = (whole / "trials.csv").read_bytes()
+    (whole / "trials.csv").unlink()
     assert resume(whole) == 0  # nothing is left to do: it says again what came out
+    assert (whole / "trials.csv").read_bytes() == before
     output = capsys.readouterr().out
     [line] = [line for line in output.splitlines() if "python -m ftcore.train" in line]
     words = shlex.split(line)
@@ -354,6 +357,9 @@ def test_the_directory_of_something_else(
     assert f"{whole} already holds a search: --resume goes on with it, --overwrite replaces it" in line
     run = whole / "trials" / "001"
     assert f"{run} exists and holds no search" in refusal(capsys, lambda: tune(files, run))
+    for _ in range(2):  # what failed before its first result may be started again
+        complaint = refusal(capsys, lambda: tune(files, tmp_path / "new", f"{SEARCH} --train nowhere.jsonl"))
+        assert "nowhere.jsonl" in complaint
     assert f"{tmp_path} holds no search to resume" in refusal(capsys, lambda: resume(tmp_path))
 
 
