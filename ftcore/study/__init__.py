@@ -1,6 +1,10 @@
-"""Looking inside: where two modules that should compute the same part ways, and what the mistake probably is.
+"""Looking inside: every activation of a model to see and to change, and two modules held against each other.
 
-Read `compare.py` first. `recording.py` holds the hooks, `report.py` the table and how close is close enough,
+To see and to change, read `hooks.py`. `names.py` says what activations are called, and `passes.py` makes one
+tensor of the many passes of a generation. `lens.py` is a first analysis, in a few lines.
+
+Where two modules that should compute the same part ways, and what the mistake probably is: read `compare.py`.
+`recording.py` lists the runs of all modules, `report.py` holds the table and how close is close enough,
 `causes.py` the mistakes that are recognised, `trial.py` how one is tried out.
 """
 
@@ -10,14 +14,26 @@ from ftcore import lazily
 
 if TYPE_CHECKING:
     from ftcore.study.compare import assert_same_as_reference, compare_modules, spread_weights
+    from ftcore.study.hooks import patch, record
+    from ftcore.study.lens import logit_lens
 
-__all__ = ["assert_same_as_reference", "compare_modules", "spread_weights"]
+__all__ = [
+    "assert_same_as_reference",
+    "compare_modules",
+    "logit_lens",
+    "patch",
+    "record",
+    "spread_weights",
+]
 
 __getattr__ = lazily(
     __name__,
     {
         "assert_same_as_reference": "ftcore.study.compare",
         "compare_modules": "ftcore.study.compare",
+        "logit_lens": "ftcore.study.lens",
+        "patch": "ftcore.study.hooks",
+        "record": "ftcore.study.hooks",
         "spread_weights": "ftcore.study.compare",
     },
 )
