@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -79,16 +79,21 @@ def command_of(options: TrainOptions) -> str:
 
 def versions(device: torch.device) -> dict[str, str]:
     """What else the numbers depend on: packages, machine, and the state of the code in a clone."""
-    import ftcore
-
-    found = {"ftcore": ftcore.__version__}
+    found = {name: _version(name) for name in ("ftcore", "torch", "tokenizers", "numpy", "safetensors")}
     if revision := _git("rev-parse", "HEAD"):
-        found["git revision"] = revision + (", with changes" if _git("status", "--porcelain", "-uno") else "")
-    found |= {name: version(name) for name in ("torch", "tokenizers", "numpy", "safetensors")}
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        found["git revision"] = revision + (", with changes" if changed else "")
     found["Python"] = platform.python_version()
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     found["machine"] = f"{sys.platform}, {machine}, {torch.get_num_threads()} threads"
     return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # ftcore itself may run from a clone
+        return "not installed"
 
 
 def _git(*arguments: str) -> str:
