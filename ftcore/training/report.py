@@ -70,10 +70,8 @@ def save_report(run: Run) -> None:
 def command_of(options: TrainOptions) -> str:
     """The command line that gives these options, but for where the run's files go; an option a line."""
     elsewhere = replace(options, output=None, overwrite=False, resume=False)
-    words = ["python", "-m", "ftcore.train", *arguments(elsewhere)]
-    return "".join(
-        (" \\\n    " if word.startswith("--") else " " * (number > 0)) + shlex.quote(word)
-        for number, word in enumerate(words)
+    return "python -m ftcore.train" + "".join(
+        (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in arguments(elsewhere)
     )
 
 
