@@ -44,11 +44,13 @@ DRAWS = 1000
 class Ledger:
     """What has been compared, and how near the bounds it came."""
 
+    configurations: int = 0
     worst: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     comparisons: Counter[tuple[str, str]] = field(default_factory=Counter)
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, configuration: Configuration) -> None:
+        self.configurations += 1
         for dimension in ("variant", "precision", "padding", "cache", "optimizer", "source", "length"):
             self.cells[dimension, str(getattr(configuration, dimension))] += 1
 

@@ -39,12 +39,13 @@ def run(family: str, count: int, ledger: Ledger) -> None:
         suppress_health_check=[HealthCheck.too_slow],
     )
     @seed(2026)
-    @given(configurations(family))
+    @given(configurations(family, count))
     def in_every_cell(configuration: Configuration) -> None:
         note(f"check({configuration!r})")
         check(configuration, ledger)
 
     in_every_cell()
+    assert ledger.configurations == count  # each once
 
 
 @pytest.mark.parametrize("family", VARIANTS)
