@@ -44,8 +44,9 @@ class TuneOptions(TrainOptions):
         super().__post_init__()
         if self.trials < 1:
             raise ValueError(f"--trials is {self.trials}, expected at least 1")
-        if self.check:
-            raise ValueError("--check is about one run: python -m ftcore.train --check")
+        if self.check or self.dry_run:
+            flag = "--check" if self.check else "--dry-run"
+            raise ValueError(f"{flag} is about one run: python -m ftcore.train {flag}")
         if self.halving is not None and self.halving < 2:
             raise ValueError(f"--halving is {self.halving}, expected at least 2")
         if not self.search and not self.resume:
