@@ -178,6 +178,7 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
 # What makes a command short enough for a test; the last of two equal options counts.
 BRIEF = ["--max-target-length", "16", "--device", "cpu"]
 SHORT = {
+    "tune": ["--trials", "2", "--max-steps", "2", "--eval-every", "1", "--eval-answers", "2", *BRIEF],
     "train": ["--max-steps", "2", "--eval-every", "2", "--eval-answers", "2", *BRIEF],
     "evaluate": ["--limit", "4", *BRIEF],
     "generate": [],
