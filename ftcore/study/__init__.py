@@ -4,8 +4,9 @@ To see and to change, read `hooks.py`. `names.py` says what activations are call
 tensor of the many passes of a generation. `lens.py` is a first analysis, in a few lines.
 
 Where two modules that should compute the same part ways, and what the mistake probably is: read `compare.py`.
-`recording.py` lists the runs of all modules, `report.py` holds the table and how close is close enough,
-`causes.py` the mistakes that are recognised, `trial.py` how one is tried out.
+`matching.py` says what of the two belongs together, `recording.py` lists the runs of all modules, `report.py`
+holds the table and how close is close enough, `causes.py` the mistakes that are recognised, `trial.py` how
+one is tried out, and `random_weights.py` weights under which mistakes show.
 """
 
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 from ftcore import lazily
 
 if TYPE_CHECKING:
-    from ftcore.study.compare import assert_same_as_reference, compare_modules, spread_weights
+    from ftcore.study.compare import assert_same_as_reference, compare_modules
     from ftcore.study.hooks import patch, record
     from ftcore.study.lens import logit_lens
+    from ftcore.study.random_weights import spread_weights
 
 __all__ = [
     "assert_same_as_reference",
@@ -34,6 +36,6 @@ __getattr__ = lazily(
         "logit_lens": "ftcore.study.lens",
         "patch": "ftcore.study.hooks",
         "record": "ftcore.study.hooks",
-        "spread_weights": "ftcore.study.compare",
+        "spread_weights": "ftcore.study.random_weights",
     },
 )

@@ -8,15 +8,24 @@ order in which the reference runs them. Anything that is an `nn.Module` may stan
 that you wrote, one of ftcore's, one of transformers', a whole model.
 """
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ftcore.study.causes import Suspect, likely_causes
-from ftcore.study.recording import Call, dotted, eval_mode, first_tensor, record_calls
+from ftcore.study.matching import (
+    Given,
+    Inputs,
+    Rename,
+    arguments,
+    copy_matching_weights,
+    parameter_name,
+    renaming,
+    unequal_weights,
+)
+from ftcore.study.recording import Call, eval_mode, first_tensor, record_calls
 from ftcore.study.report import (
     EQUAL,
     GRADIENT,
@@ -31,9 +40,6 @@ from ftcore.study.report import (
     verdict,
     work,
 )
-
-Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
-Rename = Mapping[str, str] | Callable[[str], str] | None
 
 FAR_APART = Difference(float("inf"), float("inf"))
 
@@ -78,11 +84,11 @@ def compare_modules(
     Raises:
         ValueError: `rename` names no module, or joins two; nothing to copy; or outputs without a tensor.
     """
-    named = _renaming(mine, rename)
+    named = renaming(mine, rename)
     if copy_weights:
-        _copy_weights(mine, reference, named)
-    here = _arguments(inputs, backward)
-    there = _arguments(inputs if reference_inputs is None else reference_inputs, backward)
+        copy_matching_weights(mine, reference, named)
+    here = arguments(inputs, backward)
+    there = arguments(inputs if reference_inputs is None else reference_inputs, backward)
 
     with eval_mode(reference), torch.set_grad_enabled(backward), torch.random.fork_rng():
         torch.manual_seed(0)  # for dropout in `mine`
@@ -103,7 +109,7 @@ def compare_modules(
         gradients=slopes.rows(named, bounds) if slopes else [],
         only_mine=[call.name for name, call in mine_by_name.items() if name not in pairs],
         only_reference=[call.name for call in calls if call.name not in pairs],
-        unequal_weights=_unequal_weights(mine, reference, named),
+        unequal_weights=unequal_weights(mine, reference, named),
     )
     _find_culprit(report, mine, reference, pairs, calls, where)
     return report
@@ -203,8 +209,8 @@ class _Gradients:
         reference: nn.Module,
         my_calls: list[Call],
         calls: list[Call],
-        here: "_Given",
-        there: "_Given",
+        here: Given,
+        there: Given,
         where: Tensor | None,
     ):
         self.where = where
@@ -243,9 +249,9 @@ class _Gradients:
         if self.inputs is not None:
             rows.append(self._row("(input)", *self.inputs, bounds, self.where))
         for name, one in self.my_weights.items():
-            if (other := self.weights.get(_parameter_name(name, named))) is not None:
+            if (other := self.weights.get(parameter_name(name, named))) is not None:
                 rows.append(
-                    self._row(name, one, other, bounds, None, self._size(_parameter_name(name, named)))
+                    self._row(name, one, other, bounds, None, self._size(parameter_name(name, named)))
                 )
         return rows
 
@@ -273,7 +279,7 @@ class _Gradients:
 
 
 def _differentiate(
-    module: nn.Module, calls: list[Call], given: "_Given", direction: Tensor
+    module: nn.Module, calls: list[Call], given: Given, direction: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """Gradients of the outputs by call, of the parameters by name, and of the main input."""
     outputs = {
@@ -342,130 +348,3 @@ def _same_input(mine: Call, reference: Call, tolerance: float, where: Tensor | N
     if one is None or other is None:
         return one is other
     return _judge(one.detach(), other.detach(), tolerance, where)[1] == EQUAL
-
-
-# ------------------------------------------------------------------------------------- inputs, names, weights
-
-_Given = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _arguments(inputs: Inputs, backward: bool) -> _Given:
-    """Positional and named arguments: copies, so that neither side finds what the other wrote into them."""
-
-    def fresh(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().clone().requires_grad_(backward and value.is_floating_point())
-
-    if isinstance(inputs, dict):
-        return (), {name: fresh(value) for name, value in inputs.items()}
-    positional = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(fresh(value) for value in positional), {}
-
-
-def _renaming(mine: nn.Module, rename: Rename) -> Callable[[str], str]:
-    """From the dotted names of `mine` to those of the reference."""
-    if rename is None:
-        return lambda name: name
-    modules = [name for name, _ in mine.named_modules() if name]
-    if callable(rename):
-        renamed = rename
-    else:
-        for prefix in rename:
-            if prefix not in modules:
-                near = difflib.get_close_matches(prefix, modules, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(modules)}"
-                raise ValueError(f"rename: mine has no module {prefix!r}{hint}")
-
-        def renamed(name: str) -> str:
-            parts = name.split(".")
-            for count in range(len(parts), 0, -1):  # the longest prefix counts
-                if (prefix := ".".join(parts[:count])) in rename:
-                    return ".".join([rename[prefix], *parts[count:]])
-            return name
-
-    targets: dict[str, str] = {}
-    for name in modules:
-        if (other := targets.setdefault(renamed(name), name)) != name:
-            raise ValueError(f"rename: both {other!r} and {name!r} become {renamed(name)!r}")
-
-    def named(name: str) -> str:
-        module, mark, run = name.partition(" #")
-        return (renamed(module) if module else "") + mark + run
-
-    return named
-
-
-def _parameter_name(name: str, named: Callable[[str], str]) -> str:
-    module, _, parameter = name.rpartition(".")
-    return dotted(named(module), parameter)
-
-
-@torch.no_grad()
-def _copy_weights(mine: nn.Module, reference: nn.Module, named: Callable[[str], str]) -> None:
-    weights = dict(reference.named_parameters(remove_duplicate=False))
-    copied = 0
-    for name, weight in mine.named_parameters():
-        other = weights.get(_parameter_name(name, named))
-        if other is not None and other.shape == weight.shape:
-            weight.copy_(other)
-            copied += 1
-    if not copied and any(True for _ in mine.parameters()):
-        raise ValueError(
-            "copy_weights: no parameter of mine has name and shape of one of the reference's; say by rename "
-            f"which is which (mine: {_shapes(mine)}; the reference: {_shapes(reference)})"
-        )
-
-
-def _shapes(module: nn.Module) -> str:
-    return ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
-
-
-def _unequal_weights(mine: nn.Module, reference: nn.Module, named: Callable[[str], str]) -> dict[str, str]:
-    """The parameters of mine that are not the reference's of that name, and in which way."""
-    weights = dict(reference.named_parameters(remove_duplicate=False))
-    unequal: dict[str, str] = {}
-    for name, weight in mine.named_parameters():
-        other = weights.get(_parameter_name(name, named))
-        if other is None:
-            unequal[name] = "the reference has none of that name"
-        elif other.shape != weight.shape:
-            unequal[name] = f"{tuple(weight.shape)}, the reference's is {tuple(other.shape)}"
-        elif not torch.equal(weight.detach().to(other.dtype), other):
-            apart = difference(weight.detach(), other.detach()).relative
-            unequal[name] = f"relative difference {apart:.1e}"
-    return unequal
-
-
-# --------------------------------------------------------------------------------------------- random weights
-
-
-@torch.no_grad()
-def spread_weights(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights under which mistakes show; returns the module.
-
-    Freshly initialised layers hide mistakes: biases are 0, norms are 1, and scores are so small that every
-    softmax gives nearly the same weights, whatever its scale and mask. Here biases and norms vary, embeddings
-    are normal, and matrices keep the size of what they are given. T5's q is smaller by 1/sqrt(K), because its
-    attention does not divide by that: scores that are too large make a softmax choose one key alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    done: set[nn.Parameter] = set()
-    for part in module.modules():
-        for name, weight in part.named_parameters(recurse=False):
-            if weight in done:
-                continue  # a tied head stays the embedding
-            done.add(weight)
-            noise = torch.randn(weight.shape, generator=generator).to(weight)
-            if weight.dim() < 2:
-                weight.add_(0.2 * noise)
-            elif isinstance(part, nn.Embedding):
-                weight.copy_(noise)
-            else:
-                stored_in_out = type(part).__name__ == "Conv1D" and name == "weight"
-                weight.copy_(noise * weight.shape[0 if stored_in_out else 1] ** -0.5)
-    for part in module.modules():
-        if type(part).__name__ == "T5Attention":
-            q, heads = cast(nn.Linear, part.q), getattr(part, "num_heads", None) or part.n_heads
-            q.weight.mul_((q.out_features // cast(int, heads)) ** -0.5)
-    return module
