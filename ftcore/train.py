@@ -23,7 +23,8 @@ from ftcore.data import DataLoader
 from ftcore.decoding import generate
 from ftcore.evaluation.samples import continuations
 from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
-from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
+from ftcore.training.check_result import FAILS, HOLDS
+from ftcore.training.checks import Loop, run_checks
 from ftcore.training.estimate import estimate
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.loss import batch_loss, count_targets

@@ -1,23 +1,14 @@
 """What must hold of every run, measured on a few examples of this one: `python -m ftcore.train --check`.
 
 Most checks compute one thing in two ways that differ only in the order of their sums, and compare them twice:
-
-    In float64 the results may differ by HALF, the square root of its rounding: half of the digits are left
-    for rounding errors to grow in, and no mistake in a formula is as small as the other half.
-
-    In the run's own precision, float64's result is the truth. The two ways err by rounding alone, by sums of
-    many errors of the same size, whose norms are close to each other: one may be TIMES the other.
-
-A check that is passed by a faulty program too says nothing. So each has a fault, made on purpose or worked
-out, and where the fault would stay within the bound (where nothing is padded, say), the verdict is that it
-could not be checked.
+in float64 and in the run's precision. By how much they may differ stands in check_result.py.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,16 +20,12 @@ from ftcore.data import DataLoader, Examples
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
+from ftcore.training.check_result import HALF, Check, Figure, apart, impossible, no_worse, rounding_bounds
 from ftcore.training.loss import batch_loss
 from ftcore.training.rehearsal import Few, rehearse, spread
 from ftcore.training.run import Run
 
 Batch = dict[str, Tensor]
-
-HOLDS, FAILS, NOT_CHECKED = "holds", "FAILS", "could not be checked"
-
-HALF = math.sqrt(torch.finfo(torch.float64).eps)  # 1.5e-8
-TIMES = 4.0  # as for the parity with transformers: see docs/parity.md
 
 ROWS = 8  # examples of a window, of which the accumulation makes SPLIT micro-batches
 SPLIT = 4
@@ -58,51 +45,6 @@ class Loop(NamedTuple):
     accumulate_gradients: Callable[[Run, Sequence[Batch]], float]
     windows: Callable[[DataLoader, int], Iterator[list[Batch]]]
     generate: Callable[..., Tensor]
-
-
-class Figure(NamedTuple):
-    what: str
-    value: float
-    bound: float  # the most that is allowed
-
-    @property
-    def is_within(self) -> bool:
-        return self.value <= self.bound  # NaN is not
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check has found; `str(check)` is what the user reads behind its name."""
-
-    compared: str
-    figures: Sequence[Figure]
-    bounds: str  # where they come from
-    fault: Figure | None = None  # what a fault would come to, which must be more than its bound
-    why_not: str = ""  # it could be checked
-
-    @property
-    def verdict(self) -> str:
-        if not all(figure.is_within for figure in self.figures):
-            return FAILS
-        return NOT_CHECKED if self.why_not or self.fault is None or self.fault.is_within else HOLDS
-
-    def __str__(self) -> str:
-        lines = [self.verdict, *([f"  {self.compared}"] if self.compared else [])]
-        figures = [*self.figures, *([self.fault] if self.fault else [])]
-        width = max((len(figure.what) for figure in figures), default=0)
-        for figure in figures:
-            comparison = "more than" if figure is self.fault else "at most"
-            mark = "" if figure.is_within != (figure is self.fault) else "   <--"
-            lines.append(
-                f"    {figure.what:<{width}}  {_short(figure.value):>8}   "
-                f"{comparison} {_short(figure.bound)}{mark}"
-            )
-        lines.append(f"  {self.why_not or self.bounds}")
-        return "\n".join(lines)
-
-
-def _short(number: float) -> str:
-    return f"{number:,.0f}" if float(number).is_integer() else f"{number:.2g}"
 
 
 def run_checks(run: Run, loop: Loop, directory: Path) -> Iterator[tuple[str, Check]]:
@@ -160,7 +102,7 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Check:
     size = max(1, rows // SPLIT)
     count = rows // size
     if count < 2:
-        return _impossible(f"{_count(len(dataset), 'example')} to train on are too few")
+        return impossible(f"{_count(len(dataset), 'example')} to train on are too few")
     rows = size * count
     examples = spread(dataset, 2 * rows + min(TAIL, rows - 1), by_labels=True)
 
@@ -179,12 +121,12 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Check:
         f"{_count(len(losses), 'step')} of {rows} examples, the last of fewer: as one batch, and as {count} "
         f"micro-batches of {size}",
         [
-            Figure("loss, float64", _apart(losses_of_parts, losses), HALF),
-            Figure("gradient's norm, float64", _apart(norms_of_parts, norms), HALF),
-            Figure("change of the weights, float64", _apart(moved_by_parts, moved), HALF),
-            _no_worse(run, "gradient", summed, usual, truth),
+            Figure("loss, float64", apart(losses_of_parts, losses), HALF),
+            Figure("gradient's norm, float64", apart(norms_of_parts, norms), HALF),
+            Figure("change of the weights, float64", apart(moved_by_parts, moved), HALF),
+            no_worse(run.options.precision, "gradient", summed, usual, truth),
         ],
-        _bounds(run, "one batch"),
+        rounding_bounds(run.options.precision, "one batch"),
         fault=Figure("loss, if micro-batches counted alike", fault, HALF),
     )
 
@@ -194,7 +136,7 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Check:
     dataset = _training_set(run)
     size = min(ROWS // 2, len(dataset) // 4)
     if not size:
-        return _impossible(f"{_count(len(dataset), 'example')} to train on are too few")
+        return impossible(f"{_count(len(dataset), 'example')} to train on are too few")
     examples = spread(dataset, 6 * size - 1)  # an epoch of two steps at least
     stop, steps = 1, 5
 
@@ -218,7 +160,7 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Check:
         and run.device.type != "cpu"
         and _different(_weights(_trained(begin("again"), loop).model), wanted)
     ):
-        return _impossible(f"on this device, {run.device}, two uninterrupted runs differ already")
+        return impossible(f"on this device, {run.device}, two uninterrupted runs differ already")
     return Check(
         f"{steps} steps with dropout, and the same, stopped after {stop}, saved and resumed",
         [
@@ -242,7 +184,7 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Check:
     lengths = [row["input_ids"].shape[1] for row in alone]
     shortest, longest = min(lengths), max(lengths)
     if padded["attention_mask"].all():
-        return _impossible(f"all examples have {lengths[0]} tokens, so that nothing is padded")
+        return impossible(f"all examples have {lengths[0]} tokens, so that nothing is padded")
     everything = torch.ones_like(padded["attention_mask"])
     exact, own = _models(run)
     with torch.no_grad():
@@ -254,12 +196,12 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Check:
     return Check(
         f"{_count(len(examples), 'example')} of {shortest} to {longest} tokens: each alone, and in one batch",
         [
-            Figure("loss, float64", _apart(loss, torch.stack(losses).sum()), HALF),
-            Figure("last hidden states, float64", _apart(with_padding, truth), HALF),
-            _no_worse(run, "last hidden states", own_padded, usual, truth),
+            Figure("loss, float64", apart(loss, torch.stack(losses).sum()), HALF),
+            Figure("last hidden states, float64", apart(with_padding, truth), HALF),
+            no_worse(run.options.precision, "last hidden states", own_padded, usual, truth),
         ],
-        _bounds(run, "examples alone"),
-        fault=Figure("last hidden states without the mask", _apart(unmasked, truth), HALF),
+        rounding_bounds(run.options.precision, "examples alone"),
+        fault=Figure("last hidden states without the mask", apart(unmasked, truth), HALF),
     )
 
 
@@ -276,11 +218,11 @@ def caches_exactly(run: Run, loop: Loop, directory: Path) -> Check:
     return Check(
         f"{_count(len(examples), 'example')}, at once without a cache, and a token at a time with it",
         [
-            Figure("last hidden states, float64", _apart(cached, truth), HALF),
-            _no_worse(run, "last hidden states", own_cached, usual, truth),
+            Figure("last hidden states, float64", apart(cached, truth), HALF),
+            no_worse(run.options.precision, "last hidden states", own_cached, usual, truth),
         ],
-        _bounds(run, "the way without a cache"),
-        fault=Figure("last hidden states without the first token", _apart(forgetful, truth), HALF),
+        rounding_bounds(run.options.precision, "the way without a cache"),
+        fault=Figure("last hidden states without the first token", apart(forgetful, truth), HALF),
     )
 
 
@@ -487,34 +429,6 @@ def _moments(run: Run) -> Tensor:
 
 def _different(numbers: Tensor, others: Tensor) -> int:
     return int((numbers != others).sum()) if numbers.shape == others.shape else max(numbers.numel(), 1)
-
-
-def _apart(mine: Tensor, reference: Tensor) -> float:
-    """The norm of the difference, relative to the reference's; infinite for another number of numbers."""
-    if mine.shape != reference.shape:
-        return math.inf
-    difference = (mine.double() - reference.double()).norm().item()
-    return difference / reference.double().norm().item() if difference else 0.0
-
-
-def _no_worse(run: Run, what: str, other: Tensor, usual: Tensor, truth: Tensor) -> Figure:
-    """The error of the other way in the run's precision, bounded by the usual way's."""
-    one_rounding = torch.finfo(
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.options.precision, torch.float32)
-    ).eps
-    bound = max(TIMES * _apart(usual, truth), one_rounding)
-    return Figure(f"error of {what}, {run.options.precision}", _apart(other, truth), bound)
-
-
-def _bounds(run: Run, usual: str) -> str:
-    return (
-        "Rounding may cost half of float64's digits. "
-        f"In {run.options.precision}, the error against float64 may be {TIMES:g} times\n  that of {usual}."
-    )
-
-
-def _impossible(why: str) -> Check:
-    return Check("", [], "", why_not=why)
 
 
 def _count(number: int, noun: str) -> str:

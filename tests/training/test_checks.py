@@ -20,7 +20,8 @@ from ftcore.data.loader import WindowSampler
 from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
 from ftcore.training import checks
-from ftcore.training.checks import FAILS, HOLDS, NOT_CHECKED, Check, Figure, Loop
+from ftcore.training.check_result import FAILS, HOLDS, NOT_CHECKED, Check, Figure
+from ftcore.training.checks import Loop
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
 from ftcore.training.run import Run, prepare
