@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import (
     BOUND,
@@ -36,6 +36,19 @@ from ftcore.models.activations import ACTIVATIONS
 SMALL = {"n_embd": 24, "n_head": 3, "n_layer": 2}
 DTYPES = list(BOUND)
 HALVES = [torch.bfloat16, torch.float16]
+
+# Scores that nobody divides by sqrt(K): the keys' biases, which no score feels, get the most rounding.
+LOUD_SCORES = {
+    "n_embd": 48,
+    "n_head": 1,
+    "n_layer": 1,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-6,
+    "scale_attn_weights": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
 
 
 def theirs(reference: nn.Module, ids: Tensor, mask: Tensor, **options: bool) -> ModelOutput:
@@ -107,15 +120,17 @@ def test_our_loss_is_the_one_they_compute_from_labels(drawn, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=8)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
+@example(drawn=LOUD_SCORES, seed=0, side="left")
 def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
     """Adam divides a gradient by its own size, so where the true gradient is zero it steps by rounding noise:
     a key's bias adds the same to all scores of a query, and softmax takes it out again. Only `eps` stands
-    against that: noise of about 1e-7, in float32, moves a weight by lr * 1e-7 / eps a step. So float32 needs
-    an eps of 1e-4 for 1e-6 a step; float64, with its noise of 1e-16, compares the usual 1e-8.
+    against that: noise of about 1e-7, in float32, moves a weight by lr * 1e-7 / eps a step. Biases are about
+    0.2 here, so for three steps to stay well below 1e-5 of that, float32 needs an eps of 1e-3: 1e-7 a step.
+    float64, with its noise of 1e-16, compares the usual 1e-8.
     """
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed))
     ids, mask, targets = tokens(seed, 3, 20), padding(seed, 3, 20, side), tokens(seed + 1, 3, 20)
-    eps = 1e-8 if dtype == torch.float64 else 1e-4
+    eps = 1e-8 if dtype == torch.float64 else 1e-3
     runs = {reference: lambda: theirs(reference, ids, mask).logits, model: lambda: model(ids, mask)}
     for trained, run in runs.items():
         optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, eps=eps)

@@ -141,7 +141,7 @@ def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
     }
     for trained, run in runs.items():
         optimizer = torch.optim.AdamW(
-            trained.parameters(), lr=1e-3, eps=1e-8 if dtype == torch.float64 else 1e-4
+            trained.parameters(), lr=1e-3, eps=1e-8 if dtype == torch.float64 else 1e-3
         )
         for _ in range(3):
             optimizer.zero_grad()
