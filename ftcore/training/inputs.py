@@ -56,9 +56,17 @@ def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, To
 def read_data(
     task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
-    """What a file of a task holds: records, or of a plain text its ids."""
+    """What a file of a task holds: its first `limit` records, or of a plain text its ids.
+
+    Raises:
+        ValueError, OSError: the file cannot be read as what the task wants, or a text has no records to count.
+    """
     causal = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:
+        if limit is not None:
+            raise ValueError(
+                f"--limit counts records, and the text of --task {task} has none: give a part of it"
+            )
         return read_corpus(task, path, tokenizer, causal=causal)
     return read_records(task, path, causal=causal, limit=limit)
 

@@ -139,6 +139,9 @@ def test_more_mistakes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "broken.jsonl, line 1: broken JSON" in refusal(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
     assert "the records have no gold answers" in refusal(capsys, *text)
+    assert "--limit counts records, and the text of --task lm has none" in refusal(
+        capsys, *text[:-2], "--limit", "2"
+    )
     small = tiny_runs.tiny_gpt2(tmp_path / "small", n_positions=16)
     assert "only 16 positions" in refusal(capsys, *on(files, "gpt2"), "--model", str(small))
     assert "no config.json" in refusal(capsys, *on(files, "t5"), "--model", str(files))
