@@ -12,7 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ftcore"
 
 # The rooms from the ground up. A room imports those below it; those on one floor do not know each other.
-FLOORS = [{"command", "models"}, {"data"}, {"training", "decoding"}, {"evaluation"}, {"study", "tuning"}]
+FLOORS = [
+    {"command", "models"},
+    {"data"},
+    {"training", "decoding"},
+    {"evaluation"},
+    {"study", "tuning"},
+    {"analysis"},
+]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 CORE = {"torch", "tokenizers", "numpy", "tqdm", "safetensors"}

@@ -33,6 +33,7 @@ def generate(
     decoder_input_ids: Tensor | None = None,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
+    observer: "BeamObserver | None" = None,
     **arguments: Any,
 ) -> Tensor:
     """Continue GPT-2's prompts, or answer T5's inputs, token by token.
@@ -45,6 +46,7 @@ def generate(
         decoder_input_ids: (B, T) what T5's answers begin with. The start token is put in front if missing.
         generator: the source of chance in sampling, on the model's device; None for torch's global one.
         streamer: called with every step's new tokens (R,), on the model's device. Not with beams.
+        observer: called after every step of a beam search; see `BeamObserver`.
         arguments: the fields of `ftcore.decoding.arguments.Arguments`: max_new_tokens=20, num_beams=1,
             length_penalty=1.0, no_repeat_ngram_size=0, do_sample=False, temperature=1.0, top_k=50, ...
 
@@ -59,6 +61,8 @@ def generate(
     chosen = arguments_for(model, arguments)
     if streamer is not None and chosen.num_beams > 1:
         raise ValueError("streamer needs num_beams=1: beam search knows its answer only at the end")
+    if observer is not None and chosen.num_beams == 1:
+        raise ValueError("observer needs num_beams above 1: without beams there is nothing but the answer")
     device = next(model.parameters()).device
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
     if model.config.is_encoder_decoder:
@@ -78,7 +82,7 @@ def generate(
     with evaluating(model), torch.inference_mode():
         stepper = Stepper(model, input_ids, attention_mask, max_length - 1)
         if chosen.num_beams > 1:
-            ids = beam_search(stepper, prompt, score_rules, chosen, max_length, generator)
+            ids = beam_search(stepper, prompt, score_rules, chosen, max_length, generator, observer)
         else:
             ids = sample(stepper, prompt, score_rules, chosen, max_length, generator, streamer)
     return ids.clone()  # outside of inference mode, so that the caller may train on it
@@ -147,6 +151,10 @@ class Hypotheses:
         return Hypotheses(*(torch.cat(pair, 1) for pair in pairs))
 
 
+# Is shown every step: the length of its candidates, them, and the complete and running that came of them.
+BeamObserver = Callable[[int, Hypotheses, Hypotheses, Hypotheses], None]
+
+
 def beam_search(
     stepper: Stepper,
     prompt: Tensor,
@@ -154,6 +162,7 @@ def beam_search(
     arguments: Arguments,
     max_length: int,
     generator: torch.Generator | None = None,
+    observer: BeamObserver | None = None,
 ) -> Tensor:
     """Keep the N likeliest beginnings, extend them all, and return the best of those that came to an end.
 
@@ -178,6 +187,8 @@ def beam_search(
         candidates = propose(running, log_probs, length, max_length, arguments, generator)
         complete = best_complete(complete, candidates, unsettled, arguments)
         running = best_running(candidates, beams)
+        if observer is not None:
+            observer(length + 1, candidates, complete, running)
         unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, arguments)
         enough = complete.ended.all() & (arguments.early_stopping is True)
         if bool(~unsettled.any() | enough | candidates.ended.all()):  # one look at the device per step
