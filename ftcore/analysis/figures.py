@@ -46,10 +46,12 @@ def draw_matrix(
     texts: Sequence[Sequence[str]] | None = None,
     signed: bool = False,
     high: float | None = None,
+    bar: bool = True,
 ) -> None:
     """Numbers (rows, columns) as colours; `texts` are written into the cells.
 
-    The scale goes from 0 to `high`, or where the numbers are `signed`, from -high to high, blue to red.
+    The scale, which `bar` shows, goes from 0 to `high`; where the numbers are `signed`, from -high to high,
+    blue to red.
     """
     from matplotlib import colormaps
 
@@ -64,7 +66,8 @@ def draw_matrix(
             is_dark = abs(numbers[row, column]) > 0.6 * top
             colour = "white" if is_dark else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, parse_math=False)
-    axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    if bar:
+        axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
 
 
 def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
@@ -75,3 +78,30 @@ def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
         return
     # parse_math=False: a token may be a dollar sign.
     set_ticks(range(len(names)), names, rotation=rotation, fontsize=7, parse_math=False)
+
+
+def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:
+    """A number for each head, (L, H), on a scale as `draw_matrix` has it."""
+    blocks, heads = field.shape
+    draw_matrix(
+        axes,
+        field,
+        rows=[f"block {block}" for block in range(blocks)],
+        columns=[f"head {head}" for head in range(heads)],
+        texts=[[f"{value:.2f}" for value in line] for line in field.tolist()],
+        signed=signed,
+        high=high,
+        bar=False,
+    )
+    axes.set_title(title, fontsize=9)
+
+
+def draw_heads(fields: dict[str, Tensor], title: str = "", *, signed: bool = False) -> Figure:
+    """A number for each head, a field (L, H) for each part: scores, shares, changes."""
+    figure = new_figure(0.6 + sum(0.5 + 0.45 * field.shape[1] for field in fields.values()), 3.0)
+    panels = figure.subplots(1, len(fields), squeeze=False)[0]
+    high = max(float(field.abs().max()) for field in fields.values())
+    for axes, (part, field) in zip(panels, fields.items(), strict=True):
+        draw_head_field(axes, field, part, signed=signed, high=high)
+    figure.suptitle(title, fontsize=10)
+    return figure

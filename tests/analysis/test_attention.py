@@ -1,0 +1,154 @@
+"""Attention maps and hidden states are those of transformers, for batches, padding and generation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from oracle import (
+    BOUND,
+    error,
+    gpt2_pair,
+    gpt2_settings,
+    padding,
+    positions,
+    seeds,
+    sides,
+    t5_pair,
+    t5_settings,
+    tokens,
+)
+from tiny_models import FAMILIES, GPT2, T5, random_inputs, tiny, untouched
+
+from ftcore.analysis.attention import (
+    attention_maps,
+    attention_while_generating,
+    draw_attention,
+    hidden_states,
+)
+from ftcore.decoding import generate
+
+EVERYTHING = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
+LIMIT = BOUND[torch.float32]
+
+
+@settings(deadline=None, max_examples=5)
+@given(drawn=gpt2_settings, seed=seeds, side=sides)
+@torch.no_grad()
+def test_gpt2s_maps_and_states_are_transformers(drawn, seed, side):
+    reference, model = gpt2_pair(drawn, seed)
+    ids, mask = tokens(seed, 3, 9), padding(seed, 3, 9, side)
+    want = reference(input_ids=ids, attention_mask=mask, position_ids=positions(mask), **EVERYTHING)
+    inputs, real = {"input_ids": ids, "attention_mask": mask}, mask.bool()
+    maps, states = attention_maps(model, inputs), hidden_states(model, inputs)
+    assert list(maps) == list(states) == ["decoder"]
+    theirs = torch.stack(want.attentions).transpose(2, 3)
+    assert error(maps["decoder"].transpose(2, 3)[:, real], theirs[:, real]) < LIMIT
+    assert len(states["decoder"]) == len(want.hidden_states)
+    for ours, theirs in zip(states["decoder"], want.hidden_states, strict=True):
+        assert error(ours[real], theirs[real]) < LIMIT
+
+
+@settings(deadline=None, max_examples=5)
+@given(drawn=t5_settings, seed=seeds, side=sides)
+@torch.no_grad()
+def test_t5s_maps_and_states_are_transformers(drawn, seed, side):
+    reference, model = t5_pair(drawn, seed)
+    source, mask, target = tokens(seed, 3, 9), padding(seed, 3, 9, side), tokens(seed + 1, 3, 7)
+    inputs = {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
+    want = reference(**inputs, **EVERYTHING)
+    maps, states = attention_maps(model, inputs), hidden_states(model, inputs)
+    real = {"encoder": mask.bool(), "decoder": torch.ones_like(target).bool()}
+    real["cross"] = real["decoder"]
+    expected = {
+        "encoder": want.encoder_attentions,
+        "decoder": want.decoder_attentions,
+        "cross": want.cross_attentions,
+    }
+    assert list(maps) == list(expected)
+    for part, theirs in expected.items():
+        theirs = torch.stack(theirs).transpose(2, 3)
+        assert error(maps[part].transpose(2, 3)[:, real[part]], theirs[:, real[part]]) < LIMIT, part
+    for stack, theirs in (("encoder", want.encoder_hidden_states), ("decoder", want.decoder_hidden_states)):
+        for got, expected_state in zip(states[stack], theirs, strict=True):
+            assert error(got[real[stack]], expected_state[real[stack]]) < LIMIT, stack
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_maps_while_generating_are_transformers(family, beams):
+    settings = {"tie_word_embeddings": False}  # a tied head repeats itself
+    equal_depths = T5 | {"num_layers": 3}  # the reference's cache needs them
+    reference, model = (
+        gpt2_pair(GPT2 | settings, 4) if family == "gpt2" else t5_pair(equal_depths | settings, 4)
+    )
+    ids = tokens(4, 2, 5)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": beams, "pad_token_id": 0}
+    theirs = reference.generate(
+        ids, **options, do_sample=False, use_cache=True, output_attentions=True, return_dict_in_generate=True
+    )
+    answers, maps = attention_while_generating(model, ids, **options)
+    assert torch.equal(answers, theirs.sequences)
+    kinds = {"decoder": "attentions"}
+    if family == "t5":
+        kinds = {"decoder": "decoder_attentions", "cross": "cross_attentions"}
+    prompt = 5 if family == "gpt2" else 1
+    for part, attribute in kinds.items():
+        for layer in range(3):
+            ours = maps[part][layer]
+            for step, by_layer in enumerate(getattr(theirs, attribute)):
+                want = by_layer[layer]  # (rows, H, 1 or the prompt, S so far)
+                if beams > 1 and step:
+                    break  # its rows are beams from here on, put in order later; for them see the next test
+                rows = slice(step + prompt - want.shape[2], step + prompt)
+                assert error(ours[:, :, rows, : want.shape[-1]], want[::beams]) < LIMIT, (part, layer, step)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_while_generating_are_each_answers_own(family):
+    model, ids, mask = tiny(family), tokens(0, 2, 6), padding(3, 2, 6, "left")
+    options = {
+        "max_new_tokens": 5,
+        "num_beams": 4,
+        "num_return_sequences": 3,
+        "eos_token_id": list(range(30)),
+    }
+    answers, maps = attention_while_generating(model, ids, mask, pad_token_id=0, **options)
+    assert torch.equal(answers, generate(model, ids, mask, pad_token_id=0, **options))
+    for row, answer in enumerate(answers):
+        source, real = ids[row // 3], mask[row // 3].bool()
+        if family == "gpt2":
+            alone = {"input_ids": answer[None, :-1][:, F.pad(real, (0, len(answer) - 7), value=True)]}
+        else:
+            alone = {"input_ids": source[real][None], "decoder_input_ids": answer[None, :-1]}
+        for part, want in attention_maps(model, alone).items():
+            _, length, width = want.shape[2:]
+            got = maps[part][:, row, :, -length:]
+            keys = F.pad(real, (0, got.shape[-1] - len(real)), value=True)
+            if part == "encoder":
+                got = maps[part][:, row][:, :, real]
+            elif part == "decoder" and family == "t5":
+                keys = torch.ones(width, dtype=torch.bool)
+            torch.testing.assert_close(got[..., keys], want[:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_left_behind(family):
+    model = tiny(family).train()
+    maps = attention_maps(model, random_inputs(family))
+    assert torch.equal(maps["decoder"], attention_maps(model, random_inputs(family))["decoder"])  # no dropout
+    assert not any(tensor.requires_grad for tensor in maps.values())
+    assert untouched(model) and all(module.training for module in model.modules())
+    with pytest.raises(ValueError):
+        attention_maps(model, {**random_inputs(family), "attention_mask": torch.ones(2, 3)})
+    assert untouched(model) and all(module.training for module in model.modules())
+
+
+def test_a_panel_for_each_head_with_hostile_tokens():
+    pytest.importorskip("matplotlib")
+    inputs = random_inputs("t5")
+    maps = attention_maps(tiny("t5"), inputs)["cross"][:, 0]
+    keys = ["<script>", "$x_", "שלום", "👩‍🚀", "\n", "", "a" * 50, "\\frac", "%"]
+    figure = draw_attention(maps, [str(n) for n in range(7)], keys, "cross")
+    assert len(figure.axes) == 9
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == keys
+    figure.canvas.draw()
