@@ -1,0 +1,38 @@
+"""How the residual stream grows from block to block."""
+
+import torch
+from torch import Tensor
+
+from ftcore.analysis.figures import Figure, new_figure
+from ftcore.analysis.reading import Inputs, activations_of, of_all_blocks, parts_of
+from ftcore.models import Model
+
+
+def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
+    """How long the residual stream's vectors are before each block and after the last: (L + 1, B, T) each.
+
+    By stack: `decoder`, and T5's `encoder`. Norms read directions, so a vector that is long is hard to turn:
+    what a block adds counts in proportion.
+    """
+    prefixes = {part: prefix for part, prefix in parts_of(model).items() if part != "cross"}
+    acts = activations_of(model, inputs, *(f"{prefix}resid_p*.*" for prefix in prefixes.values()))
+    return {
+        stack: torch.cat(
+            [of_all_blocks(acts, f"{prefix}resid_pre"), of_all_blocks(acts, f"{prefix}resid_post")[-1:]]
+        ).norm(dim=-1)
+        for stack, prefix in prefixes.items()
+    }
+
+
+def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
+    """A line for each token of the first row, the mean of all tokens in black."""
+    figure = new_figure(4.2 * len(norms), 3.2)
+    panels = figure.subplots(1, len(norms), squeeze=False)[0]
+    for axes, (stack, lengths) in zip(panels, norms.items(), strict=True):
+        axes.plot(lengths[:, 0].cpu(), color="C0", alpha=0.25, lw=0.8)
+        axes.plot(lengths.flatten(1).mean(1).cpu(), color="black", lw=2, marker="o", label="mean")
+        axes.set_xticks(range(len(lengths)), [*(f"before {b}" for b in range(len(lengths) - 1)), "end"])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("length of the residual stream")
+        axes.set_title(stack, fontsize=10)
+    return figure

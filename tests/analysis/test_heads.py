@@ -1,0 +1,118 @@
+"""Head scores: known attention gives known scores; copying is what the whole circuit's eigenvalues say."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny
+
+from ftcore.analysis.figures import draw_heads
+from ftcore.analysis.heads import (
+    copy_scores,
+    duplicate_token_scores,
+    induction_scores,
+    prefix_matching_scores,
+    previous_token_scores,
+    repeated_tokens,
+)
+from ftcore.models.lora import add_lora
+
+
+def map_that_looks_at(places: list[list[int]]) -> torch.Tensor:
+    """(1, B, 1, T, T): each position's whole attention on one place."""
+    where = torch.tensor(places)  # (B, T)
+    return torch.nn.functional.one_hot(where, where.shape[1]).float()[None, :, None]
+
+
+def test_repeated_tokens_say_nothing_but_that_they_repeat():
+    ids = repeated_tokens(50, rows=4, length=6, repeats=3, seed=1)
+    assert ids.shape == (4, 18)
+    assert torch.equal(ids[:, :6], ids[:, 6:12]) and torch.equal(ids[:, :6], ids[:, 12:])
+    assert all(len(set(row[:6].tolist())) == 6 for row in ids)
+    assert not torch.equal(ids[0], ids[1])
+
+
+def test_perfect_heads_have_the_score_one_and_no_other():
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7], [8, 9, 8, 9, 3, 4]])
+    induction = map_that_looks_at([[0, 0, 0, 1, 2, 3], [0, 0, 1, 2, 0, 0]])
+    duplicate = map_that_looks_at([[0, 0, 0, 0, 1, 2], [0, 0, 0, 1, 0, 0]])
+    previous = map_that_looks_at([[0, 0, 1, 2, 3, 4], [0, 0, 1, 2, 3, 4]])
+    maps = torch.cat([induction, duplicate, previous], 2)  # three heads of a block
+    assert prefix_matching_scores(maps, ids).tolist() == [
+        [1.0, 0.0, pytest.approx(2 / 5)]
+    ]  # where two alternate, the previous token is it
+    assert duplicate_token_scores(maps, ids).tolist() == [[0.0, 1.0, 0.0]]
+    assert previous_token_scores(maps)[0, 2] == 1
+    assert (previous_token_scores(maps)[0, :2] < 1).all()
+
+
+def test_all_earlier_occurrences_count_and_later_ones_do_not():
+    ids = torch.tensor([[5, 6, 5, 7, 5, 5]])
+    maps = torch.full((1, 1, 1, 6, 6), 1 / 6)
+    # Behind a 5 stand positions 1, 3 and 5. Position 2 may look at 1, 4 at 1 and 3, 5 at all of them.
+    assert prefix_matching_scores(maps, ids).item() == pytest.approx((1 + 2 + 3) / 6 / 3)
+    assert duplicate_token_scores(maps, ids).item() == pytest.approx((1 + 2 + 3) / 6 / 3)
+
+
+def test_induction_scores_are_shares():
+    scores = induction_scores(tiny("gpt2"), rows=2, length=10)
+    assert scores.shape == (3, 3)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_copying_is_what_the_whole_circuit_says(family):
+    """Brute force: the row that each token would add to the logits, by the model's own modules."""
+    model = tiny(family, tie_word_embeddings=False).double()
+    scores = copy_scores(model)
+    assert list(scores) == (["decoder"] if family == "gpt2" else ["decoder", "cross"])
+    for part, by_block in scores.items():
+        assert by_block.shape == (3, 3)
+        for block in range(3):
+            for head in range(3):
+                circuit = whole_circuit(model, part, block, head)  # (V, V)
+                eigenvalues = torch.linalg.eigvals(circuit)
+                want = eigenvalues.real.sum() / eigenvalues.abs().sum()
+                assert by_block[block, head].item() == pytest.approx(want.item(), abs=1e-6)
+
+
+def whole_circuit(model, part, block, head):
+    if part == "decoder" and hasattr(model, "transformer"):
+        layer, final = model.transformer.h[block], model.transformer.ln_f.weight
+        embedding = model.transformer.wte.weight
+        embedding = (embedding - embedding.mean(-1, keepdim=True)) * layer.ln_1.weight
+        own = slice(8 * head, 8 * head + 8)
+        wrote = embedding @ layer.attn.c_attn.weight[:, 48:][:, own] @ layer.attn.c_proj.weight[own]
+        wrote = wrote - wrote.mean(-1, keepdim=True)
+    else:
+        layer, final = model.decoder.block[block].layer, model.decoder.final_layer_norm.weight
+        attention = layer[0].SelfAttention if part == "decoder" else layer[1].EncDecAttention
+        norm = layer[0].layer_norm if part == "decoder" else model.encoder.final_layer_norm
+        own = slice(4 * head, 4 * head + 4)
+        wrote = model.shared.weight * norm.weight @ attention.v.weight[own].T @ attention.o.weight[:, own].T
+    return (wrote * final) @ model.lm_head.weight.T
+
+
+@torch.no_grad()
+def test_a_head_that_writes_what_it_reads_copies_and_its_opposite_does_not():
+    model = tiny("gpt2", n_head=1)
+    attention = model.transformer.h[1].attn
+    attention.c_attn.weight[:, 48:] = torch.eye(24)
+    attention.c_proj.weight.copy_(torch.eye(24))
+    model.transformer.ln_f.weight.fill_(1.0)
+    model.transformer.h[1].ln_1.weight.fill_(1.0)
+    assert copy_scores(model)["decoder"][1, 0] == pytest.approx(1.0)
+    attention.c_proj.weight.neg_()
+    assert copy_scores(model)["decoder"][1, 0] == pytest.approx(-1.0)
+
+
+def test_a_model_with_lora_is_refused():
+    model = tiny("gpt2")
+    add_lora(model)
+    with pytest.raises(ValueError, match="merge_lora"):
+        copy_scores(model)
+
+
+def test_scores_are_drawn():
+    pytest.importorskip("matplotlib")
+    figure = draw_heads(copy_scores(tiny("t5")), "copying", signed=True)
+    assert [len(axes.texts) for axes in figure.axes] == [9, 9]
