@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ftcore import load_tokenizer, save_model
+from ftcore.benchmark.shapes import SHAPES
 from ftcore.command import parse
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
@@ -146,16 +147,23 @@ def clone(tmp_path, monkeypatch):
         save_tiny_t5(tmp_path / name)
     for name in ("weights/gpt2-mini", "openai-community/gpt2"):
         save_tiny_gpt2(tmp_path / name)
+    for name, shape in SHAPES.items():
+        monkeypatch.setitem(SHAPES, name, shape | (TINY_GPT2 if shape["model_type"] == "gpt2" else TINY_T5))
+    # The other sides take seconds to start; tests/benchmark/ runs them.
+    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ftcore.training.options.CLONE", tmp_path)
     return tmp_path
 
 
+TINY_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+TINY_GPT2 = {"n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
+
+
 def save_tiny_t5(directory: Path) -> None:
     copy_tokenizer(ROOT / "weights" / "t5-mini", directory)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     vocab_size = load_tokenizer(directory).vocab_size
-    config = T5Config(vocab_size=vocab_size, decoder_start_token_id=0, **sizes)
+    config = T5Config(vocab_size=vocab_size, decoder_start_token_id=0, **TINY_T5)
     save_model(T5ForConditionalGeneration(config), directory)
 
 
@@ -163,8 +171,7 @@ def save_tiny_gpt2(directory: Path) -> None:
     copy_tokenizer(ROOT / "weights" / "gpt2-mini", directory)
     tokenizer = load_tokenizer(directory)
     ids = {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id}
-    sizes = {"n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    config = GPT2Config(vocab_size=tokenizer.vocab_size, **ids, **sizes)
+    config = GPT2Config(vocab_size=tokenizer.vocab_size, **ids, **TINY_GPT2)
     save_model(GPT2LMHeadModel(config), directory)
 
 
@@ -183,6 +190,7 @@ SHORT = {
     "evaluate": ["--limit", "4", *BRIEF],
     "generate": [],
     "compare": ["--length", "8"],
+    "bench": ["--rows", "load", "--quick", "--runs", "1", "--threads", "1"],
 }
 
 

@@ -1,0 +1,77 @@
+"""The options of `python -m ftcore.bench`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ftcore.benchmark import growth
+from ftcore.benchmark.cases import ROWS
+from ftcore.command import did_you_mean
+
+MODELS = ["gpt2", "t5-small"]
+RUNS, QUICK_RUNS = 5, 3
+
+
+@dataclass
+class BenchOptions:
+    """Measure ftcore beside transformers and CTranslate2, where these are installed, on this machine.
+
+    Each side runs in a process of its own, with the same weights, inputs and threads; they take turns. The
+    table has each side's median, the ratio to ftcore's time with the quartiles over the rounds, how much of
+    what the machine can do at most ftcore reaches, and each process's peak memory. Rows:
+
+    load      a directory becomes a model             ready     the same, and everything made to generate
+    prefill   the first token after a long input      greedy    one row        greedy-b8   eight rows
+    beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
+    train           a training step: ftcore's default, and transformers at its best (batches of similar
+                    length, fused AdamW)
+    train-tutorial  the same of ftcore; transformers as in its tutorials (padded to the limit, plain AdamW)
+    train-padded    both padded to the limit
+
+    load, prefill and generation are of random ids, training is of the examples of --train.
+    """
+
+    # names of published shapes, such as gpt2-medium or t5-base, with random weights; or directories
+    model: list[str] | None = None  # (default: gpt2 t5-small)
+    rows: list[str] | None = None  # names of the rows above (default: all)
+    # number format; int8 is that of ftcore's and CTranslate2's weights, transformers has fp32 beside it
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # (training: fp32 and bf16)
+    runs: int | None = None  # rounds of each row (default: 5, with --quick 3)
+    quick: bool = False  # short inputs and outputs, to see that it works: no figures to quote
+
+    # [What to train on]
+    train: str | None = None  # file of the task: emotion for GPT-2, qa for T5 (default: in examples/data)
+    tokenizer: str | None = None  # directory of the tokenizer (default: the model's, for a shape weights/'s)
+
+    # [Machine]
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    threads: int | None = None  # of each side (default: one a core)
+
+    # [Output]
+    json: bool = False  # print a JSON object instead of the table
+    # file (PNG) to draw how time and memory grow with length, rows, beams and model size, which are measured
+    growth: str | None = None  # instead of the rows above (models: gpt2 gpt2-medium gpt2-large)
+
+    def __post_init__(self) -> None:
+        for row in self.rows or []:
+            if row not in ROWS:
+                raise ValueError(
+                    f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
+                )
+        for name in ("runs", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}, expected at least 1")
+        if (self.train or self.tokenizer) and len(self.models) > 1:
+            raise ValueError("--train and --tokenizer are for one --model")
+        if self.growth and self.rows:
+            raise ValueError("--growth has rows of its own: leave --rows out")
+        if self.growth and not self.growth.endswith(".png"):
+            raise ValueError(f"--growth is {self.growth!r}, expected a name that ends with .png")
+
+    @property
+    def models(self) -> list[str]:
+        return self.model or (growth.MODELS if self.growth else MODELS)
+
+    @property
+    def rounds(self) -> int:
+        return self.runs or (QUICK_RUNS if self.quick else RUNS)

@@ -1,0 +1,35 @@
+"""What a side's process is told to do."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from ftcore.benchmark.cases import Case
+
+
+@dataclass(frozen=True)
+class Order:
+    """A case for one side, with everything that the sides have in common."""
+
+    side: str
+    case: Case
+    directory: str  # the model's
+    inputs: str  # file of ids or batches
+    dtype: str
+    device: str
+    threads: int
+    task: str = ""  # of training
+    train: str = ""  # its file
+    learning_rate: float = 5e-5
+
+    @property
+    def padded(self) -> bool:
+        return self.side in self.case.padded
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        values = json.loads(text)
+        case = values.pop("case")
+        return cls(case=Case(**case | {"padded": tuple(case["padded"])}), **values)

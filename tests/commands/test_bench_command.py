@@ -1,0 +1,134 @@
+"""python -m ftcore.bench: a table or JSON on standard output, progress beside it, errors of one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ftcore.bench import main
+from ftcore.benchmark.growth import growth_cases
+from ftcore.benchmark.rounds import Measured
+from ftcore.benchmark.shapes import SHAPES
+from ftcore.command import FAILED_RUN
+from ftcore.models.checkpoint import model_from_config
+
+GPT2 = {"model_type": "gpt2", "vocab_size": 1600, "n_positions": 96, "n_embd": 16, "n_layer": 1, "n_head": 2}
+T5 = {"model_type": "t5", "vocab_size": 1600, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}
+QUICK = ["--quick", "--runs", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Tiny models in the place of published ones, and ftcore alone: the other sides take seconds to start."""
+    monkeypatch.setitem(SHAPES, "gpt2", GPT2)
+    monkeypatch.setitem(SHAPES, "t5-small", T5 | {"num_heads": 2, "decoder_start_token_id": 0})
+    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore"])
+
+
+def test_both_sides_are_in_the_object(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.setitem(SHAPES, "gpt2", GPT2)
+    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore", "transformers"])
+    assert main(["--model", "gpt2", "--rows", "train-tutorial", "--json", *QUICK]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["machine"]["threads"] == 1 and told["machine"]["bandwidth"] > 0
+    [row] = told["rows"]
+    assert (row["model"], row["row"], row["unit"]) == ("gpt2", "train-tutorial", "examples/s")
+    assert list(row["sides"]) == ["ftcore", "transformers"]
+    for side in row["sides"].values():
+        assert len(side["seconds"]) == 2 and side["peak_bytes"] > 10**7 and side["missing"] is None
+    assert row["sides"]["transformers"]["ratio"]["median"] > 0
+    assert row["sides"]["transformers"]["agreement"].startswith("loss within ")
+    assert row["share_of_limit"] > 0
+    assert "gpt2 train-tutorial (1 of 1)" in captured.err
+
+
+def test_without_others_the_table_has_ftcore_alone(tiny, tmp_path, capsys):
+    model_from_config(GPT2).save_pretrained(tmp_path / "mine")
+    assert main(["--model", "t5-small", str(tmp_path / "mine"), "--rows", "load", *QUICK]) == 0
+    captured = capsys.readouterr()
+    table = [line for line in captured.out.splitlines() if line.startswith("|")]
+    assert [line.split()[1] for line in table[2:]] == ["t5-small", str(tmp_path / "mine")]
+    assert "transformers" not in captured.out
+
+
+def test_growth_draws_a_picture(tiny, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    few = [case for case in growth_cases(is_first=True) if case.name in ("rows-2", "model")]
+    monkeypatch.setattr("ftcore.benchmark.model.growth_cases", lambda is_first: few)
+    picture = tmp_path / "growth.png"
+    assert main(["--growth", str(picture), "--model", "gpt2", *QUICK]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "rows-2" in capsys.readouterr().out
+
+
+def test_a_run_without_ftcores_side_has_failed(tiny, monkeypatch, capsys):
+    failed = {"ftcore": Measured("1.0", missing="MemoryError: too large")}
+    monkeypatch.setattr("ftcore.benchmark.model.measure", lambda orders, rounds: failed)
+    assert main(["--model", "gpt2", "--rows", "load", *QUICK]) == FAILED_RUN
+    assert "ftcore gpt2 load: MemoryError: too large." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "gredy"], "--rows: unknown row 'gredy', did you mean 'greedy'?; rows: load, ready"),
+        (["--runs", "0"], "--runs is 0, expected at least 1"),
+        (["--threads", "0"], "--threads is 0, expected at least 1"),
+        (["--train", "a"], "--train and --tokenizer are for one --model"),
+        (["--growth", "a.png", "--rows", "load"], "--growth has rows of its own: leave --rows out"),
+        (["--growth", "a.svg"], "--growth is 'a.svg', expected a name that ends with .png"),
+        (["--growth", "nowhere/a.png"], "--growth nowhere/a.png: its directory does not exist"),
+        (["--dtype", "fp8"], "invalid choice: 'fp8'"),
+        (["--device", "nowhere"], "--device is 'nowhere', which torch does not find here"),
+        (["--quik"], "did you mean '--quick'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    assert message in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model", "gpt3"],
+            "--model gpt3: no such shape or directory, did you mean 'gpt2'?; shapes: gpt2, ",
+        ),
+        (["--model", "./missing"], "missing"),
+        (["--model", "gpt2", "--train", "missing.txt", "--rows", "train"], "missing.txt"),
+        (["--model", "gpt2", "--tokenizer", "./missing", "--rows", "train"], "missing"),
+    ],
+)
+def test_a_wrong_model_or_file_is_one_line(tiny, arguments, message, capsys):
+    assert message in refused([*arguments, *QUICK], capsys)
+
+
+def refused(arguments: list[str], capsys) -> str:
+    """The line that says what was wrong with a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert ended.value.code == 2
+    assert not captured.out
+    [line] = [line for line in captured.err.splitlines() if line.startswith("ftcore.bench: ")]
+    return line
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "gpt2", GPT2 | {"vocab_size": 100})
+    line = refused(["--model", "gpt2", "--rows", "train", *QUICK], capsys)
+    assert "1500 ids, but the embedding only 100 rows" in line
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
+        "sys.argv = ['bench', '--help']; runpy.run_module('ftcore.bench', run_name='__main__')"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "--growth FILE" in shown.stdout
+    assert "train-tutorial" in shown.stdout
