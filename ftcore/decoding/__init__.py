@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING
 from ftcore import lazily
 
 if TYPE_CHECKING:
+    from ftcore.decoding.prepare import prepare_for_decoding
     from ftcore.decoding.search import generate
     from ftcore.decoding.text import TextStream, generate_from_ids, generate_texts, stream_text
 
-__all__ = ["TextStream", "generate", "generate_from_ids", "generate_texts", "stream_text"]
+__all__ = [
+    "TextStream",
+    "generate",
+    "generate_from_ids",
+    "generate_texts",
+    "prepare_for_decoding",
+    "stream_text",
+]
 
 __getattr__ = lazily(
     __name__,
     {
         "generate": "ftcore.decoding.search",
+        "prepare_for_decoding": "ftcore.decoding.prepare",
         "generate_from_ids": "ftcore.decoding.text",
         "generate_texts": "ftcore.decoding.text",
         "stream_text": "ftcore.decoding.text",

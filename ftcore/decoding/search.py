@@ -101,25 +101,30 @@ def sample(
     streamer: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Take the best next token, or draw one, until every row has ended: `prompt` (B, T) -> (R, up to L)."""
+    sources, prompt_length = prompt.shape
+    several = arguments.num_return_sequences
     eos_ids = prompt.new_tensor(arguments.eos_ids)
-    logits = stepper.multiply(stepper(prompt), arguments.num_return_sequences)  # (R, V)
-    ids = prompt.repeat_interleave(arguments.num_return_sequences, 0)  # (R, T)
+    logits = stepper.multiply(stepper(prompt), several)  # (R, V)
+    ids = prompt.new_full((sources * several, max_length), arguments.pad_id)  # (R, L)
+    ids[:, :prompt_length] = prompt.repeat_interleave(several, 0)
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    while True:
-        scores = apply_rules(score_rules, ids, logits)
+    for length in range(prompt_length, max_length):
+        scores = apply_rules(score_rules, ids[:, :length], logits)
         if arguments.do_sample:
+            # Drawn for rows that ended too: so the others' luck does not depend on them.
             chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]  # (R,)
         else:
             chosen = scores.argmax(-1)
         tokens = torch.where(running, chosen, arguments.pad_id)
-        ids = torch.cat([ids, tokens[:, None]], 1)
+        ids[:, length] = tokens
         running = running & ~torch.isin(tokens, eos_ids)
         if streamer is not None:
             streamer(tokens)
-        if ids.shape[1] == max_length or not running.any():
-            return ids
+        if length + 1 == max_length or not stepper.keep(running.view(sources, several).any(1)):
+            break
         # A row that ended is fed what it would have said: nobody reads on, and its pad may have no embedding.
         logits = stepper(chosen[:, None])
+    return ids[:, : length + 1]
 
 
 # Beam search
@@ -177,8 +182,6 @@ def beam_search(
     running, complete = first_beams(prompt, beams, max_length, arguments.pad_id)
     # Whether a source's running beams may still beat its complete ones. Once not, its answers are settled.
     unsettled = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
-    row_of_source = torch.arange(sources, device=prompt.device)[:, None] * beams  # (B, 1)
-
     logits = stepper.multiply(stepper(prompt), beams)  # (R, V)
     for length in range(prompt_length, max_length):
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
@@ -186,14 +189,13 @@ def beam_search(
         log_probs = apply_rules(score_rules, ids, logits.log_softmax(-1))
         candidates = propose(running, log_probs, length, max_length, arguments, generator)
         complete = best_complete(complete, candidates, unsettled, arguments)
+        agree = shared_length(running.ids[:, :, :length])
         running = best_running(candidates, beams)
-        if observer is not None:
-            observer(length + 1, candidates, complete, running)
         unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, arguments)
-        enough = complete.ended.all() & (arguments.early_stopping is True)
-        if bool(~unsettled.any() | enough | candidates.ended.all()):  # one look at the device per step
+        enough = complete.ended.all(1, keepdim=True) & (arguments.early_stopping is True)  # (B, 1)
+        if length + 1 == max_length or not stepper.keep((unsettled & ~enough)[:, 0]):
             break
-        stepper.select((row_of_source + running.parents).flatten())
+        stepper.select(running.parents, agree)
         logits = stepper(running.ids[:, :, length].reshape(-1, 1))
 
     several = arguments.num_return_sequences
@@ -213,6 +215,12 @@ def first_beams(prompt: Tensor, beams: int, max_length: int, pad_id: int) -> tup
     first = hopeless.clone()
     first[:, 0] = 0.0
     return replace(complete, scores=first), complete
+
+
+def shared_length(ids: Tensor) -> int:
+    """With how many tokens all hypotheses of every source begin alike, `ids` being (B, N, T)."""
+    alike = (ids == ids[:, :1]).all(1).all(0)  # (T,)
+    return int(alike.cumprod(0).sum())
 
 
 def propose(

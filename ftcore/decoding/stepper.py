@@ -16,6 +16,9 @@ class Stepper:
     is the n-th of source b. N is 1 at first. T5's encoder runs once per source, and neither its output nor
     the cross-attention's keys are ever copied per row.
 
+    Sources that are done leave, and the model goes on with fewer rows. Searches know nothing of that: they go
+    on with R rows, and those that left have the logits they had.
+
     Args:
         model: a model of ftcore.models, or one with the same methods.
         source_ids: (B, S) GPT-2's prompts, which the first call must feed, or T5's encoder inputs.
@@ -27,15 +30,21 @@ class Stepper:
         self.model = model
         self.cache = KVCache(max_length)
         self.is_encoder_decoder = model.config.is_encoder_decoder
+        self.rows_per_source = 1  # N
+        self.present = torch.arange(len(source_ids), device=source_ids.device)  # (B',) sources in the batch
+        self.rows: Tensor | None = None  # (R',) their rows, in ascending order; None while they are all
+        self.logits: Tensor | None = None  # (R, V) the last of every row
         self.mask = source_mask
         if self.is_encoder_decoder:
-            self.encoder_output = model.encode(source_ids, source_mask)  # (B, S, D)
+            self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
         elif source_mask is not None:
             # GPT-2's mask covers all positions so far; after the prompt none is padding.
-            self.mask = F.pad(source_mask, (0, max_length - source_ids.shape[1]), value=1)  # (R, max_length)
+            self.mask = F.pad(source_mask, (0, max_length - source_ids.shape[1]), value=1)  # (R', max_length)
 
     def __call__(self, new_ids: Tensor) -> Tensor:
         """Feed the next tokens of every row, `new_ids` (R, T) -> fp32 logits of the one after, (R, V)."""
+        if self.rows is not None:
+            new_ids = new_ids[self.rows]
         if self.is_encoder_decoder:
             hidden = self.model.decode_hidden(new_ids, self.encoder_output, self.mask, cache=self.cache)
         else:
@@ -43,21 +52,55 @@ class Stepper:
             mask = None if self.mask is None else self.mask[:, :so_far]
             hidden = self.model.last_hidden(new_ids, mask, cache=self.cache)
         # The head is the widest matrix of all, and only the last position's logits are of use.
-        return self.model.lm_head(hidden[:, -1:])[:, -1].float()
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with `rows`, indices of present rows that may repeat, vanish or grow in number.
-
-        Every source keeps equally many rows, and they stay source-major.
-        """
-        self.cache.reorder(rows)
-        if self.mask is not None and not self.is_encoder_decoder:
-            self.mask = self.mask[rows]
+        logits = self.model.lm_head(hidden[:, -1:])[:, -1].float()
+        if self.rows is not None and self.logits is not None:
+            logits = self.logits.index_copy(0, self.rows, logits)
+        self.logits = logits
+        return logits
 
     def multiply(self, logits: Tensor, rows_per_source: int) -> Tensor:
         """Repeat every row that many times, in the cache and in its `logits`: (B, V) -> (B * N, V)."""
         if rows_per_source == 1:
             return logits
         rows = torch.arange(len(logits), device=logits.device).repeat_interleave(rows_per_source)
-        self.select(rows)
-        return logits[rows]
+        self.cache.reorder(rows)
+        if self.mask is not None and not self.is_encoder_decoder:
+            self.mask = self.mask[rows]
+        self.rows_per_source = rows_per_source
+        self.logits = logits[rows]
+        return self.logits
+
+    def select(self, parents: Tensor, agree: int) -> None:
+        """Let row n of source b go on from what row `parents[b, n]` of it was; `parents` is (B, N).
+
+        The first `agree` positions of a source's rows are the same tokens, and need not move.
+        """
+        parents = parents[self.present]
+        first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.rows_per_source
+        self.cache.reorder((first_rows + parents).flatten(), start=agree)
+
+    def keep(self, wanted: Tensor) -> int:
+        """Let all sources leave for good but those `wanted`, (B,) bool; return how many that are.
+
+        If somebody watches, all stay: whoever records or changes activations counts on the rows there were.
+        """
+        kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
+        if 0 < len(kept) < len(self.present) and not is_watched(self.model):
+            places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
+            self.present, self.rows = kept, self._rows_of(kept)
+            self.cache.reorder(self._rows_of(places))
+            self.cache.select_sources(places)
+            if self.is_encoder_decoder:
+                self.encoder_output = self.encoder_output[places]
+            if self.mask is not None:
+                self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
+        return len(kept)
+
+    def _rows_of(self, sources: Tensor) -> Tensor:
+        of_one = torch.arange(self.rows_per_source, device=sources.device)
+        return (sources[:, None] * self.rows_per_source + of_one).flatten()
+
+
+def is_watched(model: Any) -> bool:
+    """Whether any part of the model has a hook on its way forward."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())

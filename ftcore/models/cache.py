@@ -29,13 +29,16 @@ class KVCache:
     def advance(self, positions: int) -> None:
         self.length += positions
 
-    def reorder(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor, start: int = 0) -> None:
         """Make row i what row index[i] was. Rows may repeat, vanish or grow in number (beams do all three).
+
+        Where rows stay as many, the first `start` positions may be left alone: of those the caller knows that
+        rows i and index[i] agree, as the beams of a source do in what they begin with.
 
         Self-attention only: the beams of one source share its cross-attention row, so nothing moves there.
         """
         for layer in self._layers:
-            layer.reorder(index)
+            layer.reorder(index, start)
 
     def select_sources(self, index: Tensor) -> None:
         """Keep only these sources' rows of the cross-attention, when finished sources leave the batch."""
@@ -71,16 +74,21 @@ class LayerCache:
         self.value[:, :, start:end] = value
         return self.key[:, :, :end], self.value[:, :, :end]
 
-    def reorder(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor, start: int) -> None:
         if self.key is None or self.value is None:
             return
-        self.key, self.value = self._reordered(self.key, index), self._reordered(self.value, index)
+        self.key, self.value = (
+            self._reordered(self.key, index, start),
+            self._reordered(self.value, index, start),
+        )
 
-    def _reordered(self, buffer: Tensor, index: Tensor) -> Tensor:
-        filled = buffer[:, :, : self._cache.length].index_select(0, index)
+    def _reordered(self, buffer: Tensor, index: Tensor, start: int) -> Tensor:
+        if len(index) != len(buffer):
+            start = 0
+        moved = buffer[:, :, start : self._cache.length].index_select(0, index)
         if len(index) != len(buffer):
             buffer = self._buffer(buffer, len(index))
-        buffer[:, :, : self._cache.length] = filled
+        buffer[:, :, start : self._cache.length] = moved
         return buffer
 
     def _buffer(self, like: Tensor, rows: int) -> Tensor:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import gpt2_pair, t5_pair
 from torch import Tensor
 
 from ftcore.decoding import generate
+from ftcore.decoding.search import shared_length
 
 VOCAB = 41  # few tokens, so that repetitions and ends are frequent
 START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers would fill what its beams leave empty with EOS
@@ -467,3 +470,64 @@ def test_sampling_options_without_sampling_are_named_in_a_warning() -> None:
     _, model = pair("gpt2", 0)
     with pytest.warns(UserWarning, match="without do_sample=True generate ignores temperature, top_k"):
         generate(model, torch.tensor([[5, 6, 7]]), temperature=0.5, top_k=3)
+
+
+# Rows that leave
+
+
+def fed_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows the head sees in each step, filled while `generate` runs. A hook would keep all."""
+    counts: list[int] = []
+    head = model.lm_head.forward
+
+    def counted(hidden: Tensor) -> Tensor:
+        counts.append(len(hidden))
+        return head(hidden)
+
+    monkeypatch.setattr(model.lm_head, "forward", counted)
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sources_leave_without_a_trace(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy, sampled or with beams: the ids are those of a search in which all rows stay."""
+    shrank = 0
+    for _, model, r in cases(family, 40):
+        ids, mask = inputs(r, family)
+        options = (random_options if r.random() < 0.6 else sampling_options)(r)
+        options |= {"max_new_tokens": 12, "eos_token_id": [*range(1, 9)]}
+        answers = []
+        for stay in (False, True):
+            with monkeypatch.context() as patch:
+                if stay:
+                    patch.setattr("ftcore.decoding.stepper.is_watched", lambda model: True)
+                counts = fed_rows(model, patch)
+                chance = torch.Generator().manual_seed(3)
+                answers.append(generate(model, ids, mask, generator=chance, **options).tolist())
+            assert not stay or len(set(counts[1:])) <= 1
+            assert counts[1:] == sorted(counts[1:], reverse=True)
+            shrank += len(set(counts[1:])) > 1
+        assert answers[0] == answers[1], options
+    assert shrank > 5
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whoever_watches_sees_all_rows_in_every_step(family: str, beams: int) -> None:
+    _, model = pair(family, 1)
+    ids = torch.randint(2, VOCAB, (4, 4), generator=torch.Generator().manual_seed(0))
+    shapes: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(len(out)))
+    generate(model, ids, max_new_tokens=16, eos_token_id=[*range(1, 9)], num_beams=beams)
+    hook.remove()
+    assert set(shapes[1:]) == {4 * beams}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_shared_length_is_that_of_the_common_beginning(data: st.DataObject) -> None:
+    sources, beams, length = (data.draw(st.integers(1, 4)) for _ in range(3))
+    bits = st.lists(st.integers(0, 1), min_size=length, max_size=length)
+    ids = [[data.draw(bits) for _ in range(beams)] for _ in range(sources)]
+    want = max(n for n in range(length + 1) if all(row[:n] == rows[0][:n] for rows in ids for row in rows))
+    assert shared_length(torch.tensor(ids)) == want

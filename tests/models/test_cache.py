@@ -96,3 +96,34 @@ def test_other_rows_than_before_are_refused(rows):
     cache.advance(1)
     with pytest.raises(ValueError, match=f"the cache holds 2 rows, {rows} came.*reorder"):
         cache.layer(0).append(states(rows, 1), states(rows, 1))
+
+
+@given(
+    index=st.lists(st.integers(0, 2), min_size=3, max_size=3),
+    start=st.integers(0, 4),
+    later=st.lists(st.integers(0, 2), min_size=3, max_size=3),
+)
+def test_what_rows_have_in_common_need_not_move(index, start, later):
+    cache, told = KVCache(6), KVCache(6)
+    key, value = states(3, 4), states(3, 4)
+    key[:, :, :start], value[:, :, :start] = key[:1, :, :start], value[:1, :, :start]
+    for kept in (cache, told):
+        kept.layer(0).append(key, value)
+        kept.advance(4)
+    new = states(3, 1)
+    for rows in (index, later):
+        cache.reorder(torch.tensor(rows))
+        told.reorder(torch.tensor(rows), start=start)
+        for ours, theirs in zip(
+            told.layer(0).append(new, -new), cache.layer(0).append(new, -new), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_other_rows_take_all_their_positions_along():
+    cache = KVCache(3)
+    key = states(2, 2)
+    cache.layer(0).append(key, key)
+    cache.advance(2)
+    cache.reorder(torch.tensor([0, 1, 1]), start=1)
+    assert torch.equal(cache.layer(0).key[:, :, :2], key[[0, 1, 1]])

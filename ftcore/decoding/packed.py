@@ -1,0 +1,80 @@
+"""Linear layers for reading: a matrix laid out once for the CPU's kernels, in float32, bfloat16 or int8.
+
+A step of decoding multiplies a few rows with every matrix of the model, so it takes as long as memory needs
+to hand them over. Two things help: an order in which the kernel reads straight ahead, and fewer bytes a
+number. Whatever the matrix is kept in, such a layer takes and gives float32: norms, attention and the
+residual stream between the matrices lose nothing.
+
+None of these layers can be trained or saved; the model they were made from can.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The kernels choose the order by the number of rows they are told to expect. That for 64 is the best or next
+# to it for all from one row of one text to the beams of many.
+ROWS = 64
+# From so many rows on, as when a prompt is read, int8 is widened once and multiplied as bfloat16.
+MANY_ROWS = 32
+
+
+class FrozenLinear(nn.Module):
+    """What both kinds of packed layers have in common: they say what they are, and refuse to be saved."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        # Type and shape for those who ask for them, without numbers.
+        self.weight = torch.empty(weight.shape, dtype=torch.float32, device="meta")  # (out, in)
+        self.bias = None if bias is None else bias.detach()
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise ValueError("a model prepared for decoding cannot be saved: save the one that it was made from")
+
+
+class PackedLinear(FrozenLinear):
+    """`inputs @ weight.T + bias`, the matrix in float32 or bfloat16 and in the order oneDNN likes best."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        super().__init__(weight, bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
+        self.bias = None if bias is None else bias.to(dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rounded = inputs.to(self.packed.dtype)
+        outputs = torch.ops.mkldnn._linear_pointwise(rounded, self.packed, self.bias, "none", [], "")
+        return outputs.to(inputs.dtype)
+
+
+class Int8Linear(FrozenLinear):
+    """The matrix as whole numbers from -127 to 127, and a scale for each output.
+
+    Only the matrix is quantised: inputs are rounded to bfloat16 and no further.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__(weight, bias)
+        self.out_features, in_features = weight.shape
+        # The kernel takes 16 inputs at a time and several outputs, and reads past the end of what is no
+        # multiple of that.
+        more_outputs, self.more_inputs = -self.out_features % 16, -in_features % 16
+        # In bfloat16 the scale may fall below the largest weight's due: hence the clamp.
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()  # (out,)
+        quantised = (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        self.scale = F.pad(scale, (0, more_outputs))
+        self.quantised = F.pad(quantised, (0, self.more_inputs, 0, more_outputs)).contiguous()  # (out, in)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.flatten(0, -2).bfloat16()  # (R, in)
+        if self.more_inputs:
+            rows = F.pad(rows, (0, self.more_inputs))
+        if len(rows) < MANY_ROWS:
+            outputs = torch._weight_int8pack_mm(rows, self.quantised, self.scale)
+        else:
+            outputs = F.linear(rows, self.quantised.bfloat16()) * self.scale
+        outputs = outputs[:, : self.out_features].float()
+        if self.bias is not None:
+            outputs += self.bias
+        return outputs.unflatten(0, inputs.shape[:-1])

@@ -1,0 +1,66 @@
+"""A model made ready for many calls of `generate` on a CPU."""
+
+import torch
+from torch import nn
+
+from ftcore.decoding.packed import FrozenLinear, Int8Linear, PackedLinear
+from ftcore.models import Model
+from ftcore.models.gpt2 import Conv1D
+from ftcore.models.lora import merge_lora
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+
+
+@torch.no_grad()
+def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Model:
+    """A copy of the model for `generate`, whose matrices are laid out for speed.
+
+    It is the same page of code with other linear layers, so it does whatever the model does, but it cannot be
+    trained or saved. The model itself stays as it is. Both share the memory of all that is no matrix; LoRA's
+    changes are merged into the copy.
+
+    Args:
+        model: GPT-2 or T5 in float32, on the CPU.
+        dtype: what the matrices are kept in. float32 gives the model's own answers. bfloat16 halves and int8
+            (a scale for each output) quarters what memory has to hand over for each token; what that costs in
+            quality stands in docs/generation.md. All else stays float32.
+
+    Raises:
+        ValueError: another dtype, a model that is not on the CPU, not in float32 or prepared already, or a
+            PyTorch or a processor without these kernels.
+    """
+    require_possible(model, dtype)
+    prepared = merge_lora(model).eval().requires_grad_(False)
+    for name, layer in list(prepared.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D):
+            weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # (out, in)
+            packed = (
+                Int8Linear(weight, layer.bias)
+                if dtype == torch.int8
+                else PackedLinear(weight, layer.bias, dtype)
+            )
+            prepared.set_submodule(name, packed)
+    return prepared
+
+
+def require_possible(model: Model, dtype: torch.dtype) -> None:
+    """Raises ValueError where `prepare_for_decoding` cannot work."""
+    if dtype not in DTYPES:
+        names = ", ".join(str(known) for known in DTYPES)
+        raise ValueError(f"dtype is {dtype}, expected one of {names}")
+    if any(isinstance(module, FrozenLinear) for module in model.modules()):
+        raise ValueError("the model is prepared already: prepare the one that it was made from")
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu":
+        raise ValueError(
+            f"the model is on {parameter.device}, but weights are packed for CPUs: generate with it as it is"
+        )
+    other = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise ValueError(f"the model has {other} weights, expected float32: load it with dtype=torch.float32")
+    if dtype != torch.int8 and not torch.backends.mkldnn.is_available():
+        raise ValueError(
+            "this PyTorch has no oneDNN, which packs the weights: generate with the model as it is"
+        )
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError("this processor has no instructions for bfloat16: take float32 or int8")

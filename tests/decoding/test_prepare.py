@@ -1,0 +1,277 @@
+"""prepare_for_decoding: the same answers in float32, in bfloat16 and int8 no error but their rounding."""
+
+import copy
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ftcore import save_model
+from ftcore.decoding import generate, prepare_for_decoding
+from ftcore.decoding.packed import MANY_ROWS, FrozenLinear, Int8Linear, PackedLinear
+from ftcore.models import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MT5Config,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+)
+from ftcore.models.gpt2 import Conv1D
+from ftcore.models.lora import add_lora, lora_layers, merge_lora
+from ftcore.study import record
+
+VOCAB, EOS, PAD = 41, 1, 2
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
+MODELS: dict[str, Any] = {
+    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=2, n_positions=64),
+    "gpt2, scores by depth": GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_head=2, n_layer=2, scale_attn_by_inverse_layer_idx=True, n_inner=50
+    ),
+    "t5, relu, tied": T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+    "t5, gated, untied": T5Config(
+        vocab_size=VOCAB,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        **T5,
+    ),
+    "mt5": MT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+    "umt5": UMT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+}
+
+
+@cache
+def model_of(name: str) -> Any:
+    """A random model. Matrices twice their usual size make it surer of some tokens than of others."""
+    torch.manual_seed(0)
+    config = MODELS[name]
+    model = GPT2LMHeadModel(config) if name.startswith("gpt2") else T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
+    return model.eval()
+
+
+@cache
+def prepared_from(name: str, dtype: torch.dtype) -> Any:
+    return prepare_for_decoding(model_of(name), dtype)
+
+
+def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
+    """Ids and mask of one to three rows, padded on the left."""
+    rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
+    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, : r.randrange(length // 2 + 1)] = 0
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+# Float32: the same ids
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy, many ends": {"eos_token_id": [*range(1, 9)]},
+    "rules": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 7]]},
+    "sampling": {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
+    "patient beams": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
+    "hasty beams": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
+    "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_in_float32_the_ids_are_the_models_own(name: str, search: str) -> None:
+    model, prepared = model_of(name), prepared_from(name, torch.float32)
+    for seed in range(4):
+        ids, mask = inputs(random.Random(seed))
+        options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
+        if "t5" in name and seed % 2:
+            options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
+        want, got = (
+            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
+            for lm in (model, prepared)
+        )
+        assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_textbook_pages_run_in_it_and_can_be_watched(name: str) -> None:
+    prepared = prepared_from(name, torch.float32)
+    ids, mask = inputs(random.Random(2))
+    pattern = "pattern.1" if name.startswith("gpt2") else "cross.pattern.1"
+    with record(prepared, pattern, "lm_head") as acts:
+        generate(prepared, ids, mask, max_new_tokens=4, eos_token_id=None)
+    with record(model_of(name), pattern, "lm_head") as want:
+        generate(model_of(name), ids, mask, max_new_tokens=4, eos_token_id=None)
+    for key in (pattern, "lm_head"):
+        torch.testing.assert_close(acts[key], want[key], rtol=1e-5, atol=1e-5)
+
+
+# Bfloat16 and int8: each matrix errs by no more than its type's rounding
+
+BFLOAT16 = 2.0**-8  # a number is off by at most this share of itself
+
+
+def bound(layer: FrozenLinear, weight: Tensor, inputs: Tensor) -> Tensor:
+    """The largest error that rounding permits, for each output (..., out): all errors the same way.
+
+    Products of rounded numbers are summed in float32, the sum is rounded once, and of int8 multiplied by a
+    scale, and rounded again at most.
+    """
+    sizes = inputs.abs().double()  # (..., in)
+    reach = sizes @ weight.abs().double().T  # (..., out): what the sum would be without cancellation
+    if isinstance(layer, Int8Linear):
+        step = layer.scale[: len(weight)].double() / 2  # half a step either way, for each weight
+        missing = sizes.sum(-1, keepdim=True) * step
+        return (missing + BFLOAT16 * (reach + missing)) * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
+    in_float32 = weight.shape[1] * 2.0**-23
+    if layer.packed.dtype == torch.float32:
+        return in_float32 * reach
+    return ((1 + BFLOAT16) ** 3 - 1 + in_float32) * reach
+
+
+def exact(layer: nn.Linear | Conv1D, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's (out, in) matrix, and its outputs in float64."""
+    weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
+    outputs = inputs.double() @ weight.double().T
+    return weight, outputs if layer.bias is None else outputs + layer.bias.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, MANY_ROWS - 1, MANY_ROWS, 70])
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31), width=st.sampled_from([8, 24, 65, 512]), biased=st.booleans())
+def test_a_packed_matrix_errs_by_its_rounding(
+    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool
+) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(width, 33, bias=biased)
+    with torch.no_grad():
+        linear.weight *= torch.logspace(-3, 3, 33)[:, None]  # every output has a scale of its own
+        linear.weight[5] = 0
+    inputs = torch.randn(rows, 1, width) * torch.logspace(-2, 2, width)
+    if dtype == torch.int8:
+        packed: FrozenLinear = Int8Linear(linear.weight.detach(), linear.bias)
+    else:
+        packed = PackedLinear(linear.weight.detach(), linear.bias, dtype)
+    weight, want = exact(linear, inputs)
+    got = packed(inputs)
+    assert got.shape == want.shape and got.dtype == torch.float32
+    slack = 0.0 if linear.bias is None else linear.bias.abs().double() * 2 * BFLOAT16 + 2**-22 * want.abs()
+    assert ((got - want).abs() <= bound(packed, weight, inputs) + slack).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", MODELS)
+def test_in_a_whole_generation_no_matrix_errs_by_more(name: str, dtype: torch.dtype) -> None:
+    """All else is the model's own code, in float32."""
+    model, prepared = model_of(name), prepare_for_decoding(model_of(name), dtype)
+    seen = set()
+
+    def compare(name: str, layer: FrozenLinear, inputs: Tensor, outputs: Tensor) -> None:
+        assert inputs.dtype == outputs.dtype == torch.float32
+        weight, want = exact(model.get_submodule(name), inputs)
+        slack = 0.0 if layer.bias is None else layer.bias.abs().double() * 2 * BFLOAT16 + 2**-22 * want.abs()
+        assert ((outputs - want).abs() <= bound(layer, weight, inputs) + slack).all(), name
+        seen.add(name)
+
+    for key, layer in prepared.named_modules():
+        if isinstance(layer, FrozenLinear):
+            layer.register_forward_hook(lambda module, args, out, key=key: compare(key, module, args[0], out))
+    ids, mask = inputs(random.Random(5))
+    generate(prepared, ids, mask, max_new_tokens=5, num_beams=2, eos_token_id=None)
+    assert seen == {key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+
+
+def test_int8_uses_all_of_its_range_and_no_more() -> None:
+    weight = torch.randn(50, 30) * torch.logspace(-6, 6, 50)[:, None]
+    layer = Int8Linear(weight, None)
+    assert layer.quantised.min() >= -127
+    assert (layer.quantised.abs().amax(1)[:50] >= 126).all()
+
+
+# What becomes of the model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_stays_as_it_was(name: str, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(model_of(name)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kinds = {key: type(part) for key, part in model.named_modules()}
+    prepared = prepare_for_decoding(model, dtype)
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    assert {key: type(part) for key, part in model.named_modules()} == kinds
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(part.training for part in model.modules()) and not prepared.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+    assert prepared.config == model.config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
+def test_what_is_no_matrix_is_shared(name: str) -> None:
+    model, prepared = model_of(name), prepared_from(name, torch.int8)
+    places = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in prepared.parameters()} <= places
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
+def test_lora_is_merged(name: str) -> None:
+    model = copy.deepcopy(model_of(name))
+    add_lora(model, targets="all-linear")
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.weight.normal_()
+    prepared = prepare_for_decoding(model)
+    ids, mask = inputs(random.Random(1))
+    options = {"max_new_tokens": 8, "eos_token_id": None}
+    got = generate(prepared, ids, mask, **options).tolist()
+    assert got == generate(merge_lora(model), ids, mask, **options).tolist()
+    assert got != generate(model_of(name), ids, mask, **options).tolist()
+    assert lora_layers(model) and not lora_layers(prepared)
+
+
+# What cannot work
+
+
+def refuses(message: str, model: Any, dtype: torch.dtype = torch.float32) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        prepare_for_decoding(model, dtype)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_work_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("gpt2")
+    refuses(
+        "dtype is torch.float16, expected one of torch.float32, torch.bfloat16, torch.int8",
+        model,
+        torch.float16,
+    )
+    refuses("prepared already", prepared_from("gpt2", torch.int8))
+    refuses("the model has torch.bfloat16 weights, expected float32", copy.deepcopy(model).bfloat16())
+    refuses("the model is on meta, but weights are packed for CPUs", copy.deepcopy(model).to("meta"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        refuses("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    refuses("no oneDNN", model)
+    prepare_for_decoding(model, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prepared_model_is_not_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save the one that it was made from"):
+        save_model(prepared_from("gpt2", dtype), tmp_path / "model")
+    assert not (tmp_path / "model").exists() or not any((tmp_path / "model").glob("*.safetensors"))
