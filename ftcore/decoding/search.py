@@ -191,6 +191,8 @@ def beam_search(
         complete = best_complete(complete, candidates, unsettled, arguments)
         agree = shared_length(running.ids[:, :, :length])
         running = best_running(candidates, beams)
+        if observer is not None:
+            observer(length + 1, candidates, complete, running)
         unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, arguments)
         enough = complete.ended.all(1, keepdim=True) & (arguments.early_stopping is True)  # (B, 1)
         if length + 1 == max_length or not stepper.keep((unsettled & ~enough)[:, 0]):
