@@ -19,6 +19,7 @@ FLOORS = [
     {"evaluation", "benchmark"},
     {"study", "tuning"},
     {"analysis"},
+    {"explorer"},
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -190,6 +190,7 @@ SHORT = {
     "evaluate": ["--limit", "4", *BRIEF],
     "generate": [],
     "compare": ["--length", "8"],
+    "explore": ["--max-new-tokens", "2", "--num-beams", "2"],
     "bench": ["--rows", "load", "--quick", "--runs", "1", "--threads", "1"],
 }
 

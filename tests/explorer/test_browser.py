@@ -1,0 +1,501 @@
+"""The page in a browser: it shows the numbers of the model, does what its controls say, and obeys no token.
+
+Skipped where there is no Chromium or no Playwright to drive it.
+"""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ftcore.decoding import generate
+from ftcore.explorer.interventions import Case, KnockOut, Transplant, outcome
+from ftcore.explorer.packing import unpacked
+from ftcore.explorer.page import as_html, as_json, record_page
+from ftcore.explorer.recorder import Search, logits_of
+from ftcore.explorer.server import Server, Session
+from ftcore.study import logit_lens, record
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright, of the extra test, is not installed"
+)
+
+SEARCH = Search(max_new_tokens=4, num_beams=3)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        found = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        if not Path(found).exists():
+            pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
+        # Chromium's sandbox does not work for root.
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        with driver.chromium.launch(executable_path=found, args=arguments) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def recorded(family, tmp_path_factory):
+    """A page on disk, and what the model computes on its text."""
+    content = record_page(
+        family.model, family.tokenizer, "tiny", family.text, family.other, SEARCH, live=False
+    )
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    source = torch.tensor(content["recording"]["source"])
+    ids = generate(family.model, source, max_new_tokens=4)[0]
+    return SimpleNamespace(
+        address=path.as_uri(),
+        content=json.loads(as_json(content)),
+        source=source,
+        ids=ids,
+        prefix="" if family.name == "gpt2" else "decoder.",
+    )
+
+
+class Visit:
+    """A tab: what went wrong in it, and short ways to look at it."""
+
+    def __init__(self, browser, address, **options):
+        self.context = browser.new_context(reduced_motion="reduce", **options)
+        self.page = self.context.new_page()
+        self.troubles, self.requests = [], []
+        self.page.on(
+            "console", lambda said: said.type in ("error", "warning") and self.troubles.append(said.text)
+        )
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.troubles.append("a dialog"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.go(address)
+
+    def go(self, address):
+        self.page.goto(address)
+        self.page.wait_for_selector("html[data-ready]", state="attached")
+        self.settle()
+
+    def settle(self):
+        """Until what was asked for is drawn: attention is unpacked first."""
+        frame = "await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 5));"
+        self.page.evaluate(f"async () => {{ for (let i = 0; i < 3; i++) {frame} }}")
+
+    def click(self, selector):
+        self.page.locator(selector).first.click()
+        self.settle()
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+        self.settle()
+
+    def set(self, selector, value, event="input"):
+        """As if a slider or a list had been used."""
+        self.page.locator(selector).evaluate(
+            """(input, [value, event]) => {
+              input.value = value;
+              input.dispatchEvent(new Event(event, { bubbles: true }));
+            }""",
+            [str(value), event],
+        )
+        self.settle()
+
+    def text(self, selector):
+        return self.page.locator(selector).first.inner_text()
+
+    def rows(self, selector):
+        """The rows of a table: the texts of their cells, and how long each bar is."""
+        return self.page.locator(selector).first.evaluate(
+            """(table) => [...table.querySelectorAll("tbody tr")].map((row) => ({
+              cells: [...row.cells].map((cell) => cell.textContent),
+              bar: Number(row.querySelector(".measure i")?.style.getPropertyValue("--weight")),
+              token: Number(row.dataset.token),
+            }))"""
+        )
+
+    def state(self):
+        self.page.wait_for_timeout(200)
+        return dict(pair.split("=", 1) for pair in self.page.evaluate("location.hash.slice(1)").split("&"))
+
+
+@pytest.fixture
+def visit(browser, recorded):
+    made = Visit(browser, recorded.address)
+    yield made
+    made.context.close()
+    assert made.troubles == []
+    assert {url.partition(":")[0] for url in made.requests} <= {"file", "data"}  # nothing but itself
+
+
+def activations(family, recorded, *names):
+    with torch.no_grad(), record(family.model, *names) as acts:
+        logits = logits_of(family.model, recorded.source, recorded.ids[:-1])
+    return logits, acts
+
+
+# What it shows is what the model computes
+
+
+def test_a_head_shows_where_each_token_looks(visit, family, recorded):
+    """The newcomer's path: click a head, click a token."""
+    names = [f"{recorded.prefix}pattern.1"] + (
+        ["cross.pattern.2", "encoder.pattern.0"] if recorded.prefix else []
+    )
+    _, acts = activations(family, recorded, *names)
+    for name in names:
+        weights = acts[name][0, 1]  # (T, S) of head 1
+        side = (
+            "Encoder reads"
+            if name.startswith("encoder")
+            else "ecoder reads and"
+            if recorded.prefix
+            else "Reads"
+        )
+        visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head >> nth=1')
+        for query in (0, weights.shape[0] - 1):
+            visit.click(f'[aria-label*="{side}"] button >> nth={query}')
+            shown = visit.rows(".looks table")
+            strongest = weights[query].argmax().item()
+            assert (
+                int(shown[0]["cells"][0]) == strongest
+                or weights[query, int(shown[0]["cells"][0])] > 0.98 * weights[query].max()
+            )
+            for row in shown:
+                expected = weights[query, int(row["cells"][0])].item()
+                assert abs(row["bar"] - expected) < expected**0.5 / 255 + 0.001
+            assert "head 1: from" in visit.text("#reading") and f"({query})" in visit.text("#reading")
+
+
+def test_pointing_at_a_token_colours_what_it_looks_at(visit, family, recorded):
+    name = "cross.pattern.0" if recorded.prefix else "pattern.0"
+    _, acts = activations(family, recorded, name)
+    visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head')
+    visit.page.locator('[aria-label*="eads and writes"] button >> nth=1').hover()
+    visit.settle()
+    keys = "Encoder reads" if recorded.prefix else "Reads and writes"
+    shown = visit.page.locator(f'[aria-label="{keys}"] button').evaluate_all(
+        '(all) => all.map((one) => Number(one.style.getPropertyValue("--weight")))'
+    )
+    expected = acts[name][0, 0, 1].sqrt()
+    for key, level in enumerate(expected.tolist()):
+        assert abs(shown[key] - level) < 0.004
+
+
+def test_the_map_reads_out_a_weight(visit, family, recorded):
+    name = f"{recorded.prefix}pattern.0"
+    _, acts = activations(family, recorded, name)
+    visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head')
+    visit.page.locator(".map canvas").first.focus()
+    visit.press(*["ArrowUp"] * recorded.ids.shape[0], "ArrowDown", "ArrowRight")
+    expected = acts[name][0, 0, 1, 1].item()
+    said = visit.text(".map p")
+    assert "(1) to" in said and abs(float(said.rpartition(": ")[2]) - expected) < expected**0.5 / 250 + 0.005
+    assert visit.state()["at"] == "1"
+
+
+def test_all_heads_and_feed_forward_layers_can_be_seen(visit, recorded):
+    part = f'[data-part="{recorded.prefix}attn.0"]'
+    visit.click(f"{part} .name")
+    assert visit.page.locator(".small-maps button").count() == 2
+    visit.click(".small-maps button >> nth=1")
+    assert visit.text("#panel h3").endswith("head 1")
+    visit.click(f'[data-part="{recorded.prefix}mlp.1"] .name')
+    assert visit.text("#panel h3").endswith("feed-forward")
+    sizes = unpacked(recorded.content["recording"]["runs"][0]["written"][f"{recorded.prefix}mlp.1"])
+    shown = [float(row["cells"][3]) for row in visit.rows("#panel table")]
+    assert shown == pytest.approx(sizes.tolist(), rel=0.06)
+
+
+@pytest.mark.parametrize(("temperature", "k"), [(1.0, 0), (0.3, 0), (1.7, 5)])
+def test_the_sliders_reshape_the_next_tokens_exactly(visit, family, recorded, temperature, k):
+    logits, _ = activations(family, recorded, f"{recorded.prefix}pattern.0")
+    at = len(recorded.ids) - 3
+    visit.click("#tab-next")
+    visit.set("#position", at)
+    visit.set("#temperature", round(temperature * 10) - 1)
+    visit.set("#top-k", {0: 17, 5: 4}[k])
+    scores = logits[at] / temperature
+    if k:
+        scores = scores.masked_fill(scores < scores.topk(k).values[-1], -torch.inf)
+    expected = scores.softmax(-1)
+    shown = [row for row in visit.rows("#panel table") if row["cells"][0]]
+    assert len(shown) >= (k or 20)
+    for row in shown:
+        assert abs(row["bar"] - expected[row["token"]].item()) < 1e-4
+    assert shown[0]["token"] == expected.argmax()
+    assert visit.state()["temperature"] == str(temperature).removesuffix(".0")
+
+
+def test_the_lens_shows_what_each_block_would_say(visit, family, recorded):
+    read = recorded.ids[None, :-1]
+    inputs = (recorded.source, None, read) if recorded.prefix else (read,)
+    lens = logit_lens(family.model, *inputs)[:, 0].softmax(-1)  # (L, T, V)
+    visit.click("#tab-lens")
+    cells = visit.page.locator("#lens-grid td button").evaluate_all(
+        '(all) => all.map((one) => [one.dataset.key, Number(one.style.getPropertyValue("--weight"))])'
+    )
+    assert len(cells) == lens.shape[0] * lens.shape[1]
+    for key, share in cells:
+        block, position = map(int, key.split())
+        assert abs(share - lens[block, position].max().item()) < 1e-3
+    visit.click('#lens-grid [data-key="0 1"]')
+    shown = visit.rows("#panel > table")
+    top = lens[0, 1].topk(5)
+    assert [row["bar"] for row in shown] == pytest.approx(top.values.tolist(), abs=1e-4)
+    assert [row["token"] for row in shown] == top.indices.tolist()
+
+
+def test_generation_is_stepped_through(visit, family, recorded):
+    first = visit.page.locator("#position").input_value()
+    visit.click("#forth")
+    assert int(visit.page.locator("#position").input_value()) == int(first) + 1
+    visit.click("#back")
+    assert visit.page.locator("#position").input_value() == first
+    visit.set("#position", len(recorded.ids) - 2)
+    assert visit.page.locator("#forth").is_disabled()
+    visit.click('#runs input[value="2"]')
+    beams = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
+    assert visit.page.locator('[aria-label*="eads and writes"] button').count() == len(beams)
+
+
+def test_playing_goes_on_to_the_end(visit, recorded):
+    visit.page.clock.install()
+    visit.click("#play")
+    assert visit.page.locator("#play").get_attribute("aria-label") == "Stop"
+    visit.page.clock.run_for(700 * 8)
+    visit.page.wait_for_function(
+        '() => document.getElementById("play").getAttribute("aria-label") === "Play"'
+    )
+    assert visit.page.locator("#position").input_value() == str(len(recorded.ids) - 2)
+
+
+def test_beams_are_a_tree(visit, family, recorded):
+    visit.click("#tab-beams")
+    steps = recorded.content["recording"]["beams"]
+    assert visit.page.locator(".beams button").count() == sum(map(len, steps))
+    for fate in ("running", "finished", "pruned", "displaced"):
+        expected = sum(one["fate"] == fate for step in steps for one in step)
+        assert visit.page.locator(f".beams button.{fate}").count() == expected
+    answer = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
+    length = 1 if recorded.prefix else recorded.source.shape[1]
+    assert visit.page.locator(".beams button.best").count() == len(answer) - length
+    visit.click(".beams button >> nth=1")
+    assert f"Score {steps[0][1]['score']:.2f}" in visit.text("#panel")
+    visit.click("#panel summary")
+    assert len(visit.rows("#panel details table")) == sum(map(len, steps))
+
+
+def test_knocking_a_head_out_changes_the_answer(visit, family, recorded):
+    case = Case(recorded.source, recorded.ids, max_new_tokens=4)
+    name = f"{recorded.prefix}z.1"
+    logits, _ = activations(family, recorded, f"{recorded.prefix}pattern.0")
+    first = 0 if recorded.prefix else recorded.source.shape[1] - 1
+    said = recorded.ids[first + 1 :]
+    before = logits[first:].log_softmax(-1).gather(1, said[:, None])[:, 0]
+    visit.click("#tab-change")
+    for head in range(2):
+        found = outcome(family.model, case, [KnockOut(name, head)])
+        after = unpacked(found["log_probabilities"])
+        visit.click(f'[data-key="{name}:{head}"]')
+        shown = visit.text(f'[data-key="{name}:{head}"]')
+        assert float(shown.replace("·", "0")) == pytest.approx(
+            (before - after).sum().item(), abs=0.051, rel=0.06
+        )
+        bars = [row["bar"] for row in visit.rows(".result table")]
+        assert bars == pytest.approx(after.exp().tolist(), abs=1e-4)
+        assert visit.page.locator("#answer-is .token").count() == len(found["ids"])
+        assert "knocked out" in visit.text(".result")
+    visit.click("#undo")
+    assert "Nothing is changed" in visit.text(".result")
+
+
+def test_patching_from_the_second_text_changes_the_answer(visit, family, recorded):
+    other = torch.tensor(recorded.content["other"]["source"])
+    case = Case(recorded.source, recorded.ids, other, max_new_tokens=4)
+    name = "encoder.resid_post.0" if recorded.prefix else "resid_post.0"
+    found = outcome(family.model, case, [Transplant(name, 0, 0)])
+    visit.click("#tab-change")
+    visit.click(f'[data-key="{name}@0<0"]')
+    bars = [row["bar"] for row in visit.rows(".result table")]
+    assert bars == pytest.approx(unpacked(found["log_probabilities"]).exp().tolist(), abs=1e-4)
+    step = [row["bar"] for row in visit.rows("#next-now")]
+    at = int(visit.page.locator("#position").input_value()) - (
+        0 if recorded.prefix else recorded.source.shape[1] - 1
+    )
+    assert step == pytest.approx(unpacked(found["next_log_probabilities"])[at].exp().tolist(), abs=1e-4)
+
+
+# How it behaves
+
+
+def test_the_address_holds_what_is_looked_at(visit, browser, recorded):
+    visit.click(f'[data-part="{recorded.prefix}attn.1"] .head')
+    visit.click("#forth")
+    visit.click("#tab-lens")
+    visit.click("#theme")
+    kept = visit.state()
+    assert kept["see"] == f"{recorded.prefix}attn.1" and kept["tab"] == "lens" and kept["theme"] == "dark"
+    again = Visit(browser, visit.page.url)
+    assert again.state() == kept
+    assert again.page.locator("#tab-lens").get_attribute("aria-selected") == "true"
+    assert again.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    # An address can say anything.
+    again.go(
+        recorded.address
+        + "?#run=99&at=-5&src=x&see=__proto__&head=1e9&tab=constructor&temperature=NaN&k=-1&changes=a:b;z@"
+    )
+    assert again.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
+    assert again.troubles == []
+    again.context.close()
+
+
+def test_the_keyboard_reaches_everything(visit, recorded):
+    stops = []
+    for _ in range(60):
+        visit.page.keyboard.press("Tab")
+        stops.append(visit.page.evaluate("document.activeElement.closest('[id]')?.id ?? ''"))
+        if stops[-1] == "panel":
+            break
+    assert [
+        one for one in ("skip", "theme", "runs", "position", "tokens", "stacks") if one not in stops
+    ] == []
+    assert len(stops) < 30  # tokens and heads are one stop each
+    visit.page.locator('[aria-label*="eads and writes"] button[tabindex="0"]').focus()
+    visit.press("Home", "ArrowRight", "Enter")
+    assert visit.page.locator("#position").input_value() == "1"
+    visit.page.locator("#tab-attention").focus()
+    visit.press("ArrowRight", "ArrowRight")
+    assert visit.page.evaluate("document.activeElement.id") == "tab-lens"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert visit.page.evaluate(outline) == "solid"
+
+
+def test_everything_that_can_be_used_has_a_name(visit):
+    for tab in ("attention", "next", "lens", "beams", "change"):
+        visit.click(f"#tab-{tab}")
+        nameless = visit.page.evaluate(
+            """() => [...document.querySelectorAll("button, input, select, canvas, [role=img]")]
+              .filter((one) => !one.closest("[aria-hidden=true]") && !one.textContent.trim() &&
+                !one.getAttribute("aria-label") && !one.closest("label")).map((one) => one.outerHTML)"""
+        )
+        assert nameless == [], tab
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_scrolling_sideways(browser, recorded, theme):
+    phone = Visit(browser, recorded.address, viewport={"width": 360, "height": 740}, color_scheme=theme)
+    for tab in ("attention", "next", "lens", "beams", "change"):
+        phone.click(f"#tab-{tab}")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
+    assert phone.page.evaluate("document.documentElement.dataset.theme") == theme
+    assert phone.troubles == []
+    phone.context.close()
+
+
+def test_it_works_without_a_network(browser, recorded):
+    alone = Visit(browser, recorded.address, offline=True)
+    alone.click("#tab-next")
+    assert alone.rows("#panel table")
+    assert alone.troubles == []
+    alone.context.close()
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    " مرحبا بالعالم",
+    "👩\u200d💻🏳️\u200d🌈",
+    "x" * 10_000,
+    "\u2028",
+    "\u202eabc",
+    "javascript:alert(1)",
+]
+
+
+def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
+    content = json.loads(as_json(recorded.content))
+    shown = dict.fromkeys(content["recording"]["pieces"])
+    for place, token in enumerate(shown):
+        shown[token] = HOSTILE[place % len(HOSTILE)]
+    content["recording"]["pieces"] = content["pieces"] = content["other"]["pieces"] = shown
+    content["recording"]["text"] = content["model"]["name"] = HOSTILE[0]
+    path = tmp_path / "hostile.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    tab = Visit(browser, path.as_uri(), viewport={"width": 800, "height": 700})
+    for name in ("attention", "next", "lens", "beams", "change"):
+        tab.click(f"#tab-{name}")
+        assert (
+            tab.page.evaluate("document.querySelectorAll('script, img, iframe, object, embed').length") == 1
+        )
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 800
+    buttons = tab.page.locator('[aria-label*="eads and writes"] button')
+    texts = buttons.evaluate_all("(all) => all.map((one) => one.textContent)")
+    for text, token in zip(texts, recorded.ids.tolist(), strict=True):
+        expected = shown[str(token)]
+        assert text == (expected if len(expected) <= 60 else expected[:60] + "…").lstrip()
+    assert tab.text("#model-name") == HOSTILE[0]
+    assert tab.troubles == []
+    tab.context.close()
+
+
+# With a model behind it
+
+
+@pytest.fixture
+def served(family):
+    content = record_page(
+        family.model, family.tokenizer, "tiny", family.text, family.other, SEARCH, live=True
+    )
+    with Server(as_html(content), Session(family.model, family.tokenizer), 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server.address
+        server.shutdown()
+        thread.join()
+
+
+def test_a_live_page_computes(browser, family, recorded, served):
+    tab = Visit(browser, served)
+    # Two heads at once.
+    tab.click("#tab-change")
+    tab.click("#combine")
+    changes = [KnockOut(f"{recorded.prefix}z.1", 0), KnockOut(f"{recorded.prefix}z.0", 1)]
+    for change in changes:
+        tab.click(f'[data-key="{change.z}:{change.head}"]')
+    tab.page.wait_for_selector(".result table")
+    case = Case(recorded.source, recorded.ids, max_new_tokens=4)
+    expected = unpacked(outcome(family.model, case, changes)["log_probabilities"]).exp().tolist()
+    assert [row["bar"] for row in tab.rows(".result table")] == pytest.approx(expected, abs=1e-4)
+    # All of them.
+    tab.page.get_by_role("button", name="Measure all heads").click()
+    tab.page.wait_for_function(
+        '() => [...document.querySelectorAll("#knock-outs button")].every((one) => one.textContent)'
+    )
+    # Another text.
+    tab.click("#ask summary")
+    tab.page.locator('textarea[name="text"]').fill("Zoe <b>runs</b>")
+    tab.click("#ask button.first")
+    tab.page.wait_for_function('() => document.getElementById("tokens").textContent.includes("Z")')
+    source = torch.tensor([family.tokenizer.encode("Zoe <b>runs</b>")])
+    count = generate(family.model, source, max_new_tokens=4).shape[1]
+    assert tab.page.locator('[aria-label*="eads and writes"] button').count() == count
+    assert tab.troubles == []
+    # An address with a text is recorded when it is opened.
+    address = tab.state() and tab.page.url
+    assert "Zoe" in address
+    again = Visit(browser, address)
+    assert again.page.locator('[aria-label*="eads and writes"] button').count() == count
+    assert again.troubles == []
+    # What the server refuses is one line of the page.
+    tab.page.locator('textarea[name="text"]').fill("x" * 10_000)
+    tab.click("#ask button.first")
+    tab.page.wait_for_selector("#error:not([hidden])")
+    assert "tokens, expected at most" in tab.text("#error")
+    assert all("400 (Bad Request)" in one for one in tab.troubles)  # the browser's own note of it
+    again.context.close()
+    tab.context.close()

@@ -1,0 +1,114 @@
+"""The file: one, which loads nothing, and in which no token is markup."""
+
+import base64
+import hashlib
+import json
+import re
+from configparser import ConfigParser
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftcore.explorer.page import as_html, as_json, record_page
+from ftcore.explorer.recorder import Search
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "{{ script }}",
+    "\u2028 \u2029 \x00 \u202e",
+    "👩\u200d💻 مرحبا",
+    "x" * 10_000,
+]
+
+
+class Elements(HTMLParser):
+    """What a browser sees: elements with their attributes, and what is in scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.inside = {}
+        self.current = None
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        self.current = dict(attributes).get("id", tag) if tag in ("script", "style", "title") else None
+
+    def handle_endtag(self, tag):
+        self.current = None
+
+    def handle_data(self, data):
+        if self.current is not None:
+            self.inside[self.current] = self.inside.get(self.current, "") + data
+
+
+@pytest.fixture(scope="module")
+def content(family):
+    search = Search(max_new_tokens=3, num_beams=2)
+    return record_page(
+        family.model, family.tokenizer, family.directory, family.text, family.other, search, live=False
+    )
+
+
+def test_the_page_loads_nothing(content):
+    page = Elements(as_html(content))
+    addresses = [
+        value
+        for _, attributes in page.found
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data", "srcset")
+    ]
+    assert set(addresses) == {"data:,", "#panels"}
+    assert "url(" not in page.inside["style"] and "@import" not in page.inside["style"]
+    assert not re.search(
+        r"\b(import|eval|Function)\s*\(|innerHTML|outerHTML|insertAdjacent|document\.write",
+        page.inside["script"],
+    )
+
+
+def test_the_policy_allows_this_script_and_no_other(content):
+    page = Elements(as_html(content))
+    (policy,) = [attributes["content"] for tag, attributes in page.found if attributes.get("http-equiv")]
+    for name in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.inside[name].encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "connect-src 'none'" in policy and "unsafe" not in policy
+    assert "connect-src 'self'" in as_html(content | {"live": True})
+
+
+def test_what_was_recorded_is_in_the_page(content):
+    assert json.loads(Elements(as_html(content)).inside["content"]) == json.loads(as_json(content))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(HOSTILE) | st.text(max_size=30))
+def test_no_token_and_no_name_becomes_markup(content, text):
+    plain = Elements(as_html(content))
+    changed = content | {
+        "model": content["model"] | {"name": text},
+        "recording": content["recording"] | {"text": text, "pieces": {"1": text}},
+    }
+    hostile = Elements(as_html(changed))
+    assert hostile.found == plain.found
+    assert hostile.inside["script"] == plain.inside["script"]
+    assert json.loads(hostile.inside["content"])["recording"]["pieces"]["1"] == text
+
+
+def test_what_a_wheel_needs_is_packaged():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    packaged = {name.strip() for name in config["options.package_data"]["ftcore.explorer"].split(",")}
+    lying = {path.name for path in (ROOT / "ftcore" / "explorer").iterdir() if path.is_file()}
+    assert packaged == {name for name in lying if not name.endswith(".py")}
+
+
+def test_numbers_that_json_lacks_do_not_reach_the_page():
+    with pytest.raises(ValueError, match="JSON"):
+        as_json({"loss": float("inf")})
