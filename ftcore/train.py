@@ -1,9 +1,11 @@
 """Train and fine-tune T5 and GPT-2: `python -m ftcore.train`. The loop is `train`, below."""
 
+import os
+
 from ftcore.command import FAILED_RUN, INTERRUPTED, clear_errors, parse
 from ftcore.training.options import TrainOptions
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's processes speak later
     parse(TrainOptions, command="ftcore.train")  # --help and typing errors, before the slow import of torch
 
 import math
@@ -27,10 +29,11 @@ from ftcore.training.check_result import FAILS, HOLDS
 from ftcore.training.checks import Loop, run_checks
 from ftcore.training.estimate import estimate
 from ftcore.training.interrupt import Interrupt
-from ftcore.training.loss import batch_loss, count_targets
+from ftcore.training.loss import count_targets
 from ftcore.training.meter import Meter
 from ftcore.training.non_finite import explained
 from ftcore.training.optim import set_learning_rate
+from ftcore.training.parallel import first_speaks, join
 from ftcore.training.picture import save_picture
 from ftcore.training.preview import preview
 from ftcore.training.report import save_report
@@ -49,7 +52,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
     if progress.step == 0:
         validate(run)  # what the model can do before it learns anything
 
-    meter = Meter(progress.losses)
+    meter = Meter(progress.losses, run.parallel)
     bar = tqdm(total=run.total_steps, initial=progress.step, desc="training", unit="step", file=sys.stdout)
     with bar, Interrupt() as interrupt:
         while progress.step < run.total_steps:
@@ -70,7 +73,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                         watch(validate(run))
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
-                if is_last or interrupt.requested:
+                if run.parallel.any(is_last or interrupt.requested):
                     run.save()
                     return
             progress.epoch += 1
@@ -101,22 +104,25 @@ def accumulate_gradients(run: Run, window: Sequence[Batch]) -> float:
     Each micro-batch's sum is divided by the target tokens of the whole window. A mean of the micro-batches'
     means, the usual way, would weigh a token by how few others its micro-batch has.
     """
-    tokens = sum(count_targets(run.model, batch) for batch in window)
+    parallel = run.parallel
+    tokens = parallel.sum(sum(count_targets(run.model, batch) for batch in window))
     total = 0.0
-    for batch in window:
+    for number, batch in enumerate(window, start=1):
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
-        with run.autocast():
-            loss = batch_loss(run.model, batch, run.options.label_smoothing).total / tokens
-        total += require_finite("the loss", loss.item())
-        run.scaler.scale(loss).backward()
-    return total
+        with parallel.synchronized(last=number == len(window)):
+            with run.autocast():
+                loss = parallel.batch_loss(run.model, batch, run.options.label_smoothing).total / tokens
+            total += loss.item()
+            # Times the processes, over which torch takes the mean of the gradients: it is their sum.
+            run.scaler.scale(loss * parallel.count).backward()
+    return require_finite("the loss", parallel.sum(total))
 
 
 def clip_gradients(run: Run) -> float:
     """Shorten the gradient of all parameters together to --clip-norm; returns how long it was."""
     run.scaler.unscale_(run.optimizer)
     limit = run.options.clip_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit).item()
+    norm = run.parallel.item(torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit))
     # Under fp16 gradients overflow now and then: the scaler leaves that step out and scales less.
     return norm if run.scaler.is_enabled() else require_finite("the gradient's norm", norm)
 
@@ -130,26 +136,28 @@ def require_finite(name: str, value: float) -> float:
 
 def validate(run: Run) -> dict[str, float]:
     """Score the validation set, tell and log what came out, and keep the weights at best/ if they are."""
-    score = score_loss(run.model, run.valid_loader, run.autocast)
+    score = score_loss(run.model, run.valid_loader, run.autocast, run.parallel)
     metrics = {
         "valid_loss": score.loss,
         "token_accuracy": score.token_accuracy,
         "perplexity": score.perplexity,
     }
+    model = run.parallel.whole(run.model)
     answers = score_answers(
-        run.model,
+        model,
         run.tokenizer,
         run.valid_set,
         limit=run.options.eval_answers,
         batch_size=run.valid_loader.batch_sampler.batch_size,
         max_new_tokens=run.options.max_target_length,
         num_beams=run.options.num_beams,
+        parallel=run.parallel,
     )
     if answers:
         metrics["exact_match"] = mean([answer.exact_match for answer in answers])
         metrics["f1"] = mean([answer.f1 for answer in answers])
     elif run.options.eval_answers:
-        answers = continuations(run.model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
+        answers = continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
     show_answers(answers)
     log(run, **metrics)
     tell(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
@@ -158,20 +166,22 @@ def validate(run: Run) -> dict[str, float]:
     if run.progress.step > 0 and (run.progress.best is None or rank > run.progress.best):
         run.progress.best = rank
         run.save_checkpoint(run.directory.best)
-        run.directory.save_predictions([{"step": run.progress.step, **asdict(answer)} for answer in answers])
+        predictions = [{"step": run.progress.step, **asdict(answer)} for answer in answers]
+        run.parallel.on_first(lambda: run.directory.save_predictions(predictions))
     return metrics
 
 
 def save_step(run: Run) -> None:
     """The save of every --save-every steps: a checkpoint of this step, and the state to resume from."""
     run.save_checkpoint(run.directory.step_checkpoint(run.progress.step))
-    run.directory.prune_checkpoints(run.options.keep)
+    run.parallel.on_first(lambda: run.directory.prune_checkpoints(run.options.keep))
     run.save()
 
 
 def log(run: Run, **metrics: float) -> None:
     epoch = run.progress.step / run.train_loader.windows_per_epoch
-    run.directory.log({"step": run.progress.step, "epoch": round(epoch, 4), **metrics})
+    line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
+    run.parallel.on_first(lambda: run.directory.log(line))
 
 
 def tell(line: str) -> None:
@@ -206,6 +216,8 @@ def introduce(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
+    if run.parallel.mode:
+        tell(f"processes  {run.parallel.count}, {run.parallel.mode}")
     look = preview(run.train_loader, model, run.tokenizer, pad_to_max_length=options.pad_to_max_length)
     for line in look.lines(bars=options.dry_run):
         tell(line)
@@ -218,7 +230,7 @@ def conclude(run: Run) -> None:
     directory = run.directory
     if run.progress.step < run.total_steps:
         tell(f"stopped after step {run.progress.step} of {run.total_steps} and saved; go on with:")
-        tell(f"  python -m ftcore.train --output {directory.path} --resume")
+        tell(f"  {run.how_to_go_on}")
         return
     save_picture(directory.read_metrics(), directory.picture)
     save_report(run)
@@ -270,19 +282,23 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = options_of(argv)
-    try:
-        if options.check or options.dry_run:
-            return check(options) if options.check else dry_run(options)
-        with clear_errors("ftcore.train"):
-            run = prepare(options)
-        introduce(run)
-        with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
-            train(run)
-    except KeyboardInterrupt:  # while steps are taken, `Interrupt` answers it
-        tell("interrupted; what was saved before is whole")
-        return INTERRUPTED
-    conclude(run)
+    with first_speaks():
+        options = options_of(argv)
+        try:
+            with clear_errors("ftcore.train"):
+                parallel = join(options)
+            if options.check or options.dry_run:
+                return check(options) if options.check else dry_run(options)
+            with clear_errors("ftcore.train"):
+                run = prepare(options, parallel)
+            with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
+                run.parallel.on_first(lambda: introduce(run))
+                with run.parallel.noticing_losses(run.situation):
+                    train(run)
+        except KeyboardInterrupt:  # while steps are taken, `Interrupt` answers it
+            tell("interrupted; what was saved before is whole")
+            return INTERRUPTED
+        run.parallel.on_first(lambda: conclude(run))
     return 0
 
 

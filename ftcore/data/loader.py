@@ -39,12 +39,23 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: a new order in each epoch; without it the order is always the same.
         seed: the order's seed, 0 or more.
         bucket: put examples of similar length together.
+        process, processes: deal the rows of each micro-batch to so many processes, and yield those of this
+            one: every N-th, so that all have as long ones. Of a short micro-batch that may be none.
 
     Only the last window may be short, and its last micro-batch; nothing is ever left out.
     """
 
     def __init__(
-        self, lengths: np.ndarray, batch_size: int, accumulate: int, *, shuffle: bool, seed: int, bucket: bool
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        accumulate: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        bucket: bool,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if batch_size < 1 or accumulate < 1:
             raise ValueError(f"batch_size is {batch_size} and accumulate {accumulate}; expected 1 or more")
@@ -54,6 +65,7 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
             raise ValueError("the data set holds no examples")
         self.lengths, self.batch_size, self.accumulate = lengths, batch_size, accumulate
         self.shuffle, self.seed, self.bucket = shuffle, seed, bucket
+        self.process, self.processes = process, processes
         self.epoch = 0
         self.start = 0  # micro-batches of this epoch to leave out
 
@@ -94,7 +106,8 @@ class WindowSampler(torch.utils.data.Sampler[list[int]]):
         # since as lists the positions of a large corpus take ten times the memory.
         order, size = self.order(), self.batch_size
         starts = range(self.start * size, len(order), size)
-        return (order[start : start + size].tolist() for start in starts)
+        share = slice(self.process, None, self.processes)
+        return (order[start : start + size][share].tolist() for start in starts)
 
 
 class DataLoader(torch.utils.data.DataLoader):
@@ -106,6 +119,8 @@ class DataLoader(torch.utils.data.DataLoader):
                                 GPT-2 has T = S
         index           (B,)    the examples' positions in the dataset
 
+    A batch of which another process has all rows is one of padding, (1, 1), without a label and an index.
+
     `len(loader)` counts the micro-batches of an epoch, `loader.windows_per_epoch` the optimizer steps. Every
     window but the epoch's last has exactly `accumulate` micro-batches.
 
@@ -113,7 +128,7 @@ class DataLoader(torch.utils.data.DataLoader):
         dataset: a `Dataset`, or `Blocks` or `SpanCorruption` of a corpus. It is told the epoch.
         batch_size: examples of a micro-batch.
         pad_id: fills input_ids.
-        accumulate, shuffle, seed, bucket: see `WindowSampler`.
+        accumulate, shuffle, seed, bucket, process, processes: see `WindowSampler`.
         pad_to_max_length: pad to the dataset's limits instead of to the longest example of the batch.
         num_workers: processes that prepare batches; the batches are the same with any number.
         padding_side: "right" or "left"; T5's labels are padded on the right in any case.
@@ -136,11 +151,20 @@ class DataLoader(torch.utils.data.DataLoader):
         num_workers: int = 0,
         padding_side: str = "right",
         pin_memory: bool = False,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
         sampler = WindowSampler(
-            dataset.lengths, batch_size, accumulate, shuffle=shuffle, seed=seed, bucket=bucket
+            dataset.lengths,
+            batch_size,
+            accumulate,
+            shuffle=shuffle,
+            seed=seed,
+            bucket=bucket,
+            process=process,
+            processes=processes,
         )
         collate = partial(
             _collate,
@@ -231,13 +255,14 @@ def _collate(
     input_length: int | None,
     label_length: int | None,
 ) -> dict[str, Tensor]:
-    inputs = [example["input_ids"] for example in examples]
-    labels = [example["labels"] for example in examples]
+    # Without a row a process goes through the model all the same: in it, the processes wait for each other.
+    inputs = [example["input_ids"] for example in examples] or [[pad_id]]
+    labels = [example["labels"] for example in examples] or [[IGNORED_LABEL]]
     return {
         "input_ids": pad_rows(inputs, pad_id, padding_side, input_length),
         "attention_mask": pad_rows([[1] * len(row) for row in inputs], 0, padding_side, input_length),
         "labels": pad_rows(labels, IGNORED_LABEL, label_padding_side, label_length),
-        "index": torch.tensor([example["index"] for example in examples]),
+        "index": torch.tensor([example["index"] for example in examples], dtype=torch.long),
     }
 
 

@@ -59,7 +59,8 @@ def read_data(
     """What a file of a task holds: its first `limit` records, or of a plain text its ids.
 
     Raises:
-        ValueError, OSError: the file cannot be read as what the task wants, or a text has no records to count.
+        ValueError, OSError: the file cannot be read as what the task wants, or a text has no records to
+            count.
     """
     causal = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:

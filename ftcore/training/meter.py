@@ -6,15 +6,19 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from ftcore.training.parallel import OneProcess
+
 
 class Meter:
     """Averages over the optimizer steps since the last `take`.
 
     `losses` of these steps belong to the run's state: a resumed run logs the mean that it would have logged.
+    Speed is that of all processes together.
     """
 
-    def __init__(self, losses: list[float]) -> None:
+    def __init__(self, losses: list[float], parallel: OneProcess) -> None:
         self._losses = losses
+        self._parallel = parallel
         self._smooth_loss: float | None = None
         self._reset()
 
@@ -26,12 +30,13 @@ class Meter:
         """Count one optimizer step: its loss and its micro-batches."""
         self._losses.append(loss)
         self._smooth_loss = loss if self._smooth_loss is None else 0.9 * self._smooth_loss + 0.1 * loss
-        self._examples += sum(len(batch["input_ids"]) for batch in window)
-        self._tokens += sum(int(batch["attention_mask"].sum()) for batch in window)
+        self._examples += sum(len(batch["index"]) for batch in window)
+        self._tokens += sum(int(batch["attention_mask"].sum()) for batch in window if len(batch["index"]))
 
     def postfix(self, lr: float) -> dict[str, str]:
         """What the progress bar shows: smoothed loss, learning rate, tokens per second."""
-        rate = self._tokens / (time.perf_counter() - self._start)
+        tokens = self._tokens * self._parallel.count  # about: it does not ask the others
+        rate = tokens / (time.perf_counter() - self._start)
         return {"loss": f"{self._smooth_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
 
     def take(self) -> dict[str, float]:
@@ -39,8 +44,8 @@ class Meter:
         seconds = time.perf_counter() - self._start
         metrics = {
             "train_loss": sum(self._losses) / len(self._losses),
-            "tokens_per_second": self._tokens / seconds,
-            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._parallel.sum(self._tokens) / seconds,
+            "examples_per_second": self._parallel.sum(self._examples) / seconds,
         }
         self._losses.clear()
         self._reset()

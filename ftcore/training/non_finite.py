@@ -7,11 +7,13 @@ numbers that they had, with hooks on every module.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.models import Model
 from ftcore.models.atomic import write_atomically
 from ftcore.models.attention import Softmax
 from ftcore.training.loss import batch_loss
@@ -33,31 +35,36 @@ def explained(run: Run, window: Sequence[Batch]) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         set_random_state(state)
-        found, batch = _first_non_finite(run, window)
-        step, path = run.progress.step + 1, run.directory.non_finite
+        run.optimizer.zero_grad(set_to_none=True)
+        # Each process looks at its own rows, alone: with the whole model nobody waits for the others.
+        found, batch = _first_non_finite(run, run.parallel.whole(run.model), window)
         rows = [row for one in ([batch] if batch else window) for row in _examples(one, run.tokenizer)]
+        findings = run.parallel.gather((batch is not None, found, rows))
+        guilty = [finding for finding in findings if finding[0]]
+        _, found, rows = (guilty or findings)[0]
+        step, path = run.progress.step + 1, run.directory.non_finite
         report = {"step": step, "error": str(error), "found": found, "examples": rows}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write = partial(write_atomically, path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        run.parallel.on_first(write)
         raise run.failure(f"{error} in step {step}: {found}; the batch is in {path}") from None
 
 
-def _first_non_finite(run: Run, window: Sequence[Batch]) -> tuple[str, Batch | None]:
+def _first_non_finite(run: Run, model: Model, window: Sequence[Batch]) -> tuple[str, Batch | None]:
     """What was not finite first, in words, and in which micro-batch; None if no single one is to blame."""
     found: list[str] = []
-    run.optimizer.zero_grad(set_to_none=True)
-    with _watched(run.model, found.append):
+    with _watched(model, found.append):
         for batch in window:
             on_device = {name: tensor.to(run.device) for name, tensor in batch.items()}
             with run.autocast():
-                loss = batch_loss(run.model, on_device, run.options.label_smoothing)
+                loss = batch_loss(model, on_device, run.options.label_smoothing)
             if not found and not loss.total.isfinite():
                 found.append("all modules gave finite outputs, but lm_head's logits no finite cross-entropy")
             if not found:
                 (loss.total / max(1, loss.tokens)).backward()
                 found += [
                     f"first in the gradient of {name}"
-                    for name, parameter in run.model.named_parameters()
+                    for name, parameter in model.named_parameters()
                     if parameter.grad is not None and not parameter.grad.isfinite().all()
                 ]
             if found:
@@ -107,6 +114,8 @@ def _range(tensor: Tensor) -> str:
 
 def _examples(batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Each row as the model saw it: its position in the training set, and what its ids mean."""
+    if not len(batch["index"]):  # all rows were other processes'
+        return []
     columns = (batch[name] for name in ("index", "input_ids", "attention_mask", "labels"))
     return [
         {

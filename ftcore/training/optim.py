@@ -78,7 +78,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def _size(tensor: Tensor) -> float:
     """Root mean square; at least 1e-3, so that what starts at 0 can leave it."""
-    return max(1e-3, tensor.detach().square().mean().sqrt().item())
+    mean_square = tensor.detach().square().mean()
+    if hasattr(mean_square, "full_tensor"):  # parts of the tensor lie on other processes (sharded.py)
+        mean_square = mean_square.full_tensor()
+    return max(1e-3, mean_square.sqrt().item())
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:

@@ -105,6 +105,9 @@ class TrainOptions:
     gradient_checkpointing: bool = False  # as much time again, the same weights
     device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
     workers: int = 0  # processes that prepare batches
+    # with torchrun --nproc-per-node N -m ftcore.train: N processes share each batch. With ddp all have the
+    # whole model, with fsdp each a part of its weights, gradients and moments (default: ddp)
+    parallel: Literal["ddp", "fsdp"] | None = None
 
     def __post_init__(self) -> None:
         at_least_one = ["max_source_length", "max_target_length", "epochs", "max_steps", "batch_size"]
@@ -135,6 +138,7 @@ class TrainOptions:
                 "train_config.json): its steps are always relative"
             )
         self._check_lora()
+        self._check_fsdp()
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
         for name in ("check", "dry_run"):
@@ -165,6 +169,20 @@ class TrainOptions:
         if self.from_scratch:
             raise ValueError(
                 "--lora-rank contradicts --from-scratch: it is a small change of a trained model"
+            )
+
+    def _check_fsdp(self) -> None:
+        if self.parallel != "fsdp":
+            return
+        if self.optimizer == "adafactor":
+            raise ValueError(
+                "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
+                "which lie on several processes. Take adamw, with --relative-steps if you like, or ddp"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients "
+                "that overflow on another process. Take bf16, or ddp"
             )
 
 

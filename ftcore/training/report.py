@@ -26,7 +26,14 @@ from ftcore.training.run import Run
 from ftcore.training.state import sha256
 
 _SHOWN = 6  # predictions on each side
-_HOW_STARTED = {"output", "overwrite", "resume", "dry_run", "check"}  # options that change nothing it learns
+_HOW_STARTED = {
+    "output",
+    "overwrite",
+    "resume",
+    "dry_run",
+    "check",
+    "parallel",
+}  # options that change nothing it learns
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Report:
     config: Mapping[str, Any]  # the model's
     versions: Mapping[str, str]
     fingerprints: Mapping[str, str]  # file -> SHA-256
+    start: str = "python -m ftcore.train"  # the command line, up to the options
 
 
 def save_report(run: Run) -> None:
@@ -62,15 +70,16 @@ def save_report(run: Run) -> None:
         config=model.config.to_dict(),
         versions=versions(run.device),
         fingerprints={file: sha256(file) for file in files},
+        start=run.parallel.command(),
     )
     page = render(report)
     write_atomically(run.directory.report, lambda beside: beside.write_bytes(page.encode(errors="replace")))
 
 
-def command_of(options: TrainOptions) -> str:
+def command_of(options: TrainOptions, start: str = "python -m ftcore.train") -> str:
     """The command line that gives these options, but for where the run's files go; an option a line."""
-    elsewhere = replace(options, output=None, overwrite=False, resume=False)
-    return "python -m ftcore.train" + "".join(
+    elsewhere = replace(options, output=None, overwrite=False, resume=False, parallel=None)
+    return start + "".join(
         (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in arguments(elsewhere)
     )
 
@@ -136,7 +145,7 @@ def render(report: Report) -> str:
 <details><summary>Model: config.json</summary>{_table(report.config.items(), "key", "value")}</details>
 <h2>Reproduce</h2>
 <p>The same command on the same files, versions and machine gives the same weights bit for bit.</p>
-<pre tabindex="0" class="wrap">{escape(command_of(report.options))}</pre>
+<pre tabindex="0" class="wrap">{escape(command_of(report.options, report.start))}</pre>
 {_table(report.fingerprints.items(), "file", "SHA-256")}
 {_table(report.versions.items(), "what", "version")}
 </main>

@@ -1,6 +1,7 @@
 """A run before its first step: options, files and a checkpoint become everything that the loop works with."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from ftcore.command import warn
-from ftcore.data import Corpus, DataLoader, Examples, split_records
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, Examples, split_records
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import Model
 from ftcore.models.adapter import save_adapter
@@ -18,13 +19,14 @@ from ftcore.models.checkpoint import save_model
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
 from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
+from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
 from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
+from ftcore.training.parallel import OneProcess, require_processes
 from ftcore.training.precision import Autocast, autocast, grad_scaler
 from ftcore.training.resize import Resized, config_changes, resize
 from ftcore.training.run_directory import RunDirectory, appears_whole
-from ftcore.training.state import load_state, save_state, sha256
+from ftcore.training.state import load_state, save_state, saved_step, sha256
 
 
 @dataclass
@@ -54,8 +56,9 @@ class Run:
     autocast: Autocast
     total_steps: int
     learning_rate: Callable[[int], float]  # of a step, counted from 0
-    train_sha256: str  # of the training file: a resumed run must find the same one
+    fingerprints: dict[str, str]  # of the data's files, by option: a resumed run must find the same ones
     resized: Resized | None  # what options have changed about the model
+    parallel: OneProcess  # the processes that train it together
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -68,13 +71,19 @@ class Run:
         Raises:
             FloatingPointError: a weight is not finite, so that what was saved before is worth more.
         """
-        for name, weight in self.model.named_parameters():
-            if not weight.isfinite().all():
-                raise self.failure(f"after step {self.progress.step}, {name} is not finite")
+        weights = self.model.named_parameters()
+        spoilt = [name for name, weight in weights if not self.parallel.local(weight).isfinite().all()]
+        for names in self.parallel.gather(spoilt):
+            if names:
+                raise self.failure(f"after step {self.progress.step}, {names[0]} is not finite")
+        model = self.parallel.whole(self.model, only_on_first=True)
+        self.parallel.on_first(lambda: self._write_checkpoint(model, directory))
+
+    def _write_checkpoint(self, model: Model, directory: Path) -> None:
         with appears_whole(directory) as place:
-            save_model(merge_lora(self.model), place)
-            if lora_layers(self.model) and self.resized is None:  # else nobody has the model that it changes
-                save_adapter(self.model, place / "adapter", base_model=self.options.model)
+            save_model(merge_lora(model), place)
+            if lora_layers(model) and self.resized is None:  # else nobody has the model that it changes
+                save_adapter(model, place / "adapter", base_model=self.options.model)
             self.tokenizer.save_pretrained(place)
 
     def save(self) -> None:
@@ -94,7 +103,20 @@ class Run:
 
     def resume(self) -> None:
         self.progress = Progress(**load_state(self.directory.state, **self._stateful()))
-        self.directory.forget_metrics_after(self.progress.step)
+        self.parallel.on_first(lambda: self.directory.forget_metrics_after(self.progress.step))
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command line that resumes the run."""
+        return f"{self.parallel.command()} --output {self.directory.path} --resume"
+
+    def situation(self) -> str:
+        """Where it stands, for who hears that it ends here."""
+        here = f"in step {self.progress.step + 1} of {self.total_steps}"
+        saved = saved_step(self.directory.state)
+        if saved is None:
+            return f"{here}, before the first save; start again with --overwrite"
+        return f"{here}; the run goes on from its last save, step {saved}, with {self.how_to_go_on}"
 
     def _stateful(self) -> dict[str, Any]:
         return {
@@ -103,52 +125,49 @@ class Run:
             "scaler": self.scaler,
             "loader": self.train_loader,
             "options": self.options,
-            "train_sha256": self.train_sha256,
+            "fingerprints": self.fingerprints,
+            "parallel": self.parallel,
         }
 
 
-def prepare(options: TrainOptions) -> Run:
+def prepare(options: TrainOptions, parallel: OneProcess | None = None) -> Run:
     """Read everything, check that it fits together, and make (or take up) the run's directory, last.
 
-    Raises:
-        ValueError, OSError: an option, a file or a checkpoint is wrong; the message says what to do.
-    """
-    options = with_defaults(options)
-    assert options.model and options.train and options.epochs
-    assert options.batch_size and options.eval_batch_size
-    assert options.schedule and options.warmup is not None
-    torch.manual_seed(options.seed)
-    device = find_device(options.device)
-    context = autocast(options.precision, device)
+    Args:
+        parallel: the processes that train together; all of them call it. By default there is this one.
 
-    model, tokenizer = load_checkpoint(options.model, from_scratch=options.from_scratch)
-    resized = None
-    if changes := config_changes(options, model.config):
-        model, resized = resize(model, changes, keep_weights=not options.from_scratch)
-        check_vocabulary(tokenizer, model.config, "the changed config.json")
-    if options.dropout is not None:
-        _set_dropout(model, options.dropout)
-    if options.freeze and (tied := freeze(model, options.freeze)):
-        names = " ".join(options.freeze)
-        warn(f"--freeze {names} freezes {', '.join(tied)} too: the same weights serve there")
-    if options.lora_rank is not None:
-        alpha = options.lora_alpha or 2 * options.lora_rank
-        targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
-        add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
-    if options.lr is None:
-        options.lr = _default_lr(options, is_t5=model.config.is_encoder_decoder)
-    train_sha256 = sha256(options.train)
-    train, valid = _datasets(options, model, tokenizer)
-    train_loader = make_loader(train, options, tokenizer, options.batch_size, accumulate=options.grad_accum)
-    valid_loader = make_loader(valid, options, tokenizer, options.eval_batch_size)
+    Raises:
+        ValueError, OSError: an option, a file or a checkpoint is wrong; the message says what to do. Of
+            several processes all raise it, whichever has found it.
+    """
+    parallel = parallel or OneProcess()
+    require_processes(options, parallel)
+    with parallel.agreed():
+        options = with_defaults(options)
+        assert options.model and options.train and options.epochs
+        assert options.batch_size and options.eval_batch_size
+        assert options.schedule and options.warmup is not None
+        torch.manual_seed(options.seed)
+        device = parallel.find_device(options.device)
+        context = autocast(options.precision, device)
+        model, tokenizer, resized = _model(options)
+        if options.lr is None:
+            options.lr = _default_lr(options, is_t5=model.config.is_encoder_decoder)
+        files = {"train": options.train} | ({"valid": options.valid} if options.valid else {})
+        fingerprints = {name: sha256(file) for name, file in files.items()}
+        train, valid = _datasets(options, model, tokenizer, parallel)
+        train_loader = make_loader(
+            train, options, tokenizer, options.batch_size, accumulate=options.grad_accum, parallel=parallel
+        )
+        valid_loader = make_loader(valid, options, tokenizer, options.eval_batch_size, parallel=parallel)
 
     if options.gradient_checkpointing:
         checkpoint_blocks(model)
-    model.to(device).train()
+    parallel.place(model.train(), device, options.seed)
     total_steps = options.max_steps or options.epochs * train_loader.windows_per_epoch
     run = Run(
         options=options,
-        directory=_directory(options),
+        directory=RunDirectory(parallel.on_first(lambda: _directory(options).path)),
         device=device,
         tokenizer=tokenizer,
         model=model,
@@ -166,13 +185,34 @@ def prepare(options: TrainOptions) -> Run:
             warmup_steps=warmup_steps(options.warmup, total_steps),
             total_steps=total_steps,
         ),
-        train_sha256=train_sha256,
+        fingerprints=fingerprints,
         resized=resized,
+        parallel=parallel,
     )
     if options.resume:
         run.resume()
-    run.directory.save_options(options)
+    parallel.on_first(lambda: run.directory.save_options(options))
     return run
+
+
+def _model(options: TrainOptions) -> tuple[Model, Tokenizer, Resized | None]:
+    """The checkpoint's, changed as the options say."""
+    assert options.model
+    model, tokenizer = load_checkpoint(options.model, from_scratch=options.from_scratch)
+    resized = None
+    if changes := config_changes(options, model.config):
+        model, resized = resize(model, changes, keep_weights=not options.from_scratch)
+        check_vocabulary(tokenizer, model.config, "the changed config.json")
+    if options.dropout is not None:
+        _set_dropout(model, options.dropout)
+    if options.freeze and (tied := freeze(model, options.freeze)):
+        names = " ".join(options.freeze)
+        warn(f"--freeze {names} freezes {', '.join(tied)} too: the same weights serve there")
+    if options.lora_rank is not None:
+        alpha = options.lora_alpha or 2 * options.lora_rank
+        targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
+        add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
+    return model, tokenizer, resized
 
 
 def _default_lr(options: TrainOptions, *, is_t5: bool) -> float:
@@ -194,16 +234,20 @@ def _set_dropout(model: Model, rate: float) -> None:
             setattr(model.config, name, rate)
 
 
-def _datasets(options: TrainOptions, model: Model, tokenizer: Tokenizer) -> list[Examples]:
+def _datasets(
+    options: TrainOptions, model: Model, tokenizer: Tokenizer, parallel: OneProcess
+) -> list[Examples]:
     """The training and the validation set."""
     assert options.train
-    train = read_data(options.task, options.train, model, tokenizer)
-    if options.valid is not None:
-        valid = read_data(options.task, options.valid, model, tokenizer)
-    elif isinstance(train, Corpus):
-        train, valid = train.split(options.valid_share)
-    else:
-        train, valid = split_records(train, options.valid_share, options.seed)
+    # Records are read by all at once; a corpus is tokenised by the first and lies on disk for the others.
+    with parallel.first_before_others() if options.task in CORPUS_TASKS else nullcontext():
+        train = read_data(options.task, options.train, model, tokenizer)
+        valid = read_data(options.task, options.valid, model, tokenizer) if options.valid else None
+    if valid is None:
+        if isinstance(train, Corpus):
+            train, valid = train.split(options.valid_share)
+        else:
+            train, valid = split_records(train, options.valid_share, options.seed)
     return [
         make_dataset(
             data,
@@ -225,8 +269,10 @@ def make_loader(
     tokenizer: Tokenizer,
     batch_size: int,
     accumulate: int | None = None,
+    parallel: OneProcess | None = None,
 ) -> DataLoader:
-    """The training loader where `accumulate` is given, else the validation loader."""
+    """The training loader where `accumulate` is given, else the validation loader; of this process's rows."""
+    parallel = parallel or OneProcess()
     return DataLoader(
         dataset,
         batch_size,
@@ -236,6 +282,8 @@ def make_loader(
         seed=options.seed,
         pad_to_max_length=options.pad_to_max_length,
         num_workers=options.workers,
+        process=parallel.rank,
+        processes=parallel.count,
     )
 
 

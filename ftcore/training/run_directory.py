@@ -34,7 +34,7 @@ class RunDirectory:
         self.best = path / "best"
         self.last = path / "last"
         self.checkpoints = path / "checkpoints"
-        self.state = path / "state" / "training_state.pt"
+        self.state = path / "state" / "training_state.pt"  # with fsdp, sharded-000500/ beside it
         self.config = path / "train_config.json"
         self.metrics = path / "metrics.jsonl"
         self.non_finite = path / "non_finite.json"
@@ -134,8 +134,9 @@ class RunDirectory:
         return _read_lines(self.predictions)
 
     def save_options(self, options: TrainOptions) -> None:
-        """For --resume, and for --config of another run: how this one treats its directory is left out."""
-        values = {key: value for key, value in asdict(options).items() if key not in ("resume", "overwrite")}
+        """For --resume, and for --config of another run: how this one was started is left out."""
+        how_started = ("resume", "overwrite", "parallel")
+        values = {key: value for key, value in asdict(options).items() if key not in how_started}
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.config, lambda path: path.write_text(text, encoding="utf-8"))
 

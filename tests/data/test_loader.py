@@ -1,6 +1,6 @@
 """Every example once, the same windows however they are split, exact resume, padding by length."""
 
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,31 @@ def test_every_example_once_in_full_windows(lengths: list, order: dict, sizes: d
     # Only the last window may be short, and only in its last batch.
     short = [batch for batch in batches if len(batch["index"]) < batch_size]
     assert not short or (len(short) == 1 and short[0] is batches[-1])
+
+
+@properties
+@given(LENGTHS, ORDER, SIZES, st.integers(1, 12), st.integers(0, 5), st.booleans())
+def test_processes_share_each_batch(
+    lengths: list, order: dict, sizes: dict, processes: int, epoch: int, causal: bool
+) -> None:
+    """Together they have its rows, each once, and none has two more than another; positions are the same."""
+    dataset = make_dataset(lengths, causal)
+    whole, *shares = loaders = [
+        DataLoader(dataset, pad_id=PAD, **order, **sizes, process=process, processes=count)
+        for process, count in ((0, 1), *((process, processes) for process in range(processes)))
+    ]
+    for loader in loaders:
+        loader.set_epoch(epoch)
+    for batch, *parts in zip(*loaders, strict=True):
+        rows = [part["index"].tolist() for part in parts]
+        assert sorted(chain(*rows)) == sorted(batch["index"].tolist())
+        assert max(map(len, rows)) - min(map(len, rows)) <= 1
+        assert sum(int((part["labels"] >= 0).sum()) for part in parts) == int((batch["labels"] >= 0).sum())
+        for part in parts:
+            assert part["input_ids"].shape == part["attention_mask"].shape
+            assert part["attention_mask"].any(-1).all()
+            assert len(part["labels"]) == max(1, len(part["index"]))
+    assert all(loader.state_dict() == whole.state_dict() for loader in shares)
 
 
 @properties

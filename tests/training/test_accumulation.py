@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ftcore.data import DataLoader, Dataset, Record
 from ftcore.train import accumulate_gradients, clip_gradients, windows
 from ftcore.training.optim import adamw
+from ftcore.training.parallel import OneProcess
 from ftcore.training.precision import autocast, grad_scaler
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,6 +64,7 @@ def one_epoch(
         device=CPU,
         autocast=autocast("fp32", CPU),
         scaler=grad_scaler("fp32", CPU),
+        parallel=OneProcess(),
     )
     losses, norms = [], []
     for window in windows(loader, accumulate):
@@ -114,6 +116,7 @@ def test_clip_norm(family: str) -> None:
             optimizer=adamw(model, lr=1.0, weight_decay=0),
             options=SimpleNamespace(clip_norm=limit),
             scaler=grad_scaler("fp32", CPU),
+            parallel=OneProcess(),
         )
         assert clip_gradients(run) == 3.0  # what it was
         assert next(model.parameters()).grad.norm().item() == pytest.approx(long, rel=1e-5)

@@ -376,12 +376,55 @@ def test_a_changed_training_file_is_refused(t5: Bench, capsys: pytest.CaptureFix
     assert f"{data}: the training file has changed" in refusal(lambda: t5.resume(run), capsys)
 
 
+def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    """The scores of two files cannot say which of two checkpoints is the better one."""
+    run = t5.new_directory()
+    data = tiny_runs.questions(run.with_suffix(".jsonl"), 4)
+    stop_at(t5, run, 1, f"--valid {data}")
+    data.write_text(data.read_text().replace("Arlo", "Oslo"))
+    line = refusal(lambda: t5.resume(run), capsys)
+    assert f"{data}: the validation file, on which {run / 'best'} was chosen, has changed since" in line
+
+
+@pytest.mark.parametrize("package", ["ftcore", "torch"])
+def test_another_version_is_said_and_goes_on(t5: Bench, capsys: pytest.CaptureFixture, package: str) -> None:
+    """An upgrade in the middle of a long run is no reason to lose it."""
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    state = run / "state" / "training_state.pt"
+    saved = torch.load(state, weights_only=True)
+    saved["versions"][package] = "0.0"
+    torch.save(saved, state)
+    capsys.readouterr()
+    assert t5.resume(run) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {run} was saved by {package} 0.0, this is ")
+    assert_same(outcome(run), t5.wanted)
+
+
+def test_a_state_of_a_version_that_knew_only_the_training_file(t5: Bench) -> None:
+    run = t5.new_directory()
+    stop_at(t5, run, 2)
+    state = run / "state" / "training_state.pt"
+    saved = torch.load(state, weights_only=True)
+    saved["train_sha256"] = saved.pop("fingerprints")["train"]
+    for name in ("versions", "config", "random_of_others"):
+        del saved[name]
+    torch.save(saved, state)
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
 def test_a_changed_model_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
     run = t5.new_directory()
     model = tiny_runs.tiny_t5(run.with_suffix(".model"))
     stop_at(t5, run, 1, f"--model {model}")
     tiny_runs.tiny_t5(model, d_ff=32)
-    assert "is no longer the model of this run" in refusal(lambda: t5.resume(run), capsys)
+    line = refusal(lambda: t5.resume(run), capsys)
+    assert f"{model} is no longer the model of the run in {run}: d_ff was 24 in its config.json" in line
+    tiny_runs.tiny_t5(model, feed_forward_proj="gelu")  # of the same shapes
+    line = refusal(lambda: t5.resume(run), capsys)
+    assert "feed_forward_proj was 'relu' in its config.json and is 'gelu'" in line
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
