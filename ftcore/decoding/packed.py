@@ -8,6 +8,7 @@ residual stream between the matrices lose nothing.
 None of these layers can be trained or saved; the model they were made from can.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,3 +79,52 @@ class Int8Linear(FrozenLinear):
         if self.bias is not None:
             outputs += self.bias
         return outputs.unflatten(0, inputs.shape[:-1])
+
+
+class Centred(nn.Module):
+    """A head whose outputs have much in common, which a coarse number type is spared.
+
+    GPT-2's logits all lie around -100, where bfloat16 knows steps of a half. The mean of the matrix's rows
+    makes most of that. It is multiplied apart, in float32, and only what distinguishes the rows is packed.
+    """
+
+    def __init__(self, weight: Tensor, pack: Callable[[Tensor], FrozenLinear]):
+        super().__init__()
+        self.mean = weight.mean(0)  # (in,)
+        self.differences = pack(weight - self.mean)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.differences(inputs).add_((inputs @ self.mean)[..., None])
+
+
+def shares(together: FrozenLinear, count: int) -> list["Share"]:
+    """Layers for matrices of one size that read the same vectors, asked in this order.
+
+    `together` is all of them, one below the other: a single multiplication costs less than several.
+    """
+    latest: list[tuple[Tensor, tuple[Tensor, ...]] | None] = [None]
+    return [Share(together, count, index, latest) for index in range(count)]
+
+
+class Share(nn.Module):
+    """One of several matrices. The first that is asked multiplies for all, the last keeps nothing."""
+
+    def __init__(
+        self,
+        together: FrozenLinear,
+        count: int,
+        index: int,
+        latest: list[tuple[Tensor, tuple[Tensor, ...]] | None],
+    ):
+        super().__init__()
+        self.together = together
+        self.count = count
+        self.index = index
+        self.latest = latest  # what was read, and what came of it: one object, should threads share a model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        latest = self.latest[0]
+        if latest is None or latest[0] is not inputs:
+            latest = (inputs, self.together(inputs).chunk(self.count, dim=-1))
+        self.latest[0] = None if self.index + 1 == self.count else latest
+        return latest[1][self.index]

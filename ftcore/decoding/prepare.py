@@ -1,12 +1,16 @@
 """A model made ready for many calls of `generate` on a CPU."""
 
-import torch
-from torch import nn
+from functools import partial
+from typing import Any
 
-from ftcore.decoding.packed import FrozenLinear, Int8Linear, PackedLinear
+import torch
+from torch import Tensor, nn
+
+from ftcore.decoding.packed import Centred, FrozenLinear, Int8Linear, PackedLinear, shares
 from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import merge_lora
+from ftcore.models.t5 import T5LayerSelfAttention
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
@@ -31,16 +35,29 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Mo
     """
     require_possible(model, dtype)
     prepared = merge_lora(model).eval().requires_grad_(False)
-    for name, layer in list(prepared.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D):
-            weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # (out, in)
-            packed = (
-                Int8Linear(weight, layer.bias)
-                if dtype == torch.int8
-                else PackedLinear(weight, layer.bias, dtype)
-            )
-            prepared.set_submodule(name, packed)
-    return prepared
+    for part in prepared.modules():
+        if isinstance(part, T5LayerSelfAttention):
+            attention: Any = part.SelfAttention
+            together = torch.cat([matrix(layer) for layer in (attention.k, attention.v, attention.q)])
+            attention.k, attention.v, attention.q = shares(packed(together, None, dtype), 3)
+    for name, part in list(prepared.named_modules()):
+        if name == "lm_head" and dtype != torch.float32:
+            head: Any = part
+            prepared.set_submodule(name, Centred(matrix(head), partial(packed, bias=None, dtype=dtype)))
+        elif isinstance(part, nn.Linear | Conv1D):
+            prepared.set_submodule(name, packed(matrix(part), part.bias, dtype))
+        elif isinstance(part, nn.Dropout):  # idle, but asked in every step
+            prepared.set_submodule(name, nn.Identity())
+    return prepared.eval()
+
+
+def matrix(layer: nn.Linear | Conv1D) -> Tensor:
+    """(out, in), however the layer stores it."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+def packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> FrozenLinear:
+    return Int8Linear(weight, bias) if dtype == torch.int8 else PackedLinear(weight, bias, dtype)
 
 
 def require_possible(model: Model, dtype: torch.dtype) -> None:

@@ -121,14 +121,14 @@ def forbid_early_end(ids: Tensor, scores: Tensor, *, min_length: int, eos_ids: l
     """No EOS before the row, prompt included, has `min_length` tokens."""
     if ids.shape[1] >= min_length:
         return scores
-    return scores.masked_fill(tokens_in(eos_ids, scores), FORBIDDEN)
+    return scores.index_fill(1, tokens_in(eos_ids, scores), FORBIDDEN)
 
 
 def force_at(ids: Tensor, scores: Tensor, *, length: int, tokens: list[int]) -> Tensor:
     """A row of exactly `length` tokens goes on with one of `tokens`, surely."""
     if ids.shape[1] != length:
         return scores
-    return torch.full_like(scores, FORBIDDEN).masked_fill(tokens_in(tokens, scores), 0.0)
+    return torch.full_like(scores, FORBIDDEN).index_fill_(1, tokens_in(tokens, scores), 0.0)
 
 
 # How to draw
@@ -174,13 +174,13 @@ def keep_typical(ids: Tensor, scores: Tensor, *, mass: float, keep: int = 1) -> 
     return scores.masked_fill(outside.scatter(1, order, outside), FORBIDDEN)
 
 
-# Sets of tokens as masks
+# Sets of tokens
 
 
 def tokens_in(tokens: list[int], scores: Tensor) -> Tensor:
-    """(V,) bool: which entries of the vocabulary are among `tokens`."""
-    vocabulary = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.isin(vocabulary, torch.tensor(tokens, device=scores.device))
+    """Those of `tokens` that the vocabulary has: an EOS may lie beyond it."""
+    within = [token for token in tokens if token < scores.shape[-1]]
+    return torch.tensor(within, dtype=torch.long, device=scores.device)
 
 
 def tokens_among(ids: Tensor, counted: Tensor, scores: Tensor) -> Tensor:

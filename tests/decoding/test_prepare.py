@@ -2,6 +2,7 @@
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ftcore import save_model
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.decoding.packed import MANY_ROWS, FrozenLinear, Int8Linear, PackedLinear
+from ftcore.decoding.packed import MANY_ROWS, FrozenLinear, Int8Linear, PackedLinear, Share
 from ftcore.models import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -123,16 +124,21 @@ def test_the_textbook_pages_run_in_it_and_can_be_watched(name: str) -> None:
 BFLOAT16 = 2.0**-8  # a number is off by at most this share of itself
 
 
-def bound(layer: FrozenLinear, weight: Tensor, inputs: Tensor) -> Tensor:
+def bound(layer: FrozenLinear | Share, weight: Tensor, inputs: Tensor) -> Tensor:
     """The largest error that rounding permits, for each output (..., out): all errors the same way.
 
     Products of rounded numbers are summed in float32, the sum is rounded once, and of int8 multiplied by a
     scale, and rounded again at most.
     """
+    first = 0
+    if isinstance(layer, Share):
+        first, layer = layer.index * len(weight), layer.together
     sizes = inputs.abs().double()  # (..., in)
     reach = sizes @ weight.abs().double().T  # (..., out): what the sum would be without cancellation
     if isinstance(layer, Int8Linear):
-        step = layer.scale[: len(weight)].double() / 2  # half a step either way, for each weight
+        step = (
+            layer.scale[first : first + len(weight)].double() / 2
+        )  # half a step either way, for each weight
         missing = sizes.sum(-1, keepdim=True) * step
         return (missing + BFLOAT16 * (reach + missing)) * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
     in_float32 = weight.shape[1] * 2.0**-23
@@ -141,11 +147,27 @@ def bound(layer: FrozenLinear, weight: Tensor, inputs: Tensor) -> Tensor:
     return ((1 + BFLOAT16) ** 3 - 1 + in_float32) * reach
 
 
+def room_for(bias: Tensor | None, outputs: Tensor) -> Tensor:
+    """A bias is rounded too, and so is the sum with it."""
+    if bias is None:
+        return torch.zeros(())
+    return bias.abs().double() * 2 * BFLOAT16 + outputs.abs() * 2.0**-22
+
+
 def exact(layer: nn.Linear | Conv1D, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's (out, in) matrix, and its outputs in float64."""
     weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
     outputs = inputs.double() @ weight.double().T
     return weight, outputs if layer.bias is None else outputs + layer.bias.double()
+
+
+def original(model: Any, name: str) -> nn.Linear | Conv1D:
+    """The layer that became `name` in a prepared model."""
+    if name != "lm_head.differences":
+        return model.get_submodule(name)
+    centred = copy.deepcopy(model.lm_head)
+    centred.weight.data -= centred.weight.mean(0)
+    return centred
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,7 +190,7 @@ def test_a_packed_matrix_errs_by_its_rounding(
     weight, want = exact(linear, inputs)
     got = packed(inputs)
     assert got.shape == want.shape and got.dtype == torch.float32
-    slack = 0.0 if linear.bias is None else linear.bias.abs().double() * 2 * BFLOAT16 + 2**-22 * want.abs()
+    slack = room_for(linear.bias, want)
     assert ((got - want).abs() <= bound(packed, weight, inputs) + slack).all()
 
 
@@ -179,19 +201,61 @@ def test_in_a_whole_generation_no_matrix_errs_by_more(name: str, dtype: torch.dt
     model, prepared = model_of(name), prepare_for_decoding(model_of(name), dtype)
     seen = set()
 
-    def compare(name: str, layer: FrozenLinear, inputs: Tensor, outputs: Tensor) -> None:
+    def compare(name: str, layer: FrozenLinear | Share, inputs: Tensor, outputs: Tensor) -> None:
         assert inputs.dtype == outputs.dtype == torch.float32
-        weight, want = exact(model.get_submodule(name), inputs)
-        slack = 0.0 if layer.bias is None else layer.bias.abs().double() * 2 * BFLOAT16 + 2**-22 * want.abs()
+        linear = original(model, name)
+        weight, want = exact(linear, inputs)
+        slack = room_for(linear.bias, want)
         assert ((outputs - want).abs() <= bound(layer, weight, inputs) + slack).all(), name
-        seen.add(name)
+        seen.add(name.removesuffix(".differences"))
 
     for key, layer in prepared.named_modules():
-        if isinstance(layer, FrozenLinear):
+        if isinstance(layer, FrozenLinear | Share) and not key.endswith("together"):
             layer.register_forward_hook(lambda module, args, out, key=key: compare(key, module, args[0], out))
     ids, mask = inputs(random.Random(5))
     generate(prepared, ids, mask, max_new_tokens=5, num_beams=2, eos_token_id=None)
     assert seen == {key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_what_all_logits_have_in_common_costs_no_precision(dtype: torch.dtype) -> None:
+    """As in GPT-2, whose logits lie around -100: there bfloat16's steps are halves."""
+    config = GPT2Config(vocab_size=1000, n_embd=64, n_head=4, n_layer=1)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.lm_head.weight -= 1.5  # times 64 ones, about
+        logits = model(ids := torch.randint(0, 1000, (3, 5)))
+        assert (logits < -50).all()
+        hidden = model.last_hidden(ids)
+        got = prepare_for_decoding(model, dtype).lm_head(hidden)
+    head = original(model, "lm_head.differences")
+    weight, _ = exact(head, hidden)
+    layer = Int8Linear(weight, None) if dtype == torch.int8 else PackedLinear(weight, None, dtype)
+    in_float32 = 64 * 2.0**-23 * (hidden.abs().double() @ model.lm_head.weight.abs().double().T)
+    assert ((got - exact(model.lm_head, hidden)[1]).abs() <= bound(layer, weight, hidden) + in_float32).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, gated, untied"])
+def test_threads_may_share_a_prepared_model(name: str) -> None:
+    prepared = prepared_from(name, torch.float32)
+    rows = [torch.randint(3, VOCAB, (1, 7), generator=torch.Generator().manual_seed(n)) for n in range(8)]
+
+    def answer(ids: Tensor) -> list[list[int]]:
+        return generate(prepared, ids, max_new_tokens=15, eos_token_id=None).tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(answer, rows * 3))
+    assert at_once == [answer(ids) for ids in rows] * 3
+
+
+def test_a_prepared_t5_keeps_nothing_of_what_it_read() -> None:
+    prepared = prepared_from("mt5", torch.float32)
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    shares = [part for part in prepared.modules() if isinstance(part, Share)]
+    assert len(shares) == 3 * 5  # of two layers and three
+    assert all(share.latest == [None] for share in shares)
 
 
 def test_int8_uses_all_of_its_range_and_no_more() -> None:
