@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, new_figure
+from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.decoding import generate
 from ftcore.decoding.search import HOPELESS, Hypotheses
 from ftcore.models import Model
@@ -137,8 +137,13 @@ def draw_beams(trace: BeamTrace, name: Callable[[int], str], candidates: int = 8
         name: the text of a token, such as `lambda token: tokenizer.decode([token], False)`.
         candidates: how many of each step are drawn; beams and answers always are.
     """
-    figure = new_figure(1.5 + 1.3 * len(trace.steps), 1 + 0.42 * candidates)
-    axes = figure.subplots()
+    figure = new_figure(1.5 + 1.3 * len(trace.steps), 1.4 + 0.42 * candidates)
+    plot_beams(figure.subplots(), trace, name, candidates)
+    return figure
+
+
+def plot_beams(axes: Axes, trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> None:
+    """As `draw_beams`, into a panel of a figure."""
     best = {(one.step, one.rank) for one in trace.path(trace.finished[0])} if trace.finished else set()
     everything = (one for step in trace.steps for one in step)
     drawn = [one for one in everything if one.rank < candidates or one.fate != "pruned"]
@@ -161,8 +166,7 @@ def draw_beams(trace: BeamTrace, name: Callable[[int], str], candidates: int = 8
     axes.set_xlabel("step; in a box the token and its log-probability so far, of answers the final score")
     axes.set_xticks(range(len(trace.steps)))
     axes.set_yticks([])
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
-    return figure
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=5, frameon=False, fontsize=8)
 
 
 _COLOURS: dict[Fate, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}

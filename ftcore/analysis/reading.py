@@ -7,6 +7,8 @@ A model has parts, by which results are listed: GPT-2 its `decoder`, T5 its `enc
 `cross`, the attention of its decoder to its encoder.
 """
 
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -63,3 +65,18 @@ def of_all_blocks(acts: Mapping[str, Tensor], kind: str) -> Tensor:
 
 def num_heads(model: Model) -> int:
     return model.config.n_head if isinstance(model, GPT2LMHeadModel) else model.config.num_heads
+
+
+def places_of(tokenizer: Tokenizer, ids: Sequence[int], words: str) -> Tensor:
+    """(S) bool: the tokens that write these words, wherever they stand as whole words, in either case."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    prefixes = range(len(ids) + 1)  # how long the text of the first tokens is, grows with their number
+
+    def length(tokens: int) -> int:
+        return len(tokenizer.decode(ids[:tokens], skip_special_tokens=False))
+
+    places = torch.zeros(len(ids), dtype=torch.bool)
+    for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE):
+        first = bisect_right(prefixes, match.start(), key=length) - 1
+        places[first : bisect_left(prefixes, match.end(), key=length)] = True
+    return places

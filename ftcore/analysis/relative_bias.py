@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftcore.analysis.figures import Figure, new_figure
+from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.models import T5ForConditionalGeneration
 from ftcore.models.relative_position import relative_position_bucket
 
@@ -49,9 +49,16 @@ def relative_bias_curves(
 
 
 def draw_relative_bias(curves: BiasCurves, title: str = "", table: int = 0) -> Figure:
-    """A curve for each head over a grey line at each bucket's edge; the scale of distances is symlog."""
+    """A curve for each head over a grey line at each bucket's edge; far distances are closer together."""
     figure = new_figure(8, 3.6)
     axes = figure.subplots()
+    plot_relative_bias(axes, curves, table)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_relative_bias(axes: Axes, curves: BiasCurves, table: int = 0) -> None:
+    """As `draw_relative_bias`, into a panel of a figure."""
     for edge in curves.edges:
         axes.axvline(edge - 0.5, color="0.9", lw=0.8)
     for head, curve in enumerate(curves.biases[table].cpu()):
@@ -61,6 +68,4 @@ def draw_relative_bias(curves: BiasCurves, title: str = "", table: int = 0) -> F
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("key position minus query position")
     axes.set_ylabel("added to the score")
-    axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    return figure
