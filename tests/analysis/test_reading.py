@@ -1,0 +1,46 @@
+"""Texts as a model reads them, and where words stand in them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny
+
+from ftcore import load_tokenizer
+from ftcore.analysis.reading import inputs_of, logits_of, places_of, token_names
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+
+
+def test_a_text_as_each_family_reads_it():
+    t5_tokens, gpt2_tokens = load_tokenizer(WEIGHTS / "t5-mini"), load_tokenizer(WEIGHTS / "gpt2-mini")
+    inputs = inputs_of(tiny("t5"), t5_tokens, "The river", "the sea")
+    target = t5_tokens.encode("the sea")
+    assert inputs["input_ids"].tolist() == [t5_tokens.encode("The river")]
+    assert inputs["decoder_input_ids"].tolist() == [[0, *target[:-1]]]
+    assert list(inputs_of(tiny("gpt2"), gpt2_tokens, "The river")) == ["input_ids"]
+    assert token_names(t5_tokens, target)[-1] == "</s>"
+
+
+@pytest.mark.parametrize("name", ["t5-mini", "gpt2-mini"])
+def test_places_are_whole_words_in_either_case(name):
+    tokenizer = load_tokenizer(WEIGHTS / name)
+    text = "The Nalweessa sails. Who saw the Nalweessa? Not Nalweessana, it is 84, not 847."
+    ids = tokenizer.encode(text)
+    assert said(tokenizer, ids, "the nalweessa") == "TheNalweessatheNalweessa"
+    assert said(tokenizer, ids, "84") == "84"
+    assert said(tokenizer, ids, "Nal") == ""
+    assert said(tokenizer, ids, "a.b") == ""
+    assert len(places_of(tokenizer, ids, "84")) == len(ids)
+
+
+def said(tokenizer, ids, words):
+    chosen = torch.tensor(ids)[places_of(tokenizer, ids, words)]
+    return "".join(tokenizer.decode(chosen).split())
+
+
+def test_dropout_is_off():
+    model = tiny("gpt2").train()
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(logits_of(model, {"input_ids": ids}), logits_of(model, {"input_ids": ids}))
+    assert model.training and not logits_of(model, {"input_ids": ids}).requires_grad
