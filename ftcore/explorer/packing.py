@@ -1,6 +1,6 @@
 """Arrays as JSON that a page can unpack when it needs them: compressed, in base64.
 
-The page's counterpart is `unpack` in page.js.
+The page's counterpart is `unpack` in page/recording.js.
 """
 
 import base64

@@ -1,8 +1,8 @@
-"""The page: `page.html`, `page.css` and `page.js` with what was recorded, as one file that loads nothing.
+"""The page: what lies in `page/`, with what was recorded, as one file that loads nothing.
 
-Tokens can hold anything. On the page they are text, never markup: page.js writes them as text nodes, and the
-JSON in the page has no `<`. Should that ever fail, the browser runs no script but page.js and loads nothing,
-since the page's policy names page.js by its hash.
+Tokens can hold anything. On the page they are text, never markup: the scripts write them as text nodes, and
+the JSON in the page has no `<`. Should that ever fail, the browser runs no other script and loads nothing,
+since the page's policy names its script by its hash.
 """
 
 import base64
@@ -19,6 +19,23 @@ from ftcore.explorer.interventions import Case, every_knock_out, every_transplan
 from ftcore.explorer.recorder import Search, describe, greedy, record_text, source_ids
 from ftcore.explorer.tokens import mentioned, pieces
 from ftcore.models import Model
+
+# Joined in this order into one script.
+SCRIPTS = (
+    "elements",
+    "recording",
+    "state",
+    "text",
+    "network",
+    "panels",
+    "attention",
+    "next_token",
+    "lens",
+    "beams",
+    "change",
+    "server",
+    "start",
+)
 
 
 def record_page(
@@ -71,7 +88,7 @@ def record_other(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: 
 
 def as_html(content: dict[str, Any]) -> str:
     """One file."""
-    style, script = _file("page.css"), _file("page.js")
+    style, script = _file("page.css"), "\n".join(_file(f"{name}.js") for name in SCRIPTS)
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -102,7 +119,7 @@ def as_json(value: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return (files("ftcore.explorer") / name).read_text(encoding="utf-8")
+    return (files("ftcore.explorer") / "page" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

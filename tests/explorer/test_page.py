@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.explorer.page import as_html, as_json, record_page
+from ftcore.explorer.page import SCRIPTS, as_html, as_json, record_page
 from ftcore.explorer.recorder import Search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,9 +104,12 @@ def test_no_token_and_no_name_becomes_markup(content, text):
 def test_what_a_wheel_needs_is_packaged():
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    packaged = {name.strip() for name in config["options.package_data"]["ftcore.explorer"].split(",")}
-    lying = {path.name for path in (ROOT / "ftcore" / "explorer").iterdir() if path.is_file()}
-    assert packaged == {name for name in lying if not name.endswith(".py")}
+    (packaged,) = config["options.package_data"]["ftcore.explorer"].split(",")
+    room = ROOT / "ftcore" / "explorer"
+    others = {path for path in room.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == set(room.glob(packaged))
+    scripts = {path.stem for path in others if path.suffix == ".js"}
+    assert scripts == set(SCRIPTS)
 
 
 def test_numbers_that_json_lacks_do_not_reach_the_page():
