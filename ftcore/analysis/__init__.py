@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from ftcore.analysis.lens import draw_lens
     from ftcore.analysis.losses import draw_token_losses, token_losses
-    from ftcore.analysis.neurons import top_activations
+    from ftcore.analysis.neurons import draw_top_activations, top_activations
     from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
     from ftcore.analysis.reading import inputs_of, token_names
     from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curves
@@ -56,6 +56,7 @@ __all__ = [
     "draw_relative_bias",
     "draw_residual_norms",
     "draw_token_losses",
+    "draw_top_activations",
     "duplicate_token_scores",
     "head_ablation",
     "hidden_states",
@@ -92,6 +93,7 @@ __getattr__ = lazily(
         "draw_relative_bias": "ftcore.analysis.relative_bias",
         "draw_residual_norms": "ftcore.analysis.residual",
         "draw_token_losses": "ftcore.analysis.losses",
+        "draw_top_activations": "ftcore.analysis.neurons",
         "duplicate_token_scores": "ftcore.analysis.heads",
         "head_ablation": "ftcore.analysis.ablation",
         "hidden_states": "ftcore.analysis.attention",

@@ -1,11 +1,12 @@
 """Which tokens of a data set a neuron answers to most."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ftcore.analysis.figures import Figure, new_figure
 from ftcore.analysis.reading import Inputs, activations_of
 from ftcore.models import Model
 
@@ -56,3 +57,23 @@ def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int =
     if best is None:
         raise ValueError("batches is empty: expected at least one")
     return best
+
+
+def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Sequence[str]]) -> Figure:
+    """One neuron's highest activations as bars, each with the words that lead to its token, which is last.
+
+    `texts` are the tokens of every text of the data set, in its order.
+    """
+    values = top.values[neuron][top.values[neuron] > -torch.inf].tolist()
+    places = zip(top.texts[neuron].tolist(), top.positions[neuron].tolist(), strict=True)
+    labels = [" ".join(texts[text][max(0, last - _LEAD) : last + 1]) for text, last in places]
+    figure = new_figure(8, 0.8 + 0.28 * len(values))
+    axes = figure.subplots()
+    axes.barh(range(len(values)), values, color="C0")
+    axes.set_yticks(range(len(values)), labels[: len(values)], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_title(f"neuron {neuron}", fontsize=10)
+    return figure
+
+
+_LEAD = 6  # tokens before the one that counts

@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, random_inputs, tiny
 
 from ftcore.analysis.lens import draw_lens
 from ftcore.analysis.losses import draw_token_losses, token_losses
-from ftcore.analysis.neurons import top_activations
+from ftcore.analysis.neurons import draw_top_activations, top_activations
 from ftcore.analysis.reading import logits_of
 from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curves
 from ftcore.analysis.residual import draw_residual_norms, residual_norms
@@ -165,6 +165,11 @@ def test_pictures():
     assert texts == [str(token) for token in lens[:, 0].argmax(-1).flatten().tolist()]
     bars = draw_token_losses(token_losses(gpt2, {"input_ids": ids})[0], names[1:]).axes[0].patches
     assert len(bars) == 6
+    top = top_activations(gpt2, [{"input_ids": ids}], "neurons.1", k=20)  # of 14 tokens
+    axes = draw_top_activations(top, 3, [names, names]).axes[0]
+    assert len(axes.patches) == 14
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[0].split()[-1] == names[top.positions[3, 0]]
     assert len(draw_residual_norms(residual_norms(t5, random_inputs("t5"))).axes) == 2
     figure = draw_relative_bias(relative_bias_curves(t5, "decoder"))
     assert len(figure.axes[0].lines) == 31 + 3
