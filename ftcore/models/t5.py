@@ -255,7 +255,8 @@ class T5LayerCrossAttention(nn.Module):
             key, value = self.EncDecAttention.keys_values(source)
         else:
             if cache.cross is None:
-                cache.cross = self.EncDecAttention.keys_values(source)
+                key, value = self.EncDecAttention.keys_values(source)
+                cache.cross = key.contiguous(), value.contiguous()  # head by head, as every step reads them
             key, value = cache.cross
         return hidden + self.dropout(self.EncDecAttention(normed, key, value, bias))
 
