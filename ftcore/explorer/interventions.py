@@ -23,6 +23,7 @@ TOP = 8  # next tokens that are kept of each outcome
 # Multiplications with weights that recording a page may spend on interventions nobody has asked for yet:
 # about a minute of one core for models whose matrices fill it.
 MOST_WORK = 1_000_000_000_000
+HEAD_WIDTH = 64  # about that of all published models
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ def _too_much(model: Model, case: Case, count: int, what: str) -> str:
     """A sentence where `count` outcomes are more work than a page is worth, else nothing."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     tokens = case.source.shape[1] + len(case.ids) * (1 if isinstance(model, GPT2LMHeadModel) else 2)
-    work = count * weights * tokens
+    attention = tokens * len(heads(model)) * HEAD_WIDTH  # of one token to all
+    work = count * tokens * (weights + attention)
     if work <= MOST_WORK:
         return ""
     return (

@@ -53,7 +53,8 @@ def record_text(model: Model, tokenizer: Tokenizer, text: str, search: Search) -
     found = answers(model, source, search)
     runs: list[dict[str, Any]] = []
     for name, ids in found["ids"].items():
-        shared = prompt_length(model, source) if runs and isinstance(model, GPT2LMHeadModel) else 0
+        # All positions of the prompt but the last, after which each run goes on in its own way.
+        shared = prompt_length(model, source) - 1 if runs else 0
         runs.append({"name": name} | record_run(model, source, ids, shared))
     said = {
         "text": text,

@@ -131,7 +131,7 @@ def test_what_heads_and_parts_add_has_its_size(family, run, activations):
 def test_runs_that_share_a_prompt_have_it_once(family, recording):
     starts = [run["start"] for run in recording["runs"]]
     prompt = len(family.tokenizer.encode(family.text))
-    assert starts == ([0, prompt, prompt] if family.name == "gpt2" else [0, 0, 0])
+    assert starts == ([0, prompt - 1, prompt - 1] if family.name == "gpt2" else [0, 0, 0])
     for run in recording["runs"]:
         assert unpacked(run["next"]["ids"]).shape[0] == len(run["ids"]) - 1 - run["start"]
 

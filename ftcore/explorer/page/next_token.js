@@ -72,7 +72,7 @@ panels.next = {
     const rows = tokens
       .slice(0, MOST_ROWS)
       .map(([id, one], place) => this.row(place, id, one, plain(id), id === chosen));
-    if (rank === null || rank >= rows.length)
+    if (rank >= rows.length)
       rows.push(this.row(rank, chosen, probability, plain(chosen), true));
     refill(this.body, ...rows);
     const shown = tokens.slice(0, MOST_ROWS).reduce((sum, [, one]) => sum + one, 0);
@@ -84,7 +84,7 @@ panels.next = {
     element(
       "tr",
       { class: isChosen ? "chosen" : "", "data-token": id },
-      figure(rank === null ? "" : String(rank + 1), "rank"),
+      figure(String(rank + 1), "rank"),
       element("td", {}, token(id), isChosen ? " ← written" : ""),
       figure(percent(probability)),
       element("td", { class: "share" }, bar(probability, plain)),

@@ -118,16 +118,11 @@ function nextTokens(at) {
     probability(logit[rank]),
   ]);
   const rank = chosen_rank.values[index];
-  const out = state.k > 0 && rank >= shown;
-  const chosen = run().ids[at + 1];
-  // A shared position's own next token is the first run's.
-  const written = where.ids[at + 1] === chosen;
-  const found = tokens.find(([id]) => id === chosen);
   return {
     tokens,
-    chosen,
-    probability: found ? found[1] : written && !out ? probability(chosen_logit.values[index]) : 0,
-    rank: found ? tokens.indexOf(found) : written ? rank : null,
+    chosen: run().ids[at + 1],
+    probability: state.k > 0 && rank >= shown ? 0 : probability(chosen_logit.values[index]),
+    rank,
     plain: (id) => {
       const known = rowOf(ids, index).indexOf(id);
       const one = recording.temperatures.indexOf(1);

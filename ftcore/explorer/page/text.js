@@ -101,6 +101,10 @@ function showText() {
   const strengths = strengthsOfTokens(part);
   for (const side of ["source", "target"]) {
     const current = side === "source" ? state.src : state.at;
+    const root = shownTokens[side][0]?.parentElement;
+    if (!root) continue;
+    // First, as long as nothing has changed: after that the browser would have to lay the page out for it.
+    if (root.current !== current) bringIntoView(root, shownTokens[side][(root.current = current)]);
     const shown = strengths.side === side ? strengths : null;
     const hue = shown ? ` kind-${part.kind}` : "";
     shownTokens[side].forEach((made, at) => {
@@ -112,10 +116,7 @@ function showText() {
       if (made.current !== (at === current))
         made.setAttribute("aria-current", (made.current = at === current));
     });
-    const root = shownTokens[side][0]?.parentElement;
-    if (!root) continue;
     if (!root.contains(document.activeElement)) tabStop(root);
-    if (root.current !== current) bringIntoView(root, shownTokens[side][(root.current = current)]);
   }
   byId("reading").textContent = strengths.reading;
   for (const input of byId("runs").querySelectorAll("input"))
