@@ -218,7 +218,7 @@ def introduce(run: Run) -> None:
     )
     if run.parallel.mode:
         tell(f"processes  {run.parallel.count}, {run.parallel.mode}")
-    look = preview(run.train_loader, model, run.tokenizer, pad_to_max_length=options.pad_to_max_length)
+    look = preview(run.train_loader, model, run.tokenizer)
     for line in look.lines(bars=options.dry_run):
         tell(line)
     if not options.check and not options.dry_run:

@@ -22,6 +22,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from ftcore.data.dataset import Examples
+from ftcore.data.packing import packed_rows, packed_shape
 from ftcore.data.tokenizer import IGNORED_LABEL
 
 # Windows of a pool. More make batches tighter, fewer mix the examples better. With 100, 1% of the
@@ -121,6 +122,11 @@ class DataLoader(torch.utils.data.DataLoader):
 
     A batch of which another process has all rows is one of padding, (1, 1), without a label and an index.
 
+    Packed rows hold several examples each, and there are two tensors more (see packing.py):
+
+        segment_ids          (B, S)  which of them a position belongs to, from 1; 0 for padding
+        decoder_segment_ids  (B, T)  the same of T5's labels
+
     `len(loader)` counts the micro-batches of an epoch, `loader.windows_per_epoch` the optimizer steps. Every
     window but the epoch's last has exactly `accumulate` micro-batches.
 
@@ -132,6 +138,7 @@ class DataLoader(torch.utils.data.DataLoader):
         pad_to_max_length: pad to the dataset's limits instead of to the longest example of the batch.
         num_workers: processes that prepare batches; the batches are the same with any number.
         padding_side: "right" or "left"; T5's labels are padded on the right in any case.
+        pack: put several examples into a row, as many as the dataset's limits have room for.
         pin_memory: page-locked batches, for copying to a GPU in the background.
     """
 
@@ -150,6 +157,7 @@ class DataLoader(torch.utils.data.DataLoader):
         pad_to_max_length: bool = False,
         num_workers: int = 0,
         padding_side: str = "right",
+        pack: bool = False,
         pin_memory: bool = False,
         process: int = 0,
         processes: int = 1,
@@ -166,13 +174,18 @@ class DataLoader(torch.utils.data.DataLoader):
             process=process,
             processes=processes,
         )
+        if pack and pad_to_max_length:
+            raise ValueError("pack contradicts pad_to_max_length: packed rows are as long as their examples")
+        most = (dataset.max_input_length, dataset.max_label_length)
+        self._row_limits, self._padded_to = most if pack else None, most if pad_to_max_length else None
         collate = partial(
             _collate,
+            row_limits=self._row_limits,
+            padded_to=self._padded_to or (None, None),
+            causal=dataset.causal,
             pad_id=pad_id,
             padding_side=padding_side,
             label_padding_side=padding_side if dataset.causal else "right",
-            input_length=dataset.max_input_length if pad_to_max_length else None,
-            label_length=dataset.max_label_length if pad_to_max_length else None,
         )
         super().__init__(
             dataset,  # type: ignore[arg-type]  # `Examples` has all that torch needs
@@ -191,6 +204,19 @@ class DataLoader(torch.utils.data.DataLoader):
     def windows_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return -(-len(self) // self.batch_sampler.accumulate)
+
+    def shapes(self) -> np.ndarray:
+        """Of this epoch's micro-batches, before they are dealt to processes: (micro-batches, 3), the rows and
+        the positions that each row has for inputs and for labels, padding included."""
+        sampler = self.batch_sampler
+        lengths = sampler.lengths[sampler.order()]
+        starts = np.arange(0, len(lengths), sampler.batch_size)
+        if self._row_limits is not None:
+            batches = (lengths[start : start + sampler.batch_size] for start in starts)
+            return np.array([packed_shape(batch, self._row_limits) for batch in batches])
+        rows = np.diff(np.append(starts, len(lengths)))
+        widths = np.maximum.reduceat(lengths, starts).astype(np.int64)
+        return np.column_stack([rows, widths if self._padded_to is None else 0 * widths + self._padded_to])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows.
@@ -249,21 +275,29 @@ class DataLoader(torch.utils.data.DataLoader):
 def _collate(
     examples: list[dict[str, Any]],
     *,
+    row_limits: tuple[int, int] | None,
+    padded_to: tuple[int | None, int | None],
+    causal: bool,
     pad_id: int,
     padding_side: str,
     label_padding_side: str,
-    input_length: int | None,
-    label_length: int | None,
 ) -> dict[str, Tensor]:
+    rows = examples
+    if row_limits is not None:
+        examples, rows = packed_rows(examples, row_limits, causal=causal)
     # Without a row a process goes through the model all the same: in it, the processes wait for each other.
-    inputs = [example["input_ids"] for example in examples] or [[pad_id]]
-    labels = [example["labels"] for example in examples] or [[IGNORED_LABEL]]
-    return {
-        "input_ids": pad_rows(inputs, pad_id, padding_side, input_length),
-        "attention_mask": pad_rows([[1] * len(row) for row in inputs], 0, padding_side, input_length),
-        "labels": pad_rows(labels, IGNORED_LABEL, label_padding_side, label_length),
+    inputs = [row["input_ids"] for row in rows] or [[pad_id]]
+    labels = [row["labels"] for row in rows] or [[IGNORED_LABEL]]
+    batch: dict[str, Tensor] = {
+        "input_ids": pad_rows(inputs, pad_id, padding_side, padded_to[0]),
+        "attention_mask": pad_rows([[1] * len(row) for row in inputs], 0, padding_side, padded_to[0]),
+        "labels": pad_rows(labels, IGNORED_LABEL, label_padding_side, padded_to[1]),
         "index": torch.tensor([example["index"] for example in examples], dtype=torch.long),
     }
+    for name, side in (("segment_ids", padding_side), ("decoder_segment_ids", label_padding_side)):
+        if rows and name in rows[0]:
+            batch[name] = pad_rows([row[name] for row in rows], 0, side)
+    return batch
 
 
 def pad_rows(

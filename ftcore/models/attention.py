@@ -69,7 +69,8 @@ def at_least_float32(states: Tensor) -> Tensor:
 
 
 def mask_bias(
-    attention_mask: Tensor | None,  # (B, S), 1 for a token, 0 for padding on either side
+    attention_mask: Tensor
+    | None,  # (B, S) 1 for a token, 0 for padding; or (B, T, S), for each query its own
     query_length: int,
     key_length: int,
     *,
@@ -97,7 +98,8 @@ def mask_bias(
         visible = torch.ones(query_length, key_length, dtype=torch.bool, device=like.device)
         visible = visible.tril(key_length - query_length)[None, None]  # (1, 1, T, S)
     if attention_mask is not None:
-        tokens = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+        tokens = attention_mask.bool()
+        tokens = tokens[:, None] if tokens.dim() == 3 else tokens[:, None, None]  # (B, 1, 1 or T, S)
         visible = tokens if visible is None else visible & tokens
         visible = visible | ~visible.any(dim=-1, keepdim=True)
     if visible is None:

@@ -199,6 +199,8 @@ class GPT2Model(nn.Module):
     def _positions(input_ids: Tensor, attention_mask: Tensor | None, past_length: int) -> Tensor:
         """Positions count tokens, not padding: a text means the same however far left padding pushed it."""
         query_length = input_ids.shape[1]
+        if attention_mask is not None and attention_mask.dim() == 3:
+            raise ValueError("a mask (B, T, S) does not say where a text begins: pass position_ids too")
         if attention_mask is None:
             return torch.arange(past_length, past_length + query_length, device=input_ids.device)[None]
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -query_length:]  # (B, T)
@@ -228,6 +230,7 @@ class GPT2LMHeadModel(nn.Module):
         Args:
             input_ids: (B, T) token ids; with a cache, the new tokens only.
             attention_mask: (B, S) over all positions so far, 1 for a token and 0 for padding on either side.
+                For several texts in a row, (B, T, S): what each query may look at.
             position_ids: (B, T); by default counted from the attention mask, so padding takes no position.
             cache: filled and read; see KVCache.
 
@@ -235,7 +238,8 @@ class GPT2LMHeadModel(nn.Module):
             (B, T, V)
 
         Raises:
-            ValueError: more positions than `n_positions`, or an id that the embedding does not have.
+            ValueError: more positions than `n_positions`, an id that the embedding does not have, or a mask
+                (B, T, S) without position ids.
         """
         return self.lm_head(self.last_hidden(input_ids, attention_mask, position_ids, cache))
 

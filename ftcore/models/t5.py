@@ -439,7 +439,8 @@ class T5ForConditionalGeneration(nn.Module):
 
         Args:
             input_ids: (B, S) the source's token ids.
-            attention_mask: (B, S), 1 for a token and 0 for padding on either side.
+            attention_mask: (B, S), 1 for a token and 0 for padding on either side. For several texts in a
+                row, `encode` and `decode` take masks (B, T, S) too: what each query may look at.
             decoder_input_ids: (B, T) the target behind `decoder_start_token_id`; see `shift_right`.
             decoder_attention_mask: (B, T), rarely needed: causality hides right padding by itself.
             cache: filled and read; to go on with it, call `decode`.
@@ -472,8 +473,8 @@ class T5ForConditionalGeneration(nn.Module):
             decoder_input_ids: (N * B, T); with a cache, the new tokens only. N rows in a row may share a
                 source: the beams of one search, say.
             encoder_output: (B, S, D) from `encode`. With a cache it is read at the first call only.
-            attention_mask: (B, S), the source's.
-            decoder_attention_mask: (N * B, T so far), rarely needed.
+            attention_mask: (B, S), the source's; or (B, T, S), what of it each query may look at.
+            decoder_attention_mask: (N * B, T so far), rarely needed; or (B, T, T).
             cache: filled and read; see KVCache.
         """
         return self.lm_head(

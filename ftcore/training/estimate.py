@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ftcore.training.loss import SLICE, batch_loss, count_targets
-from ftcore.training.preview import batch_widths, padded_lengths
 from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
 
@@ -54,14 +53,12 @@ def estimate(run: Run) -> Estimate:
     The run is left as it was: weights, random numbers, gradients, place in the data.
     """
     loader = run.train_loader
-    limits = padded_lengths(loader.dataset, run.options.pad_to_max_length)  # type: ignore[arg-type]
-    widths = batch_widths(loader.batch_sampler, 0, limits[0])
-    if run.model.config.is_encoder_decoder:
-        widths = widths + batch_widths(loader.batch_sampler, 1, limits[1])
+    rows, *widths = loader.shapes().T
+    positions = rows * (sum(widths) if run.model.config.is_encoder_decoder else widths[0])
     with _undone(run):
-        largest = _batch(run, int(widths.argmax()))
+        largest = _batch(run, int(positions.argmax()))
         activations = _saved_bytes(run, largest)
-        middle = int(widths.argsort()[len(widths) // 2])
+        middle = int(positions.argsort()[len(positions) // 2])
         middling = _batch(run, middle)
         seconds = min(_seconds(run, middling) for _ in range(2))  # the first one also warms up
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -75,7 +72,7 @@ def estimate(run: Run) -> Estimate:
         activations=activations,
         logits=2 * 4 * targets * vocabulary,  # in float32, and another array of that size on the way
         largest=(rows, columns),
-        seconds_per_epoch=seconds * float(widths.sum()) / float(widths[middle]),
+        seconds_per_epoch=seconds * float(positions.sum()) / float(positions[middle]),
     )
 
 

@@ -111,4 +111,7 @@ def make_dataset(
                 f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
                 "positions (n_positions): lower --max-source-length or --max-target-length"
             )
+        # Nor has a packed row more positions.
+        dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)
+        dataset.max_label_length = min(dataset.max_label_length, model.config.n_positions)
     return dataset

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ftcore.data.packing import positions, same_segment, starts
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
@@ -28,24 +29,47 @@ class TokenLoss(NamedTuple):
 
 
 def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-    """The loss of a batch as the loader makes it: input_ids, attention_mask, labels.
+    """The loss of a batch as the loader makes it: input_ids, attention_mask, labels; packed, segment ids too.
 
     T5's labels (B, T) are the target; the decoder reads them shifted right. GPT-2's labels (B, S) lie over
     input_ids, and each position is asked for the label of the next.
     """
-    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     labels = target_labels(model, batch)
-    if isinstance(model, T5ForConditionalGeneration):
-        hidden = model.last_hidden(input_ids, attention_mask, model.shift_right(labels))  # (B, T, D)
-    else:
-        # Padding on the right needs no mask, causality hides it; the kernels are faster without one.
-        pads_left = not bool(attention_mask[:, 0].all())
-        hidden = model.last_hidden(input_ids, attention_mask if pads_left else None)[:, :-1]
+    hidden = _hidden_of_packed(model, batch) if "segment_ids" in batch else _hidden(model, batch)
+    hidden = hidden[:, : labels.shape[1]]  # what GPT-2's last token is followed by nobody knows
     is_target = labels != IGNORED_LABEL
     total, correct = linear_cross_entropy(
         hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing
     )
     return TokenLoss(total, correct, int(is_target.sum()))
+
+
+def _hidden(model: Model, batch: dict[str, Tensor]) -> Tensor:
+    """What the head reads, (B, T, D)."""
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+    if isinstance(model, T5ForConditionalGeneration):
+        return model.last_hidden(input_ids, attention_mask, model.shift_right(batch["labels"]))
+    # Padding on the right needs no mask, causality hides it; the kernels are faster without one.
+    pads_left = not bool(attention_mask[:, 0].all())
+    return model.last_hidden(input_ids, attention_mask if pads_left else None)
+
+
+def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
+    """The same, of rows in which each example is to believe that it is alone."""
+    input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
+    within = same_segment(segment_ids, segment_ids)  # (B, S, S)
+    if isinstance(model, T5ForConditionalGeneration):
+        target_ids = batch["decoder_segment_ids"]
+        shifted = model.shift_right(batch["labels"])
+        # Of all examples of a row, only in front of the first there was nothing to shift.
+        decoder_input_ids = torch.where(starts(target_ids), shifted[:, :1], shifted)
+        return model.decode_hidden(
+            decoder_input_ids,
+            model.encode(input_ids, within),
+            same_segment(target_ids, segment_ids),
+            same_segment(target_ids, target_ids),
+        )
+    return model.last_hidden(input_ids, within, positions(segment_ids))
 
 
 def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:

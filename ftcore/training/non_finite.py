@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.atomic import write_atomically
@@ -113,15 +114,12 @@ def _range(tensor: Tensor) -> str:
 
 
 def _examples(batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Each row as the model saw it: its position in the training set, and what its ids mean."""
-    if not len(batch["index"]):  # all rows were other processes'
-        return []
-    columns = (batch[name] for name in ("index", "input_ids", "attention_mask", "labels"))
+    """Each example as the model saw it: its position in the training set, and what its ids mean."""
     return [
         {
-            "index": int(index),
-            "input": tokenizer.decode(input_ids[mask.bool()], skip_special_tokens=False),
+            "index": index,
+            "input": tokenizer.decode(input_ids, skip_special_tokens=False),
             "target": tokenizer.decode(labels, skip_special_tokens=False),
         }
-        for index, input_ids, mask, labels in zip(*columns, strict=True)
+        for index, input_ids, labels in examples_of(batch)
     ]

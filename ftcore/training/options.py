@@ -53,6 +53,8 @@ class TrainOptions:
     max_source_length: int = 512  # tokens of the source; longer ones are cut, with a warning
     max_target_length: int = 128  # tokens of the target
     pad_to_max_length: bool = False  # pad every batch to these lengths instead of its own longest row
+    # put as many examples into a row as these lengths have room for, none of which sees the others, instead
+    packing: bool = False  # of making batches of similar length: an example then meets others of any length
 
     # [Optimisation]
     epochs: int | None = None  # passes over the training set (default: 3)
@@ -124,6 +126,8 @@ class TrainOptions:
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
+        if self.packing and self.pad_to_max_length:
+            raise ValueError("--packing contradicts --pad-to-max-length: packed rows need no fixed length")
         if self.seed >= 2**63:
             raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:

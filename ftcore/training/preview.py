@@ -14,7 +14,6 @@ import torch
 
 from ftcore.data import Blocks, Corpus, DataLoader, Examples, SpanCorruption
 from ftcore.data.corpus import END_OF_DOCUMENT
-from ftcore.data.loader import WindowSampler
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.training.loss import target_labels
@@ -134,14 +133,11 @@ class Preview:
         return f"{self.read - self.ended:,} of {self.read:,} targets lack the end token: they are cut"
 
 
-def preview(
-    loader: DataLoader, model: Model, tokenizer: Tokenizer, *, pad_to_max_length: bool = False
-) -> Preview:
+def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
     """Look at the examples of a training loader. Nothing changes: no random number is drawn from torch's
     generators, and the loader stays where it is."""
     dataset: Examples = loader.dataset  # type: ignore[assignment]
     sides = ["text"] if dataset.causal else ["source", "target"]
-    limits = padded_lengths(dataset, pad_to_max_length)
     places = ["all positions"] if dataset.causal else ["the encoder's positions", "the decoder's"]
     drawn = random.Random(0).sample(range(len(dataset)), min(SAMPLE, len(dataset)))
     running = isinstance(dataset, Blocks)
@@ -150,10 +146,7 @@ def preview(
         examples=len(dataset),
         lengths=[Lengths.of(side, column) for side, column in zip(sides, dataset.lengths.T, strict=False)],
         cut={"source": dataset.truncated_sources, "target": dataset.truncated_targets},
-        padding={
-            place: padding_share(loader.batch_sampler, side, limits[side])
-            for side, place in enumerate(places)
-        },
+        padding={place: padding_share(loader, side) for side, place in enumerate(places)},
         round_trip=round_trip(_texts(dataset, drawn), tokenizer),
         read=len(drawn),
         ended=sum(tokenizer.eos_id in (target if running else target[-1:]) for target in targets),
@@ -162,29 +155,10 @@ def preview(
     )
 
 
-def padded_lengths(dataset: Examples, pad_to_max_length: bool) -> tuple[int | None, int | None]:
-    """What inputs and labels are padded to in every batch; None where it is their own longest row."""
-    return (dataset.max_input_length, dataset.max_label_length) if pad_to_max_length else (None, None)
-
-
-def batch_widths(sampler: WindowSampler, side: int, limit: int | None = None) -> np.ndarray:
-    """(micro-batches,) the positions that each row of a batch has in this epoch, padding included.
-
-    Args:
-        side: 0 for input_ids, 1 for labels.
-        limit: what every batch is padded to, where it is not to its own longest row.
-    """
-    lengths = sampler.lengths[sampler.order(), side]
-    starts = np.arange(0, len(lengths), sampler.batch_size)
-    return np.full(len(starts), limit) if limit else np.maximum.reduceat(lengths, starts)
-
-
-def padding_share(sampler: WindowSampler, side: int, limit: int | None = None) -> float:
-    """The share of positions in an epoch's batches that hold no token; the arguments are `batch_widths`'."""
-    widths = batch_widths(sampler, side, limit).astype(np.int64)
-    rows = np.full(len(widths), sampler.batch_size)
-    rows[-1] = len(sampler.lengths) - sampler.batch_size * (len(widths) - 1)
-    return 1 - int(sampler.lengths[:, side].sum(dtype=np.int64)) / int((widths * rows).sum())
+def padding_share(loader: DataLoader, side: int) -> float:
+    """The share of positions in an epoch's batches that hold no token; of inputs (side 0) or labels (1)."""
+    rows, widths = loader.shapes()[:, [0, 1 + side]].T
+    return 1 - int(loader.batch_sampler.lengths[:, side].sum(dtype=np.int64)) / int((rows * widths).sum())
 
 
 def round_trip(texts: Iterator[str], tokenizer: Tokenizer) -> RoundTrip:

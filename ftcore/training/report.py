@@ -55,7 +55,7 @@ class Report:
 def save_report(run: Run) -> None:
     """Write the page of a run, as its directory stands, into that directory."""
     options, model = run.options, run.model
-    look = preview(run.train_loader, model, run.tokenizer, pad_to_max_length=options.pad_to_max_length)
+    look = preview(run.train_loader, model, run.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     files = filter(None, (options.train, options.valid))
     report = Report(

@@ -280,6 +280,9 @@ def make_loader(
         accumulate=accumulate or 1,
         shuffle=accumulate is not None,
         seed=options.seed,
+        # Packed rows have room for examples of all lengths, which may then be mixed at random.
+        bucket=not options.packing,
+        pack=options.packing,
         pad_to_max_length=options.pad_to_max_length,
         num_workers=options.workers,
         process=parallel.rank,

@@ -324,6 +324,19 @@ def test_padding_to_the_full_length_changes_no_loss(files: Path, tmp_path: Path,
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_packing_changes_no_loss(files: Path, tmp_path: Path, model: str) -> None:
+    """Every step sees all examples, so that it makes no difference how they are mixed."""
+    losses = []
+    for name, options in (("rows of their own", ()), ("packed", ("--packing",))):
+        steps = ("--batch-size", "18", "--max-steps", "3", "--dropout", "0", "--log-every", "1")
+        train(files, tmp_path / name, *steps, *options, model=model)
+        losses.append(
+            [line.get("train_loss", line.get("valid_loss")) for line in tiny_runs.metrics(tmp_path / name)]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_bf16_is_close_to_fp32(files: Path, tmp_path: Path) -> None:
     losses = []
     for precision in ("fp32", "bf16"):
@@ -502,6 +515,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         (["--dropout", "1"], "--dropout is 1.0, expected a rate from 0 to below 1"),
         (["--optimizer", "adafactor", "--no-relative-steps"], "adafactor contradicts --no-relative-steps"),
+        (["--packing", "--pad-to-max-length"], "--packing contradicts --pad-to-max-length"),
         (["--label-smoothing", "1"], "--label-smoothing is 1.0, expected from 0 to below 1"),
         (["--valid-share", "1"], "--valid-share is 1.0"),
         (["--max-target-length", "1"], "max_target_length 1"),
