@@ -29,11 +29,12 @@ from ftcore.training.check_result import FAILS, HOLDS
 from ftcore.training.checks import Loop, run_checks
 from ftcore.training.estimate import estimate
 from ftcore.training.interrupt import Interrupt
+from ftcore.training.launch import first_speaks
 from ftcore.training.loss import count_targets
 from ftcore.training.meter import Meter
 from ftcore.training.non_finite import explained
 from ftcore.training.optim import set_learning_rate
-from ftcore.training.parallel import first_speaks, join
+from ftcore.training.parallel import join
 from ftcore.training.picture import save_picture
 from ftcore.training.preview import preview
 from ftcore.training.report import save_report

@@ -1,7 +1,13 @@
 """Ctrl-C and SIGTERM ask a run to stop after its step instead of tearing it apart in the middle."""
 
+import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+GRACE = 20  # seconds that a process is given to stop; torchrun kills it after 30
 
 
 class Interrupt:
@@ -39,3 +45,32 @@ class Interrupt:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(number, self._previous[signal.Signals(number)])
+
+
+@contextmanager
+def speaking_when_stuck(speak: Callable[[], None]) -> Iterator[None]:
+    """Call `speak` some time after a request to stop, if the process is still at work then.
+
+    A process that waits for a lost one inside of CUDA gets no exception, and runs no signal handler; a thread
+    of its own can still speak before torchrun kills it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    ended = threading.Event()
+
+    def wait_for_signal() -> None:
+        while byte := os.read(reader, 1):
+            if byte[0] in Interrupt._SIGNALS and not ended.wait(GRACE):
+                speak()
+
+    thread = threading.Thread(target=wait_for_signal, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)

@@ -8,24 +8,10 @@ cannot go on, none does.
 `run.parallel` is a `OneProcess`, which does nothing, a `DataParallel`, or the `FullySharded` of sharded.py.
 """
 
-import atexit
-import gc
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
-from datetime import timedelta
-from functools import cache
-from itertools import count
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -35,21 +21,14 @@ from torch import Tensor, nn
 from ftcore.command import FAILED_RUN
 from ftcore.models import Model
 from ftcore.training.inputs import find_device
-from ftcore.training.interrupt import Interrupt
+from ftcore.training.interrupt import GRACE, Interrupt, speaking_when_stuck
+from ftcore.training.launch import by_torchrun, connect, meeting_point, own_device
 from ftcore.training.loss import TokenLoss, batch_loss
 from ftcore.training.options import TrainOptions
 
 T = TypeVar("T")
 Batch = dict[str, Tensor]
 Mode = Literal["ddp", "fsdp"]
-
-# How long a process waits for the others. Answering a validation set, or tokenising a corpus, may take hours;
-# and the end of a process is not noticed by waiting.
-PATIENCE = timedelta(days=2)
-LAST_WORDS = timedelta(minutes=1)  # how long the others wait at the end for what the first has to say
-GRACE = 20  # seconds after SIGTERM; torchrun kills after 30
-
-_runs = count()  # in this process: what a second one writes to the store is not the first's
 
 
 class OneProcess:
@@ -139,9 +118,9 @@ class DataParallel(OneProcess):
     mode: Mode | None = "ddp"
 
     def __init__(self, device: torch.device) -> None:
-        """Wait for the others. Raises ValueError where this process cannot have the `device`."""
-        _connect(device.type)
-        self._store, self.rank, self.count = _meeting_point()
+        """Wait for the others."""
+        connect(device.type)
+        self._store, self.rank, self.count = meeting_point()
         self.device = device
 
     def find_device(self, name: str | None) -> torch.device:
@@ -212,8 +191,8 @@ class DataParallel(OneProcess):
     @contextmanager
     def noticing_losses(self, situation: Callable[[], str]) -> Iterator[None]:
         # torchrun sends SIGTERM to those that are left. `Interrupt` lets them live long enough to speak.
-        stuck = f"no end of the step {GRACE} seconds after SIGTERM, is another process lost?"
-        with Interrupt(), _speaking_when_stuck(lambda: self._say_once(f"{stuck} {situation()}")):
+        stuck = f"{GRACE} seconds after it was asked to stop, is another process lost?"
+        with Interrupt(), speaking_when_stuck(lambda: self._say_once(f"still at work {stuck} {situation()}")):
             try:
                 yield
             except RuntimeError as error:
@@ -251,11 +230,6 @@ class BatchLoss(nn.Module):
 # ---------------------------------------------------------------------------------------------- starting
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun has started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def join(options: TrainOptions) -> OneProcess:
     """Join the processes that torchrun has started; without torchrun there is one.
 
@@ -269,7 +243,7 @@ def join(options: TrainOptions) -> OneProcess:
         if getattr(options, name):
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is for one process: start it with python -m ftcore.train")
-    device = _own_device(options.device)
+    device = own_device(options.device)
     if options.parallel == "fsdp":
         from ftcore.training.sharded import FullySharded  # its part of torch takes a second to import
 
@@ -286,116 +260,7 @@ def require_processes(options: TrainOptions, parallel: OneProcess | None = None)
         )
 
 
-def _own_device(name: str | None) -> torch.device:
-    """The CPU, or the CUDA device of the process's number on this machine."""
-    device = find_device(name)
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda" or name not in (None, "cuda"):
-        raise ValueError(f"--device {name}: each process takes a device of its own: pass cuda or cpu")
-    here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if here > devices:
-        raise ValueError(
-            f"{here} processes on a machine with {devices} CUDA devices: lower --nproc-per-node, or pass "
-            "--device cpu"
-        )
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
-
-
-@cache
-def _meeting_point() -> tuple[dist.Store, int, int]:
-    """torchrun's store, the number of this process, and of how many."""
-    return next(dist.rendezvous("env://"))
-
-
-@cache
-def _connect(device: str) -> None:
-    """Connect the processes, until their end and not only that of a run.
-
-    Right behind a collective, gloo's threads may still want to let go of tensors, for which they need Python,
-    while whoever takes gloo down waits for its threads and may not let Python go.
-    """
-    store, rank, processes = _meeting_point()
-    # gloo in any case, for what is on no GPU: Python objects, sums of a few numbers
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=PATIENCE)
-    atexit.register(_disconnect)
-
-
-def _disconnect() -> None:
-    if not hasattr(sys, "last_value"):  # else an error has ended this process, and not the others
-        gc.collect()  # torch's wrappers, which hold the connection too
-        dist.destroy_process_group()
-
-
-@contextmanager
-def first_speaks() -> Iterator[None]:
-    """Let the first process alone print. The others stay until it has said how the run has ended.
-
-    For at the end of one process torchrun ends all, and it might be that of the one which has to say why. An
-    error that nobody has foreseen is everybody's own: its traceback is printed.
-    """
-    if not by_torchrun():
-        yield
-        return
-    store, rank, _ = _meeting_point()
-    said = f"ftcore has said how run {next(_runs)} ended"
-    if rank == 0:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            store.set(said, "")
-        return
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
-    except SystemExit:
-        _wait(store, said)
-        raise
-    _wait(store, said)
-
-
-def _wait(store: dist.Store, key: str) -> None:
-    with suppress(RuntimeError):  # the first has ended without a word, or torchrun has
-        store.wait([key], LAST_WORDS)
-
-
-# ---------------------------------------------------------------------------------------------- losing one
-
-
 def _is_loss(error: RuntimeError) -> bool:
     """Whether torch found that another process is no longer there. It has no exception of its own for it."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-
-
-@contextmanager
-def _speaking_when_stuck(speak: Callable[[], None]) -> Iterator[None]:
-    """Call `speak` some time after SIGTERM, if the process is still at work then.
-
-    A process that waits for a lost one inside of CUDA gets no exception, and runs no signal handler; a thread
-    of its own can still speak before torchrun kills it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer)
-    ended = threading.Event()
-
-    def wait_for_signal() -> None:
-        while byte := os.read(reader, 1):
-            if byte[0] == signal.SIGTERM and not ended.wait(GRACE):
-                speak()
-
-    thread = threading.Thread(target=wait_for_signal, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-        thread.join()
-        os.close(reader)

@@ -24,7 +24,7 @@ from torch import Tensor
 import ftcore.train
 from ftcore.models import GPT2LMHeadModel
 from ftcore.models.checkpoint import load_model, save_model
-from ftcore.training import parallel
+from ftcore.training import interrupt, parallel
 from ftcore.training.meter import Meter
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -46,6 +46,8 @@ VARIANTS = {  # of a run, and the mode that it is made in
     # Its new matrices feel nearly nothing at first, of which AdamW makes whole steps: small ones, then.
     "resized": ("gpt2", "fsdp", "--num-layers 2 --d-model 24 --lr 0.001"),
     "one epoch": ("gpt2", "ddp", "--epochs 1 --save-every 2"),
+    "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
+    "spans": ("t5", "fsdp", "--task span-corruption --train {text} --valid {other} --max-source-length 40"),
 }
 
 
@@ -58,6 +60,9 @@ class Bench:
             build(folder / family)
         tiny_runs.questions(folder / "train.jsonl", 16)
         tiny_runs.questions(folder / "valid.jsonl", 5, start=30)
+        for name, count in (("text.txt", 90), ("other.txt", 30)):
+            places = enumerate((tiny_runs.PLACES * 12)[:count])
+            (folder / name).write_text("".join(f"{place} is number {n}. " for n, place in places))
         self.planned: list[dict[str, Any]] = []
         self.names: list[str] = []
         self.results: list[list[dict[str, Any]]] = []
@@ -162,6 +167,7 @@ def bench(empty: Bench) -> Bench:
         for mode in MODES:
             bench.plan_run(f"{family} {mode}", family, f"{TWENTY} --parallel {mode}")
     for name, (family, mode, options) in VARIANTS.items():
+        options = options.format(text=folder / "text.txt", other=folder / "other.txt")
         steps = "--dropout 0" if "--epochs" in options else EIGHT
         bench.alone(f"{name} alone", family, f"{steps} {options}")
         bench.plan_run(name, family, f"{steps} {options} --parallel {mode}")
@@ -469,6 +475,18 @@ def test_a_stopped_torchrun_saves(empty: Bench) -> None:
 
 
 # --- parts
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.6])
+def test_who_is_stuck_after_sigterm_can_still_speak(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(interrupt, "GRACE", 0.2)
+    said = []
+    with interrupt.Interrupt(), interrupt.speaking_when_stuck(lambda: said.append("it")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
+    assert said == (["it"] if seconds else [])
 
 
 def test_rows_are_dealt_and_collected() -> None:
