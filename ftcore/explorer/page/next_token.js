@@ -72,8 +72,7 @@ panels.next = {
     const rows = tokens
       .slice(0, MOST_ROWS)
       .map(([id, one], place) => this.row(place, id, one, plain(id), id === chosen));
-    if (rank >= rows.length)
-      rows.push(this.row(rank, chosen, probability, plain(chosen), true));
+    if (rank >= rows.length) rows.push(this.row(rank, chosen, probability, plain(chosen), true));
     refill(this.body, ...rows);
     const shown = tokens.slice(0, MOST_ROWS).reduce((sum, [, one]) => sum + one, 0);
     const others = percent(Math.max(0, 1 - shown));

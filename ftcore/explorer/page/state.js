@@ -14,7 +14,9 @@ function firstState() {
   const stack = stacks.at(-1);
   const kind = isT5 ? "cross-attention" : "self-attention";
   const first = recording.runs[0];
-  const at = isT5 ? Math.min(1, first.ids.length - 2) : first.prompt_length - 1;
+  // Where the first word is written; sentinels, which stand for gaps, come before it.
+  const word = first.ids.findIndex((id, place) => place >= first.prompt_length && !piece(id).startsWith("<"));
+  const at = Math.max(word, first.prompt_length) - 1;
   Object.assign(state, {
     run: 0,
     at,

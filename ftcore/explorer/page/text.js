@@ -165,7 +165,8 @@ function strengthsOfTokens(part) {
   const weights = new Float32Array(count);
   for (const row of rows)
     for (let key = 0; key < count; key++) weights[key] += weight(row[key]) / rows.length;
-  const strongest = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4);
+  const seen = [...weights.keys()].filter((key) => weights[key] > 0);
+  const strongest = seen.sort((a, b) => weights[b] - weights[a]).slice(0, 4);
   const pointed =
     hover.side === side && side !== (readsSource(part) ? "source" : "target") ? [hover.at] : strongest;
   const who = state.head < 0 ? "the mean of all heads" : `head ${state.head}`;
