@@ -81,9 +81,14 @@ class Visit:
         self.settle()
 
     def settle(self):
-        """Until what was asked for is drawn: attention is unpacked first."""
+        """Until what was asked for is drawn, and attention is unpacked."""
         frame = "await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 5));"
-        self.page.evaluate(f"async () => {{ for (let i = 0; i < 3; i++) {frame} }}")
+        self.page.evaluate(
+            f"""async () => {{
+              do {{ {frame} {frame} }} while (document.getElementById("panel").ariaBusy === "true");
+              {frame}
+            }}"""
+        )
 
     def click(self, selector):
         self.page.locator(selector).first.click()

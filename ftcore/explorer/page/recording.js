@@ -92,8 +92,19 @@ function levels(part, head, query) {
   const [where, index] = readsSource(part) ? [recording.encoder, query] : place(query);
   const array = where.attention[part.pattern];
   if (array.values) return rowOf(array, head, index);
-  array.waiting ??= unpack(array).then(() => show());
+  array.waiting ??= unpackAttention(array);
   return null;
+}
+
+let unpacking = 0; // how many arrays
+
+async function unpackAttention(array) {
+  unpacking += 1;
+  byId("panel").ariaBusy = "true";
+  await unpack(array);
+  unpacking -= 1;
+  byId("panel").ariaBusy = String(unpacking > 0);
+  show();
 }
 
 const weight = (level) => (level / 255) ** 2;
