@@ -1,7 +1,8 @@
 """Generation: the rules that shape the scores, the searches that choose by them, and text in, text out.
 
 Read `search.py` first: greedy, sampling and beam search on one page. `processors.py` holds the rules,
-`stepper.py` the model with its cache as the searches see it, `arguments.py` what every argument means.
+`stepper.py` the model with its cache as the searches see it, `arguments.py` what every argument means,
+`prepare.py` how a model is made ready for many calls on a CPU.
 """
 
 from typing import TYPE_CHECKING
