@@ -1,6 +1,5 @@
 """How do beams disagree?
 
-    python -m ftcore.train --output runs/qa
     python examples/study/how_beams_disagree.py
 
 Beam search keeps several answers and returns one. Here a T5 that learnt to answer questions is searched with
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from ftcore import load_model, load_tokenizer
 from ftcore.analysis.beams import beam_trace, plot_beams
 from ftcore.analysis.figures import new_figure, save_figure
 from ftcore.data.tasks import prompt
 from ftcore.decoding import generate
+from ftcore.training.inputs import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 200
@@ -27,10 +26,10 @@ SEARCH = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 12}
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="How do beams disagree?")
-    parser.add_argument("--model", default="runs/qa/best", help="a T5 that answers questions")
+    parser.add_argument("--model", default="weights/t5-mini-qa", help="a T5 that answers questions")
     parser.add_argument("--out", default="runs/studies/how_beams_disagree.png")
     options = parser.parse_args(arguments)
-    model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+    model, tokenizer = load_checkpoint(options.model)
 
     test = json.loads((ROOT / "examples/data/qa/test.json").read_text(encoding="utf-8"))
     asked = [

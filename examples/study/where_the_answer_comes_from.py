@@ -1,6 +1,5 @@
 """Where does an answer come from?
 
-    python -m ftcore.train --output runs/qa
     python examples/study/where_the_answer_comes_from.py
 
 A T5 that learnt to answer questions is asked about passages that it has never seen, full of names that it has
@@ -18,15 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_while_generating
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
 from ftcore.analysis.patching import activation_patching, logit_difference
 from ftcore.analysis.reading import places_of, token_names
 from ftcore.data.tasks import prompt
+from ftcore.training.inputs import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 QA = ROOT / "examples" / "data" / "qa"
+PASSAGES = 200
 PATCHED_PASSAGES = 25
 BEHIND_ANOTHER = 60
 
@@ -63,12 +63,12 @@ def first_questions(split: str) -> list[Question]:
         alike = [other for asked, other in more if asked.split()[:2] == question.split()[:2]]
         other = next((other for other in alike if other not in answer and answer not in other), None)
         chosen.append(Question(question, passage["context"], answer, other))
-    return chosen
+    return chosen[:PASSAGES]
 
 
 class Reader:
     def __init__(self, directory: str):
-        self.model, self.tokenizer = load_model(directory), load_tokenizer(directory)
+        self.model, self.tokenizer = load_checkpoint(directory)
 
     def encode(self, question: Question) -> list[int]:
         text = prompt("qa", causal=False, question=question.question, context=question.context)
@@ -137,7 +137,7 @@ def draw_looks(axes, tokenizer, seen: Seen, heads: list[tuple[int, int]], title:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Where does an answer come from?")
-    parser.add_argument("--model", default="runs/qa/best", help="a T5 that answers questions")
+    parser.add_argument("--model", default="weights/t5-mini-qa", help="a T5 that answers questions")
     parser.add_argument("--out", default="runs/studies/where_the_answer_comes_from.png")
     options = parser.parse_args(arguments)
 

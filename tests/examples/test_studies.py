@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "examples" / "study"
 # What makes a study short enough for a test.
 FEW = {
+    "where_the_answer_comes_from": {"PASSAGES": 12, "PATCHED_PASSAGES": 1, "BEHIND_ANOTHER": 2},
+    "how_beams_disagree": {"QUESTIONS": 10},
     "what_span_corruption_taught": {"PASSAGES": 4},
     "induction": {"PASSAGES": 3},
     "relative_bias_heads": {"PASSAGES": 3},
@@ -30,6 +32,7 @@ def study(monkeypatch):
 @pytest.mark.parametrize("name", FEW)
 def test_a_study_ends_with_a_picture_and_three_sentences(name, study, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
+    monkeypatch.chdir(ROOT)  # where the adapter finds the model that it belongs to
     module = study(name)
     for setting, value in FEW[name].items():
         monkeypatch.setattr(module, setting, value)
