@@ -164,9 +164,9 @@ def _require_same_run(
 def _require_same_model(state: dict[str, Any], model: Model, complaint: str) -> None:
     """What is computed with the saved weights must be the same too, so that their shapes are not enough."""
     now = model.config.to_dict()
-    for key in now.keys() - model.config.extra.keys():  # those are of other programs
+    for key in now:
         saved = state.get("config", now).get(key, now[key])
-        if saved != now[key]:
+        if saved != now[key] and key not in model.config.extra:  # what is in there nothing computes with
             raise ValueError(f"{complaint}: {key} was {saved!r} in its config.json and is {now[key]!r}")
     weights = model.state_dict()
     shapes = {name: weight.shape for name, weight in weights.items()}
