@@ -8,6 +8,7 @@ since the page's policy names its script by its hash.
 import base64
 import hashlib
 import json
+import re
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -107,10 +108,8 @@ def as_html(content: dict[str, Any]) -> str:
         "script": script,
         "content": as_json(content).replace("<", "\\u003c"),
     }
-    page = _file("page.html")
-    for name, text in parts.items():  # "content" last: it is the user's, and may hold the name of a part
-        page = page.replace(f"{{{{ {name} }}}}", text)
-    return page
+    # In one pass: what is put in may itself look like the name of a part.
+    return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], _file("page.html"))
 
 
 def as_json(value: Any) -> str:

@@ -96,6 +96,7 @@ def test_no_token_and_no_name_becomes_markup(content, text):
         "recording": content["recording"] | {"text": text, "pieces": {"1": text}},
     }
     hostile = Elements(as_html(changed))
+    assert len(hostile.inside["title"]) <= len(text) + len(" on the inside")
     assert hostile.found == plain.found
     assert hostile.inside["script"] == plain.inside["script"]
     assert json.loads(hostile.inside["content"])["recording"]["pieces"]["1"] == text
