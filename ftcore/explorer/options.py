@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-DEFAULT_MODEL = "weights/t5-mini"
-# A gap of each kind that the shipped weights were trained to fill, and the same with the towns exchanged.
+DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (
-    "Selorina lives in <extra_id_0>. Marodan is afraid of <extra_id_1>. "
-    "Marodan lives in Korbrook. Selorina's home is in Wenhaven. Marodan fears wolves."
+    "question: Where does Selorina live? context: Marodan lives in Korbrook. Marodan fears wolves. "
+    "Selorina's home is in Wenhaven."
 )
+# The same with the towns exchanged.
 DEFAULT_OTHER = (
-    DEFAULT_PROMPT.replace("Korbrook", "?").replace("Wenhaven", "Korbrook").replace("?", "Wenhaven")
+    DEFAULT_PROMPT.replace("Korbrook", "#").replace("Wenhaven", "Korbrook").replace("#", "Wenhaven")
 )
 
 
@@ -18,10 +18,10 @@ class ExploreOptions:
     """See inside a checkpoint: a page with its attention, logit lens, next tokens and beams on a text.
 
     Without --serve the page is one file, with all that was recorded in it, that needs neither Python nor a
-    network. Without options: weights/t5-mini on an example.
+    network. Without options: weights/t5-mini-qa on an example.
     """
 
-    model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini)
+    model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini-qa)
 
     # [What it reads]
     prompt: str | None = None  # text to continue (GPT-2) or to answer (T5)

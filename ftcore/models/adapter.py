@@ -116,6 +116,8 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
 def base_model(directory: Path) -> str | None:
     """Directory or hub name of the model that an adapter belongs to; None for a directory with a whole model.
 
+    A directory that is not there from here is looked for beside the adapter: the two may have moved together.
+
     Raises:
         ValueError: adapter_config.json is damaged, or does not say which model it is.
     """
@@ -128,7 +130,8 @@ def base_model(directory: Path) -> str | None:
             f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
             "that the adapter was trained on; load that yourself, and call load_adapter"
         )
-    return base
+    beside = directory.parent / Path(base).name
+    return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_without_options_there_is_a_page_of_the_shipped_weights(tmp_path, monkey
     assert main(BRIEF) == 0
     assert capsys.readouterr().out.startswith("page  explore.html (")
     found = content(tmp_path / "explore.html")
-    assert found["model"]["name"].endswith("weights/t5-mini")
+    assert found["model"]["name"].endswith("weights/t5-mini-qa")
     assert found["knock_outs"]["answers"] and found["transplants"]["answers"]
 
 

@@ -81,6 +81,15 @@ def test_load_model_merges_an_adapter_into_the_base_that_it_names(tmp_path, vari
     assert torch.equal(logits(load_model(tmp_path / "whole")), logits(loaded))
 
 
+def test_a_base_that_moved_with_its_adapter_is_found_beside_it(tmp_path):
+    model = adapted("t5")
+    (tmp_path / "before").mkdir()
+    save_model(tiny("t5"), tmp_path / "before" / "base")
+    save_adapter(model, tmp_path / "before" / "adapter", base_model=str(tmp_path / "before" / "base"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert torch.equal(logits(load_model(tmp_path / "after" / "adapter")), logits(merge_lora(model)))
+
+
 def test_a_whole_model_beside_an_adapter_is_not_changed_by_it(adapter):
     save_model(tiny("t5"), adapter)
     assert torch.equal(logits(load_model(adapter)), logits(tiny("t5")))
