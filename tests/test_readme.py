@@ -13,10 +13,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from ftcore import load_tokenizer, save_model
+from ftcore import load_model, load_tokenizer, save_model
 from ftcore.benchmark.shapes import SHAPES
 from ftcore.command import parse
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.models.adapter import save_adapter
+from ftcore.models.lora import add_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -145,6 +147,7 @@ def clone(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples" / "configs", tmp_path / "examples" / "configs")
     for name in ("weights/t5-mini", "google-t5/t5-small", "google/flan-t5-base"):
         save_tiny_t5(tmp_path / name)
+    save_tiny_adapter(tmp_path / "weights/t5-mini-qa", base=tmp_path / "weights/t5-mini")
     for name in ("weights/gpt2-mini", "openai-community/gpt2"):
         save_tiny_gpt2(tmp_path / name)
     for name, shape in SHAPES.items():
@@ -165,6 +168,12 @@ def save_tiny_t5(directory: Path) -> None:
     vocab_size = load_tokenizer(directory).vocab_size
     config = T5Config(vocab_size=vocab_size, decoder_start_token_id=0, **TINY_T5)
     save_model(T5ForConditionalGeneration(config), directory)
+
+
+def save_tiny_adapter(directory: Path, base: Path) -> None:
+    model = load_model(base)
+    add_lora(model, rank=2)
+    save_adapter(model, directory, base_model=str(base))
 
 
 def save_tiny_gpt2(directory: Path) -> None:

@@ -16,6 +16,7 @@ from ftcore.data.packing import positions, same_segment, starts
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
+from ftcore.training.fast_linear import linear
 
 SLICE = 2**24  # logits held at a time: 64 MB in float32
 
@@ -120,13 +121,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Under no_grad, needs_input_grad is still true of a parameter.
         wants_hidden, wants_weight = (wants_grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if wants_weight else None
+        grad_weight: Tensor | None = None
 
         rows = max(1, SLICE // len(weight))
         for start in range(0, len(hidden), rows):
             some = slice(start, start + rows)
             inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
-            logits = at_least_float32(inputs @ head.T)  # (N', V)
+            logits = at_least_float32(linear(inputs, head))  # (N', V)
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
             # Not logits minus logsumexp, two large numbers where all logits are: that would cost digits.
             log_probs = logits.log_softmax(-1)
@@ -135,7 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if label_smoothing:
                 target_log_prob = target_log_prob.lerp(log_probs.mean(-1, keepdim=True), label_smoothing)
             total -= target_log_prob.sum()
-            if grad_hidden is None and grad_weight is None:
+            if not wants_hidden and not wants_weight:
                 continue
             # d cross-entropy / d logits = softmax(logits) - target, made in place of the log-probabilities.
             # The target is one_hot(label) or, smoothed, (1 - X) one_hot(label) + X / V.
@@ -146,9 +147,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets, on_label)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[some] = grad_logits @ head
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ inputs
+                grad_hidden[some] = linear(grad_logits, head.T)
+            if wants_weight:
+                # No zeros to begin with and no second matrix to add: each is as large as the vocabulary, and
+                # filling or adding it takes as long as the product.
+                if grad_weight is None:
+                    grad_weight = (grad_logits.T @ inputs).to(sum_dtype)
+                elif dtype == sum_dtype:
+                    grad_weight.addmm_(grad_logits.T, inputs)
+                else:
+                    grad_weight += grad_logits.T @ inputs
+        if wants_weight and grad_weight is None:  # not a single target
+            grad_weight = torch.zeros_like(weight, dtype=sum_dtype)
 
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
