@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -180,8 +182,12 @@ def test_ctrl_c_ends_it(busy, gpt2_directory):
     """In a process of its own, as from a terminal."""
     command = [sys.executable, "-m", "ftcore.explore", "--model", gpt2_directory, "--prompt", "Ada"]
     command += ["--serve", "--port", "0", "--max-new-tokens", "2", "--device", "cpu"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
+    # What a shell runs in the background ignores Ctrl-C, and so would this process of the tests'.
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options) as process, ExitStack() as at_last:
+        at_last.callback(process.kill)  # whatever happens: nobody waits for a server
         port = int(process.stdout.readline().partition("http://127.0.0.1:")[2].partition("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as browser:
             if busy:
