@@ -176,8 +176,9 @@ class DataLoader(torch.utils.data.DataLoader):
         )
         if pack and pad_to_max_length:
             raise ValueError("pack contradicts pad_to_max_length: packed rows are as long as their examples")
-        most = (dataset.max_input_length, dataset.max_label_length)
-        self._row_limits, self._padded_to = most if pack else None, most if pad_to_max_length else None
+        # A dataset of one's own needs to know its limits only where they are asked for.
+        limits = (dataset.max_input_length, dataset.max_label_length) if pack or pad_to_max_length else None
+        self._row_limits, self._padded_to = limits if pack else None, None if pack else limits
         collate = partial(
             _collate,
             row_limits=self._row_limits,
