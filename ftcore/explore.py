@@ -77,8 +77,8 @@ def listen(page: str, session: Session, port: int) -> Server:
 def serve(server: Server) -> int:
     """Until Ctrl-C."""
     with server:
-        print(f"page  {server.address}  (Ctrl-C ends it)", flush=True)
         try:
+            print(f"page  {server.address}  (Ctrl-C ends it)", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             server.session.finish()
