@@ -148,7 +148,7 @@ class Server(ThreadingHTTPServer):
         return {f"{ADDRESS}:{self.server_port}", f"localhost:{self.server_port}"}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that was closed, by browser or Ctrl-C, is nobody's error; anything else is one line."""
+        """A connection that was closed, by browser or Ctrl-C, is nobody's error; any other is one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
