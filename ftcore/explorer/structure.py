@@ -47,24 +47,22 @@ def _stack(name: str, prefix: str, depth: int, *, crosses: bool) -> Stack:
 
 
 def _block(prefix: str, number: int, crosses: bool) -> tuple[Sublayer, ...]:
-    attention = Sublayer(
-        "self-attention",
+    attention = _attention("self-attention", prefix, number)
+    cross = _attention("cross-attention", "cross.", number)
+    feed_forward = Sublayer(
+        "feed-forward", writes=f"{prefix}mlp.{number}", after=f"{prefix}resid_post.{number}"
+    )
+    return (attention, cross, feed_forward) if crosses else (attention, feed_forward)
+
+
+def _attention(kind: str, prefix: str, number: int) -> Sublayer:
+    return Sublayer(
+        kind,
         writes=f"{prefix}attn.{number}",
         after=f"{prefix}resid_mid.{number}",
         pattern=f"{prefix}pattern.{number}",
         z=f"{prefix}z.{number}",
     )
-    cross = Sublayer(
-        "cross-attention",
-        writes=f"cross.attn.{number}",
-        after=f"cross.resid_mid.{number}",
-        pattern=f"cross.pattern.{number}",
-        z=f"cross.z.{number}",
-    )
-    feed_forward = Sublayer(
-        "feed-forward", writes=f"{prefix}mlp.{number}", after=f"{prefix}resid_post.{number}"
-    )
-    return (attention, cross, feed_forward) if crosses else (attention, feed_forward)
 
 
 def heads(model: Model) -> list[tuple[Sublayer, int]]:

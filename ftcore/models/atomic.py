@@ -27,17 +27,17 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
             mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
             write(temporary)
             temporary.chmod(mode)
-            _flush(temporary)
+            flush(temporary)
         for path, temporary in beside.items():
             temporary.replace(path)
     finally:
         for temporary in beside.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in writes}:
-        _flush(directory)
+        flush(directory)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file's bytes, or a directory's names, have reached the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows does not open directories

@@ -7,7 +7,6 @@ these files any number of processes takes what it needs, sharded or not.
 """
 
 import copy
-import os
 import warnings
 from collections.abc import Iterator
 from itertools import count
@@ -24,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftcore.models import Model
-from ftcore.models.atomic import write_atomically
+from ftcore.models.atomic import flush, write_atomically
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.t5 import DecoderBlock, EncoderBlock
 from ftcore.training.loss import TokenLoss
@@ -124,7 +123,8 @@ def save_beside(
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
 
     def point_to_it() -> None:
-        _flush(directory)
+        for written in (*directory.iterdir(), directory):  # torch waits before its last bytes are there
+            flush(written)
         whole = state | {"shards": directory.name, "optimizer": rest}
         write_atomically(path, lambda beside: torch.save(whole, beside))
 
@@ -204,16 +204,6 @@ def _new_directory(parent: Path, step: int) -> Path:
             directory.mkdir(parents=True)
             return directory
     raise AssertionError("count() has no end")
-
-
-def _flush(directory: Path) -> None:
-    """Wait until its files have reached the disk, and their names. torch waits before its last bytes."""
-    for path in (*directory.iterdir(), directory):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _last_line(error: BaseException) -> str:
