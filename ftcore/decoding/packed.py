@@ -8,7 +8,6 @@ residual stream between the matrices lose nothing.
 None of these layers can be trained or saved; the model they were made from can.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,18 +34,41 @@ class FrozenLinear(nn.Module):
         raise ValueError("a model prepared for decoding cannot be saved: save the one that it was made from")
 
 
-class PackedLinear(FrozenLinear):
-    """`inputs @ weight.T + bias`, the matrix in float32 or bfloat16 and in the order oneDNN likes best."""
+class Float32Linear(FrozenLinear):
+    """The matrix in float32: for one text as it is, for several packed when they first come.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    A single vector gains nothing by another order. A batch does, and only with one comes a second copy.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
-        self.bias = None if bias is None else bias.to(dtype)
+        self.plain = weight.detach().contiguous()  # (out, in)
+        self.packed: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rounded = inputs.to(self.packed.dtype)
-        outputs = torch.ops.mkldnn._linear_pointwise(rounded, self.packed, self.bias, "none", [], "")
-        return outputs.to(inputs.dtype)
+        if len(inputs) > 1:
+            if self.packed is None:
+                self.packed = pack(self.plain)
+            return product(inputs, self.packed, self.bias)
+        if inputs.numel() > inputs.shape[-1]:
+            return product(inputs, self.plain, self.bias)
+        # One vector: the kernel is faster where the matrix is given as the rows, the vector as the matrix.
+        outputs = product(self.plain, inputs.reshape(1, -1))[:, 0]
+        if self.bias is not None:
+            outputs += self.bias
+        return outputs.view(*inputs.shape[:-1], -1)
+
+
+class BFloat16Linear(FrozenLinear):
+    """The matrix in bfloat16, packed; what it reads and gives is rounded to bfloat16 too."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__(weight, bias)
+        self.packed = pack(weight.bfloat16())
+        self.bias = None if bias is None else bias.bfloat16()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return product(inputs.bfloat16(), self.packed, self.bias).float()
 
 
 class Int8Linear(FrozenLinear):
@@ -81,6 +103,16 @@ class Int8Linear(FrozenLinear):
         return outputs.unflatten(0, inputs.shape[:-1])
 
 
+def pack(weight: Tensor) -> Tensor:
+    """A matrix (out, in) in the order that oneDNN likes best, for `product` alone."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+
+def product(inputs: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """inputs (..., in) @ matrix.T + bias by oneDNN; the matrix (out, in) packed or plain."""
+    return torch.ops.mkldnn._linear_pointwise(inputs, matrix, bias, "none", [], "")
+
+
 class Centred(nn.Module):
     """A head whose outputs have much in common, which a coarse number type is spared.
 
@@ -88,10 +120,10 @@ class Centred(nn.Module):
     makes most of that. It is multiplied apart, in float32, and only what distinguishes the rows is packed.
     """
 
-    def __init__(self, weight: Tensor, pack: Callable[[Tensor], FrozenLinear]):
+    def __init__(self, weight: Tensor, layer_of: type[FrozenLinear]):
         super().__init__()
         self.mean = weight.mean(0)  # (in,)
-        self.differences = pack(weight - self.mean)
+        self.differences = layer_of(weight - self.mean, None)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.differences(inputs).add_((inputs @ self.mean)[..., None])

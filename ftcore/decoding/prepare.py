@@ -1,18 +1,17 @@
 """A model made ready for many calls of `generate` on a CPU."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ftcore.decoding.packed import Centred, FrozenLinear, Int8Linear, PackedLinear, shares
+from ftcore.decoding.packed import BFloat16Linear, Centred, Float32Linear, FrozenLinear, Int8Linear, shares
 from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import merge_lora
 from ftcore.models.t5 import T5LayerSelfAttention
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+LAYERS = {torch.float32: Float32Linear, torch.bfloat16: BFloat16Linear, torch.int8: Int8Linear}
 
 
 @torch.no_grad()
@@ -20,8 +19,8 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Mo
     """A copy of the model for `generate`, whose matrices are laid out for speed.
 
     It is the same page of code with other linear layers, so it does whatever the model does, but it cannot be
-    trained or saved. The model itself stays as it is. Both share the memory of all that is no matrix; LoRA's
-    changes are merged into the copy.
+    trained or saved. The model itself stays as it is. Both share the memory of what is not laid out anew, so
+    after further training prepare it again; LoRA's changes are merged into the copy.
 
     Args:
         model: GPT-2 or T5 in float32, on the CPU.
@@ -34,18 +33,19 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Mo
             PyTorch or a processor without these kernels.
     """
     require_possible(model, dtype)
+    layer_of = LAYERS[dtype]
     prepared = merge_lora(model).eval().requires_grad_(False)
     for part in prepared.modules():
         if isinstance(part, T5LayerSelfAttention):
             attention: Any = part.SelfAttention
             together = torch.cat([matrix(layer) for layer in (attention.k, attention.v, attention.q)])
-            attention.k, attention.v, attention.q = shares(packed(together, None, dtype), 3)
+            attention.k, attention.v, attention.q = shares(layer_of(together, None), 3)
     for name, part in list(prepared.named_modules()):
         if name == "lm_head" and dtype != torch.float32:
             head: Any = part
-            prepared.set_submodule(name, Centred(matrix(head), partial(packed, bias=None, dtype=dtype)))
+            prepared.set_submodule(name, Centred(matrix(head), layer_of))
         elif isinstance(part, nn.Linear | Conv1D):
-            prepared.set_submodule(name, packed(matrix(part), part.bias, dtype))
+            prepared.set_submodule(name, layer_of(matrix(part), part.bias))
         elif isinstance(part, nn.Dropout):  # idle, but asked in every step
             prepared.set_submodule(name, nn.Identity())
     return prepared.eval()
@@ -56,14 +56,10 @@ def matrix(layer: nn.Linear | Conv1D) -> Tensor:
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
-def packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> FrozenLinear:
-    return Int8Linear(weight, bias) if dtype == torch.int8 else PackedLinear(weight, bias, dtype)
-
-
 def require_possible(model: Model, dtype: torch.dtype) -> None:
     """Raises ValueError where `prepare_for_decoding` cannot work."""
-    if dtype not in DTYPES:
-        names = ", ".join(str(known) for known in DTYPES)
+    if dtype not in LAYERS:
+        names = ", ".join(str(known) for known in LAYERS)
         raise ValueError(f"dtype is {dtype}, expected one of {names}")
     if any(isinstance(module, FrozenLinear) for module in model.modules()):
         raise ValueError("the model is prepared already: prepare the one that it was made from")

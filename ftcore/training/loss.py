@@ -160,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wants_weight and grad_weight is None:  # not a single target
             grad_weight = torch.zeros_like(weight, dtype=sum_dtype)
 
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.gradients = grad_hidden, grad_weight
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -168,9 +168,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError("this loss's gradient has been taken: for another one compute the loss again")
+        grad_hidden, grad_weight = ctx.gradients
+        ctx.gradients = None
+        # In place: another matrix as large as the vocabulary would be the peak of a step's memory.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_total
+            grad_hidden.mul_(grad_total)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ftcore import save_model
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.decoding.packed import MANY_ROWS, FrozenLinear, Int8Linear, PackedLinear, Share
+from ftcore.decoding.packed import MANY_ROWS, Float32Linear, FrozenLinear, Int8Linear, Share
+from ftcore.decoding.prepare import LAYERS
 from ftcore.models import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -29,7 +30,7 @@ from ftcore.models.lora import add_lora, lora_layers, merge_lora
 from ftcore.study import record
 
 VOCAB, EOS, PAD = 41, 1, 2
-DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+DTYPES = list(LAYERS)
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
 MODELS: dict[str, Any] = {
     "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=2, n_positions=64),
@@ -142,7 +143,7 @@ def bound(layer: FrozenLinear | Share, weight: Tensor, inputs: Tensor) -> Tensor
         missing = sizes.sum(-1, keepdim=True) * step
         return (missing + BFLOAT16 * (reach + missing)) * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
     in_float32 = weight.shape[1] * 2.0**-23
-    if layer.packed.dtype == torch.float32:
+    if isinstance(layer, Float32Linear):
         return in_float32 * reach
     return ((1 + BFLOAT16) ** 3 - 1 + in_float32) * reach
 
@@ -173,20 +174,23 @@ def original(model: Any, name: str) -> nn.Linear | Conv1D:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, MANY_ROWS - 1, MANY_ROWS, 70])
 @settings(deadline=None, max_examples=10)
-@given(seed=st.integers(0, 2**31), width=st.sampled_from([8, 24, 65, 512]), biased=st.booleans())
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.sampled_from([8, 24, 65, 512]),
+    biased=st.booleans(),
+    as_one_text=st.booleans(),
+)
 def test_a_packed_matrix_errs_by_its_rounding(
-    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool
+    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool, as_one_text: bool
 ) -> None:
     torch.manual_seed(seed)
     linear = nn.Linear(width, 33, bias=biased)
     with torch.no_grad():
         linear.weight *= torch.logspace(-3, 3, 33)[:, None]  # every output has a scale of its own
         linear.weight[5] = 0
-    inputs = torch.randn(rows, 1, width) * torch.logspace(-2, 2, width)
-    if dtype == torch.int8:
-        packed: FrozenLinear = Int8Linear(linear.weight.detach(), linear.bias)
-    else:
-        packed = PackedLinear(linear.weight.detach(), linear.bias, dtype)
+    shape = (1, rows) if as_one_text else (rows, 1)
+    inputs = torch.randn(*shape, width) * torch.logspace(-2, 2, width)
+    packed = LAYERS[dtype](linear.weight.detach(), linear.bias)
     weight, want = exact(linear, inputs)
     got = packed(inputs)
     assert got.shape == want.shape and got.dtype == torch.float32
@@ -232,7 +236,7 @@ def test_what_all_logits_have_in_common_costs_no_precision(dtype: torch.dtype) -
         got = prepare_for_decoding(model, dtype).lm_head(hidden)
     head = original(model, "lm_head.differences")
     weight, _ = exact(head, hidden)
-    layer = Int8Linear(weight, None) if dtype == torch.int8 else PackedLinear(weight, None, dtype)
+    layer = LAYERS[dtype](weight, None)
     in_float32 = 64 * 2.0**-23 * (hidden.abs().double() @ model.lm_head.weight.abs().double().T)
     assert ((got - exact(model.lm_head, hidden)[1]).abs() <= bound(layer, weight, hidden) + in_float32).all()
 
@@ -256,6 +260,15 @@ def test_a_prepared_t5_keeps_nothing_of_what_it_read() -> None:
     shares = [part for part in prepared.modules() if isinstance(part, Share)]
     assert len(shares) == 3 * 5  # of two layers and three
     assert all(share.latest == [None] for share in shares)
+
+
+def test_float32_is_laid_out_anew_for_several_texts_only() -> None:
+    prepared = prepare_for_decoding(model_of("t5, relu, tied"))
+    layers = [part for part in prepared.modules() if isinstance(part, Float32Linear)]
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    assert all(layer.packed is None for layer in layers)
+    generate(prepared, torch.tensor([[5, 6, 7], [8, 9, 5]]), max_new_tokens=3)
+    assert all(layer.packed is not None for layer in layers)
 
 
 def test_int8_uses_all_of_its_range_and_no_more() -> None:
