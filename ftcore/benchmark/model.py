@@ -37,6 +37,7 @@ def measure_model(
         dtype=options.dtype,
         device=machine.device,
         threads=machine.threads,
+        compile=options.compile,
     )
     if any(case.kind == "train" for case in cases):
         tokenizer = options.tokenizer or (None if name in SHAPES else name)
@@ -63,6 +64,7 @@ def measure_model(
             measure(orders, options.rounds),
             limit=_limit(model, case, inputs, machine, options.dtype),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            compiled=options.compile,
         )
         tell(row.summary())
         rows.append(row)

@@ -17,6 +17,7 @@ class Order:
     dtype: str
     device: str
     threads: int
+    compile: bool = False  # ftcore's steps of few rows
     task: str = ""  # of training
     train: str = ""  # its file
     learning_rate: float = 5e-5

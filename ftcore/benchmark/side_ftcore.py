@@ -37,7 +37,9 @@ def load(order: Order) -> Any:
 
 def ready(model: Any, order: Order) -> Any:
     """The model as it generates best; packed weights are for the CPU."""
-    return prepare_for_decoding(model, dtype=DTYPES[order.dtype]) if order.device == "cpu" else model
+    if order.device != "cpu":
+        return model
+    return prepare_for_decoding(model, dtype=DTYPES[order.dtype], compile=order.compile)
 
 
 def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:

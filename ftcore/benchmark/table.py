@@ -23,6 +23,7 @@ class Row:
     sides: dict[str, Measured]  # ftcore's first
     limit: float | None  # seconds below which no program gets on this machine
     parameters: int  # of the model
+    compiled: bool = False  # ftcore's steps of few rows
 
     @property
     def ours(self) -> Measured:
@@ -96,6 +97,7 @@ class Row:
             "row": self.case.name,
             "case": asdict(self.case),
             "dtype": self.dtype,
+            "compiled": self.compiled,
             "unit": self.unit,
             "sides": {
                 side: {
@@ -131,9 +133,10 @@ def _versions(rows: Sequence[Row]) -> str:
     versions = {side: measured.version for row in rows for side, measured in row.sides.items()}
     sides = ", ".join(f"{NAMES[side]} {version}" for side, version in versions.items())
     rounds = max(len(row.ours.seconds) for row in rows)
+    compiled = ", compiled" if rows[0].compiled else ""
     return (
-        f"{sides}; {rows[0].dtype}; medians of {rounds} rounds. A ratio is the other's time in ftcore's; in "
-        "brackets its quartiles."
+        f"{sides}; {rows[0].dtype}{compiled}; medians of {rounds} rounds. A ratio is the other's time in "
+        "ftcore's; in brackets its quartiles."
     )
 
 

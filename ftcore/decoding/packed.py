@@ -34,41 +34,52 @@ class FrozenLinear(nn.Module):
         raise ValueError("a model prepared for decoding cannot be saved: save the one that it was made from")
 
 
-class Float32Linear(FrozenLinear):
-    """The matrix in float32: for one text as it is, for several packed when they first come.
+class OneDnnLinear(FrozenLinear):
+    """A matrix in one floating-point type, as it is and, from the first call that gains by it, packed."""
 
-    A single vector gains nothing by another order. A batch does, and only with one comes a second copy.
-    """
+    dtype: torch.dtype
+    plain: Tensor  # (out, in)
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
-        self.plain = weight.detach().contiguous()  # (out, in)
+        self.register_buffer("plain", weight.detach().to(self.dtype).contiguous())
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
         self.packed: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if len(inputs) > 1:
-            if self.packed is None:
-                self.packed = pack(self.plain)
-            return product(inputs, self.packed, self.bias)
-        if inputs.numel() > inputs.shape[-1]:
-            return product(inputs, self.plain, self.bias)
-        # One vector: the kernel is faster where the matrix is given as the rows, the vector as the matrix.
-        outputs = product(self.plain, inputs.reshape(1, -1))[:, 0]
+        rounded = inputs.to(self.dtype)
+        if torch.compiler.is_compiling():  # a program has products of its own
+            return F.linear(rounded, self.plain, self.bias).float()
+        if len(inputs) == 1 and inputs.shape[-2] > 1:  # one text's many tokens gain nothing by another order
+            return product(rounded, self.plain, self.bias).float()
+        if len(inputs) == 1:
+            return self.of_one_row(rounded).float()
+        return self.of_packed(rounded).float()
+
+    def of_packed(self, rounded: Tensor) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, ROWS)
+        return product(rounded, self.packed, self.bias)
+
+    def of_one_row(self, rounded: Tensor) -> Tensor:
+        return self.of_packed(rounded)
+
+
+class Float32Linear(OneDnnLinear):
+    dtype = torch.float32
+
+    def of_one_row(self, rounded: Tensor) -> Tensor:
+        # The kernel is faster where the matrix is given as the rows, and the vector as the matrix.
+        outputs = product(self.plain, rounded.flatten()[None])[:, 0]
         if self.bias is not None:
             outputs += self.bias
-        return outputs.view(*inputs.shape[:-1], -1)
+        return outputs.view(*rounded.shape[:-1], -1)
 
 
-class BFloat16Linear(FrozenLinear):
-    """The matrix in bfloat16, packed; what it reads and gives is rounded to bfloat16 too."""
+class BFloat16Linear(OneDnnLinear):
+    """What it reads and gives is rounded to bfloat16 too."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight, bias)
-        self.packed = pack(weight.bfloat16())
-        self.bias = None if bias is None else bias.bfloat16()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return product(inputs.bfloat16(), self.packed, self.bias).float()
+    dtype = torch.bfloat16
 
 
 class Int8Linear(FrozenLinear):
@@ -101,11 +112,6 @@ class Int8Linear(FrozenLinear):
         if self.bias is not None:
             outputs += self.bias
         return outputs.unflatten(0, inputs.shape[:-1])
-
-
-def pack(weight: Tensor) -> Tensor:
-    """A matrix (out, in) in the order that oneDNN likes best, for `product` alone."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
 
 def product(inputs: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ LAYERS = {torch.float32: Float32Linear, torch.bfloat16: BFloat16Linear, torch.in
 
 
 @torch.no_grad()
-def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Model:
+def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, compile: bool = False) -> Model:
     """A copy of the model for `generate`, whose matrices are laid out for speed.
 
     It is the same page of code with other linear layers, so it does whatever the model does, but it cannot be
@@ -27,14 +27,21 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Mo
         dtype: what the matrices are kept in. float32 gives the model's own answers. bfloat16 halves and int8
             (a scale for each output) quarters what memory has to hand over for each token; what that costs in
             quality stands in docs/generation.md. All else stays float32.
+        compile: make the steps of up to four rows a program in C++. Its first use takes about half a minute,
+            once for each number of rows.
 
     Raises:
         ValueError: another dtype, a model that is not on the CPU, not in float32 or prepared already, or a
-            PyTorch or a processor without these kernels.
+            PyTorch or a processor without these kernels; with `compile`, no C++ compiler.
     """
     require_possible(model, dtype)
+    if compile:
+        # PyTorch's compiler takes seconds to import.
+        from ftcore.decoding.compiled import CompiledStep, require_compiler
+
+        require_compiler()
     layer_of = LAYERS[dtype]
-    prepared = merge_lora(model).eval().requires_grad_(False)
+    prepared: Any = merge_lora(model).eval().requires_grad_(False)
     for part in prepared.modules():
         if isinstance(part, T5LayerSelfAttention):
             attention: Any = part.SelfAttention
@@ -42,12 +49,13 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32) -> Mo
             attention.k, attention.v, attention.q = shares(layer_of(together, None), 3)
     for name, part in list(prepared.named_modules()):
         if name == "lm_head" and dtype != torch.float32:
-            head: Any = part
-            prepared.set_submodule(name, Centred(matrix(head), layer_of))
+            prepared.set_submodule(name, Centred(matrix(part), layer_of))
         elif isinstance(part, nn.Linear | Conv1D):
             prepared.set_submodule(name, layer_of(matrix(part), part.bias))
         elif isinstance(part, nn.Dropout):  # idle, but asked in every step
             prepared.set_submodule(name, nn.Identity())
+    if compile:
+        prepared.compiled_step = CompiledStep()
     return prepared.eval()
 
 

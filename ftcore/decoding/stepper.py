@@ -1,5 +1,6 @@
 """A model and its cache as the searches see them: new tokens go in, scores of the next token come out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ftcore.models import KVCache
+
+# A model, the next tokens, its cache, mask and encoder output -> logits; see `next_logits`.
+Step = Callable[[Any, Tensor, KVCache, Tensor | None, Tensor | None], Tensor]
+# Up to so many rows a compiled step is faster; from 8 on it is not, and for 32 slower.
+FEW_ROWS = 4
 
 
 class Stepper:
@@ -28,31 +34,34 @@ class Stepper:
 
     def __init__(self, model: Any, source_ids: Tensor, source_mask: Tensor | None, max_length: int) -> None:
         self.model = model
-        self.cache = KVCache(max_length)
+        room = max_length + 1  # never full: the compiler would take that for a case of its own
+        self.cache = KVCache(room)
         self.is_encoder_decoder = model.config.is_encoder_decoder
         self.rows_per_source = 1  # N
         self.present = torch.arange(len(source_ids), device=source_ids.device)  # (B',) sources in the batch
         self.rows: Tensor | None = None  # (R',) their rows, in ascending order; None while they are all
         self.logits: Tensor | None = None  # (R, V) the last of every row
         self.mask = source_mask
+        # Of a model prepared with compile=True. Whoever watches the model watches its own page of code.
+        self.compiled: Step | None = None if is_watched(model) else getattr(model, "compiled_step", None)
         if self.is_encoder_decoder:
             self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
         elif source_mask is not None:
             # GPT-2's mask covers all positions so far; after the prompt none is padding.
-            self.mask = F.pad(source_mask, (0, max_length - source_ids.shape[1]), value=1)  # (R', max_length)
+            self.mask = F.pad(source_mask, (0, room - source_ids.shape[1]), value=1)  # (R', room)
 
     def __call__(self, new_ids: Tensor) -> Tensor:
         """Feed the next tokens of every row, `new_ids` (R, T) -> fp32 logits of the one after, (R, V)."""
         if self.rows is not None:
             new_ids = new_ids[self.rows]
+        mask, encoder_output = self.mask, None
         if self.is_encoder_decoder:
-            hidden = self.model.decode_hidden(new_ids, self.encoder_output, self.mask, cache=self.cache)
-        else:
-            so_far = self.cache.length + new_ids.shape[1]
-            mask = None if self.mask is None else self.mask[:, :so_far]
-            hidden = self.model.last_hidden(new_ids, mask, cache=self.cache)
-        # The head is the widest matrix of all, and only the last position's logits are of use.
-        logits = self.model.lm_head(hidden[:, -1:])[:, -1].float()
+            encoder_output = self.encoder_output
+        elif mask is not None:
+            mask = mask[:, : self.cache.length + new_ids.shape[1]]
+        one_more = new_ids.shape[1] == 1 and self.cache.length > 0
+        step = self.compiled if self.compiled and one_more and len(new_ids) <= FEW_ROWS else next_logits
+        logits = step(self.model, new_ids, self.cache, mask, encoder_output)
         if self.rows is not None and self.logits is not None:
             logits = self.logits.index_copy(0, self.rows, logits)
         self.logits = logits
@@ -83,9 +92,12 @@ class Stepper:
         """Let all sources leave for good but those `wanted`, (B,) bool; return how many that are.
 
         If somebody watches, all stay: whoever records or changes activations counts on the rows there were.
+        So they do where each number of rows would be compiled anew.
         """
         kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
-        if 0 < len(kept) < len(self.present) and not is_watched(self.model):
+        few = len(self.present) * self.rows_per_source <= FEW_ROWS
+        must_stay = is_watched(self.model) or (few and self.compiled is not None)
+        if 0 < len(kept) < len(self.present) and not must_stay:
             places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
             self.present, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(places))
@@ -104,3 +116,15 @@ class Stepper:
 def is_watched(model: Any) -> bool:
     """Whether any part of the model has a hook on its way forward."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def next_logits(
+    model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+) -> Tensor:
+    """The next tokens of every row, (R, T), go in, fp32 logits of the one after come out, (R, V)."""
+    if encoder_output is not None:
+        hidden = model.decode_hidden(new_ids, encoder_output, mask, cache=cache)
+    else:
+        hidden = model.last_hidden(new_ids, mask, cache=cache)
+    # The head is the widest matrix of all, and only the last position's logits are of use.
+    return model.lm_head(hidden[:, -1:])[:, -1].float()

@@ -19,12 +19,12 @@ class KVCache:
     def __init__(self, max_length: int):
         self.max_length = max_length
         self.length = 0  # positions filled; the model moves it on once all its layers have been through
-        self._layers: list[LayerCache] = []
+        self.layers: list[LayerCache] = []
 
     def layer(self, index: int) -> "LayerCache":
-        while len(self._layers) <= index:
-            self._layers.append(LayerCache(self))
-        return self._layers[index]
+        while len(self.layers) <= index:
+            self.layers.append(LayerCache(self))
+        return self.layers[index]
 
     def advance(self, positions: int) -> None:
         self.length += positions
@@ -37,12 +37,12 @@ class KVCache:
 
         Self-attention only: the beams of one source share its cross-attention row, so nothing moves there.
         """
-        for layer in self._layers:
+        for layer in self.layers:
             layer.reorder(index, start)
 
     def select_sources(self, index: Tensor) -> None:
         """Keep only these sources' rows of the cross-attention, when finished sources leave the batch."""
-        for layer in self._layers:
+        for layer in self.layers:
             if layer.cross is not None:
                 key, value = layer.cross
                 layer.cross = key.index_select(0, index), value.index_select(0, index)

@@ -265,6 +265,7 @@ def test_a_prepared_t5_keeps_nothing_of_what_it_read() -> None:
 def test_float32_is_laid_out_anew_for_several_texts_only() -> None:
     prepared = prepare_for_decoding(model_of("t5, relu, tied"))
     layers = [part for part in prepared.modules() if isinstance(part, Float32Linear)]
+    assert len(layers) > 10
     generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
     assert all(layer.packed is None for layer in layers)
     generate(prepared, torch.tensor([[5, 6, 7], [8, 9, 5]]), max_new_tokens=3)

@@ -1,0 +1,151 @@
+"""A compiled step says what the model's own page says, for every length, from one program."""
+
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from ftcore.decoding import generate, prepare_for_decoding
+from ftcore.decoding.compiled import require_compiler
+from ftcore.decoding.stepper import FEW_ROWS, Stepper
+from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.study import record
+
+VOCAB, EOS, PAD = 41, 1, 2
+GPT2 = GPT2Config(vocab_size=VOCAB, n_embd=32, n_head=2, n_layer=1, n_positions=64)
+T5 = T5Config(
+    vocab_size=VOCAB,
+    d_model=32,
+    d_kv=8,
+    d_ff=48,
+    num_heads=4,
+    num_layers=1,
+    decoder_start_token_id=0,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler() -> None:
+    try:
+        require_compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def programs() -> Iterator[Any]:
+    """How many programs were made: `programs()`."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def random_model(config: Any) -> Any:
+    """Matrices of a size that makes it surer of some tokens than of others."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
+    return model.eval()
+
+
+def random_ids(r: random.Random, rows: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask, the rows behind the first padded on the left."""
+    length = r.randrange(2, 12)
+    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, : r.randrange(1, length)] = 0
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+def test_one_program_writes_gpt2s_ids_of_every_length(programs: Any) -> None:
+    model = random_model(GPT2)
+    compiled = prepare_for_decoding(model, compile=True)
+    for seed in range(6):
+        r = random.Random(seed)
+        ids, mask = random_ids(r, 3)
+        rules = {"no_repeat_ngram_size": r.choice([0, 2]), "do_sample": seed % 2 == 1}
+        arguments = {"max_new_tokens": r.randrange(3, 40), "eos_token_id": EOS, "pad_token_id": PAD} | rules
+        want, got = (
+            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **arguments)
+            for lm in (model, compiled)
+        )
+        assert got.tolist() == want.tolist()
+    assert programs() == 1
+
+
+def test_one_program_writes_t5s_beams_of_every_length(programs: Any) -> None:
+    model = random_model(T5)
+    compiled = prepare_for_decoding(model, compile=True)
+    for seed in range(6):
+        r = random.Random(seed)
+        ids, _ = random_ids(r, 1)
+        arguments: dict[str, Any] = {
+            "num_beams": 3,
+            "max_new_tokens": r.randrange(3, 40),
+            "eos_token_id": EOS,
+        }
+        want, got = (generate(lm, ids, **arguments) for lm in (model, compiled))
+        assert got.tolist() == want.tolist()
+    assert programs() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_other_types_are_multiplied_in_their_type(dtype: torch.dtype, programs: Any) -> None:
+    """The same rounded matrices: what is apart is where sums are rounded, a few times in bfloat16."""
+    model = random_model(GPT2)
+    ids = torch.randint(3, VOCAB, (1, 30), generator=torch.Generator().manual_seed(1))
+    steppers = [
+        Stepper(prepare_for_decoding(model, dtype, compile=compile), ids, None, 30)
+        for compile in (False, True)
+    ]
+    with torch.inference_mode():
+        for tokens in (ids[:, :5], *ids[:, 5:].split(1, dim=1)):
+            want, got = (stepper(tokens) for stepper in steppers)
+            assert (got - want).abs().max() < 2**-5 * want.abs().max()
+    assert programs() == 1
+
+
+def test_many_rows_and_watchers_take_the_models_own_page(programs: Any) -> None:
+    model = random_model(GPT2)
+    compiled = prepare_for_decoding(model, compile=True)
+    ids, mask = random_ids(random.Random(0), FEW_ROWS + 1)
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None, "pad_token_id": PAD}
+    assert torch.equal(generate(compiled, ids, mask, **arguments), generate(model, ids, mask, **arguments))
+    with record(compiled, "pattern.0") as acts:
+        generate(compiled, ids[:1], **arguments)
+    assert acts["pattern.0"].shape[-1] == ids.shape[1] + 4
+    assert programs() == 0
+
+
+def test_every_model_has_a_program_of_its_own(programs: Any) -> None:
+    """A program holds its model's weights: it must not be taken for another model of the same shape."""
+    first = random_model(T5)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.lm_head.weight.copy_(second.lm_head.weight.flip(0))
+    ids, _ = random_ids(random.Random(0), 1)
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None}
+    for model in (first, second):
+        compiled = prepare_for_decoding(model, compile=True)
+        assert torch.equal(generate(compiled, ids, **arguments), generate(model, ids, **arguments))
+    assert programs() == 2
+
+
+def test_a_prepared_copy_may_be_copied() -> None:
+    compiled = prepare_for_decoding(random_model(GPT2), compile=True)
+    assert copy.deepcopy(compiled).compiled_step is not compiled.compiled_step
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+        prepare_for_decoding(random_model(GPT2), compile=True)
