@@ -95,9 +95,7 @@ class Stepper:
         So they do where each number of rows would be compiled anew.
         """
         kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
-        few = len(self.present) * self.rows_per_source <= FEW_ROWS
-        must_stay = is_watched(self.model) or (few and self.compiled is not None)
-        if 0 < len(kept) < len(self.present) and not must_stay:
+        if 0 < len(kept) < len(self.present) and not self._must_stay():
             places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
             self.present, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(places))
@@ -107,6 +105,10 @@ class Stepper:
             if self.mask is not None:
                 self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
         return len(kept)
+
+    def _must_stay(self) -> bool:
+        is_compiled = self.compiled is not None and len(self.present) * self.rows_per_source <= FEW_ROWS
+        return is_compiled or is_watched(self.model)
 
     def _rows_of(self, sources: Tensor) -> Tensor:
         of_one = torch.arange(self.rows_per_source, device=sources.device)
