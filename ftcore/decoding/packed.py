@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The kernels choose the order by the number of rows they are told to expect. That for 64 is the best or next
-# to it for all from one row of one text to the beams of many.
+# to it for all from the rows of a few texts to the beams of many.
 ROWS = 64
 # From so many rows on, as when a prompt is read, int8 is widened once and multiplied as bfloat16.
 MANY_ROWS = 32
 
 
 class FrozenLinear(nn.Module):
-    """What both kinds of packed layers have in common: they say what they are, and refuse to be saved."""
+    """What all of these layers have in common: they say what they are, and refuse to be saved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -50,19 +50,19 @@ class OneDnnLinear(FrozenLinear):
         rounded = inputs.to(self.dtype)
         if torch.compiler.is_compiling():  # a program has products of its own
             return F.linear(rounded, self.plain, self.bias).float()
-        if len(inputs) == 1 and inputs.shape[-2] > 1:  # one text's many tokens gain nothing by another order
+        if len(inputs) > 1:
+            return self.by_packed(rounded).float()
+        if inputs.shape[-2] > 1:  # one text's many tokens gain nothing by another order
             return product(rounded, self.plain, self.bias).float()
-        if len(inputs) == 1:
-            return self.of_one_row(rounded).float()
-        return self.of_packed(rounded).float()
+        return self.of_one_row(rounded).float()
 
-    def of_packed(self, rounded: Tensor) -> Tensor:
+    def by_packed(self, rounded: Tensor) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, ROWS)
         return product(rounded, self.packed, self.bias)
 
     def of_one_row(self, rounded: Tensor) -> Tensor:
-        return self.of_packed(rounded)
+        return self.by_packed(rounded)
 
 
 class Float32Linear(OneDnnLinear):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
+from ftcore.decoding import compiled as compiled_page
 from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.compiled import require_compiler
 from ftcore.decoding.stepper import FEW_ROWS, Stepper
@@ -66,34 +68,21 @@ def random_ids(r: random.Random, rows: int) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
-def test_one_program_writes_gpt2s_ids_of_every_length(programs: Any) -> None:
-    model = random_model(GPT2)
+@pytest.mark.parametrize(
+    ("config", "rows", "search"),
+    [(GPT2, 3, {"no_repeat_ngram_size": 2}), (T5, 1, {"num_beams": 3})],
+    ids=["three texts, greedy", "one text, three beams"],
+)
+def test_one_program_writes_the_models_ids_of_every_length(
+    config: Any, rows: int, search: dict[str, Any], programs: Any
+) -> None:
+    model = random_model(config)
     compiled = prepare_for_decoding(model, compile=True)
     for seed in range(6):
         r = random.Random(seed)
-        ids, mask = random_ids(r, 3)
-        rules = {"no_repeat_ngram_size": r.choice([0, 2]), "do_sample": seed % 2 == 1}
-        arguments = {"max_new_tokens": r.randrange(3, 40), "eos_token_id": EOS, "pad_token_id": PAD} | rules
-        want, got = (
-            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **arguments)
-            for lm in (model, compiled)
-        )
-        assert got.tolist() == want.tolist()
-    assert programs() == 1
-
-
-def test_one_program_writes_t5s_beams_of_every_length(programs: Any) -> None:
-    model = random_model(T5)
-    compiled = prepare_for_decoding(model, compile=True)
-    for seed in range(6):
-        r = random.Random(seed)
-        ids, _ = random_ids(r, 1)
-        arguments: dict[str, Any] = {
-            "num_beams": 3,
-            "max_new_tokens": r.randrange(3, 40),
-            "eos_token_id": EOS,
-        }
-        want, got = (generate(lm, ids, **arguments) for lm in (model, compiled))
+        ids, mask = random_ids(r, rows)
+        arguments = {"max_new_tokens": r.randrange(3, 40), "eos_token_id": EOS, "pad_token_id": PAD} | search
+        want, got = (generate(lm, ids, mask, **arguments) for lm in (model, compiled))
         assert got.tolist() == want.tolist()
     assert programs() == 1
 
@@ -126,8 +115,9 @@ def test_many_rows_and_watchers_take_the_models_own_page(programs: Any) -> None:
     assert programs() == 0
 
 
-def test_every_model_has_a_program_of_its_own(programs: Any) -> None:
+def test_every_model_has_a_program_of_its_own(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program holds its model's weights: it must not be taken for another model of the same shape."""
+    monkeypatch.setattr(compiled_page, "CHOICES", {"freezing": True})
     first = random_model(T5)
     second = copy.deepcopy(first)
     with torch.no_grad():
@@ -145,7 +135,7 @@ def test_a_prepared_copy_may_be_copied() -> None:
     assert copy.deepcopy(compiled).compiled_step is not compiled.compiled_step
 
 
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+def test_without_a_compiler_it_says_so() -> None:
+    none = inductor.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with none, pytest.raises(ValueError, match=r"C\+\+ compiler"):
         prepare_for_decoding(random_model(GPT2), compile=True)
