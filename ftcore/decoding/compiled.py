@@ -33,18 +33,22 @@ class CompiledStep:
     def __init__(self) -> None:
         # Programs are kept with a function's code, eight at most: each model gets code of its own.
         own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
-        self.program: Callable[..., Tensor] = torch.compile(own, options={"guard_filter_fn": of_inputs})
-        self.known: Callable[[], KVCache | None] = lambda: None  # the cache that came last
+        self.program: Callable[..., Tensor] = torch.compile(
+            own, options={"guard_filter_fn": guards_on_inputs}
+        )
+        self.marked: Callable[[], KVCache | None] = lambda: (
+            None
+        )  # the cache that came last, its tensors marked
 
     def __call__(
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> Tensor:
-        new_ids = new_ids.flatten().clone()[:, None]  # strides are part of what a program is made for
+        new_ids = new_ids.flatten().clone()[:, None]  # (R, 1); strides are part of what a program is made for
         mark_lengths(new_ids, mask, encoder_output)
-        if self.known() is not cache:
+        if self.marked() is not cache:
             for layer in cache.layers:
                 mark_lengths(layer.key, layer.value, *(layer.cross or ()), lengths=2)
-            self.known = weakref.ref(cache)
+            self.marked = weakref.ref(cache)
         growing = torch.compiler.config.patch(dynamic_sources=GROWING)  # type: ignore[attr-defined]
         with inductor.patch(CHOICES), growing:
             return self.program(model, new_ids, cache, mask, encoder_output)
@@ -58,13 +62,13 @@ def mark_lengths(*tensors: Tensor | None, lengths: int = 1) -> None:
             maybe_mark_dynamic(tensor, lengths)
 
 
-def of_inputs(guards: Any) -> list[bool]:
+def guards_on_inputs(guards: Any) -> list[bool]:
     """Which of the compiler's conditions to ask at every step: not those of the model, which is frozen."""
     return [not guard.name.startswith("L['model']") and not guard.is_global for guard in guards]
 
 
 def require_compiler() -> None:
-    """Raises ValueError where there is no C++ compiler."""
+    """Raises ValueError where PyTorch finds no C++ compiler."""
     try:
         get_cpp_compiler()
     except RuntimeError as error:

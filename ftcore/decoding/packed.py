@@ -47,30 +47,30 @@ class OneDnnLinear(FrozenLinear):
         self.packed: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rounded = inputs.to(self.dtype)
+        rounded = inputs.to(self.dtype)  # (B, T, in)
         if torch.compiler.is_compiling():  # a program has products of its own
             return F.linear(rounded, self.plain, self.bias).float()
         if len(inputs) > 1:
-            return self.by_packed(rounded).float()
+            return self.multiply_packed(rounded).float()
         if inputs.shape[-2] > 1:  # one text's many tokens gain nothing by another order
             return product(rounded, self.plain, self.bias).float()
-        return self.of_one_row(rounded).float()
+        return self.multiply_vector(rounded).float()
 
-    def by_packed(self, rounded: Tensor) -> Tensor:
+    def multiply_packed(self, rounded: Tensor) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, ROWS)
         return product(rounded, self.packed, self.bias)
 
-    def of_one_row(self, rounded: Tensor) -> Tensor:
-        return self.by_packed(rounded)
+    def multiply_vector(self, rounded: Tensor) -> Tensor:
+        return self.multiply_packed(rounded)
 
 
 class Float32Linear(OneDnnLinear):
     dtype = torch.float32
 
-    def of_one_row(self, rounded: Tensor) -> Tensor:
+    def multiply_vector(self, rounded: Tensor) -> Tensor:
         # The kernel is faster where the matrix is given as the rows, and the vector as the matrix.
-        outputs = product(self.plain, rounded.flatten()[None])[:, 0]
+        outputs = product(self.plain, rounded.flatten()[None])[:, 0]  # (out,)
         if self.bias is not None:
             outputs += self.bias
         return outputs.view(*rounded.shape[:-1], -1)
