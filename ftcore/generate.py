@@ -18,7 +18,7 @@ import torch
 
 from ftcore.data import prompt
 from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
-from ftcore.decoding import generate_texts, stream_text
+from ftcore.decoding import generate_texts, prepare_for_decoding, stream_text
 from ftcore.decoding.arguments import arguments_for
 from ftcore.decoding.text import check_prompts
 from ftcore.models.atomic import write_atomically
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.to(device)
         prompts = read_prompts(options, causal=not model.config.is_encoder_decoder)
         check_prompts(model, arguments_for(model, arguments), [tokenizer.encode(text) for text in prompts])
+        if device.type == "cpu" and torch.backends.mkldnn.is_available():
+            model = prepare_for_decoding(model)
     if options.seed is not None:
         arguments["generator"] = torch.Generator(device).manual_seed(options.seed)
 

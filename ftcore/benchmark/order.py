@@ -20,7 +20,8 @@ class Order:
     compile: bool = False  # ftcore's steps of few rows
     task: str = ""  # of training
     train: str = ""  # its file
-    learning_rate: float = 5e-5
+    # Small: at a usual rate random weights go astray, each side's where its rounding errors lead.
+    learning_rate: float = 1e-5
 
     @property
     def padded(self) -> bool:

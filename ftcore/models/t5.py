@@ -179,9 +179,12 @@ class T5Attention(nn.Module):
         rows, beams = len(query), len(query) // len(key)
         if beams * len(key) != rows:
             raise ValueError(f"{rows} decoder rows for {len(key)} sources, expected as many or a multiple")
-        query = _fold_beams(query, beams)  # (B, H, N * T, K)
-        mixed = attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
+        mixed = self.attend(_fold_beams(query, beams), key, value, bias)  # (B, H, N * T, K)
         return self.o(merge_heads(_unfold_beams(mixed, rows)))  # (N * B, T, D)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Heads of queries, keys and values in, heads of what was found out: all (B, H, ..., K)."""
+        return attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
 
 
 def _fold_beams(query: Tensor, beams: int) -> Tensor:
@@ -219,7 +222,9 @@ class T5DenseActDense(nn.Module):
         # The sums of `wo` are what overflows float16, so a float16 model keeps this matrix in float32, and
         # float16 autocast, which would cast it, is switched off for it.
         device = hidden.device.type
-        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        if torch.is_autocast_enabled(device):
+            if torch.get_autocast_dtype(device) != torch.float16:
+                return self.wo(hidden)  # already in the type that it would be cast to
             with torch.autocast(device, enabled=False):
                 return self.wo(hidden.to(self.wo.weight.dtype))
         return self.wo(hidden.to(self.wo.weight.dtype))

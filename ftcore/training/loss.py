@@ -16,7 +16,7 @@ from ftcore.data.packing import positions, same_segment, starts
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
-from ftcore.training.fast_linear import linear
+from ftcore.training.fast.linear import linear
 
 SLICE = 2**24  # logits held at a time: 64 MB in float32
 

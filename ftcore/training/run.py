@@ -17,11 +17,11 @@ from ftcore.models import Model
 from ftcore.models.adapter import save_adapter
 from ftcore.models.checkpoint import save_model
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
-from ftcore.training.fast_linear import use_fast_linear
+from ftcore.training.fast.layers import use_fast_layers
+from ftcore.training.fast.memory import keep_freed_memory
 from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
-from ftcore.training.memory import keep_freed_memory
 from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.parallel import OneProcess, require_processes
@@ -215,7 +215,7 @@ def _model(options: TrainOptions) -> tuple[Model, Tokenizer, Resized | None]:
         alpha = options.lora_alpha or 2 * options.lora_rank
         targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
         add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
-    use_fast_linear(model)
+    use_fast_layers(model)
     return model, tokenizer, resized
 
 

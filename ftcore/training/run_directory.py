@@ -12,7 +12,7 @@ from typing import Any
 
 from ftcore.models.atomic import write_atomically
 from ftcore.training.options import TrainOptions
-from ftcore.training.tensorboard import Events
+from ftcore.training.reporting.tensorboard import Events
 
 
 class RunDirectory:

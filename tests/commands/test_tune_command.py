@@ -20,8 +20,8 @@ import ftcore.train
 import ftcore.tune
 from ftcore.command import parse
 from ftcore.models.checkpoint import load_model
-from ftcore.training.meter import Meter
 from ftcore.training.options import TrainOptions
+from ftcore.training.reporting.meter import Meter
 from ftcore.tune import main
 
 pytest.importorskip("optuna")

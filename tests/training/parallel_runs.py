@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ftcore.train
-from ftcore.training.meter import Meter
+from ftcore.training.reporting.meter import Meter
 
 RANK, COUNT = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

@@ -25,7 +25,7 @@ import ftcore.train
 from ftcore.models import GPT2LMHeadModel
 from ftcore.models.checkpoint import load_model, save_model
 from ftcore.training import interrupt, parallel
-from ftcore.training.meter import Meter
+from ftcore.training.reporting.meter import Meter
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 MODES = ("ddp", "fsdp")

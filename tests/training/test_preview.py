@@ -27,10 +27,10 @@ from ftcore.data import (
     read_corpus,
 )
 from ftcore.models.checkpoint import load_model
-from ftcore.training.estimate import estimate, moment_bytes
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
+from ftcore.training.reporting.estimate import estimate, moment_bytes
+from ftcore.training.reporting.preview import Lengths, align, padding_share, preview, round_trip
 from ftcore.training.run import Run, prepare
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import ftcore.train
 from ftcore.command import parse
-from ftcore.training.curves import chart
 from ftcore.training.options import TrainOptions
-from ftcore.training.report import Report, command_of, render, versions
+from ftcore.training.reporting.curves import chart
+from ftcore.training.reporting.report import Report, command_of, render, versions
 
 VOID = {"meta", "br"}
 HOSTILE = [

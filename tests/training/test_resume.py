@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.data import load_tokenizer
 from ftcore.models.checkpoint import load_model
-from ftcore.training.meter import Meter
+from ftcore.training.reporting.meter import Meter
 
 STEPS = 8
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}

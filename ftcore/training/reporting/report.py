@@ -19,9 +19,9 @@ import torch
 
 from ftcore.command import arguments
 from ftcore.models.atomic import write_atomically
-from ftcore.training.curves import chart
 from ftcore.training.options import CLONE, TrainOptions
-from ftcore.training.preview import preview
+from ftcore.training.reporting.curves import chart
+from ftcore.training.reporting.preview import preview
 from ftcore.training.run import Run
 from ftcore.training.state import sha256
 

@@ -12,17 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
-
-
-def use_fast_linear(model: Model) -> None:
-    """Give the model's linear layers the faster product. Parameters, names and what a hook sees stay."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = FastLinear
-        elif type(module) is Conv1D:
-            module.__class__ = FastConv1D
 
 
 class FastLinear(nn.Linear):
