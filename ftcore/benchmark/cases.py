@@ -18,6 +18,7 @@ class Case:
     target: int = 0  # new tokens; when training the most of the target
     steps: int = 0  # of training in a round
     padded: tuple[str, ...] = ()  # the sides that pad every batch to `source` and `target`
+    learning_rate: float = 0.0  # of training
     plain: bool = False  # transformers' optimizer is not the fused one
     axis: str = ""  # what there is more and more of; see growth.py
 
@@ -37,9 +38,11 @@ class Case:
 BOTH = ("ftcore", "transformers")
 
 
-def _cases(prefill: int, source: int, target: int, batch: int, limits: tuple[int, int]) -> list[Case]:
+def _cases(
+    prefill: int, source: int, target: int, batch: int, limits: tuple[int, int], learning_rate: float
+) -> list[Case]:
     longest, answer = limits
-    train = Case("train", "train", batch, source=longest, target=answer, steps=4)
+    train = Case("train", "train", batch, source=longest, target=answer, steps=4, learning_rate=learning_rate)
     return [
         Case("load", "load"),
         Case("ready", "ready"),
@@ -54,7 +57,7 @@ def _cases(prefill: int, source: int, target: int, batch: int, limits: tuple[int
     ]
 
 
-# Batches and limits of training are those of the two best-known tutorials: messages about feelings, SQuAD.
-GPT2_CASES = _cases(prefill=512, source=16, target=84, batch=4, limits=(64, 64))
-T5_CASES = _cases(prefill=512, source=256, target=64, batch=8, limits=(512, 128))
+# Batches, limits and rates of training are as in the best-known tutorials: messages about feelings, SQuAD.
+GPT2_CASES = _cases(prefill=512, source=16, target=84, batch=4, limits=(64, 64), learning_rate=5e-5)
+T5_CASES = _cases(prefill=512, source=256, target=64, batch=8, limits=(512, 128), learning_rate=1e-5)
 ROWS = [case.name for case in T5_CASES]

@@ -17,11 +17,9 @@ class Order:
     dtype: str
     device: str
     threads: int
-    compile: bool = False  # ftcore's steps of few rows
+    compile: bool = False  # ftcore's steps
     task: str = ""  # of training
     train: str = ""  # its file
-    # At 5e-5 the loss of a T5 with random weights jumps, and two ways to sum moved it by 4e-4 in four steps.
-    learning_rate: float = 1e-5
 
     @property
     def padded(self) -> bool:

@@ -72,10 +72,10 @@ def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
             batch_size=order.case.rows,
             max_source_length=order.case.source,
             max_target_length=order.case.target,
-            lr=order.learning_rate,
+            lr=order.case.learning_rate,
             weight_decay=0.0,  # transformers' tutorials decay biases and norms too
             precision="bf16" if order.dtype == "bf16" else "fp32",
             device=order.device,
         )
     )
-    return lambda batch: take_step(run, [batch], order.learning_rate)[0]
+    return lambda batch: take_step(run, [batch], order.case.learning_rate)[0]

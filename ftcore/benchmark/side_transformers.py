@@ -59,7 +59,10 @@ def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
     """The loop of its tutorials that go without its Trainer. Attention is the fused kernel, its default."""
     model = load(order).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=order.learning_rate, weight_decay=0.0, fused=None if order.case.plain else True
+        model.parameters(),
+        lr=order.case.learning_rate,
+        weight_decay=0.0,
+        fused=None if order.case.plain else True,
     )
     device_type = torch.device(order.device).type
 

@@ -23,7 +23,7 @@ class Row:
     sides: dict[str, Measured]  # ftcore's first
     limit: float | None  # seconds below which no program gets on this machine
     parameters: int  # of the model
-    compiled: bool = False  # ftcore's steps of few rows
+    compiled: bool = False  # ftcore's steps
 
     @property
     def ours(self) -> Measured:

@@ -1,9 +1,10 @@
 """A step of decoding as one program, which PyTorch's compiler writes in C++ for this model and processor.
 
-A step of one row costs more than reading the matrices: Python, a hundred small operations, the start of two
-threads for each product. The program has none of that, and products made for so few rows.
+A step costs more than reading the matrices: Python, hundreds of small operations, the start of two threads
+for each of them. The program has little of that and, for one row or a few, products made for so many.
 """
 
+import re
 import weakref
 from collections.abc import Callable
 from types import FunctionType
@@ -14,28 +15,33 @@ from torch import Tensor
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch._inductor import config as inductor
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ftcore.decoding.packed import FEW_ROWS, OneDnnLinear
 from ftcore.decoding.stepper import next_logits
 from ftcore.models import KVCache
 
-# Weights are constants, which may be laid out anew; products are written for the sizes they have.
-CHOICES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+# Weights are constants, which may be laid out anew.
+FROZEN = {"freezing": True}
+# And products are written for the sizes they have.
+OWN_PRODUCTS = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+# Attention's fused kernel is for many queries; of the textbook's lines the compiler makes more. But where a
+# source of T5 has beams, and so several queries, it has no product of its own for them.
+TEXTBOOK, FUSED = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 # What grows from step to step, and must not be taken for a constant.
 GROWING = "L['cache'].length,L['cache'].max_length"
 
 
 class CompiledStep:
-    """`next_logits` for one new token of each row, compiled when a number of rows is first seen.
+    """`next_logits` for one new token of each row, compiled when it is first needed.
 
-    The program is good for all lengths. It knows nothing of hooks, nor of weights that change.
+    Each number of rows up to FEW_ROWS has a program of its own, with products written for it. Above, one
+    program is good for any number, and has oneDNN's products. Both kinds are good for all lengths, and know
+    nothing of hooks, nor of weights that change.
     """
 
     def __init__(self) -> None:
-        # Programs are kept with a function's code, eight at most: each model gets code of its own.
-        own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
-        self.program: Callable[..., Tensor] = torch.compile(
-            own, options={"guard_filter_fn": guards_on_inputs}
-        )
+        self.few, self.many = program(), program()
         self.marked: Callable[[], KVCache | None] = lambda: (
             None
         )  # the cache that came last, its tensors marked
@@ -44,27 +50,46 @@ class CompiledStep:
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> Tensor:
         new_ids = new_ids.flatten().clone()[:, None]  # (R, 1); strides are part of what a program is made for
-        mark_lengths(new_ids, mask, encoder_output)
+        is_few = len(new_ids) <= FEW_ROWS
+        mark_sizes(new_ids, mask, encoder_output, is_few=is_few)
         if self.marked() is not cache:
             for layer in cache.layers:
-                mark_lengths(layer.key, layer.value, *(layer.cross or ()), lengths=2)
+                mark_sizes(layer.key, layer.value, *(layer.cross or ()), is_few=is_few, lengths=2)
             self.marked = weakref.ref(cache)
+            if not is_few:
+                pack_matrices(model)
+        step, choices = (self.few, OWN_PRODUCTS) if is_few else (self.many, FROZEN)
+        has_beams = encoder_output is not None and len(encoder_output) < len(new_ids)
         growing = torch.compiler.config.patch(dynamic_sources=GROWING)  # type: ignore[attr-defined]
-        with inductor.patch(CHOICES), growing:
-            return self.program(model, new_ids, cache, mask, encoder_output)
+        with inductor.patch(choices), growing, sdpa_kernel(FUSED if is_few and has_beams else TEXTBOOK):
+            return step(model, new_ids, cache, mask, encoder_output)
 
 
-def mark_lengths(*tensors: Tensor | None, lengths: int = 1) -> None:
-    """Tell the compiler that rows are a constant, and that dimension `lengths` may have any size."""
+def program() -> Callable[..., Tensor]:
+    # Programs are kept with a function's code, eight at most: each model gets code of its own.
+    own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
+    return torch.compile(own, options={"guard_filter_fn": guards_on_inputs})
+
+
+def pack_matrices(model: Any) -> None:
+    """Lay out what a step multiplies with, which the encoder of T5 has no part in."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, OneDnnLinear) and not name.startswith("encoder."):
+            layer.pack()
+
+
+def mark_sizes(*tensors: Tensor | None, is_few: bool, lengths: int = 1) -> None:
+    """Tell the compiler that few rows are a constant, but many and dimension `lengths` may have any size."""
     for tensor in tensors:
         if tensor is not None:
-            mark_static(tensor, 0)
+            mark_rows = mark_static if is_few else maybe_mark_dynamic
+            mark_rows(tensor, 0)
             maybe_mark_dynamic(tensor, lengths)
 
 
 def guards_on_inputs(guards: Any) -> list[bool]:
     """Which of the compiler's conditions to ask at every step: not those of the model, which is frozen."""
-    return [not guard.name.startswith("L['model']") and not guard.is_global for guard in guards]
+    return [not re.search(r"\bmodel\b", guard.name) and not guard.is_global for guard in guards]
 
 
 def require_compiler() -> None:

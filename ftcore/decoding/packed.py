@@ -19,6 +19,8 @@ from torch import Tensor, nn
 ROWS = 64
 # From so many rows on, as when a prompt is read, int8 is widened once and multiplied as bfloat16.
 MANY_ROWS = 32
+# Up to so many rows the compiler's own products are faster than oneDNN's.
+FEW_ROWS = 4
 
 
 class FrozenLinear(nn.Module):
@@ -48,7 +50,7 @@ class OneDnnLinear(FrozenLinear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         rounded = inputs.to(self.dtype)  # (B, T, in)
-        if torch.compiler.is_compiling():  # a program has products of its own
+        if torch.compiler.is_compiling() and len(inputs) <= FEW_ROWS:  # a program has products of its own
             return F.linear(rounded, self.plain, self.bias).float()
         if len(inputs) > 1:
             return self.multiply_packed(rounded).float()
@@ -57,9 +59,12 @@ class OneDnnLinear(FrozenLinear):
         return self.multiply_vector(rounded).float()
 
     def multiply_packed(self, rounded: Tensor) -> Tensor:
+        self.pack()
+        return product(rounded, self.packed, self.bias)
+
+    def pack(self) -> None:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, ROWS)
-        return product(rounded, self.packed, self.bias)
 
     def multiply_vector(self, rounded: Tensor) -> Tensor:
         return self.multiply_packed(rounded)
@@ -114,7 +119,7 @@ class Int8Linear(FrozenLinear):
         return outputs.unflatten(0, inputs.shape[:-1])
 
 
-def product(inputs: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(inputs: Tensor, matrix: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """inputs (..., in) @ matrix.T + bias by oneDNN; the matrix (out, in) packed or plain."""
     return torch.ops.mkldnn._linear_pointwise(inputs, matrix, bias, "none", [], "")
 

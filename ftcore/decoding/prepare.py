@@ -27,8 +27,8 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, co
         dtype: what the matrices are kept in. float32 gives the model's own answers. bfloat16 halves and int8
             (a scale for each output) quarters what memory has to hand over for each token; what that costs in
             quality stands in docs/generation.md. All else stays float32.
-        compile: make the steps of up to four rows a program in C++. Its first use takes about half a minute,
-            once for each number of rows.
+        compile: make a step a program in C++. Writing it takes about half a minute, when it is first needed:
+            once for each number of rows up to four, and once for all above.
 
     Raises:
         ValueError: another dtype, a model that is not on the CPU, not in float32 or prepared already, or a

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ftcore.decoding.packed import FEW_ROWS
 from ftcore.models import KVCache
 
 # A model, the next tokens, its cache, mask and encoder output -> logits; see `next_logits`.
 Step = Callable[[Any, Tensor, KVCache, Tensor | None, Tensor | None], Tensor]
-# Up to so many rows a compiled step is faster; from 8 on it is not, and for 32 slower.
-FEW_ROWS = 4
 
 
 class Stepper:
@@ -60,7 +59,7 @@ class Stepper:
         elif mask is not None:
             mask = mask[:, : self.cache.length + new_ids.shape[1]]
         one_more = new_ids.shape[1] == 1 and self.cache.length > 0
-        step = self.compiled if self.compiled and one_more and len(new_ids) <= FEW_ROWS else next_logits
+        step = self.compiled if self.compiled and one_more else next_logits
         logits = step(self.model, new_ids, self.cache, mask, encoder_output)
         if self.rows is not None and self.logits is not None:
             logits = self.logits.index_copy(0, self.rows, logits)
@@ -92,10 +91,10 @@ class Stepper:
         """Let all sources leave for good but those `wanted`, (B,) bool; return how many that are.
 
         If somebody watches, all stay: whoever records or changes activations counts on the rows there were.
-        So they do where each number of rows would be compiled anew.
+        So they do where another number of rows would be compiled anew.
         """
         kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
-        if 0 < len(kept) < len(self.present) and not self._must_stay():
+        if 0 < len(kept) < len(self.present) and not self._must_stay(len(kept)):
             places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
             self.present, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(places))
@@ -106,9 +105,9 @@ class Stepper:
                 self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
         return len(kept)
 
-    def _must_stay(self) -> bool:
-        is_compiled = self.compiled is not None and len(self.present) * self.rows_per_source <= FEW_ROWS
-        return is_compiled or is_watched(self.model)
+    def _must_stay(self, wanted: int) -> bool:
+        is_compiled_anew = self.compiled is not None and wanted * self.rows_per_source <= FEW_ROWS
+        return is_compiled_anew or is_watched(self.model)
 
     def _rows_of(self, sources: Tensor) -> Tensor:
         of_one = torch.arange(self.rows_per_source, device=sources.device)
