@@ -88,8 +88,11 @@ def mark_sizes(*tensors: Tensor | None, is_few: bool, lengths: int = 1) -> None:
 
 
 def guards_on_inputs(guards: Any) -> list[bool]:
-    """Which of the compiler's conditions to ask at every step: not those of the model, which is frozen."""
-    return [not re.search(r"\bmodel\b", guard.name) and not guard.is_global for guard in guards]
+    """Which of the compiler's conditions to ask at every step, of the hundreds to thousands there are.
+
+    The model is frozen, and what is particular about a cache follows from the model and the other inputs.
+    """
+    return [not re.search(r"\b(model|cache)\b", guard.name) and not guard.is_global for guard in guards]
 
 
 def require_compiler() -> None:

@@ -59,12 +59,12 @@ class OneDnnLinear(FrozenLinear):
         return self.multiply_vector(rounded).float()
 
     def multiply_packed(self, rounded: Tensor) -> Tensor:
-        self.pack()
-        return product(rounded, self.packed, self.bias)
+        return product(rounded, self.pack(), self.bias)
 
-    def pack(self) -> None:
+    def pack(self) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, ROWS)
+        return self.packed
 
     def multiply_vector(self, rounded: Tensor) -> Tensor:
         return self.multiply_packed(rounded)
@@ -119,7 +119,7 @@ class Int8Linear(FrozenLinear):
         return outputs.unflatten(0, inputs.shape[:-1])
 
 
-def product(inputs: Tensor, matrix: Tensor | None, bias: Tensor | None = None) -> Tensor:
+def product(inputs: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """inputs (..., in) @ matrix.T + bias by oneDNN; the matrix (out, in) packed or plain."""
     return torch.ops.mkldnn._linear_pointwise(inputs, matrix, bias, "none", [], "")
 

@@ -106,8 +106,8 @@ class Stepper:
         return len(kept)
 
     def _must_stay(self, wanted: int) -> bool:
-        is_compiled_anew = self.compiled is not None and wanted * self.rows_per_source <= FEW_ROWS
-        return is_compiled_anew or is_watched(self.model)
+        is_case_of_its_own = wanted == 1 or wanted * self.rows_per_source <= FEW_ROWS  # to the compiler
+        return is_watched(self.model) or (self.compiled is not None and is_case_of_its_own)
 
     def _rows_of(self, sources: Tensor) -> Tensor:
         of_one = torch.arange(self.rows_per_source, device=sources.device)

@@ -74,7 +74,9 @@ def test_both_write_as_many_tokens_as_asked_and_the_same(order, beams):
 def test_both_train_on_the_same_examples_to_the_same_loss(order, padded):
     model = load_model(order.directory)
     is_t5 = model.config.is_encoder_decoder
-    case = Case("", "train", rows=3, source=200, target=40, steps=3, padded=padded, plain=True)
+    case = Case(
+        "", "train", rows=3, source=200, target=40, steps=3, padded=padded, learning_rate=1e-5, plain=True
+    )
     files = stage.training_files(causal=not is_t5, train=None, tokenizer=None)
     stage_batches(case, files, model, Path(order.directory), Path(order.inputs))
     tight, wide = (read_batches(Path(order.inputs), padded=which) for which in (False, True))
