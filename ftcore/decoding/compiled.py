@@ -24,7 +24,7 @@ from ftcore.models import KVCache
 # Weights are constants, which may be laid out anew.
 FROZEN = {"freezing": True}
 # And products are written for the sizes they have.
-OWN_PRODUCTS = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+OWN_PRODUCTS = FROZEN | {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 # Attention's fused kernel is for many queries; of the textbook's lines the compiler makes more. But where a
 # source of T5 has beams, and so several queries, it has no product of its own for them.
 TEXTBOOK, FUSED = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -42,9 +42,8 @@ class CompiledStep:
 
     def __init__(self) -> None:
         self.few, self.many = program(), program()
-        self.marked: Callable[[], KVCache | None] = lambda: (
-            None
-        )  # the cache that came last, its tensors marked
+        # The cache that came last, its tensors marked.
+        self.marked: Callable[[], KVCache | None] = lambda: None
 
     def __call__(
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None

@@ -95,6 +95,18 @@ def test_one_program_writes_the_models_ids_of_every_length(
 
 
 @pytest.mark.parametrize("rows", [1, FEW_ROWS + 2])
+def test_sizes_that_were_equal_by_chance_may_differ(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal sizes the compiler takes for one: here, of the source and the cache, and of rows and source."""
+    monkeypatch.setattr(compiled_page, "OWN_PRODUCTS", compiled_page.FROZEN)
+    model = random_model(T5)
+    compiled = prepare_for_decoding(model, compile=True)
+    for length, new_tokens in ((6, 5), (6, 9), (9, 5)):  # the cache has room for one more than are new
+        ids = torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(length))
+        arguments: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_token_id": None}
+        assert torch.equal(generate(compiled, ids, **arguments), generate(model, ids, **arguments))
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_other_types_are_multiplied_in_their_type(dtype: torch.dtype, rows: int, programs: Any) -> None:
     """The same rounded matrices: what is apart is where sums are rounded, a few times in bfloat16."""
