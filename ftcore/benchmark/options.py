@@ -35,8 +35,8 @@ class BenchOptions:
     rows: list[str] | None = None  # names of the rows above (default: all)
     # number format; int8 is that of ftcore's and CTranslate2's weights, transformers has fp32 beside it
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # (training: fp32 and bf16)
-    # generate with steps of few rows made a program in C++, as ftcore's users may; its making is not counted
-    compile: bool = False
+    # ftcore generates with compiled steps, as its users may, and both train compiled: ftcore's blocks, all of
+    compile: bool = False  # transformers' model. The making of programs is not counted
     runs: int | None = None  # rounds of each row (default: 5, with --quick 3)
     quick: bool = False  # short inputs and outputs, to see that it works: no figures to quote
 

@@ -17,7 +17,7 @@ class Order:
     dtype: str
     device: str
     threads: int
-    compile: bool = False  # ftcore's steps
+    compile: bool = False  # ftcore's steps of decoding, and what both train
     task: str = ""  # of training
     train: str = ""  # its file
 

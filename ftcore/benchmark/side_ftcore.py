@@ -76,6 +76,7 @@ def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
             weight_decay=0.0,  # transformers' tutorials decay biases and norms too
             precision="bf16" if order.dtype == "bf16" else "fp32",
             device=order.device,
+            compile=order.compile,
         )
     )
     return lambda batch: take_step(run, [batch], order.case.learning_rate)[0]

@@ -58,6 +58,8 @@ def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:
 def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
     """The loop of its tutorials that go without its Trainer. Attention is the fused kernel, its default."""
     model = load(order).train()
+    if order.compile:
+        model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=order.case.learning_rate,

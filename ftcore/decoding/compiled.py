@@ -7,19 +7,18 @@ for each of them. The program has little of that and, for one row or a few, prod
 import re
 import weakref
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch._inductor import config as inductor
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ftcore.decoding.packed import FEW_ROWS, OneDnnLinear
 from ftcore.decoding.stepper import next_logits
 from ftcore.models import KVCache
+from ftcore.models.compiler import compile_apart
 
 # Weights are constants, which may be laid out anew.
 FROZEN = {"freezing": True}
@@ -65,9 +64,7 @@ class CompiledStep:
 
 
 def program() -> Callable[..., Tensor]:
-    # Programs are kept with a function's code, eight at most: each model gets code of its own.
-    own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
-    return torch.compile(own, options={"guard_filter_fn": guards_on_inputs})
+    return compile_apart(next_logits, options={"guard_filter_fn": guards_on_inputs})
 
 
 def pack_matrices(model: Any) -> None:
@@ -92,11 +89,3 @@ def guards_on_inputs(guards: Any) -> list[bool]:
     The model is frozen, and what is particular about a cache follows from the model and the other inputs.
     """
     return [not re.search(r"\b(model|cache)\b", guard.name) and not guard.is_global for guard in guards]
-
-
-def require_compiler() -> None:
-    """Raises ValueError where PyTorch finds no C++ compiler."""
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise ValueError("compile=True needs a C++ compiler, such as g++, and finds none") from error

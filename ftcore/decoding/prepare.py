@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ftcore.decoding.packed import BFloat16Linear, Centred, Float32Linear, FrozenLinear, Int8Linear, shares
 from ftcore.models import Model
+from ftcore.models.compiler import require_compiler
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import merge_lora
 from ftcore.models.t5 import T5LayerSelfAttention
@@ -36,10 +37,7 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, co
     """
     require_possible(model, dtype)
     if compile:
-        # PyTorch's compiler takes seconds to import.
-        from ftcore.decoding.compiled import CompiledStep, require_compiler
-
-        require_compiler()
+        require_compiler(torch.device("cpu"), "compile=True")
     layer_of = LAYERS[dtype]
     prepared: Any = merge_lora(model).eval().requires_grad_(False)
     for part in prepared.modules():
@@ -55,6 +53,8 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, co
         elif isinstance(part, nn.Dropout):  # idle, but asked in every step
             prepared.set_submodule(name, nn.Identity())
     if compile:
+        from ftcore.decoding.compiled import CompiledStep  # PyTorch's compiler takes seconds to import
+
         prepared.compiled_step = CompiledStep()
     return prepared.eval()
 

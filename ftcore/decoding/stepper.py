@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ftcore.decoding.packed import FEW_ROWS
 from ftcore.models import KVCache
+from ftcore.models.attention import has_hooks
 
 # A model, the next tokens, its cache, mask and encoder output -> logits; see `next_logits`.
 Step = Callable[[Any, Tensor, KVCache, Tensor | None, Tensor | None], Tensor]
@@ -115,8 +116,8 @@ class Stepper:
 
 
 def is_watched(model: Any) -> bool:
-    """Whether any part of the model has a hook on its way forward."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    """Whether any part of the model has a hook."""
+    return any(has_hooks(part) for part in model.modules())
 
 
 def next_logits(

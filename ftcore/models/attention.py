@@ -54,12 +54,16 @@ def attend(
 
 def is_watched(softmax: nn.Module) -> bool:
     """Whether anybody has put a hook on this module, or a module of their own in its place."""
+    return type(softmax) is not Softmax or has_hooks(softmax)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called before or behind this module, forward or backward."""
     return bool(
-        type(softmax) is not Softmax
-        or softmax._forward_hooks
-        or softmax._forward_pre_hooks
-        or softmax._backward_hooks
-        or softmax._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

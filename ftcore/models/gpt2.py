@@ -115,7 +115,7 @@ class GPT2Attention(nn.Module):
             key,
             value,
             bias=bias,
-            causal=bias is None and query.shape[2] > 1,
+            causal=query.shape[2] > 1 and bias is None,
             scale=self.scale,
             softmax=self.softmax,
             dropout=self.attn_dropout,

@@ -105,6 +105,8 @@ class TrainOptions:
     # [Machine]
     # keep only the inputs of each block for the backward pass and compute the rest again: less memory, half
     gradient_checkpointing: bool = False  # as much time again, the same weights
+    # let PyTorch's compiler write programs for the blocks, which takes the first step a minute: meant for
+    compile: bool = False  # GPUs; on a CPU it is not faster
     device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
     workers: int = 0  # processes that prepare batches
     # with torchrun --nproc-per-node N -m ftcore.train: N processes share each batch. With ddp all have the

@@ -16,7 +16,9 @@ from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import Model
 from ftcore.models.adapter import save_adapter
 from ftcore.models.checkpoint import save_model
+from ftcore.models.compiler import require_compiler
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
+from ftcore.training.compiled_blocks import compile_blocks
 from ftcore.training.fast.layers import use_fast_layers
 from ftcore.training.fast.memory import keep_freed_memory
 from ftcore.training.freeze import freeze
@@ -153,6 +155,8 @@ def prepare(options: TrainOptions, parallel: OneProcess | None = None) -> Run:
         torch.manual_seed(options.seed)
         device = parallel.find_device(options.device)
         context = autocast(options.precision, device)
+        if options.compile:
+            require_compiler(device, "--compile")
         model, tokenizer, resized = _model(options)
         if options.lr is None:
             options.lr = _default_lr(options, is_t5=model.config.is_encoder_decoder)
@@ -164,6 +168,8 @@ def prepare(options: TrainOptions, parallel: OneProcess | None = None) -> Run:
         )
         valid_loader = make_loader(valid, options, tokenizer, options.eval_batch_size, parallel=parallel)
 
+    if options.compile:
+        compile_blocks(model)
     if options.gradient_checkpointing:
         checkpoint_blocks(model)
     parallel.place(model.train(), device, options.seed)
@@ -215,7 +221,8 @@ def _model(options: TrainOptions) -> tuple[Model, Tokenizer, Resized | None]:
         alpha = options.lora_alpha or 2 * options.lora_rank
         targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
         add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
-    use_fast_layers(model)
+    if not options.compile:  # the compiler looks into the textbook's layers, and makes its own of them
+        use_fast_layers(model)
     return model, tokenizer, resized
 
 

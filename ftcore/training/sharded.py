@@ -24,8 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftcore.models import Model
 from ftcore.models.atomic import flush, write_atomically
-from ftcore.models.gpt2 import GPT2Block
-from ftcore.models.t5 import DecoderBlock, EncoderBlock
+from ftcore.training.blocks import blocks
 from ftcore.training.loss import TokenLoss
 from ftcore.training.parallel import Batch, BatchLoss, DataParallel, Mode, OneProcess
 
@@ -39,9 +38,8 @@ class FullySharded(DataParallel):
         self._frame = _without_weights(loss.model)
         # A block at a time goes to the device and is cut there: the whole might have no room.
         mesh = init_device_mesh(self.device.type, (self.count,))
-        for block in loss.modules():
-            if isinstance(block, EncoderBlock | DecoderBlock | GPT2Block):
-                _shard_block(block, mesh)
+        for block in blocks(loss):
+            _shard_block(block, mesh)
         fully_shard(loss, mesh=mesh)  # what is in no block: embeddings, head, last norms
         return loss
 

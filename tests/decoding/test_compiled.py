@@ -13,10 +13,11 @@ from torch._inductor import config as inductor
 
 from ftcore.decoding import compiled as compiled_page
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.decoding.compiled import guards_on_inputs, require_compiler
+from ftcore.decoding.compiled import guards_on_inputs
 from ftcore.decoding.packed import FEW_ROWS
 from ftcore.decoding.stepper import Stepper
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.models.compiler import require_compiler
 from ftcore.study import record
 
 VOCAB, EOS, PAD = 41, 1, 2
@@ -35,7 +36,7 @@ T5 = T5Config(
 @pytest.fixture(scope="module", autouse=True)
 def compiler() -> None:
     try:
-        require_compiler()
+        require_compiler(torch.device("cpu"), "this test")
     except ValueError as error:
         pytest.skip(str(error))
 

@@ -41,6 +41,8 @@ VARIANTS = {  # of a run, and the mode that it is made in
     "frozen sharded": ("t5", "fsdp", "--freeze encoder.block.0 decoder.block.0.layer.0"),
     "recomputed": ("t5", "fsdp", "--gradient-checkpointing"),
     "recomputed copies": ("t5", "ddp", "--gradient-checkpointing"),
+    "compiled": ("gpt2", "ddp", "--compile"),
+    "compiled shards": ("gpt2", "fsdp", "--compile --gradient-checkpointing"),
     "relative": ("t5", "fsdp", "--relative-steps"),
     # It measures a bias as a whole, the keys' part included, which moves by chance: small steps here too.
     "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.data import load_tokenizer
 from ftcore.models.checkpoint import load_model
+from ftcore.models.compiler import require_compiler
 from ftcore.training.reporting.meter import Meter
 
 STEPS = 8
@@ -160,6 +161,22 @@ def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
     stop_at(gpt2, run, step, "--optimizer adafactor")
     assert gpt2.resume(run) == 0
     assert_same(outcome(run), outcome(whole))
+
+
+def test_compiled_stopped(gpt2: Bench, capsys: pytest.CaptureFixture) -> None:
+    """Its programs draw dropout's numbers by themselves, so that only runs with them go on with them."""
+    require_compiler(torch.device("cpu"), "this test")
+    whole, run = gpt2.new_directory(), gpt2.new_directory()
+    assert gpt2.train(whole, "--compile") == 0
+    assert outcome(whole)["progress"] != gpt2.wanted["progress"]
+    stop_at(gpt2, run, 4, "--compile")
+    assert gpt2.resume(run) == 0
+    assert_same(outcome(run), outcome(whole))
+    plain = gpt2.new_directory()
+    stop_at(gpt2, plain, 4)
+    with pytest.raises(SystemExit):
+        gpt2.resume(plain, "--compile")
+    assert "without --compile, it cannot go on with --compile" in capsys.readouterr().err
 
 
 def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
