@@ -24,7 +24,8 @@ class BenchOptions:
     beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
     train           a training step: ftcore's default, and transformers at its best (batches of similar
                     length, fused AdamW)
-    train-tutorial  the same of ftcore; transformers as in its tutorials (padded to the limit, plain AdamW)
+    train-dropout   the same with dropout of 0.1, as both families are published; losses have then no equals
+    train-tutorial  train of ftcore; transformers as in its tutorials (padded to the limit, plain AdamW)
     train-padded    both padded to the limit
 
     load, prefill and generation are of random ids, training is of the examples of --train.

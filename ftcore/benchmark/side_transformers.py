@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.order import Order
+from ftcore.benchmark.stage import DROPOUTS
 
 
 def _library() -> Any:
@@ -32,9 +33,13 @@ def convert(order: Order) -> None:
 
 def load(order: Order) -> Any:
     transformers = _library()
-    architecture = transformers.AutoConfig.from_pretrained(order.directory).architectures[0]
+    config = transformers.AutoConfig.from_pretrained(order.directory)
+    for rate in DROPOUTS:
+        if hasattr(config, rate):
+            setattr(config, rate, order.case.dropout)
+    architecture = getattr(transformers, config.architectures[0])
     dtype = torch.bfloat16 if order.dtype == "bf16" and order.case.kind != "train" else torch.float32
-    model = getattr(transformers, architecture).from_pretrained(order.directory, dtype=dtype)
+    model = architecture.from_pretrained(order.directory, config=config, dtype=dtype)
     return model.to(order.device).eval()
 
 

@@ -71,7 +71,7 @@ class Row:
     def agreement(self, side: str) -> str:
         """Whether the side's ids, or losses, are ftcore's; ids and equal losses can be expected in fp32."""
         mine, other = self.ours.first, self.sides[side].first
-        if mine is None or other is None:
+        if mine is None or other is None or self.case.dropout:
             return ""
         if self.case.kind == "generate":
             return ("ids equal" if mine == other else "ids DIFFER") if self.dtype == "fp32" else ""

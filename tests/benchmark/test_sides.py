@@ -1,6 +1,7 @@
 """The sides are given the same weights and inputs, and do the same work with them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_both_train_on_the_same_examples_to_the_same_loss(order, padded):
         assert len(ours["result"]) == case.steps
         assert ours["result"] == pytest.approx(theirs["result"], abs=1e-4)
     assert losses["ftcore"][0]["result"] != losses["ftcore"][1]["result"]  # it does learn
+
+
+def test_both_train_with_the_dropout_of_the_case(order):
+    model = load_model(order.directory)
+    case = Case("", "train", rows=3, source=200, target=40, steps=1, learning_rate=1e-5)
+    files = stage.training_files(causal=not model.config.is_encoder_decoder, train=None, tokenizer=None)
+    stage_batches(case, files, model, Path(order.directory), Path(order.inputs))
+    more = {"task": files.task, "train": str(files.train)}
+    dropping = replace(case, dropout=0.1)
+    for side in SIDES:
+        losses = [run(for_side(order, side, one, **more))[1]["result"] for one in (case, case, dropping)]
+        assert losses[0] == losses[1] != losses[2]
 
 
 def test_loading_and_making_ready(order):

@@ -65,6 +65,12 @@ def test_agreement(kind, theirs, dtype, told):
     assert measured.agreement("transformers") == told
 
 
+def test_losses_under_dropout_have_no_equals():
+    case = Case("", "train", dropout=0.1)
+    measured = row(case, Measured("5.0", [1.0], [2.0]), Measured("1.0", [1.0], [3.0]), "fp32")
+    assert measured.agreement("transformers") == ""
+
+
 def test_the_table_is_markdown_of_one_width():
     lines = report(
         [row(), row(Case("load", "load"), Measured("5.0", missing="MemoryError: too large"))], MACHINE

@@ -15,6 +15,7 @@ from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import add_lora
 from ftcore.models.t5 import T5Attention, T5LayerNorm
 from ftcore.training.fast.attention import FastT5Attention
+from ftcore.training.fast.dropout import FastDropout
 from ftcore.training.fast.layers import FAST, use_fast_layers
 from ftcore.training.fast.linear import FastConv1D, FastLinear
 from ftcore.training.fast.norm import FastT5LayerNorm
@@ -122,6 +123,51 @@ def test_gradients_of_attention_under_dropout(dropout, bias_rows):
         return layer.attend(*leaves)
 
     torch.autograd.gradcheck(mixed, (*states, bias))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rate=st.floats(0, 1),
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 9),
+)
+def test_dropout_keeps_or_drops_each_number_and_its_gradient(rate, shape, dtype, seed):
+    torch.manual_seed(seed)
+    layer = FastDropout(rate)
+    states = torch.ones(*shape, 7, dtype=dtype).transpose(0, -1).requires_grad_()
+    out = layer(states)
+    assert (out.shape, out.dtype) == (states.shape, dtype)
+    assert len(out.detach().unique()) <= 2
+    [grad] = torch.autograd.grad(out.sum(), states)
+    torch.testing.assert_close(grad, out, rtol=0, atol=0)  # of ones
+    kept = 1 - rate
+    if kept > 2**-15:  # else a step of 2**-16, to which rates are rounded, is no longer small beside it
+        factors = out[out != 0].double()
+        torch.testing.assert_close(
+            factors * kept, torch.ones_like(factors), rtol=2**-15 / kept + torch.finfo(dtype).eps, atol=0
+        )
+    assert torch.equal(layer.eval()(states), states)
+
+
+def test_dropout_draws_each_number_for_itself():
+    """The shares of numbers, and of pairs of them, that are dropped; 4 come of one draw."""
+    torch.manual_seed(0)
+    count, rate = 400_000, 0.1
+    dropped = (FastDropout(rate)(torch.ones(count)) == 0).double()
+    again = (FastDropout(rate)(torch.ones(count)) == 0).double()
+    pairs = [dropped[lag:] * dropped[:-lag] for lag in (1, 2, 3, 4, 8)] + [dropped * again]
+    for share, expected in [(dropped, rate), *((pair, rate**2) for pair in pairs)]:
+        deviation = (expected * (1 - expected) / count) ** 0.5
+        assert abs(share.mean().item() - expected) < 5 * deviation
+    for lane in range(4):
+        assert abs(dropped[lane::4].mean().item() - rate) < 5 * (rate * (1 - rate) / (count / 4)) ** 0.5
+
+
+def test_dropout_of_nothing_and_of_everything():
+    states = torch.randn(5, 3)
+    assert torch.equal(FastDropout(0.0)(states), states)
+    assert torch.equal(FastDropout(1.0)(states), torch.zeros(5, 3))
 
 
 def test_dropout_keeps_its_share_of_the_weights_and_enlarges_them():

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ftcore.models.attention import at_least_float32, is_watched
 from ftcore.models.t5 import T5Attention
+from ftcore.training.fast.dropout import draw, drop
 
 
 class FastT5Attention(T5Attention):
@@ -50,11 +51,11 @@ class _Attention(torch.autograd.Function):
             weights.append(scores.softmax(-1).to(value.dtype))
             used = weights[row]
             if dropout_p:
-                used, row_kept = torch.native_dropout(used, dropout_p, True)
+                row_kept, ctx.factor = draw(used, dropout_p)
+                used = drop(used, row_kept, ctx.factor)
                 kept.append(row_kept)
             torch.bmm(used, value[row], out=mixed[row])
         ctx.save_for_backward(query, key, value, *weights, *kept)
-        ctx.scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0  # of what dropout keeps
         ctx.bias_shape, ctx.bias_dtype = bias.shape, bias.dtype
         return mixed
 
@@ -70,8 +71,8 @@ class _Attention(torch.autograd.Function):
             used = weights[row]
             grad_weights = grad[row] @ value[row].transpose(1, 2)  # (H, T, S)
             if kept:
-                used = torch.ops.aten.native_dropout_backward(used, kept[row], ctx.scale)
-                grad_weights = torch.ops.aten.native_dropout_backward(grad_weights, kept[row], ctx.scale)
+                used = drop(used, kept[row], ctx.factor)
+                grad_weights = drop(grad_weights, kept[row], ctx.factor)
             torch.bmm(used.transpose(1, 2), grad[row], out=grad_value[row])
             grad_scores = torch._softmax_backward_data(grad_weights, weights[row], -1, weights[row].dtype)
             torch.bmm(grad_scores, key[row], out=grad_query[row])

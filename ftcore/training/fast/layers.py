@@ -6,10 +6,12 @@ from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.t5 import T5Attention, T5LayerNorm
 from ftcore.training.fast.attention import FastT5Attention
+from ftcore.training.fast.dropout import FastDropout
 from ftcore.training.fast.linear import FastConv1D, FastLinear
 from ftcore.training.fast.norm import FastT5LayerNorm
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: FastDropout,
     nn.Linear: FastLinear,
     Conv1D: FastConv1D,
     T5Attention: FastT5Attention,
