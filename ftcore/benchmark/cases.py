@@ -19,7 +19,6 @@ class Case:
     steps: int = 0  # of training in a round
     padded: tuple[str, ...] = ()  # the sides that pad every batch to `source` and `target`
     learning_rate: float = 0.0  # of training
-    dropout: float = 0.0  # of training, all rates
     plain: bool = False  # transformers' optimizer is not the fused one
     axis: str = ""  # what there is more and more of; see growth.py
 
@@ -53,7 +52,6 @@ def _cases(
         Case("beam4", "generate", beams=4, source=source, target=target),
         Case("beam4-b8", "generate", rows=8, beams=4, source=source, target=target),
         train,
-        replace(train, name="train-dropout", dropout=0.1),
         replace(train, name="train-tutorial", padded=("transformers",), plain=True),
         replace(train, name="train-padded", padded=BOTH, plain=True),
     ]

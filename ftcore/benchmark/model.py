@@ -43,7 +43,7 @@ def measure_model(
         tokenizer = options.tokenizer or (None if name in SHAPES else name)
         causal = not model.config.is_encoder_decoder
         files = training_files(causal=causal, train=options.train, tokenizer=tokenizer)
-        order = replace(order, task=files.task, train=str(files.train))
+        order = replace(order, task=files.task, train=str(files.train), dropout=options.dropout)
     sides = installed_sides()
     for side in sides:
         convert(replace(order, side=side))
@@ -65,6 +65,7 @@ def measure_model(
             limit=_limit(model, case, inputs, machine, options.dtype),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             compiled=options.compile,
+            dropout=options.dropout,
         )
         tell(row.summary())
         rows.append(row)

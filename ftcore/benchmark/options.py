@@ -24,8 +24,7 @@ class BenchOptions:
     beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
     train           a training step: ftcore's default, and transformers at its best (batches of similar
                     length, fused AdamW)
-    train-dropout   the same with dropout of 0.1, as both families are published; losses have then no equals
-    train-tutorial  train of ftcore; transformers as in its tutorials (padded to the limit, plain AdamW)
+    train-tutorial  the same of ftcore; transformers as in its tutorials (padded to the limit, plain AdamW)
     train-padded    both padded to the limit
 
     load, prefill and generation are of random ids, training is of the examples of --train.
@@ -44,6 +43,8 @@ class BenchOptions:
     # [What to train on]
     train: str | None = None  # file of the task: emotion for GPT-2, qa for T5 (default: in examples/data)
     tokenizer: str | None = None  # directory of the tokenizer (default: the model's, for a shape weights/'s)
+    # all rates of dropout; in the tutorials they are 0.1. Losses cannot be compared then, each side draws
+    dropout: float = 0.0  # numbers of its own
 
     # [Machine]
     device: str = "cpu"  # cpu, cuda or cuda:N
@@ -64,6 +65,8 @@ class BenchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
         if (self.train or self.tokenizer) and len(self.models) > 1:
             raise ValueError("--train and --tokenizer are for one --model")
         if self.growth and self.rows:

@@ -20,6 +20,7 @@ class Order:
     compile: bool = False  # ftcore's steps of decoding, and what both train
     task: str = ""  # of training
     train: str = ""  # its file
+    dropout: float = 0.0  # its rates
 
     @property
     def padded(self) -> bool:

@@ -74,7 +74,7 @@ def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
             max_target_length=order.case.target,
             lr=order.case.learning_rate,
             weight_decay=0.0,  # transformers' tutorials decay biases and norms too
-            dropout=order.case.dropout,
+            dropout=order.dropout,
             precision="bf16" if order.dtype == "bf16" else "fp32",
             device=order.device,
             compile=order.compile,

@@ -36,7 +36,7 @@ def load(order: Order) -> Any:
     config = transformers.AutoConfig.from_pretrained(order.directory)
     for rate in DROPOUTS:
         if hasattr(config, rate):
-            setattr(config, rate, order.case.dropout)
+            setattr(config, rate, order.dropout)
     architecture = getattr(transformers, config.architectures[0])
     dtype = torch.bfloat16 if order.dtype == "bf16" and order.case.kind != "train" else torch.float32
     model = architecture.from_pretrained(order.directory, config=config, dtype=dtype)

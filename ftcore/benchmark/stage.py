@@ -22,7 +22,7 @@ DROPOUTS = ("dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 def stage_model(name: str, directory: Path) -> Model:
     """Write a published shape with random weights, or the model of a directory or hub name, to `directory`.
 
-    Without dropout, so that the sides' losses can be compared (a case may have some of its own), and without
+    Without dropout, so that the sides' losses can be compared, unless an order asks for some; and without
     settings of generation of its own.
 
     Raises:

@@ -23,7 +23,8 @@ class Row:
     sides: dict[str, Measured]  # ftcore's first
     limit: float | None  # seconds below which no program gets on this machine
     parameters: int  # of the model
-    compiled: bool = False  # ftcore's steps
+    compiled: bool = False  # ftcore's steps of decoding, and what is trained
+    dropout: float = 0.0  # while training
 
     @property
     def ours(self) -> Measured:
@@ -71,10 +72,12 @@ class Row:
     def agreement(self, side: str) -> str:
         """Whether the side's ids, or losses, are ftcore's; ids and equal losses can be expected in fp32."""
         mine, other = self.ours.first, self.sides[side].first
-        if mine is None or other is None or self.case.dropout:
+        if mine is None or other is None:
             return ""
         if self.case.kind == "generate":
             return ("ids equal" if mine == other else "ids DIFFER") if self.dtype == "fp32" else ""
+        if self.dropout:  # each draws numbers of its own
+            return ""
         differences = [abs(one - two) for one, two in zip(mine, other, strict=True)]
         apart = math.nan if any(map(math.isnan, differences)) else max(differences)
         verdict = " DIFFERS" if self.dtype == "fp32" and not apart <= SAME_LOSS else ""
@@ -98,6 +101,7 @@ class Row:
             "case": asdict(self.case),
             "dtype": self.dtype,
             "compiled": self.compiled,
+            "dropout": self.dropout,
             "unit": self.unit,
             "sides": {
                 side: {
@@ -133,9 +137,10 @@ def _versions(rows: Sequence[Row]) -> str:
     versions = {side: measured.version for row in rows for side, measured in row.sides.items()}
     sides = ", ".join(f"{NAMES[side]} {version}" for side, version in versions.items())
     rounds = max(len(row.ours.seconds) for row in rows)
-    compiled = ", compiled" if rows[0].compiled else ""
+    settings = ", compiled" if rows[0].compiled else ""
+    settings += f", dropout {rows[0].dropout:g}" if rows[0].dropout else ""
     return (
-        f"{sides}; {rows[0].dtype}{compiled}; medians of {rounds} rounds. A ratio is the other's time in "
+        f"{sides}; {rows[0].dtype}{settings}; medians of {rounds} rounds. A ratio is the other's time in "
         "ftcore's; in brackets its quartiles."
     )
 
