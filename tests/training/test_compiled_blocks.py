@@ -45,7 +45,7 @@ def programs() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture
 def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs are traced as ever, but run as they stand instead of being written in C++, which takes long."""
+    """Programs are traced as ever, but run as they stand: writing them in C++ takes long."""
     compile_apart = compiled_blocks.compile_apart
     traced = lambda forward: compile_apart(forward, backend="eager")  # noqa: E731
     monkeypatch.setattr(compiled_blocks, "compile_apart", traced)
