@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import parallel_runs
 import pytest
 import tiny_runs
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 import ftcore.train
 from ftcore.models import GPT2LMHeadModel
 from ftcore.models.checkpoint import load_model, save_model
-from ftcore.training import interrupt, parallel
+from ftcore.training import compiled_blocks, interrupt, parallel
 from ftcore.training.reporting.meter import Meter
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -42,7 +43,7 @@ VARIANTS = {  # of a run, and the mode that it is made in
     "recomputed": ("t5", "fsdp", "--gradient-checkpointing"),
     "recomputed copies": ("t5", "ddp", "--gradient-checkpointing"),
     "compiled": ("gpt2", "ddp", "--compile"),
-    "compiled shards": ("gpt2", "fsdp", "--compile --gradient-checkpointing"),
+    "compiled shards": ("t5", "fsdp", "--compile --gradient-checkpointing"),
     "relative": ("t5", "fsdp", "--relative-steps"),
     # It measures a bias as a whole, the keys' part included, which moves by chance: small steps here too.
     "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),
@@ -158,6 +159,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
 
 
