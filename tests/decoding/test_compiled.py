@@ -2,13 +2,11 @@
 
 import copy
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from ftcore.decoding import compiled as compiled_page
@@ -17,7 +15,6 @@ from ftcore.decoding.compiled import guards_on_inputs
 from ftcore.decoding.packed import FEW_ROWS
 from ftcore.decoding.stepper import Stepper
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.models.compiler import require_compiler
 from ftcore.study import record
 
 VOCAB, EOS, PAD = 41, 1, 2
@@ -32,22 +29,7 @@ T5 = T5Config(
     decoder_start_token_id=0,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler() -> None:
-    try:
-        require_compiler(torch.device("cpu"), "this test")
-    except ValueError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def programs() -> Iterator[Any]:
-    """How many programs were made: `programs()`."""
-    torch._dynamo.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 def random_model(config: Any) -> Any:

@@ -1,7 +1,7 @@
 """Compiled blocks: the losses and gradients of the models' own pages, from one program of each kind."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,6 @@ import pytest
 import tiny_runs
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 import ftcore.train
@@ -25,22 +24,7 @@ from ftcore.training.loss import batch_loss
 VOCAB = 40
 PROGRAMS = {"gpt2": 1, "t5": 2}  # T5's encoder and decoder have blocks of their own
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler() -> None:
-    try:
-        require_compiler(torch.device("cpu"), "this test")
-    except ValueError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def programs() -> Iterator[Callable[[], int]]:
-    """How many programs were made: `programs()`."""
-    torch._dynamo.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.data import load_tokenizer
 from ftcore.models.checkpoint import load_model
-from ftcore.models.compiler import require_compiler
 from ftcore.training.reporting.meter import Meter
 
 STEPS = 8
@@ -163,9 +162,9 @@ def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
     assert_same(outcome(run), outcome(whole))
 
 
+@pytest.mark.usefixtures("programs")
 def test_compiled_stopped(gpt2: Bench, capsys: pytest.CaptureFixture) -> None:
     """Its programs draw dropout's numbers by themselves, so that only runs with them go on with them."""
-    require_compiler(torch.device("cpu"), "this test")
     whole, run, plain = (gpt2.new_directory() for _ in range(3))
     options = "--batch-size 4 --max-steps 4"  # never a row alone, which would take programs of its own
     assert gpt2.train(whole, f"{options} --compile") == 0
