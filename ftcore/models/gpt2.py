@@ -115,7 +115,7 @@ class GPT2Attention(nn.Module):
             key,
             value,
             bias=bias,
-            causal=query.shape[2] > 1 and bias is None,
+            causal=query.shape[2] > 1 and bias is None,  # in this order a bool, also to a compiler
             scale=self.scale,
             softmax=self.softmax,
             dropout=self.attn_dropout,

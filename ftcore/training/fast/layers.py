@@ -1,4 +1,7 @@
-"""Layers that train faster on a CPU, in the place of the textbook's: the same numbers, up to rounding."""
+"""Layers that train faster on a CPU, in the place of the textbook's.
+
+They give the same numbers up to rounding, and dropout draws others.
+"""
 
 from torch import nn
 
