@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.order import Order
-from ftcore.benchmark.stage import DROPOUTS
+from ftcore.models.config import set_dropout_rates
 
 
 def _library() -> Any:
@@ -34,9 +34,7 @@ def convert(order: Order) -> None:
 def load(order: Order) -> Any:
     transformers = _library()
     config = transformers.AutoConfig.from_pretrained(order.directory)
-    for rate in DROPOUTS:
-        if hasattr(config, rate):
-            setattr(config, rate, order.dropout)
+    set_dropout_rates(config, order.dropout)
     architecture = getattr(transformers, config.architectures[0])
     dtype = torch.bfloat16 if order.dtype == "bf16" and order.case.kind != "train" else torch.float32
     model = architecture.from_pretrained(order.directory, config=config, dtype=dtype)

@@ -13,10 +13,10 @@ from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
 from ftcore.models import Model, T5Config
 from ftcore.models.checkpoint import load_model, model_from_config, save_model
+from ftcore.models.config import set_dropout_rates
 from ftcore.training.options import TrainOptions, with_defaults
 
 Batch = dict[str, Tensor]
-DROPOUTS = ("dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def stage_model(name: str, directory: Path) -> Model:
@@ -39,9 +39,7 @@ def stage_model(name: str, directory: Path) -> Model:
     else:
         model = load_model(name)
     config = model.config
-    for rate in DROPOUTS:
-        if hasattr(config, rate):
-            setattr(config, rate, 0.0)
+    set_dropout_rates(config, 0.0)
     if isinstance(config, T5Config) and config.decoder_start_token_id is None:
         config.decoder_start_token_id = config.pad_token_id
     model.generation_config = None

@@ -85,6 +85,13 @@ class Config:
             )
 
 
+def set_dropout_rates(config: Any, rate: float) -> None:
+    """All rates of dropout that a config of T5 or GPT-2 has, ftcore's or transformers'."""
+    for name in ("dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, rate)
+
+
 def _fits(value: Any, expected: Any) -> bool:
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)

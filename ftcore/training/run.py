@@ -17,6 +17,7 @@ from ftcore.models import Model
 from ftcore.models.adapter import save_adapter
 from ftcore.models.checkpoint import save_model
 from ftcore.models.compiler import require_compiler
+from ftcore.models.config import set_dropout_rates
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
 from ftcore.training.compiled_blocks import compile_blocks
 from ftcore.training.fast.layers import use_fast_layers
@@ -240,9 +241,7 @@ def _set_dropout(model: Model, rate: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
-    for name in ("dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, rate)
+    set_dropout_rates(model.config, rate)
 
 
 def _datasets(

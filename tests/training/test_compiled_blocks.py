@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import parallel_runs
 import pytest
 import tiny_runs
 import torch
@@ -30,9 +31,7 @@ pytestmark = pytest.mark.usefixtures("programs")
 @pytest.fixture
 def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs are traced as ever, but run as they stand: writing them in C++ takes long."""
-    compile_apart = compiled_blocks.compile_apart
-    traced = lambda forward: compile_apart(forward, backend="eager")  # noqa: E731
-    monkeypatch.setattr(compiled_blocks, "compile_apart", traced)
+    monkeypatch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
 
 
 def random_model(family: str, dropout: float = 0.0) -> Any:

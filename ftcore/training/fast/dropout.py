@@ -23,8 +23,8 @@ def draw(states: Tensor, rate: float) -> tuple[Tensor, float]:
     The rate, more than 0, is rounded to a level. The factor is that of the rounded one: the mean is exact.
     """
     dropped = max(1, round(rate * LEVELS))  # levels
-    draws = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    level = draws.view(torch.int16)[: states.numel()].view(states.shape)  # from -2^15 on
+    draws = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # (N / 4,)
+    level = draws.view(torch.int16)[: states.numel()].view(states.shape)  # as `states`, from -2^15 on
     factor = LEVELS / (LEVELS - dropped) if dropped < LEVELS else 0.0
     return level > dropped - LEVELS // 2 - 1, factor
 
