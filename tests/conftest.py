@@ -14,7 +14,9 @@ from ftcore.models.compiler import require_compiler
 TESTS = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get("FTCORE_REAL_DATA", TESTS.parents[1] / "shared" / "data"))
 
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits
+# The models are tiny: a second thread only waits, here and in the commands that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def needs_oracle(path: Path) -> bool:

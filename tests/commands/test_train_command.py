@@ -441,7 +441,6 @@ def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     for _ in range(600):
         if (run / "state" / "training_state.pt").exists() or process.poll() is not None:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -183,7 +182,6 @@ def test_ctrl_c_ends_it(busy, gpt2_directory):
     command = [sys.executable, "-m", "ftcore.explore", "--model", gpt2_directory, "--prompt", "Ada"]
     command += ["--serve", "--port", "0", "--max-new-tokens", "2", "--device", "cpu"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    options["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
     # What a shell runs in the background ignores Ctrl-C, and so would this process of the tests'.
     options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, **options) as process, ExitStack() as at_last:

@@ -120,8 +120,9 @@ class Bench:
         return torch.load(self.directory(name) / "state" / "training_state.pt", weights_only=True)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# At a port of its own: tests run side by side.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 class stopping:  # noqa: N801  (a function in all but name)
