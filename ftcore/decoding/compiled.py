@@ -28,7 +28,7 @@ OWN_PRODUCTS = FROZEN | {"max_autotune": True, "max_autotune_gemm_backends": "CP
 # source of T5 has beams, and so several queries, it has no product of its own for them.
 TEXTBOOK, FUSED = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 # What grows from step to step, and must not be taken for a constant.
-GROWING = "L['cache'].length,L['cache'].max_length"
+GROWING = "L['cache'].extent.length,L['cache'].extent.max_length"
 
 
 class CompiledStep:
@@ -61,6 +61,10 @@ class CompiledStep:
         growing = torch.compiler.config.patch(dynamic_sources=GROWING)  # type: ignore[attr-defined]
         with inductor.patch(choices), growing, sdpa_kernel(FUSED if is_few and has_beams else TEXTBOOK):
             return step(model, new_ids, cache, mask, encoder_output)
+
+    def suits(self, sources: int, rows: int) -> bool:
+        """One source is a case of its own to the compiler, and so is each number of few rows."""
+        return sources > 1 and rows > FEW_ROWS
 
 
 def program() -> Callable[..., Tensor]:

@@ -17,17 +17,27 @@ class KVCache:
     """
 
     def __init__(self, max_length: int):
-        self.max_length = max_length
-        self.length = 0  # positions filled; the model moves it on once all its layers have been through
+        self.extent = Extent(max_length)
         self.layers: list[LayerCache] = []
+
+    @property
+    def length(self) -> int:
+        """Positions filled."""
+        return self.extent.length
+
+    @property
+    def max_length(self) -> int:
+        """Positions there is room for."""
+        return self.extent.max_length
 
     def layer(self, index: int) -> "LayerCache":
         while len(self.layers) <= index:
-            self.layers.append(LayerCache(self))
+            self.layers.append(LayerCache(self.extent))
         return self.layers[index]
 
     def advance(self, positions: int) -> None:
-        self.length += positions
+        """The model calls this once all of its layers have been through."""
+        self.extent.length += positions
 
     def reorder(self, index: Tensor, start: int = 0) -> None:
         """Make row i what row index[i] was. Rows may repeat, vanish or grow in number (beams do all three).
@@ -48,11 +58,19 @@ class KVCache:
                 layer.cross = key.index_select(0, index), value.index_select(0, index)
 
 
+class Extent:
+    """How long a cache is. Its layers know this and not the cache, whose memory is so freed with it."""
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+        self.length = 0
+
+
 class LayerCache:
     """One layer's share of a KVCache."""
 
-    def __init__(self, cache: KVCache):
-        self._cache = cache
+    def __init__(self, extent: Extent):
+        self.extent = extent
         self.key: Tensor | None = None  # (B, H, max_length, K), the first cache.length positions filled
         self.value: Tensor | None = None
         self.cross: tuple[Tensor, Tensor] | None = None  # (sources, H, S, K) each
@@ -63,9 +81,9 @@ class LayerCache:
         Raises:
             ValueError: the cache has no room for T more positions, or holds other rows.
         """
-        start, end = self._cache.length, self._cache.length + key.shape[2]
-        if end > self._cache.max_length:
-            raise ValueError(f"the cache holds {self._cache.max_length} positions, {end} are needed")
+        start, end = self.extent.length, self.extent.length + key.shape[2]
+        if end > self.extent.max_length:
+            raise ValueError(f"the cache holds {self.extent.max_length} positions, {end} are needed")
         if self.key is None or self.value is None:
             self.key, self.value = self._buffer(key, len(key)), self._buffer(value, len(value))
         if len(key) != len(self.key):  # a single row would broadcast
@@ -85,14 +103,14 @@ class LayerCache:
     def _reordered(self, buffer: Tensor, index: Tensor, start: int) -> Tensor:
         if len(index) != len(buffer):
             start = 0
-        moved = buffer[:, :, start : self._cache.length].index_select(0, index)
+        moved = buffer[:, :, start : self.extent.length].index_select(0, index)
         if len(index) != len(buffer):
             buffer = self._buffer(buffer, len(index))
-        buffer[:, :, start : self._cache.length] = moved
+        buffer[:, :, start : self.extent.length] = moved
         return buffer
 
     def _buffer(self, like: Tensor, rows: int) -> Tensor:
         _, num_heads, _, head_width = like.shape
         return torch.empty(
-            rows, num_heads, self._cache.max_length, head_width, dtype=like.dtype, device=like.device
+            rows, num_heads, self.extent.max_length, head_width, dtype=like.dtype, device=like.device
         )

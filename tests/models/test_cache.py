@@ -1,5 +1,8 @@
 """KVCache by itself; that models with and without it agree stands in the models' own tests."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +28,19 @@ def test_appended_chunks_come_back_in_order(chunks, spare):
             assert torch.equal(value, torch.cat(values, 2) - layer)
         cache.advance(chunk)
     assert cache.length == sum(chunks)
+
+
+def test_a_dropped_cache_is_gone_at_once():
+    """And not when Python next looks for cycles: it may be most of the memory there is."""
+    cache = KVCache(4)
+    cache.layer(0).append(states(2, 3), states(2, 3))
+    memory = weakref.ref(cache.layer(0).key)
+    gc.disable()
+    try:
+        del cache
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 def test_buffers_take_rows_heads_dtype_and_device_from_the_first_keys():
