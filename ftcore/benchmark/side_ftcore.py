@@ -36,10 +36,9 @@ def load(order: Order) -> Any:
 
 
 def ready(model: Any, order: Order) -> Any:
-    """The model as it generates best; packed weights are for the CPU."""
-    if order.device != "cpu":
-        return model
-    return prepare_for_decoding(model, dtype=DTYPES[order.dtype], compile=order.compile)
+    """The model as it generates best. On a GPU steps are graphs, and nothing is left to compile."""
+    compile = order.compile and order.device == "cpu"
+    return prepare_for_decoding(model, dtype=DTYPES[order.dtype], compile=compile)
 
 
 def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:

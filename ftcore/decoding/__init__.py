@@ -2,7 +2,8 @@
 
 Read `search.py` first: greedy, sampling and beam search on one page. `processors.py` holds the rules,
 `stepper.py` the model with its cache as the searches see it, `arguments.py` what every argument means,
-`prepare.py` how a model is made ready for many calls on a CPU.
+`prepare.py` how a model is made ready for many calls: on a CPU by `packed.py` and `compiled.py`, on a GPU by
+`graph.py`.
 """
 
 from typing import TYPE_CHECKING

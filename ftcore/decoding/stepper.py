@@ -1,18 +1,30 @@
 """A model and its cache as the searches see them: new tokens go in, scores of the next token come out."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ftcore.decoding.packed import FEW_ROWS
 from ftcore.models import KVCache
 from ftcore.models.attention import has_hooks
 
-# A model, the next tokens, its cache, mask and encoder output -> logits; see `next_logits`.
-Step = Callable[[Any, Tensor, KVCache, Tensor | None, Tensor | None], Tensor]
+
+class FastStep(Protocol):
+    """`next_logits` of a prepared model, for one new token of each row: made ready once, at some expense."""
+
+    def __call__(
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+    ) -> Tensor: ...
+
+    def suits(self, sources: int, rows: int) -> bool:
+        """Whether what is ready is good for so few too, when others have ended."""
+        ...
 
 
 class Stepper:
@@ -42,8 +54,8 @@ class Stepper:
         self.rows: Tensor | None = None  # (R',) their rows, in ascending order; None while they are all
         self.logits: Tensor | None = None  # (R, V) the last of every row
         self.mask = source_mask
-        # Of a model prepared with compile=True. Whoever watches the model watches its own page of code.
-        self.compiled: Step | None = None if is_watched(model) else getattr(model, "compiled_step", None)
+        # Of some prepared models. Whoever watches the model watches its own page of code.
+        self.fast_step: FastStep | None = None if is_watched(model) else getattr(model, "fast_step", None)
         if self.is_encoder_decoder:
             self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
         elif source_mask is not None:
@@ -60,7 +72,7 @@ class Stepper:
         elif mask is not None:
             mask = mask[:, : self.cache.length + new_ids.shape[1]]
         one_more = new_ids.shape[1] == 1 and self.cache.length > 0
-        step = self.compiled if self.compiled and one_more else next_logits
+        step = self.fast_step if self.fast_step and one_more else next_logits
         logits = step(self.model, new_ids, self.cache, mask, encoder_output)
         if self.rows is not None and self.logits is not None:
             logits = self.logits.index_copy(0, self.rows, logits)
@@ -92,10 +104,10 @@ class Stepper:
         """Let all sources leave for good but those `wanted`, (B,) bool; return how many that are.
 
         If somebody watches, all stay: whoever records or changes activations counts on the rows there were.
-        So they do where another number of rows would be compiled anew.
+        So they do where for another number of rows a step would have to be made anew.
         """
         kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
-        if 0 < len(kept) < len(self.present) and not self._must_stay(len(kept)):
+        if 0 < len(kept) < len(self.present) and self._may_leave(len(kept)):
             places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
             self.present, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(places))
@@ -106,9 +118,10 @@ class Stepper:
                 self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
         return len(kept)
 
-    def _must_stay(self, wanted: int) -> bool:
-        is_case_of_its_own = wanted == 1 or wanted * self.rows_per_source <= FEW_ROWS  # to the compiler
-        return is_watched(self.model) or (self.compiled is not None and is_case_of_its_own)
+    def _may_leave(self, wanted: int) -> bool:
+        if is_watched(self.model):
+            return False
+        return self.fast_step is None or self.fast_step.suits(wanted, wanted * self.rows_per_source)
 
     def _rows_of(self, sources: Tensor) -> Tensor:
         of_one = torch.arange(self.rows_per_source, device=sources.device)

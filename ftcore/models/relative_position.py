@@ -31,11 +31,21 @@ def relative_position_bucket(
 
 
 def relative_position_bias(
-    table: nn.Embedding, query_length: int, key_length: int, max_distance: int, *, bidirectional: bool
+    table: nn.Embedding,
+    query_length: int,
+    key_length: int,
+    max_distance: int,
+    *,
+    bidirectional: bool,
+    query_positions: Tensor | None = None,
 ) -> Tensor:
-    """Added to the scores, (1, H, T, S). The table is (buckets, H); the last query stands at the last key."""
+    """Added to the scores, (1, H, T, S). The table is (buckets, H).
+
+    The last query stands at the last key, unless `query_positions` (T,) say where the queries stand.
+    """
     positions = torch.arange(key_length, device=table.weight.device)
-    query_positions = positions[key_length - query_length :]
+    if query_positions is None:
+        query_positions = positions[key_length - query_length :]
     buckets = relative_position_bucket(
         positions[None, :] - query_positions[:, None],
         bidirectional=bidirectional,

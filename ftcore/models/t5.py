@@ -375,6 +375,7 @@ class T5Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        query_positions: Tensor | None = None,
     ) -> Tensor:
         past_length = cache.length if cache is not None else 0
         check_ids(decoder_input_ids, self.config.vocab_size, past_length)
@@ -383,7 +384,9 @@ class T5Decoder(nn.Module):
         hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
 
         mask = mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=hidden)
-        biases = position_biases(self, query_length, key_length, mask, bidirectional=False)
+        biases = position_biases(
+            self, query_length, key_length, mask, bidirectional=False, query_positions=query_positions
+        )
         source_bias = mask_bias(attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden)
         for layer, (block, position_bias) in enumerate(zip(self.block, biases, strict=True)):
             layer_cache = cache.layer(layer) if cache is not None else None
@@ -400,6 +403,7 @@ def position_biases(
     mask: Tensor | None,
     *,
     bidirectional: bool,
+    query_positions: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """For each block in turn what its self-attention adds to the scores, (1 or B, H, T, S), mask included.
 
@@ -411,7 +415,12 @@ def position_biases(
         table = cast(T5Attention, block.get_submodule("layer.0.SelfAttention")).relative_attention_bias
         if table is not None:
             bias = relative_position_bias(
-                table, query_length, key_length, max_distance, bidirectional=bidirectional
+                table,
+                query_length,
+                key_length,
+                max_distance,
+                bidirectional=bidirectional,
+                query_positions=query_positions,
             )
             if mask is not None:
                 bias = bias + mask
@@ -511,10 +520,14 @@ class T5ForConditionalGeneration(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        query_positions: Tensor | None = None,
     ) -> Tensor:
-        """`decode` without the head: (N * B, T, D)."""
+        """`decode` without the head: (N * B, T, D).
+
+        `query_positions` (T,) say where the new tokens stand, if not at the last keys.
+        """
         hidden = self.decoder(
-            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
+            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache, query_positions
         )
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5  # the tied embedding is sqrt(D) times a head's size

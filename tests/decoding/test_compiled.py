@@ -148,7 +148,7 @@ def test_every_model_has_a_program_of_its_own(programs: Any, monkeypatch: pytest
 
 def test_a_prepared_copy_may_be_copied() -> None:
     compiled = prepare_for_decoding(random_model(GPT2), compile=True)
-    assert copy.deepcopy(compiled).compiled_step is not compiled.compiled_step
+    assert copy.deepcopy(compiled).fast_step is not compiled.fast_step
 
 
 def test_without_a_compiler_it_says_so() -> None:

@@ -11,55 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import EOS, MODELS, PAD, SEARCHES, VOCAB, inputs, model_of
 from torch import Tensor, nn
 
 from ftcore import save_model
 from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.packed import MANY_ROWS, Float32Linear, FrozenLinear, Int8Linear, Share
 from ftcore.decoding.prepare import LAYERS
-from ftcore.models import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    MT5Config,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-)
+from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.lora import add_lora, lora_layers, merge_lora
 from ftcore.study import record
 
-VOCAB, EOS, PAD = 41, 1, 2
 DTYPES = list(LAYERS)
-T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
-MODELS: dict[str, Any] = {
-    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=2, n_positions=64),
-    "gpt2, scores by depth": GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_head=2, n_layer=2, scale_attn_by_inverse_layer_idx=True, n_inner=50
-    ),
-    "t5, relu, tied": T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
-    "t5, gated, untied": T5Config(
-        vocab_size=VOCAB,
-        decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        **T5,
-    ),
-    "mt5": MT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
-    "umt5": UMT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
-}
-
-
-@cache
-def model_of(name: str) -> Any:
-    """A random model. Matrices twice their usual size make it surer of some tokens than of others."""
-    torch.manual_seed(0)
-    config = MODELS[name]
-    model = GPT2LMHeadModel(config) if name.startswith("gpt2") else T5ForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
-    return model.eval()
 
 
 @cache
@@ -67,28 +31,7 @@ def prepared_from(name: str, dtype: torch.dtype) -> Any:
     return prepare_for_decoding(model_of(name), dtype)
 
 
-def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
-    """Ids and mask of one to three rows, padded on the left."""
-    rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
-    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
-    mask = torch.ones_like(ids)
-    for row in range(1, rows):
-        mask[row, : r.randrange(length // 2 + 1)] = 0
-    return ids.masked_fill(mask == 0, PAD), mask
-
-
 # Float32: the same ids
-
-SEARCHES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "greedy, many ends": {"eos_token_id": [*range(1, 9)]},
-    "rules": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 7]]},
-    "sampling": {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
-    "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
-    "patient beams": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
-    "hasty beams": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
-    "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
-}
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -333,13 +276,13 @@ def refuses(message: str, model: Any, dtype: torch.dtype = torch.float32) -> Non
 def test_what_cannot_work_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("gpt2")
     refuses(
-        "dtype is torch.float16, expected one of torch.float32, torch.bfloat16, torch.int8",
+        "dtype is torch.float16, expected one of torch.float32, torch.bfloat16, torch.int8 on cpu",
         model,
         torch.float16,
     )
     refuses("prepared already", prepared_from("gpt2", torch.int8))
     refuses("the model has torch.bfloat16 weights, expected float32", copy.deepcopy(model).bfloat16())
-    refuses("the model is on meta, but weights are packed for CPUs", copy.deepcopy(model).to("meta"))
+    refuses("the model is on meta, expected a CPU or CUDA", copy.deepcopy(model).to("meta"))
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
         refuses("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)

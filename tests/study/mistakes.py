@@ -169,8 +169,8 @@ def no_padding_mask(case: Case) -> None:
 def encoders_buckets(case: Case) -> None:
     if case.is_ours:
 
-        def wrong(*args: Any, bidirectional: bool) -> Tensor:
-            return relative_position_bias(*args, bidirectional=True)
+        def wrong(*args: Any, bidirectional: bool, **others: Any) -> Tensor:
+            return relative_position_bias(*args, bidirectional=True, **others)
 
         case.patch.setattr("ftcore.models.t5.relative_position_bias", wrong)
     else:

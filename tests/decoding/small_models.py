@@ -1,0 +1,70 @@
+"""Small random models of both families, inputs for them, and ways to search: for whoever makes them fast."""
+
+import random
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftcore.models import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MT5Config,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+)
+
+VOCAB, EOS, PAD = 41, 1, 2
+T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
+MODELS: dict[str, Any] = {
+    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=2, n_positions=64),
+    "gpt2, scores by depth": GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_head=2, n_layer=2, scale_attn_by_inverse_layer_idx=True, n_inner=50
+    ),
+    "t5, relu, tied": T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+    "t5, gated, untied": T5Config(
+        vocab_size=VOCAB,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        **T5,
+    ),
+    "mt5": MT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+    "umt5": UMT5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5),
+}
+
+
+@cache
+def model_of(name: str) -> Any:
+    """A random model. Matrices twice their usual size make it surer of some tokens than of others."""
+    torch.manual_seed(0)
+    config = MODELS[name]
+    model = GPT2LMHeadModel(config) if name.startswith("gpt2") else T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
+    return model.eval()
+
+
+def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
+    """Ids and mask of one to three rows, padded on the left."""
+    rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
+    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, : r.randrange(length // 2 + 1)] = 0
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy, many ends": {"eos_token_id": [*range(1, 9)]},
+    "rules": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 7]]},
+    "sampling": {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
+    "patient beams": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
+    "hasty beams": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
+    "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
+}
