@@ -120,7 +120,10 @@ def sample(
         running = running & ~torch.isin(tokens, eos_ids)
         if streamer is not None:
             streamer(tokens)
-        if length + 1 == max_length or not stepper.keep(running.view(sources, several).any(1)):
+        if length + 1 == max_length:
+            break
+        wanted = running.view(sources, several).any(1)  # (B,)
+        if not stepper.keep(wanted.tolist()):  # the one look at the device in a step
             break
         # A row that ended is fed what it would have said: nobody reads on, and its pad may have no embedding.
         logits = stepper(chosen[:, None])
@@ -189,15 +192,21 @@ def beam_search(
         log_probs = apply_rules(score_rules, ids, logits.log_softmax(-1))
         candidates = propose(running, log_probs, length, max_length, arguments, generator)
         complete = best_complete(complete, candidates, unsettled, arguments)
-        agree = shared_length(running.ids[:, :, :length])
+        agree = shared_length(running.ids[:, :, :length])  # (1,)
         running = best_running(candidates, beams)
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         unsettled = unsettled & may_improve(running, complete, max_length - prompt_length, arguments)
         enough = complete.ended.all(1, keepdim=True) & (arguments.early_stopping is True)  # (B, 1)
-        if length + 1 == max_length or not stepper.keep((unsettled & ~enough)[:, 0]):
+        if length + 1 == max_length:
             break
-        stepper.select(running.parents, agree)
+        undecided = (unsettled & ~enough)[:, 0]  # (B,)
+        *wanted, agreed = torch.cat(
+            [undecided.long(), agree]
+        ).tolist()  # the one look at the device in a step
+        if not stepper.keep(wanted):
+            break
+        stepper.select(running.parents, agreed)
         logits = stepper(running.ids[:, :, length].reshape(-1, 1))
 
     several = arguments.num_return_sequences
@@ -219,10 +228,10 @@ def first_beams(prompt: Tensor, beams: int, max_length: int, pad_id: int) -> tup
     return replace(complete, scores=first), complete
 
 
-def shared_length(ids: Tensor) -> int:
-    """With how many tokens all hypotheses of every source begin alike, `ids` being (B, N, T)."""
+def shared_length(ids: Tensor) -> Tensor:
+    """With how many tokens all hypotheses of every source begin alike, (1,); `ids` is (B, N, T)."""
     alike = (ids == ids[:, :1]).all(1).all(0)  # (T,)
-    return int(alike.cumprod(0).sum())
+    return alike.cumprod(0).sum(0, keepdim=True)
 
 
 def propose(

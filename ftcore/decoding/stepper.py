@@ -100,14 +100,15 @@ class Stepper:
         first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.rows_per_source
         self.cache.reorder((first_rows + parents).flatten(), start=agree)
 
-    def keep(self, wanted: Tensor) -> int:
-        """Let all sources leave for good but those `wanted`, (B,) bool; return how many that are.
+    def keep(self, wanted: list[int]) -> int:
+        """Let all of the B sources leave for good but those `wanted`, a 1 each; return how many that are.
 
         If somebody watches, all stay: whoever records or changes activations counts on the rows there were.
         So they do where for another number of rows a step would have to be made anew.
         """
-        kept = wanted.nonzero()[:, 0]  # the one look at the device in a step
-        if 0 < len(kept) < len(self.present) and self._may_leave(len(kept)):
+        staying = [source for source, is_wanted in enumerate(wanted) if is_wanted]
+        if 0 < len(staying) < len(self.present) and self._may_leave(len(staying)):
+            kept = self.present.new_tensor(staying)
             places = torch.searchsorted(self.present, kept)  # (B',) where they are among those present
             self.present, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(places))
@@ -116,7 +117,7 @@ class Stepper:
                 self.encoder_output = self.encoder_output[places]
             if self.mask is not None:
                 self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
-        return len(kept)
+        return len(staying)
 
     def _may_leave(self, wanted: int) -> bool:
         if is_watched(self.model):
