@@ -182,6 +182,7 @@ def beam_search(
     """
     sources, prompt_length = prompt.shape
     beams = arguments.num_beams
+    eos_ids = prompt.new_tensor(arguments.eos_ids)
     running, complete = first_beams(prompt, beams, max_length, arguments.pad_id)
     # Whether a source's running beams may still beat its complete ones. Once not, its answers are settled.
     unsettled = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
@@ -190,7 +191,7 @@ def beam_search(
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
         # Rules change log-probabilities without renormalising: a forbidden token's share goes to nobody.
         log_probs = apply_rules(score_rules, ids, logits.log_softmax(-1))
-        candidates = propose(running, log_probs, length, max_length, arguments, generator)
+        candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
         complete = best_complete(complete, candidates, unsettled, arguments)
         agree = shared_length(running.ids[:, :, :length])  # (1,)
         running = best_running(candidates, beams)
@@ -239,6 +240,7 @@ def propose(
     log_probs: Tensor,
     length: int,
     max_length: int,
+    eos_ids: Tensor,
     arguments: Arguments,
     generator: torch.Generator | None = None,
 ) -> Hypotheses:
@@ -250,7 +252,7 @@ def propose(
     vocabulary = log_probs.shape[-1]
     totals = running.scores[:, :, None] + log_probs.view(sources, beams, vocabulary)  # (B, N, V)
     totals = totals.flatten(1)  # (B, N * V): the beams of a source compete with one another
-    count = beams * max(2, 1 + len(arguments.eos_ids))
+    count = beams * max(2, 1 + len(eos_ids))
     if arguments.do_sample:
         chosen = torch.multinomial(totals.softmax(-1), count, generator=generator)  # (B, K)
     else:
@@ -261,7 +263,7 @@ def propose(
     return Hypotheses(
         ids=candidates.ids,
         scores=totals.gather(1, chosen),
-        ended=torch.isin(tokens, tokens.new_tensor(arguments.eos_ids)) | (length + 1 == max_length),
+        ended=torch.isin(tokens, eos_ids) | (length + 1 == max_length),
         new_tokens=candidates.new_tokens + 1,
         parents=parents,
     )
