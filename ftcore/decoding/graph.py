@@ -66,6 +66,7 @@ class GraphStep:
 class Sizes(NamedTuple):
     """All that two calls must have in common to share a graph of one model."""
 
+    weights: int  # where they lie: a model that has been moved or converted is another
     rows: int
     room: int
     source: torch.Size | None  # (B, S, D) of T5's encoder output
@@ -80,11 +81,12 @@ class Sizes(NamedTuple):
         mask: Tensor | None,
         encoder_output: Tensor | None,
     ) -> "Sizes":
+        weights = next(model.parameters()).data_ptr()
         room = -(-cache.max_length // ROOM) * ROOM
         room = min(room, position_limit(model) or room)
         if encoder_output is None:
-            return cls(len(new_ids), room, None, False)
-        return cls(len(new_ids), room, encoder_output.shape, mask is not None)
+            return cls(weights, len(new_ids), room, None, False)
+        return cls(weights, len(new_ids), room, encoder_output.shape, mask is not None)
 
 
 class Graph:

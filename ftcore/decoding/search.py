@@ -122,8 +122,9 @@ def sample(
             streamer(tokens)
         if length + 1 == max_length:
             break
-        wanted = running.view(sources, several).any(1)  # (B,)
-        if not stepper.keep(wanted.tolist()):  # the one look at the device in a step
+        # The one look at the device in a step.
+        wanted = running.view(sources, several).any(1).tolist()
+        if not stepper.keep(wanted):
             break
         # A row that ended is fed what it would have said: nobody reads on, and its pad may have no embedding.
         logits = stepper(chosen[:, None])
@@ -202,9 +203,8 @@ def beam_search(
         if length + 1 == max_length:
             break
         undecided = (unsettled & ~enough)[:, 0]  # (B,)
-        *wanted, agreed = torch.cat(
-            [undecided.long(), agree]
-        ).tolist()  # the one look at the device in a step
+        # The one look at the device in a step.
+        *wanted, agreed = torch.cat([undecided.long(), agree]).tolist()
         if not stepper.keep(wanted):
             break
         stepper.select(running.parents, agreed)

@@ -159,6 +159,16 @@ def test_few_wait_and_those_that_waited_longest_leave(recordings: list[Any]) -> 
     assert all(graph.borrower() is None for graph in graphs)
 
 
+def test_a_model_that_was_converted_is_recorded_anew(recordings: list[Any]) -> None:
+    """A graph would go on reading the memory in which the weights have been."""
+    prepared = graphed("gpt2")
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None}
+    generate(prepared, some_ids(2, 5), **options)
+    want = generate(copy.deepcopy(model_of("gpt2")).bfloat16(), some_ids(2, 5), **options)
+    assert torch.equal(generate(prepared.bfloat16(), some_ids(2, 5), **options), want)
+    assert len(recordings) == 2
+
+
 def test_watchers_take_the_models_own_page(recordings: list[Any]) -> None:
     prepared = graphed("gpt2")
     with record(prepared, "pattern.0") as acts:
