@@ -31,9 +31,11 @@ class GraphStep:
     goes on gets a graph of its own.
     """
 
+    # Threads may share a model, and a process can record one graph at a time.
+    lock = Lock()
+
     def __init__(self) -> None:
         self.graphs: list[Graph] = []  # the one that was lent last is the last
-        self.lock = Lock()  # threads may share a model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphStep":
         return GraphStep()  # a graph reads the memory of the model that it was recorded from
@@ -198,8 +200,9 @@ def record(compute: Callable[[], Tensor], device: torch.device) -> tuple[Callabl
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             compute()
-        torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+        # Other threads may go on with what they do.
+        with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
             result = compute()
+        torch.cuda.current_stream().wait_stream(beside)
     return graph.replay, result
