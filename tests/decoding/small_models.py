@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftcore.decoding import generate
 from ftcore.models import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -38,10 +39,13 @@ MODELS: dict[str, Any] = {
 
 @cache
 def model_of(name: str) -> Any:
-    """A random model. Matrices twice their usual size make it surer of some tokens than of others."""
+    return random_model(MODELS[name])
+
+
+def random_model(config: Any) -> Any:
+    """Matrices of a size that makes it surer of some tokens than of others."""
     torch.manual_seed(0)
-    config = MODELS[name]
-    model = GPT2LMHeadModel(config) if name.startswith("gpt2") else T5ForConditionalGeneration(config)
+    model = GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else T5ForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
@@ -68,3 +72,17 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hasty beams": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
     "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
 }
+
+
+def assert_same_ids(name: str, prepared: Any, search: str) -> None:
+    """What is made of a model writes what the model does."""
+    for seed in range(4):
+        ids, mask = inputs(random.Random(seed))
+        options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
+        if "t5" in name and seed % 2:
+            options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
+        want, got = (
+            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
+            for lm in (model_of(name), prepared)
+        )
+        assert got.tolist() == want.tolist()

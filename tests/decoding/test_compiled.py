@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import EOS, PAD, VOCAB, random_model
 from torch import Tensor
 from torch._inductor import config as inductor
 
@@ -14,10 +15,9 @@ from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.compiled import guards_on_inputs
 from ftcore.decoding.packed import FEW_ROWS
 from ftcore.decoding.stepper import Stepper
-from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.models import GPT2Config, T5Config
 from ftcore.study import record
 
-VOCAB, EOS, PAD = 41, 1, 2
 GPT2 = GPT2Config(vocab_size=VOCAB, n_embd=32, n_head=2, n_layer=1, n_positions=64)
 T5 = T5Config(
     vocab_size=VOCAB,
@@ -30,16 +30,6 @@ T5 = T5Config(
 )
 
 pytestmark = pytest.mark.usefixtures("programs")
-
-
-def random_model(config: Any) -> Any:
-    """Matrices of a size that makes it surer of some tokens than of others."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else T5ForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter if parameter.dim() == 1 else 0))
-    return model.eval()
 
 
 def random_ids(r: random.Random, rows: int) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,13 @@ There need be no GPU: tape.py stands in for CUDA's graphs.
 """
 
 import copy
-import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import tape
 import torch
-from small_models import EOS, MODELS, PAD, SEARCHES, VOCAB, inputs, model_of
+from small_models import MODELS, PAD, SEARCHES, VOCAB, assert_same_ids, model_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -51,17 +50,7 @@ def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_ids_are_the_models_own(name: str, search: str, recordings: list[Any]) -> None:
-    model, prepared = model_of(name), graphed(name)
-    for seed in range(4):
-        ids, mask = inputs(random.Random(seed))
-        options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
-        if "t5" in name and seed % 2:
-            options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
-        want, got = (
-            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
-            for lm in (model, prepared)
-        )
-        assert got.tolist() == want.tolist()
+    assert_same_ids(name, graphed(name), search)
     assert recordings
 
 

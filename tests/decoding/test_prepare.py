@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EOS, MODELS, PAD, SEARCHES, VOCAB, inputs, model_of
+from small_models import MODELS, SEARCHES, VOCAB, assert_same_ids, inputs, model_of
 from torch import Tensor, nn
 
 from ftcore import save_model
@@ -37,17 +37,7 @@ def prepared_from(name: str, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_in_float32_the_ids_are_the_models_own(name: str, search: str) -> None:
-    model, prepared = model_of(name), prepared_from(name, torch.float32)
-    for seed in range(4):
-        ids, mask = inputs(random.Random(seed))
-        options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
-        if "t5" in name and seed % 2:
-            options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
-        want, got = (
-            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
-            for lm in (model, prepared)
-        )
-        assert got.tolist() == want.tolist()
+    assert_same_ids(name, prepared_from(name, torch.float32), search)
 
 
 @pytest.mark.parametrize("name", MODELS)
