@@ -68,7 +68,7 @@ class GraphStep:
 class Sizes(NamedTuple):
     """All that two calls must have in common to share a graph of one model."""
 
-    weights: int  # where they lie: a model that has been moved or converted is another
+    weights: tuple[tuple[int, torch.dtype], ...]  # where they lie: a moved or converted model is another
     rows: int
     room: int
     source: torch.Size | None  # (B, S, D) of T5's encoder output
@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
         mask: Tensor | None,
         encoder_output: Tensor | None,
     ) -> "Sizes":
-        weights = next(model.parameters()).data_ptr()
+        weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         room = -(-cache.max_length // ROOM) * ROOM
         room = min(room, position_limit(model) or room)
         if encoder_output is None:
@@ -109,7 +109,7 @@ class Graph:
         self.replay, self.logits = record(partial(self.compute, model), device)
 
     def compute(self, model: Any) -> Tensor:
-        """What is recorded: `next_logits`, from tensors that stay where they are."""
+        """What is recorded: `next_logits`, from tensors that stay where they are, (R, V)."""
         self.visible.index_fill_(1, self.position, 1)
         if self.source is None:
             hidden = model.last_hidden(self.new_ids, self.visible, cache=self.cache)
@@ -131,6 +131,7 @@ class Graph:
         self.borrower = weakref.ref(cache)
 
     def step(self, new_ids: Tensor, cache: KVCache) -> Tensor:
+        """The next tokens (R, 1) go in, fp32 logits of the one after come out, (R, V)."""
         self.new_ids.copy_(new_ids)
         self.position.fill_(cache.length)
         self.replay()

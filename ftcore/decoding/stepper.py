@@ -119,10 +119,10 @@ class Stepper:
                 self.mask = self.mask[places if self.is_encoder_decoder else self._rows_of(places)]
         return len(staying)
 
-    def _may_leave(self, wanted: int) -> bool:
+    def _may_leave(self, staying: int) -> bool:
         if is_watched(self.model):
             return False
-        return self.fast_step is None or self.fast_step.suits(wanted, wanted * self.rows_per_source)
+        return self.fast_step is None or self.fast_step.suits(staying, staying * self.rows_per_source)
 
     def _rows_of(self, sources: Tensor) -> Tensor:
         of_one = torch.arange(self.rows_per_source, device=sources.device)

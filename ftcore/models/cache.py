@@ -59,11 +59,15 @@ class KVCache:
 
 
 class Extent:
-    """How long a cache is. Its layers know this and not the cache, whose memory is so freed with it."""
+    """How long a cache is.
+
+    Its layers hold this and not the cache: objects that hold each other keep their memory until Python looks
+    for cycles, and a cache's may be most of what there is.
+    """
 
     def __init__(self, max_length: int):
         self.max_length = max_length
-        self.length = 0
+        self.length = 0  # positions filled
 
 
 class LayerCache:
@@ -71,7 +75,7 @@ class LayerCache:
 
     def __init__(self, extent: Extent):
         self.extent = extent
-        self.key: Tensor | None = None  # (B, H, max_length, K), the first cache.length positions filled
+        self.key: Tensor | None = None  # (B, H, max_length, K), the first extent.length positions filled
         self.value: Tensor | None = None
         self.cross: tuple[Tensor, Tensor] | None = None  # (sources, H, S, K) each
 

@@ -375,7 +375,7 @@ class T5Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
-        query_positions: Tensor | None = None,
+        query_positions: Tensor | None = None,  # (T,)
     ) -> Tensor:
         past_length = cache.length if cache is not None else 0
         check_ids(decoder_input_ids, self.config.vocab_size, past_length)
@@ -403,7 +403,7 @@ def position_biases(
     mask: Tensor | None,
     *,
     bidirectional: bool,
-    query_positions: Tensor | None = None,
+    query_positions: Tensor | None = None,  # (T,)
 ) -> Iterator[Tensor]:
     """For each block in turn what its self-attention adds to the scores, (1 or B, H, T, S), mask included.
 
