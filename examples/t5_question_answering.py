@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ftcore import load_model, load_tokenizer, save_model
 from ftcore.data import DataLoader, prompt, read_records
 from ftcore.decoding import generate
-from ftcore.evaluation.metrics import exact_match, f1
+from ftcore.metrics import exact_match, f1
 from ftcore.training.optim import adamw, learning_rate, set_learning_rate
 
 # 1. Settings ------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftcore.checkpoints.checkpoint import load_model, save_model
     from ftcore.data.tokenizer import load_tokenizer
-    from ftcore.models.checkpoint import load_model, save_model
 
 __version__ = "0.1.0"
 __all__ = ["load_model", "load_tokenizer", "save_model"]
@@ -32,8 +32,8 @@ def lazily(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
 __getattr__ = lazily(
     __name__,
     {
-        "load_model": "ftcore.models.checkpoint",
-        "save_model": "ftcore.models.checkpoint",
+        "load_model": "ftcore.checkpoints.checkpoint",
+        "save_model": "ftcore.checkpoints.checkpoint",
         "load_tokenizer": "ftcore.data.tokenizer",
     },
 )

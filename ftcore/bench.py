@@ -1,7 +1,7 @@
 """What ftcore costs beside transformers and CTranslate2 on this machine: `python -m ftcore.bench`."""
 
 from ftcore.benchmark.options import BenchOptions
-from ftcore.command import FAILED_RUN, clear_errors, parse
+from ftcore.cli import FAILED_RUN, clear_errors, parse
 
 if __name__ == "__main__":
     parse(BenchOptions, command="ftcore.bench")  # --help and typing errors, before the import of torch

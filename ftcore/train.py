@@ -2,7 +2,7 @@
 
 import os
 
-from ftcore.command import FAILED_RUN, INTERRUPTED, clear_errors, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, clear_errors, parse
 from ftcore.training.options import TrainOptions
 
 if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's processes speak later
@@ -23,23 +23,23 @@ from tqdm import tqdm
 
 from ftcore.data import DataLoader
 from ftcore.decoding import generate
-from ftcore.evaluation.samples import continuations
-from ftcore.evaluation.scoring import Answer, mean, score_answers, score_loss
 from ftcore.training.check_result import FAILS, HOLDS
 from ftcore.training.checks import Loop, run_checks
+from ftcore.training.distributed import join
+from ftcore.training.estimate import estimate
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import first_speaks
 from ftcore.training.loss import count_targets
+from ftcore.training.meter import Meter
 from ftcore.training.non_finite import explained
 from ftcore.training.optim import set_learning_rate
-from ftcore.training.parallel import join
-from ftcore.training.reporting.estimate import estimate
-from ftcore.training.reporting.meter import Meter
-from ftcore.training.reporting.picture import save_picture
-from ftcore.training.reporting.preview import preview
-from ftcore.training.reporting.report import save_report
-from ftcore.training.run import Run, prepare
+from ftcore.training.picture import save_picture
+from ftcore.training.preview import preview
+from ftcore.training.report import save_report
 from ftcore.training.run_directory import RunDirectory
+from ftcore.training.samples import continuations
+from ftcore.training.scoring import Answer, mean, score_answers, score_loss
+from ftcore.training.setup import Run, prepare
 
 Batch = dict[str, Tensor]
 

@@ -1,6 +1,6 @@
 """Search for good settings of a training: `python -m ftcore.tune`. The search is `tune`, below."""
 
-from ftcore.command import FAILED_RUN, INTERRUPTED, arguments, clear_errors, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, arguments, clear_errors, parse
 from ftcore.tuning.options import TuneOptions
 
 if __name__ == "__main__":
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ftcore.train import train
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import TrainOptions
-from ftcore.training.run import prepare
+from ftcore.training.setup import prepare
 from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED
 from ftcore.tuning.picture import save_picture
 from ftcore.tuning.results import best, table

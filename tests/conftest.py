@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcore.models.compiler import require_compiler
+from ftcore.fast.compiler import require_compiler
+
+pytest.register_assert_rewrite("tests.helpers")
 
 TESTS = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get("FTCORE_REAL_DATA", TESTS.parents[1] / "shared" / "data"))
@@ -21,7 +23,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 def needs_oracle(path: Path) -> bool:
     """Whether a test file imports transformers, itself or through oracle.py."""
-    return bool(re.search(r"^(import|from) (transformers|oracle)\b", path.read_text(encoding="utf-8"), re.M))
+    imported = r"^(import|from) (transformers|tests\.helpers\.oracle|tests\.helpers import oracle)\b"
+    return bool(re.search(imported, path.read_text(encoding="utf-8"), re.M))
 
 
 # The oracle needs a newer Python than ftcore does. Without it, the files that compare with it are left out.

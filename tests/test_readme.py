@@ -15,10 +15,10 @@ import torch
 
 from ftcore import load_model, load_tokenizer, save_model
 from ftcore.benchmark.shapes import SHAPES
-from ftcore.command import parse
+from ftcore.cli import parse
+from ftcore.lora.adapter import save_adapter
+from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.models.adapter import save_adapter
-from ftcore.models.lora import add_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.reading import num_heads
+from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
-from ftcore.models.lora import require_plain
 
 
 def repeated_tokens(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ftcore.benchmark import growth
 from ftcore.benchmark.cases import ROWS
-from ftcore.command import did_you_mean
+from ftcore.cli import did_you_mean
 
 MODELS = ["gpt2", "t5-small"]
 RUNS, QUICK_RUNS = 5, 3

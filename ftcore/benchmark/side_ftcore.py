@@ -10,8 +10,8 @@ from torch import Tensor
 from ftcore import __version__
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.order import Order
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.models.checkpoint import load_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
@@ -59,7 +59,7 @@ def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
     """A training step: batch in, loss out. It is `python -m ftcore.train`'s own."""
     from ftcore.train import take_step
     from ftcore.training.options import TrainOptions
-    from ftcore.training.run import prepare
+    from ftcore.training.setup import prepare
 
     run = prepare(
         TrainOptions(

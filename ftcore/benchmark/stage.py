@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.shapes import SHAPES
-from ftcore.command import did_you_mean
+from ftcore.checkpoints.checkpoint import load_model, model_from_config, save_model
+from ftcore.cli import did_you_mean
 from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
 from ftcore.models import Model, T5Config
-from ftcore.models.checkpoint import load_model, model_from_config, save_model
 from ftcore.models.config import set_dropout_rates
 from ftcore.training.options import TrainOptions, with_defaults
 

@@ -25,11 +25,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from ftcore.checkpoints.atomic import write_atomically
 from ftcore.data.dataset import check_family
 from ftcore.data.files import read_chunks, require_file
 from ftcore.data.tasks import check_corpus_task
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.models.atomic import write_atomically
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import BPE
 
+from ftcore.checkpoints.hub import resolve_directory
 from ftcore.data.tokenizer_bpe import GPT2_TOKENS, ROBERTA_TOKENS, bpe_from_merges
 from ftcore.data.tokenizer_bytes import bytes_from_class
 from ftcore.data.tokenizer_files import TokenizerFiles, read_special_tokens
 from ftcore.data.tokenizer_interface import IGNORED_LABEL, PieceTokenizer, Tokenizer
 from ftcore.data.tokenizer_unigram import unigrams_from_json, unigrams_from_spiece
-from ftcore.models.hub import resolve_directory
 
 if TYPE_CHECKING:
     from ftcore.models import GPT2Config, T5Config

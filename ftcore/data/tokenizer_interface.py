@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer as Pipeline
 
+from ftcore.checkpoints.atomic import write_atomically
 from ftcore.data.tokenizer_files import TOKENIZER_FILES
-from ftcore.models.atomic import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ftcore import lazily
 
 if TYPE_CHECKING:
-    from ftcore.decoding.prepare import prepare_for_decoding
     from ftcore.decoding.search import generate
     from ftcore.decoding.text import TextStream, generate_from_ids, generate_texts, stream_text
+    from ftcore.fast.decoding import prepare_for_decoding
 
 __all__ = [
     "TextStream",
@@ -28,7 +28,7 @@ __getattr__ = lazily(
     __name__,
     {
         "generate": "ftcore.decoding.search",
-        "prepare_for_decoding": "ftcore.decoding.prepare",
+        "prepare_for_decoding": "ftcore.fast.decoding",
         "generate_from_ids": "ftcore.decoding.text",
         "generate_texts": "ftcore.decoding.text",
         "stream_text": "ftcore.decoding.text",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import Rule, apply_rules, rules
-from ftcore.decoding.stepper import Stepper
+from ftcore.decoding.state import Stepper
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
 # A score no real hypothesis reaches, yet finite, so that even such hypotheses keep an order among themselves.

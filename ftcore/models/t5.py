@@ -576,12 +576,14 @@ class T5ForConditionalGeneration(nn.Module):
     @classmethod
     def from_pretrained(cls, directory: str | PathLike[str], **options: Any) -> "T5ForConditionalGeneration":
         """See `ftcore.load_model`; here the checkpoint has to be a T5."""
-        from ftcore.models.checkpoint import load_as  # models do not know files; the checkpoint knows models
+        from ftcore.checkpoints.checkpoint import (
+            load_as,  # models do not know files; the checkpoint knows models
+        )
 
         return load_as(cls, directory, **options)
 
     def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
         """See `ftcore.save_model`."""
-        from ftcore.models.checkpoint import save_model
+        from ftcore.checkpoints.checkpoint import save_model
 
         save_model(self, directory, **options)

@@ -23,7 +23,7 @@ from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.check_result import HALF, Check, Figure, apart, impossible, no_worse, rounding_bounds
 from ftcore.training.loss import batch_loss
 from ftcore.training.rehearsal import Few, rehearse, spread
-from ftcore.training.run import Run
+from ftcore.training.setup import Run
 
 Batch = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from itertools import product
 
 from torch import nn
 
-from ftcore.command import did_you_mean
+from ftcore.cli import did_you_mean
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
 

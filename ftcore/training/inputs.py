@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ftcore.command import warn
+from ftcore.checkpoints.checkpoint import load_model, new_model
+from ftcore.checkpoints.hub import resolve_directory
+from ftcore.cli import warn
 from ftcore.data import (
     CORPUS_TASKS,
     Corpus,
@@ -17,10 +19,8 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.lora.adapter import base_model
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
-from ftcore.models.adapter import base_model
-from ftcore.models.checkpoint import load_model, new_model
-from ftcore.models.hub import resolve_directory
 
 
 def find_device(name: str | None) -> torch.device:

@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from ftcore.data.packing import positions, same_segment, starts
 from ftcore.data.tokenizer import IGNORED_LABEL
+from ftcore.fast.linear import linear
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
-from ftcore.training.fast.linear import linear
 
 SLICE = 2**24  # logits held at a time: 64 MB in float32
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ftcore.checkpoints.atomic import write_atomically
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
-from ftcore.models.atomic import write_atomically
 from ftcore.models.attention import Softmax
 from ftcore.training.loss import batch_loss
-from ftcore.training.run import Run
+from ftcore.training.setup import Run
 from ftcore.training.state import random_state, set_random_state
 
 Batch = dict[str, Tensor]

@@ -12,8 +12,8 @@ import torch
 
 from ftcore.data import Examples, Record
 from ftcore.training.precision import grad_scaler
-from ftcore.training.run import Progress, Run, make_loader, make_optimizer
 from ftcore.training.run_directory import RunDirectory
+from ftcore.training.setup import Progress, Run, make_loader, make_optimizer
 
 
 def rehearse(

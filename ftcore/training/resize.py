@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ftcore.command import did_you_mean
+from ftcore.checkpoints.checkpoint import model_from_config
+from ftcore.cli import did_you_mean
 from ftcore.models import GPT2Config, Model, T5Config
-from ftcore.models.checkpoint import model_from_config
 from ftcore.training.options import SIZES, TrainOptions
 
 FATES = ("loaded", "cut", "grown", "new", "left out")

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftcore.models.atomic import write_atomically
+from ftcore.checkpoints.atomic import write_atomically
 from ftcore.training.options import TrainOptions
-from ftcore.training.reporting.tensorboard import Events
+from ftcore.training.tensorboard import Events
 
 
 class RunDirectory:

@@ -22,11 +22,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ftcore.checkpoints.atomic import flush, write_atomically
 from ftcore.models import Model
-from ftcore.models.atomic import flush, write_atomically
 from ftcore.training.blocks import blocks
+from ftcore.training.distributed import Batch, BatchLoss, DataParallel, Mode, OneProcess
 from ftcore.training.loss import TokenLoss
-from ftcore.training.parallel import Batch, BatchLoss, DataParallel, Mode, OneProcess
 
 
 class FullySharded(DataParallel):

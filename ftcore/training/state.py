@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from ftcore import __version__
-from ftcore.command import warn
+from ftcore.checkpoints.atomic import write_atomically
+from ftcore.cli import warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
-from ftcore.models.atomic import write_atomically
+from ftcore.training.distributed import OneProcess
 from ftcore.training.options import TrainOptions
-from ftcore.training.parallel import OneProcess
 
 # Options that a resumed run may change: they move neither the weights nor what counts as the best of them.
 FREE_OPTIONS = {"output", "overwrite", "resume", "save_every", "keep", "log_every", "workers"}

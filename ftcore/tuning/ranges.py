@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal
 
-from ftcore.command import did_you_mean
+from ftcore.cli import did_you_mean
 from ftcore.training.options import SIZES, TrainOptions
 
 # The options of train that may be varied: not those that say what is learnt and how it is measured, for then

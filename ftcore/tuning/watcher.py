@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-from ftcore.training.run import Run
+from ftcore.training.setup import Run
 from ftcore.tuning.results import measure
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from oracle import padding
-from tiny_models import FAMILIES, random_inputs, tiny, untouched
 
 from ftcore.analysis.ablation import draw_ablation, head_ablation
 from ftcore.analysis.reading import logits_of
 from ftcore.study import patch, record
+from tests.helpers.oracle import padding
+from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny, untouched
 
 PARTS = {"gpt2": {"decoder": 3}, "t5": {"encoder": 2, "decoder": 3, "cross": 3}}
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from oracle import (
+
+from ftcore.analysis.attention import (
+    attention_maps,
+    attention_while_generating,
+    draw_attention,
+    hidden_states,
+)
+from ftcore.decoding import generate
+from tests.helpers.oracle import (
     BOUND,
     error,
     gpt2_pair,
@@ -17,15 +25,7 @@ from oracle import (
     t5_settings,
     tokens,
 )
-from tiny_models import FAMILIES, GPT2, T5, random_inputs, tiny, untouched
-
-from ftcore.analysis.attention import (
-    attention_maps,
-    attention_while_generating,
-    draw_attention,
-    hidden_states,
-)
-from ftcore.decoding import generate
+from tests.helpers.tiny_models import FAMILIES, GPT2, T5, random_inputs, tiny, untouched
 
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
 LIMIT = BOUND[torch.float32]

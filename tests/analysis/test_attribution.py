@@ -3,13 +3,24 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from oracle import BOUND, VOCAB, error, gpt2_pair, gpt2_settings, padding, seeds, t5_pair, t5_settings, tokens
-from tiny_models import FAMILIES, random_inputs, tiny
 
 from ftcore.analysis.attribution import draw_attribution, logit_attribution, total
+from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2LMHeadModel
-from ftcore.models.lora import add_lora
 from ftcore.study import record
+from tests.helpers.oracle import (
+    BOUND,
+    VOCAB,
+    error,
+    gpt2_pair,
+    gpt2_settings,
+    padding,
+    seeds,
+    t5_pair,
+    t5_settings,
+    tokens,
+)
+from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
 
 LIMIT = BOUND[torch.float64]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import seeds, tokens
-from tiny_models import FAMILIES, random_inputs, tiny
 
 from ftcore.analysis.beams import beam_trace, draw_beams
 from ftcore.decoding import generate
+from tests.helpers.oracle import seeds, tokens
+from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
 
 searches = st.fixed_dictionaries(
     {

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny
 
 from ftcore.analysis.figures import draw_heads
 from ftcore.analysis.heads import (
@@ -13,7 +12,8 @@ from ftcore.analysis.heads import (
     previous_token_scores,
     repeated_tokens,
 )
-from ftcore.models.lora import add_lora
+from ftcore.lora.lora import add_lora
+from tests.helpers.tiny_models import FAMILIES, tiny
 
 
 def map_that_looks_at(places: list[list[int]]) -> torch.Tensor:

@@ -3,8 +3,6 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from oracle import error, seeds, tokens
-from tiny_models import FAMILIES, random_inputs, tiny, untouched
 
 from ftcore.analysis.patching import (
     activation_patching,
@@ -14,6 +12,8 @@ from ftcore.analysis.patching import (
 )
 from ftcore.analysis.reading import logits_of
 from ftcore.study import record
+from tests.helpers.oracle import error, seeds, tokens
+from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny, untouched
 
 CLOSE = 1e-10  # in float64, of values around 1
 

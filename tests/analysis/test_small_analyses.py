@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BOUND, error, padding, seeds, t5_pair, t5_settings, tokens
-from tiny_models import FAMILIES, random_inputs, tiny
 
 from ftcore.analysis.lens import draw_lens
 from ftcore.analysis.losses import draw_token_losses, token_losses
@@ -15,6 +13,8 @@ from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curv
 from ftcore.analysis.residual import draw_residual_norms, residual_norms
 from ftcore.study import logit_lens, record
 from ftcore.training.loss import batch_loss
+from tests.helpers.oracle import BOUND, error, padding, seeds, t5_pair, t5_settings, tokens
+from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
 
 STACKS = ("encoder", "decoder")
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 
 import ftcore.train
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.evaluate import main
-from ftcore.evaluation.metrics import exact_match, f1
-from ftcore.models.checkpoint import load_model
+from ftcore.metrics import exact_match, f1
+from tests.helpers import tiny_runs
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "explorer")]
-
-import tiny_checkpoints as tiny  # noqa: E402  (it lies beside the other tests of the page)
-
-from ftcore.explore import main  # noqa: E402
+from ftcore.explore import main
+from tests.helpers import tiny_checkpoints as tiny
 
 BRIEF = ["--max-new-tokens", "2", "--num-beams", "2"]
 

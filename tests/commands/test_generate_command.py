@@ -9,11 +9,11 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.generate import main
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.models.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")

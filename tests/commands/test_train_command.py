@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from safetensors.torch import load_file
 
 import ftcore.train
-from ftcore.command import parse
+from ftcore.checkpoints.checkpoint import load_model, save_model
+from ftcore.cli import parse
 from ftcore.data import load_tokenizer
-from ftcore.evaluation.scoring import Answer, LossScore
-from ftcore.models.checkpoint import load_model, save_model
-from ftcore.models.lora import linear_layers
+from ftcore.lora.lora import linear_layers
 from ftcore.train import main
 from ftcore.training import options as options_page
+from ftcore.training.scoring import Answer, LossScore
+from tests.helpers import tiny_runs
 
 QUICK = ("--batch-size", "4", "--max-target-length", "20", "--eval-answers", "2")
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from safetensors.torch import load_file
 
 import ftcore.train
 import ftcore.tune
-from ftcore.command import parse
-from ftcore.models.checkpoint import load_model
+from ftcore.checkpoints.checkpoint import load_model
+from ftcore.cli import parse
+from ftcore.training.meter import Meter
 from ftcore.training.options import TrainOptions
-from ftcore.training.reporting.meter import Meter
 from ftcore.tune import main
+from tests.helpers import tiny_runs
 
 pytest.importorskip("optuna")
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import gpt2_pair, t5_pair
 from torch import Tensor
 
 from ftcore.decoding import generate
 from ftcore.decoding.search import shared_length
+from tests.helpers.oracle import gpt2_pair, t5_pair
 
 VOCAB = 41  # few tokens, so that repetitions and ends are frequent
 START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers would fill what its beams leave empty with EOS
@@ -500,7 +500,7 @@ def test_sources_leave_without_a_trace(family: str, monkeypatch: pytest.MonkeyPa
         for stay in (False, True):
             with monkeypatch.context() as patch:
                 if stay:
-                    patch.setattr("ftcore.decoding.stepper.is_watched", lambda model: True)
+                    patch.setattr("ftcore.decoding.state.is_watched", lambda model: True)
                 counts = fed_rows(model, patch)
                 chance = torch.Generator().manual_seed(3)
                 answers.append(generate(model, ids, mask, generator=chance, **options).tolist())

@@ -14,9 +14,9 @@ import torch
 from ftcore import load_model, load_tokenizer, save_model
 from ftcore.data import DataLoader, Dataset, read_records
 from ftcore.decoding import generate
-from ftcore.evaluation.scoring import score_loss
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
+from ftcore.training.scoring import score_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 QA = ROOT / "examples" / "data" / "qa"

@@ -1,16 +1,11 @@
 """Checkpoints and recordings that the tests of the page share."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent)]
-
-import tiny_checkpoints as tiny  # noqa: E402  (it lies beside this file)
-
-from ftcore import load_model, load_tokenizer  # noqa: E402
+from ftcore import load_model, load_tokenizer
+from tests.helpers import tiny_checkpoints as tiny
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BOUND, distance, error, seeds
 from torch import Tensor, nn
 
 from ftcore.models.attention import Softmax, attend, is_watched, mask_bias, merge_heads, split_heads
+from tests.helpers.oracle import BOUND, distance, error, seeds
 
 
 def watch(softmax: nn.Module) -> dict[str, Tensor]:

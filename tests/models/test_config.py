@@ -7,11 +7,11 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import gpt2_settings, t5_settings
 
 from ftcore.models import GPT2Config, MT5Config, T5Config, UMT5Config
 from ftcore.models.activations import ACTIVATIONS
 from ftcore.models.config import Config
+from tests.helpers.oracle import gpt2_settings, t5_settings
 
 CLASSES = [GPT2Config, T5Config, MT5Config, UMT5Config]
 THEIRS = {cls: getattr(transformers, cls.__name__) for cls in CLASSES}

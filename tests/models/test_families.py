@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from oracle import BOUND, distance, error, float64_reference, padding, positions, tokens
 from torch import Tensor, nn
 
 from ftcore import load_model, load_tokenizer, save_model
+from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.decoding import generate
-from ftcore.models.checkpoint import model_from_config
 from ftcore.study import spread_weights
+from tests.helpers.oracle import BOUND, distance, error, float64_reference, padding, positions, tokens
 
 # ------------------------------------------------------------------------------------------ what is published
 

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracle import (
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache
+from ftcore.models.activations import ACTIVATIONS
+from tests.helpers.oracle import (
     BOUND,
     LENGTHS,
     VOCAB,
@@ -26,12 +32,6 @@ from oracle import (
     tokens,
     watch_all,
 )
-from torch import Tensor, nn
-from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
-
-from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache
-from ftcore.models.activations import ACTIVATIONS
 
 SMALL = {"n_embd": 24, "n_head": 3, "n_layer": 2}
 DTYPES = list(BOUND)

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import (
+from torch import Tensor, nn
+from transformers.models.t5 import modeling_t5
+from transformers.utils import ModelOutput
+
+from ftcore.models import KVCache, T5Config, T5ForConditionalGeneration
+from ftcore.models.relative_position import relative_position_bias, relative_position_bucket
+from ftcore.models.t5 import T5LayerNorm, clamp_overflow
+from tests.helpers.oracle import (
     BOUND,
     LENGTHS,
     VOCAB,
@@ -26,13 +33,6 @@ from oracle import (
     tokens,
     watch_all,
 )
-from torch import Tensor, nn
-from transformers.models.t5 import modeling_t5
-from transformers.utils import ModelOutput
-
-from ftcore.models import KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.relative_position import relative_position_bias, relative_position_bucket
-from ftcore.models.t5 import T5LayerNorm, clamp_overflow
 
 SMALL = {"d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
 DTYPES = list(BOUND)

@@ -14,18 +14,18 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import sides
 import torch
 import transformers
-from configurations import VARIANTS, Configuration, configurations, random_configuration
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
-from matrix import Ledger, check
 from torch import Tensor
 
 from ftcore.models.attention import Softmax
 from ftcore.models.cache import LayerCache
 from ftcore.training.loss import TokenLoss
 from ftcore.training.optim import adamw
+from tests.helpers import parity_sides as sides
+from tests.helpers.parity_configurations import VARIANTS, Configuration, configurations, random_configuration
+from tests.helpers.parity_matrix import Ledger, check
 
 PART, WHOLE = 25, 500
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from oracle import VOCAB, error, gpt2_pair, positions, t5_pair, tokens
 from torch import Tensor, nn
 
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.decoding import generate
 from ftcore.models import KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.checkpoint import load_model
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import adamw
+from tests.helpers.oracle import VOCAB, error, gpt2_pair, positions, t5_pair, tokens
 
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3}
 T5["dropout_rate"] = 0.0

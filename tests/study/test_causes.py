@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale
-from oracle import LENGTHS, gpt2_pair, gpt2_settings, padding, seeds, sides, t5_pair, t5_settings
 from torch import Tensor, nn
 
 from ftcore.models import GPT2Config
@@ -18,6 +16,17 @@ from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.relative_position import relative_position_bias
 from ftcore.study import compare_modules, spread_weights
 from ftcore.study.report import Report
+from tests.helpers.mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale
+from tests.helpers.oracle import (
+    LENGTHS,
+    gpt2_pair,
+    gpt2_settings,
+    padding,
+    seeds,
+    sides,
+    t5_pair,
+    t5_settings,
+)
 
 
 def report_of(case: Case, **options: object) -> Report:

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import gpt2_pair, padding, t5_pair, tokens
 from torch import Tensor, nn
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
@@ -14,6 +13,7 @@ from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
 from ftcore.study import assert_same_as_reference, compare_modules, spread_weights
 from ftcore.study.compare import counted
 from ftcore.study.report import broadcast, difference, rounding
+from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
 
 GPT2 = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_head=4, n_layer=2)
 T5 = T5Config(vocab_size=97, d_model=24, d_kv=8, d_ff=40, num_heads=3, num_layers=2)

@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import (
+from torch import Tensor, nn
+
+from ftcore.decoding import generate
+from ftcore.lora.lora import add_lora
+from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache, T5Config, T5ForConditionalGeneration
+from ftcore.models.attention import Softmax, is_watched
+from ftcore.study import patch, record, spread_weights
+from ftcore.study.names import short_names
+from ftcore.training.gradient_checkpointing import checkpoint_blocks
+from tests.helpers.oracle import (
     BOUND,
     VOCAB,
     error,
@@ -23,15 +32,6 @@ from oracle import (
     t5_settings,
     tokens,
 )
-from torch import Tensor, nn
-
-from ftcore.decoding import generate
-from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.attention import Softmax, is_watched
-from ftcore.models.lora import add_lora
-from ftcore.study import patch, record, spread_weights
-from ftcore.study.names import short_names
-from ftcore.training.gradient_checkpointing import checkpoint_blocks
 
 DTYPES = list(BOUND)
 GPT2 = {"n_embd": 24, "n_head": 3, "n_layer": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

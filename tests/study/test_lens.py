@@ -3,10 +3,10 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from oracle import gpt2_pair, gpt2_settings, padding, seeds, t5_pair, t5_settings, tokens
 from torch import nn
 
 from ftcore.study import logit_lens
+from tests.helpers.oracle import gpt2_pair, gpt2_settings, padding, seeds, t5_pair, t5_settings, tokens
 
 
 @settings(deadline=None, max_examples=5)

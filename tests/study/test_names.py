@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.lora.lora import LoRALayer, add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, UMT5Config
-from ftcore.models.lora import LoRALayer, add_lora
 from ftcore.study.names import Place, find_places, matches, short_names
 
 GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_head=2, n_layer=3))

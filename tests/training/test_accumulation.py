@@ -6,7 +6,6 @@ In float64, where no mistake hides in rounding: the sums are the same terms in a
 from types import SimpleNamespace
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from ftcore.data import DataLoader, Dataset, Record
 from ftcore.train import accumulate_gradients, clip_gradients, windows
+from ftcore.training.distributed import OneProcess
 from ftcore.training.optim import adamw
-from ftcore.training.parallel import OneProcess
 from ftcore.training.precision import autocast, grad_scaler
+from tests.helpers import oracle
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1},

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 
 import ftcore.data.loader
@@ -24,7 +23,8 @@ from ftcore.training.check_result import FAILS, HOLDS, NOT_CHECKED, Check, Figur
 from ftcore.training.checks import Loop
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.run import Run, prepare
+from ftcore.training.setup import Run, prepare
+from tests.helpers import tiny_runs
 
 FAMILIES = ["t5", "gpt2"]
 OTHER = {"t5": "gpt2", "gpt2": "t5"}

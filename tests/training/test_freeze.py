@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.freeze import freeze
+from tests.helpers import tiny_runs
 
 
 def t5(**settings: Any) -> T5ForConditionalGeneration:

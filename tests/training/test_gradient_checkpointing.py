@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ from ftcore.models.t5 import DecoderBlock, EncoderBlock
 from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.loss import batch_loss
+from tests.helpers import oracle
 
 BLOCKS = EncoderBlock | DecoderBlock | GPT2Block
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftcore.training import loss as loss_page
 from ftcore.training.loss import batch_loss, count_targets, linear_cross_entropy
+from tests.helpers import oracle
 
 FAMILIES = ("t5", "t5-tied", "gpt2", "gpt2-untied")
 DTYPES = (torch.float32, torch.float64)

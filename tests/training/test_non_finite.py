@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ftcore.train
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.models.attention import Softmax
-from ftcore.models.checkpoint import load_model
 from ftcore.training.options import TrainOptions
-from ftcore.training.run import Run, prepare
+from ftcore.training.setup import Run, prepare
+from tests.helpers import tiny_runs
 
 BUILD = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 

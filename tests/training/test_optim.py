@@ -3,7 +3,6 @@
 from itertools import pairwise
 from typing import Any
 
-import oracle
 import pytest
 import torch
 import transformers
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import adafactor, adamw, learning_rate, set_learning_rate, warmup_steps
+from tests.helpers import oracle
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_heads": 3, "num_layers": 1, "num_decoder_layers": 2},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.training.reporting.picture import save_picture
+from ftcore.training.picture import save_picture
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "valid_loss": 3.0, "exact_match": 0.0, "f1": 0.1},
@@ -25,7 +25,7 @@ def test_png(tmp_path: Path, keys: tuple[str, ...]) -> None:
 
 
 def test_without_matplotlib_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.reporting.picture.find_spec", lambda name: None)
+    monkeypatch.setattr("ftcore.training.picture.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it would fail
     assert not save_picture(LINES, tmp_path / "loss.png")
     assert not any(tmp_path.iterdir())

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_runs
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ftcore.train
-from ftcore.command import parse
+from ftcore.checkpoints.checkpoint import load_model
+from ftcore.cli import parse
 from ftcore.data import (
     Blocks,
     DataLoader,
@@ -26,12 +26,12 @@ from ftcore.data import (
     make_pretraining_dataset,
     read_corpus,
 )
-from ftcore.models.checkpoint import load_model
+from ftcore.training.estimate import estimate, moment_bytes
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.reporting.estimate import estimate, moment_bytes
-from ftcore.training.reporting.preview import Lengths, align, padding_share, preview, round_trip
-from ftcore.training.run import Run, prepare
+from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
+from ftcore.training.setup import Run, prepare
+from tests.helpers import tiny_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = st.text("ab ", min_size=1).filter(str.strip)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from safetensors.torch import load_file
 
 import ftcore.train
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
-from ftcore.models.checkpoint import load_model
+from tests.helpers import tiny_runs
 
 KILLS, STEPS, SAVE_EVERY = 200, 60, 2
 pytestmark = [

@@ -10,16 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import tiny_runs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore.train
-from ftcore.command import parse
+from ftcore.cli import parse
+from ftcore.training.curves import chart
 from ftcore.training.options import TrainOptions
-from ftcore.training.reporting.curves import chart
-from ftcore.training.reporting.report import Report, command_of, render, versions
+from ftcore.training.report import Report, command_of, render, versions
+from tests.helpers import tiny_runs
 
 VOID = {"meta", "br"}
 HOSTILE = [

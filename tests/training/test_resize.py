@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ftcore.train
+from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.models.checkpoint import model_from_config
 from ftcore.training.freeze import _expand
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, resize
+from tests.helpers import tiny_runs
 
 SIZES: dict[str, dict[str, Any]] = {
     "t5": {"vocab_size": 30, "d_model": 12, "d_kv": 4, "d_ff": 16, "num_heads": 3, "num_layers": 3},

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_runs
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import ftcore.train
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
-from ftcore.models.checkpoint import load_model
-from ftcore.training.reporting.meter import Meter
+from ftcore.training.meter import Meter
+from tests.helpers import tiny_runs
 
 STEPS = 8
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore.training.parallel import OneProcess
+from ftcore.training.distributed import OneProcess
 from ftcore.training.sharded import load_beside, save_beside
 
 

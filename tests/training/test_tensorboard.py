@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.training.reporting.tensorboard import Events
 from ftcore.training.run_directory import RunDirectory
+from ftcore.training.tensorboard import Events
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0.0, "valid_loss": 3.0, "exact_match": 0.0},
@@ -70,7 +70,7 @@ def test_overwriting_a_run_removes_its_events(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.reporting.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("ftcore.training.tensorboard.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it would fail
     events = Events(tmp_path / "tensorboard")
     events.add(LINES[0])

@@ -1,0 +1,203 @@
+"""What LoRA trained <-> a directory in the format of PEFT, Hugging Face's library for it.
+
+    adapter_config.json          r, alpha, dropout, and which layers
+    adapter_model.safetensors    A and B of each layer
+
+PEFT opens what is written here, and the other way round.
+"""
+
+import math
+import os
+import re
+import reprlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ftcore.checkpoints.atomic import write_together
+from ftcore.checkpoints.files import few, read_json, read_tensors, write_json, write_tensors
+from ftcore.checkpoints.hub import resolve_directory
+from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
+from ftcore.models import Model
+from ftcore.models.gpt2 import GPT2LMHeadModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred first
+
+_PREFIX = "base_model.model."  # PEFT puts two wrappers around a model
+_MATRIX = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
+
+# Keys that change nothing of what an adapter computes: those read below, where it comes from, how its
+# training began, and details of methods that are refused.
+_HARMLESS = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "peft_version", "auto_mapping"}
+_HARMLESS |= {"base_model_name_or_path", "revision", "task_type", "inference_mode", "runtime_config"}
+_HARMLESS |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+_HARMLESS |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}
+# The tensors' names say which layers have A and B, and the layer's class says how its matrix lies in memory.
+_HARMLESS |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
+
+
+def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model: str | None = None) -> None:
+    """Write the LoRA part of a model, for PEFT and `load_adapter` to put on the same base model again.
+
+    Both files are complete before either replaces an older one, see atomic.py.
+
+    Args:
+        model: has LoRA layers, see `add_lora`.
+        directory: made if it is not there; its other files stay.
+        base_model: directory or hub name of the model without LoRA, for those who open the adapter alone.
+
+    Raises:
+        ValueError: the model has no LoRA layers, or `directory` is a file.
+        OSError: the disk is full or the directory cannot be written.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("the model has no LoRA layers: add_lora makes them; save_model saves a whole model")
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: a file, expected a directory to save the adapter in")
+    directory.mkdir(parents=True, exist_ok=True)
+
+    layer = next(iter(layers.values()))  # add_lora makes all alike
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": layer.rank,
+        "lora_alpha": layer.alpha,
+        "lora_dropout": layer.lora_dropout.p,
+        "target_modules": list(layers),
+        "fan_in_fan_out": isinstance(model, GPT2LMHeadModel),  # Conv1D's matrices are (in, out)
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {
+        _PREFIX + name: (parameter.detach(), parameter.dtype)
+        for name, parameter in model.named_parameters()
+        if _MATRIX.fullmatch(_PREFIX + name)
+    }
+    write_together(
+        {
+            directory / WEIGHT_FILES[0]: partial(write_tensors, tensors=tensors),
+            directory / CONFIG_FILE: partial(write_json, values=config),
+        }
+    )
+
+
+def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
+    """Put the LoRA layers of an adapter in PEFT's format on its base model, as `add_lora` does.
+
+    They can be trained further. Who only wants to use them takes `merge_lora(model)`.
+
+    Args:
+        model: the model that the adapter was trained on; changed in place, or not at all if this fails.
+        directory: holds adapter_config.json and adapter_model.safetensors (or .bin).
+
+    Raises:
+        FileNotFoundError: no such directory, or a file is missing in it.
+        ValueError: a damaged file, a setting that is not plain LoRA, or tensors that do not fit the model; or
+            the model has LoRA layers already.
+    """
+    require_plain(model)
+    directory = resolve_directory(directory)
+    settings = _read_settings(directory / CONFIG_FILE)
+    tensors = _read_matrices(directory, model, settings["rank"])
+    names = {match[1]: None for name in tensors if (match := _MATRIX.fullmatch(name))}
+    try:
+        add_lora(model, **settings, targets=list(names))
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from None
+    model.load_state_dict({n.removeprefix(_PREFIX): tensor for n, tensor in tensors.items()}, strict=False)
+
+
+def base_model(directory: Path) -> str | None:
+    """Directory or hub name of the model that an adapter belongs to; None for a directory with a whole model.
+
+    A directory that is not there from here is looked for beside the adapter: the two may have moved together.
+
+    Raises:
+        ValueError: adapter_config.json is damaged, or does not say which model it is.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file() or (directory / "config.json").is_file():
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(
+            f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
+            "that the adapter was trained on; load that yourself, and call load_adapter"
+        )
+    beside = directory.parent / Path(base).name
+    return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What `add_lora` has to be told, out of adapter_config.json; refuses what is not plain LoRA."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent}: no {path.name}; expected an adapter in PEFT's format")
+    values = read_json(path)
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f'{path}: peft_type is {values.get("peft_type")!r}, expected "LORA"')
+    for key, value in values.items():
+        if not _is_plain(key, value):
+            raise ValueError(
+                f"{path}: {key} is {reprlib.repr(value)}, which is more than plain LoRA; merge this adapter "
+                "with peft (merge_and_unload), save the whole model and load that"
+            )
+    for key in ("r", "lora_alpha", "lora_dropout"):
+        if not isinstance(values.get(key), int if key == "r" else int | float):
+            kind = "a whole number" if key == "r" else "a number"
+            raise ValueError(f"{path}: {key} is {values.get(key)!r}, expected {kind}")
+    rank, alpha = values["r"], values["lora_alpha"]
+    if values.get("use_rslora"):  # divides alpha by the root of r (Kalajdzievski 2023)
+        alpha *= math.sqrt(rank)
+    return {"rank": rank, "alpha": alpha, "dropout": values["lora_dropout"]}
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a key, which a newer PEFT may have invented, leaves the computation what lora.py has."""
+    match key:
+        case "bias":
+            return value == "none"
+        case "init_lora_weights":  # PiSSA, LoftQ and others begin by changing the frozen matrices
+            return value in (True, False, "gaussian", "eva", "orthogonal")
+        case _:
+            return key in _HARMLESS or not value
+
+
+def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor]:
+    """A and B of each layer, under the names in the file; whatever else it holds does not fit."""
+    for file in (directory / name for name in WEIGHT_FILES):
+        if file.is_file():
+            break
+    else:
+        raise FileNotFoundError(f"{directory}: no weights; expected {' or '.join(WEIGHT_FILES)}")
+    tensors = read_tensors(file)
+
+    layers = linear_layers(model)
+    expected: dict[str, tuple[int, int]] = {}
+    for name in tensors:
+        match = _MATRIX.fullmatch(name)
+        if match and match[1] in layers:
+            in_features, out_features = features(layers[match[1]])
+            expected[f"{_PREFIX}{match[1]}.lora_A.weight"] = (rank, in_features)
+            expected[f"{_PREFIX}{match[1]}.lora_B.weight"] = (out_features, rank)
+    kinds = {
+        "wrong": [
+            f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+            for name, shape in expected.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
+    }
+    if any(kinds.values()) or not expected:
+        report = "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
+        raise ValueError(
+            f"{file} does not fit ({report or 'it is empty'}); expected A and B of layers of this "
+            f"{type(model).__name__}, with r = {rank} as in {CONFIG_FILE}"
+        )
+    return tensors

@@ -1,0 +1,115 @@
+"""How good a model is: its loss on a data set, and the answers it writes."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftcore.data import DataLoader, Examples
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.decoding import generate_from_ids
+from ftcore.decoding.arguments import position_limit
+from ftcore.metrics import exact_match, f1
+from ftcore.models import Model
+from ftcore.training.distributed import OneProcess
+from ftcore.training.precision import Autocast
+
+
+@dataclass(frozen=True)
+class LossScore:
+    """Means over all target tokens of a data set, however they were batched."""
+
+    loss: float  # nats a token
+    token_accuracy: float  # share of tokens that are the model's first guess, 0 to 1
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote beside what it should have written."""
+
+    source: str
+    prediction: str
+    references: tuple[str, ...]
+    exact_match: float
+    f1: float
+
+
+def score_loss(
+    model: Model, loader: DataLoader, autocast: Autocast = nullcontext, parallel: OneProcess | None = None
+) -> LossScore:
+    """Loss and token accuracy of a model over a loader, without dropout.
+
+    Where `parallel` has several processes, all of them call it, each with its rows; all get the whole score.
+    """
+    parallel = parallel or OneProcess()
+    device = next(model.parameters()).device
+    total, correct, tokens = 0.0, 0, 0
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), autocast():  # no inference mode: FSDP fills the same tensors again in training
+        for batch in loader:
+            loss = parallel.batch_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            total += loss.total.item()
+            correct += int(loss.correct)
+            tokens += loss.tokens
+    model.train(was_training)
+    total, correct, tokens = parallel.sum(total), int(parallel.sum(correct)), int(parallel.sum(tokens))
+    return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
+
+
+def score_answers(
+    model: Model,
+    tokenizer: Tokenizer,
+    dataset: Examples,
+    *,
+    max_new_tokens: int,
+    limit: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+    parallel: OneProcess | None = None,
+    **options: Any,
+) -> list[Answer]:
+    """Let the model answer the examples that have gold answers, and score what it writes.
+
+    Where `parallel` has several processes, all of them call it with the whole model, and each answers some.
+
+    Args:
+        dataset: the sources are its examples', cut as in training.
+        max_new_tokens: of an answer; fewer where GPT-2 has no positions for them behind the longest source.
+        limit: answer no more than this many examples.
+        parallel: the processes that share the work; by default this one does all of it.
+        batch_size, progress, options: those of `ftcore.decoding.generate_from_ids`.
+    """
+    parallel = parallel or OneProcess()
+    asked = [index for index, record in enumerate(dataset.records) if record.references][:limit]
+    sources = [dataset.source(index) for index in asked]
+    positions = position_limit(model)
+    if positions is not None and sources:
+        max_new_tokens = min(max_new_tokens, positions - max(map(len, sources)))
+    written = generate_from_ids(
+        model,
+        tokenizer,
+        parallel.deal(sources),
+        batch_size=batch_size,
+        progress=progress,
+        max_new_tokens=max_new_tokens,
+        **options,
+    )
+    answers = []
+    for index, prediction in zip(asked, parallel.collect(written), strict=True):
+        record = dataset.records[index]
+        scores = exact_match(prediction, record.references), f1(prediction, record.references)
+        answers.append(Answer(record.source, prediction, record.references, *scores))
+    return answers
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,166 @@
+"""Compiled blocks: the losses and gradients of the models' own pages, from one program of each kind."""
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor
+
+import ftcore.train
+from ftcore.fast.compiled_blocks import compile_blocks
+from ftcore.fast.compiler import require_compiler
+from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.training import compiled_blocks
+from ftcore.training.gradient_checkpointing import checkpoint_blocks
+from ftcore.training.loss import batch_loss
+from tests.helpers import parallel_runs, tiny_runs
+
+VOCAB = 40
+PROGRAMS = {"gpt2": 1, "t5": 2}  # T5's encoder and decoder have blocks of their own
+
+pytestmark = pytest.mark.usefixtures("programs")
+
+
+@pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are traced as ever, but run as they stand: writing them in C++ takes long."""
+    monkeypatch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
+
+
+def random_model(family: str, dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    if family == "t5":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 3}
+        config = T5Config(vocab_size=VOCAB, **sizes, dropout_rate=dropout, decoder_start_token_id=0)
+        return T5ForConditionalGeneration(config).double().train()
+    drops = dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], dropout)
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 3, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **sizes, **drops)).double().train()
+
+
+def compiled(model: Any) -> Any:
+    copy = deepcopy(model)
+    compile_blocks(copy)
+    return copy
+
+
+def batch(rows: int, length: int, targets: int | None = None, padding: int = 0) -> dict[str, Tensor]:
+    """The last row padded on the left, where GPT-2 needs a mask for it."""
+    ids = torch.arange(rows * length).view(rows, length) % (VOCAB - 2) + 2
+    mask = torch.ones_like(ids)
+    mask[-1, :padding] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids[:, :targets]}
+
+
+def gradients(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The loss, every parameter's gradient, and the next random number."""
+    torch.manual_seed(7)
+    model.zero_grad()
+    loss = batch_loss(model, inputs).total
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters()), torch.rand(1)]
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+def test_losses_and_gradients_of_batches_of_any_size(family: str, programs: Callable[[], int]) -> None:
+    """Among them sizes that equal the model's: 2 heads, a width of 16."""
+    model = random_model(family)
+    program = compiled(model)
+    for rows, length, targets, padding in ((3, 9, 5, 0), (4, 11, 7, 2), (2, 16, 8, 0), (5, 7, 16, 3)):
+        inputs = batch(rows, length, targets if family == "t5" else None, padding)
+        # Sums in another order: half of the digits are more than enough for it.
+        torch.testing.assert_close(gradients(program, inputs), gradients(model, inputs), rtol=1e-8, atol=1e-8)
+    assert programs() == 2  # of T5's encoder and decoder; of GPT-2 with a mask and without
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+@pytest.mark.usefixtures("unwritten")
+def test_every_number_is_drawn_again_under_gradient_checkpointing(family: str) -> None:
+    model = compiled(random_model(family, dropout=0.3))
+    checkpointed = deepcopy(model)
+    checkpoint_blocks(checkpointed)
+    results = [gradients(one, batch(3, 9)) for one in (model, checkpointed)]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    other = gradients(random_model(family, dropout=0.0), batch(3, 9))
+    assert results[0][0] != other[0]
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+@pytest.mark.usefixtures("unwritten")
+def test_nothing_is_compiled_without_gradients_or_with_a_cache(
+    family: str, programs: Callable[[], int]
+) -> None:
+    model = random_model(family).eval()
+    program = compiled(model)
+    ids = batch(2, 6)["input_ids"]
+    arguments: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
+    wanted, got = (ftcore.train.generate(one, ids, **arguments) for one in (model, program))
+    assert torch.equal(got, wanted)
+    with torch.no_grad():
+        losses = [batch_loss(one, batch(2, 6)).total for one in (model, program)]
+    assert losses[0] == losses[1]
+    assert programs() == 0
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+@pytest.mark.usefixtures("unwritten")
+def test_a_hook_inside_is_called_whenever_it_comes(family: str, programs: Callable[[], int]) -> None:
+    model = compiled(random_model(family))
+    before = gradients(model, batch(2, 6))
+    made = programs()
+    calls: list[str] = []
+    inside = "decoder.block.1.layer.2.DenseReluDense.act" if family == "t5" else "transformer.h.1.mlp.act"
+    block = inside.partition(".1.")[0] + ".1"
+    for kind, name in product(
+        ("forward", "forward_pre", "full_backward", "full_backward_pre"), (inside, block)
+    ):
+        register = getattr(model.get_submodule(name), f"register_{kind}_hook")
+        handle = register(lambda *_, name=name: calls.append(name))
+        torch.testing.assert_close(gradients(model, batch(2, 6)), before, rtol=1e-8, atol=1e-8)
+        assert calls.pop() == name and not calls
+        handle.remove()
+    torch.testing.assert_close(gradients(model, batch(2, 6)), before, rtol=0, atol=0)
+    assert programs() == made == PROGRAMS[family]
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_who_watches_the_table_of_positions_does_not_stop_the_block(programs: Callable[[], int]) -> None:
+    """It is read outside of the block that holds it; a sharded model has hooks there."""
+    model = compiled(random_model("t5"))
+    for name, part in model.named_modules():
+        if name.endswith("relative_attention_bias"):
+            part.register_forward_pre_hook(lambda module, inputs: None)
+    for stack in (model.encoder, model.decoder):
+        del stack.block[1:]
+    gradients(model, batch(2, 6))
+    assert programs() == 2
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_a_copy_computes_with_its_own_weights() -> None:
+    model = compiled(random_model("gpt2"))
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.mul_(0.5)
+    losses = [gradients(one, batch(2, 6))[0] for one in (model, copy)]
+    assert losses[0] != losses[1]
+    assert copy.state_dict().keys() == random_model("gpt2").state_dict().keys()
+
+
+def test_without_a_compiler_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--compile needs Triton on cuda:0"):
+        require_compiler(torch.device("cuda:0"), "--compile")
+    model = tiny_runs.tiny_gpt2(tmp_path / "model")
+    words = f"--model {model} --train {tiny_runs.questions(tmp_path / 'train.jsonl', 8)} --compile"
+    none = inductor.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with none, pytest.raises(SystemExit):
+        ftcore.train.main([*words.split(), "--output", str(tmp_path / "run")])
+    assert re.search(r"--compile needs a C\+\+ compiler", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()

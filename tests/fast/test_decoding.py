@@ -1,0 +1,288 @@
+"""prepare_for_decoding: the same answers in float32, in bfloat16 and int8 no error but their rounding."""
+
+import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ftcore import save_model
+from ftcore.decoding import generate, prepare_for_decoding
+from ftcore.fast.decoding import LAYERS
+from ftcore.fast.packed import MANY_ROWS, Float32Linear, FrozenLinear, Int8Linear, Share
+from ftcore.lora.lora import add_lora, lora_layers, merge_lora
+from ftcore.models import GPT2Config, GPT2LMHeadModel
+from ftcore.models.gpt2 import Conv1D
+from ftcore.study import record
+from tests.helpers.small_models import MODELS, SEARCHES, VOCAB, assert_same_ids, inputs, model_of
+
+DTYPES = list(LAYERS)
+
+
+@cache
+def prepared_from(name: str, dtype: torch.dtype) -> Any:
+    return prepare_for_decoding(model_of(name), dtype)
+
+
+# Float32: the same ids
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_in_float32_the_ids_are_the_models_own(name: str, search: str) -> None:
+    assert_same_ids(name, prepared_from(name, torch.float32), search)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_textbook_pages_run_in_it_and_can_be_watched(name: str) -> None:
+    prepared = prepared_from(name, torch.float32)
+    ids, mask = inputs(random.Random(2))
+    pattern = "pattern.1" if name.startswith("gpt2") else "cross.pattern.1"
+    with record(prepared, pattern, "lm_head") as acts:
+        generate(prepared, ids, mask, max_new_tokens=4, eos_token_id=None)
+    with record(model_of(name), pattern, "lm_head") as want:
+        generate(model_of(name), ids, mask, max_new_tokens=4, eos_token_id=None)
+    for key in (pattern, "lm_head"):
+        torch.testing.assert_close(acts[key], want[key], rtol=1e-5, atol=1e-5)
+
+
+# Bfloat16 and int8: each matrix errs by no more than its type's rounding
+
+BFLOAT16 = 2.0**-8  # a number is off by at most this share of itself
+
+
+def bound(layer: FrozenLinear | Share, weight: Tensor, inputs: Tensor) -> Tensor:
+    """The largest error that rounding permits, for each output (..., out): all errors the same way.
+
+    Products of rounded numbers are summed in float32, the sum is rounded once, and of int8 multiplied by a
+    scale, and rounded again at most.
+    """
+    first = 0
+    if isinstance(layer, Share):
+        first, layer = layer.index * len(weight), layer.together
+    sizes = inputs.abs().double()  # (..., in)
+    reach = sizes @ weight.abs().double().T  # (..., out): what the sum would be without cancellation
+    if isinstance(layer, Int8Linear):
+        step = (
+            layer.scale[first : first + len(weight)].double() / 2
+        )  # half a step either way, for each weight
+        missing = sizes.sum(-1, keepdim=True) * step
+        return (missing + BFLOAT16 * (reach + missing)) * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
+    in_float32 = weight.shape[1] * 2.0**-23
+    if isinstance(layer, Float32Linear):
+        return in_float32 * reach
+    return ((1 + BFLOAT16) ** 3 - 1 + in_float32) * reach
+
+
+def room_for(bias: Tensor | None, outputs: Tensor) -> Tensor:
+    """A bias is rounded too, and so is the sum with it."""
+    if bias is None:
+        return torch.zeros(())
+    return bias.abs().double() * 2 * BFLOAT16 + outputs.abs() * 2.0**-22
+
+
+def exact(layer: nn.Linear | Conv1D, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's (out, in) matrix, and its outputs in float64."""
+    weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
+    outputs = inputs.double() @ weight.double().T
+    return weight, outputs if layer.bias is None else outputs + layer.bias.double()
+
+
+def original(model: Any, name: str) -> nn.Linear | Conv1D:
+    """The layer that became `name` in a prepared model."""
+    if name != "lm_head.differences":
+        return model.get_submodule(name)
+    centred = copy.deepcopy(model.lm_head)
+    centred.weight.data -= centred.weight.mean(0)
+    return centred
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, MANY_ROWS - 1, MANY_ROWS, 70])
+@settings(deadline=None, max_examples=10)
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.sampled_from([8, 24, 65, 512]),
+    biased=st.booleans(),
+    as_one_text=st.booleans(),
+)
+def test_a_packed_matrix_errs_by_its_rounding(
+    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool, as_one_text: bool
+) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(width, 33, bias=biased)
+    with torch.no_grad():
+        linear.weight *= torch.logspace(-3, 3, 33)[:, None]  # every output has a scale of its own
+        linear.weight[5] = 0
+    shape = (1, rows) if as_one_text else (rows, 1)
+    inputs = torch.randn(*shape, width) * torch.logspace(-2, 2, width)
+    packed = LAYERS[dtype](linear.weight.detach(), linear.bias)
+    weight, want = exact(linear, inputs)
+    got = packed(inputs)
+    assert got.shape == want.shape and got.dtype == torch.float32
+    slack = room_for(linear.bias, want)
+    assert ((got - want).abs() <= bound(packed, weight, inputs) + slack).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", MODELS)
+def test_in_a_whole_generation_no_matrix_errs_by_more(name: str, dtype: torch.dtype) -> None:
+    """All else is the model's own code, in float32."""
+    model, prepared = model_of(name), prepare_for_decoding(model_of(name), dtype)
+    seen = set()
+
+    def compare(name: str, layer: FrozenLinear | Share, inputs: Tensor, outputs: Tensor) -> None:
+        assert inputs.dtype == outputs.dtype == torch.float32
+        linear = original(model, name)
+        weight, want = exact(linear, inputs)
+        slack = room_for(linear.bias, want)
+        assert ((outputs - want).abs() <= bound(layer, weight, inputs) + slack).all(), name
+        seen.add(name.removesuffix(".differences"))
+
+    for key, layer in prepared.named_modules():
+        if isinstance(layer, FrozenLinear | Share) and not key.endswith("together"):
+            layer.register_forward_hook(lambda module, args, out, key=key: compare(key, module, args[0], out))
+    ids, mask = inputs(random.Random(5))
+    generate(prepared, ids, mask, max_new_tokens=5, num_beams=2, eos_token_id=None)
+    assert seen == {key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_what_all_logits_have_in_common_costs_no_precision(dtype: torch.dtype) -> None:
+    """As in GPT-2, whose logits lie around -100: there bfloat16's steps are halves."""
+    config = GPT2Config(vocab_size=1000, n_embd=64, n_head=4, n_layer=1)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.lm_head.weight -= 1.5  # times 64 ones, about
+        logits = model(ids := torch.randint(0, 1000, (3, 5)))
+        assert (logits < -50).all()
+        hidden = model.last_hidden(ids)
+        got = prepare_for_decoding(model, dtype).lm_head(hidden)
+    head = original(model, "lm_head.differences")
+    weight, _ = exact(head, hidden)
+    layer = LAYERS[dtype](weight, None)
+    in_float32 = 64 * 2.0**-23 * (hidden.abs().double() @ model.lm_head.weight.abs().double().T)
+    assert ((got - exact(model.lm_head, hidden)[1]).abs() <= bound(layer, weight, hidden) + in_float32).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, gated, untied"])
+def test_threads_may_share_a_prepared_model(name: str) -> None:
+    prepared = prepared_from(name, torch.float32)
+    rows = [torch.randint(3, VOCAB, (1, 7), generator=torch.Generator().manual_seed(n)) for n in range(8)]
+
+    def answer(ids: Tensor) -> list[list[int]]:
+        return generate(prepared, ids, max_new_tokens=15, eos_token_id=None).tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(answer, rows * 3))
+    assert at_once == [answer(ids) for ids in rows] * 3
+
+
+def test_a_prepared_t5_keeps_nothing_of_what_it_read() -> None:
+    prepared = prepared_from("mt5", torch.float32)
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    shares = [part for part in prepared.modules() if isinstance(part, Share)]
+    assert len(shares) == 3 * 5  # of two layers and three
+    assert all(share.latest == [None] for share in shares)
+
+
+def test_float32_is_laid_out_anew_for_several_texts_only() -> None:
+    prepared = prepare_for_decoding(model_of("t5, relu, tied"))
+    layers = [part for part in prepared.modules() if isinstance(part, Float32Linear)]
+    assert len(layers) > 10
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    assert all(layer.packed is None for layer in layers)
+    generate(prepared, torch.tensor([[5, 6, 7], [8, 9, 5]]), max_new_tokens=3)
+    assert all(layer.packed is not None for layer in layers)
+
+
+def test_int8_uses_all_of_its_range_and_no_more() -> None:
+    weight = torch.randn(50, 30) * torch.logspace(-6, 6, 50)[:, None]
+    layer = Int8Linear(weight, None)
+    assert layer.quantised.min() >= -127
+    assert (layer.quantised.abs().amax(1)[:50] >= 126).all()
+
+
+# What becomes of the model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_stays_as_it_was(name: str, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(model_of(name)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kinds = {key: type(part) for key, part in model.named_modules()}
+    prepared = prepare_for_decoding(model, dtype)
+    generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    assert {key: type(part) for key, part in model.named_modules()} == kinds
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(part.training for part in model.modules()) and not prepared.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+    assert prepared.config == model.config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
+def test_what_is_no_matrix_is_shared(name: str) -> None:
+    model, prepared = model_of(name), prepared_from(name, torch.int8)
+    places = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in prepared.parameters()} <= places
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
+def test_lora_is_merged(name: str) -> None:
+    model = copy.deepcopy(model_of(name))
+    add_lora(model, targets="all-linear")
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.weight.normal_()
+    prepared = prepare_for_decoding(model)
+    ids, mask = inputs(random.Random(1))
+    options = {"max_new_tokens": 8, "eos_token_id": None}
+    got = generate(prepared, ids, mask, **options).tolist()
+    assert got == generate(merge_lora(model), ids, mask, **options).tolist()
+    assert got != generate(model_of(name), ids, mask, **options).tolist()
+    assert lora_layers(model) and not lora_layers(prepared)
+
+
+# What cannot work
+
+
+def refuses(message: str, model: Any, dtype: torch.dtype = torch.float32) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        prepare_for_decoding(model, dtype)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_work_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("gpt2")
+    refuses(
+        "dtype is torch.float16, expected one of torch.float32, torch.bfloat16, torch.int8 on cpu",
+        model,
+        torch.float16,
+    )
+    refuses("prepared already", prepared_from("gpt2", torch.int8))
+    refuses("the model has torch.bfloat16 weights, expected float32", copy.deepcopy(model).bfloat16())
+    refuses("the model is on meta, expected a CPU or CUDA", copy.deepcopy(model).to("meta"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        refuses("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    refuses("no oneDNN", model)
+    prepare_for_decoding(model, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prepared_model_is_not_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save the one that it was made from"):
+        save_model(prepared_from("gpt2", dtype), tmp_path / "model")
+    assert not (tmp_path / "model").exists() or not any((tmp_path / "model").glob("*.safetensors"))

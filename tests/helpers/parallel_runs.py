@@ -1,0 +1,58 @@
+"""Runs of python -m ftcore.train, one after the other in the processes that torchrun has started.
+
+    torchrun --nproc-per-node 2 parallel_runs.py FOLDER
+
+FOLDER/runs.json is a list of runs: the `words` of their command lines, and for some the step to `stop_at`,
+on request of the last process alone. Each process writes what became of them to FOLDER/process-RANK.json.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import ftcore.train
+from ftcore.fast import compiled_blocks
+from ftcore.fast.compiler import compile_apart
+from ftcore.training.meter import Meter
+
+RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's program, not written in C++, which takes long."""
+    return compile_apart(forward, backend="eager")
+
+
+def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
+    add, steps = Meter.add, 0
+
+    def add_and_stop(self: Meter, *arguments: Any) -> None:
+        nonlocal steps
+        add(self, *arguments)
+        steps += 1
+        if steps == stop_at and RANK == COUNT - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Meter.add = add_and_stop  # type: ignore[method-assign]
+    try:
+        with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
+            status = ftcore.train.main(words)
+    except SystemExit as ending:
+        status = int(ending.code or 0)
+    finally:
+        Meter.add = add  # type: ignore[method-assign]
+    return {"status": status, "output": output.getvalue(), "errors": errors.getvalue()}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    ftcore.train.save_picture = lambda *_: False
+    compiled_blocks.compile_apart = traced
+    results = [run(**row) for row in json.loads((folder / "runs.json").read_text())]
+    (folder / f"process-{RANK}.json").write_text(json.dumps(results))

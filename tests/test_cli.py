@@ -1,0 +1,284 @@
+"""Options out of a dataclass's comments: help, types, files of options, and errors of one line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftcore
+from ftcore.cli import _help_texts, arguments, parse
+
+PACKAGE = Path(ftcore.__file__).parent
+DOORS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+OPTION_CLASSES = [
+    value
+    for path in sorted(PACKAGE.glob("*/options.py"))
+    for name, value in vars(import_module(f"ftcore.{path.parent.name}.options")).items()
+    if name.endswith("Options") and dataclasses.is_dataclass(value)
+]
+
+
+@dataclass
+class Trip:
+    """Plan a trip.
+
+    Nobody pays.
+    """
+
+    goal: str  # where to go
+    days: int = 3  # how long
+    speed: float = 1.5  # in km/h, 100% of the time
+
+    # [Company]
+    # who comes along: friends
+    # of all kinds,
+    friends: list[str] = dataclasses.field(default_factory=list)  # and enemies
+    mood: Literal["good", "bad"] = "good"  # of the group
+    pause: int | float = 0.1  # hours, or below 1 a share
+    map_file: str | None = None  # file with the way (default: none)
+    night: bool = False  # travel at night
+
+    def __post_init__(self) -> None:
+        if self.days < 1:
+            raise ValueError(f"--days is {self.days}, expected at least 1")
+
+
+def trip(*arguments: str) -> Trip:
+    return parse(Trip, arguments, command="trip")
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ending:
+        trip(*arguments)
+    assert ending.value.code == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    [line] = captured.err.splitlines()
+    assert line.startswith("trip: ") and line.endswith("(--help lists the options)")
+    return line
+
+
+def test_types_and_defaults() -> None:
+    assert trip("--goal", "Rome") == Trip("Rome")
+    got = trip(
+        "--goal=Rome",
+        "--days",
+        "5",
+        "--speed",
+        "2",
+        "--mood",
+        "bad",
+        "--pause",
+        "2",
+        "--map-file",
+        "x",
+        "--night",
+    )
+    assert got == Trip("Rome", 5, 2.0, [], "bad", 2, "x", True)
+    assert [type(value) for value in (got.speed, got.pause, trip("--goal", "x", "--pause", "2.0").pause)] == [
+        float,
+        int,
+        float,
+    ]
+    assert trip("--goal", "x", "--pause", "1e-3").pause == 1e-3
+
+
+def test_a_list_takes_its_words_at_once_or_one_by_one() -> None:
+    assert trip("--goal", "x", "--friends", "Ada", "Bo", "--days", "2").friends == ["Ada", "Bo"]
+    assert trip("--goal", "x", "--friends", "Ada", "--friends", "Bo").friends == ["Ada", "Bo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "--goal is missing"),
+        (["--goal", "x", "--dyas", "3"], "unknown argument '--dyas', did you mean '--days'?"),
+        (["--goal", "x", "--dyas=3"], "did you mean '--days'?"),
+        (["--goal", "x", "Rome"], "unknown argument 'Rome'"),
+        (["--goal", "x", "--day", "3"], "did you mean '--days'?"),  # no guessing of beginnings
+        (["--goal", "x", "--map_file", "3"], "did you mean '--map-file'?"),
+        (["--goal", "x", "--days", "two"], "--days: invalid int value: 'two'"),
+        (["--goal", "x", "--pause", "long"], "--pause: invalid number value: 'long'"),
+        (["--goal", "x", "--mood", "sad"], "--mood: invalid choice: 'sad'"),
+        (["--goal", "x", "--days"], "--days: expected one argument"),
+        (["--goal", "x", "--days", "0"], "--days is 0, expected at least 1"),
+        (["--config", "/nowhere/x.json"], "/nowhere/x.json: No such file or directory"),
+    ],
+)
+def test_one_line_for_what_is_wrong(
+    capsys: pytest.CaptureFixture, arguments: list[str], complaint: str
+) -> None:
+    assert complaint in refusal(capsys, *arguments)
+
+
+@dataclass
+class LongTrip(Trip):
+    """Plan more."""
+
+    days: int = 30  # how long it takes
+    stops: int = 2  # on the way
+
+
+def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixture) -> None:
+    assert parse(LongTrip, ["--goal", "x", "--stops", "3"], command="trip") == LongTrip("x", stops=3)
+    assert list(_help_texts(LongTrip).items())[:2] == [
+        ("goal", ("", "where to go")),
+        ("days", ("", "how long it takes")),
+    ]
+    with pytest.raises(SystemExit):
+        parse(LongTrip, ["--days", "0", "--goal", "x"], command="trip")
+    assert "--days is 0, expected at least 1" in capsys.readouterr().err
+
+
+@dataclass
+class Flags:
+    """Of all kinds."""
+
+    goal: str = "Rome"  # where to go
+    pause: int | float | None = None  # hours
+    friends: list[str] | None = None  # who comes along
+    night: bool = False  # travel at night
+    quiet: bool | None = None  # do not talk
+
+
+texts = st.text("abc é'", min_size=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    options=st.builds(
+        Flags,
+        goal=texts,
+        pause=st.none() | st.integers(0, 99) | st.floats(1e-9, 1e9),
+        friends=st.none() | st.lists(texts, min_size=1),
+        night=st.booleans(),
+        quiet=st.none() | st.booleans(),
+    )
+)
+def test_options_become_a_command_line_and_options_again(options: Flags) -> None:
+    assert parse(Flags, arguments(options), command="trip") == options
+
+
+def test_a_command_line_leaves_out_what_is_the_default() -> None:
+    assert arguments(Flags()) == []
+    assert arguments(Flags(pause=2, quiet=False)) == ["--pause", "2", "--no-quiet"]
+
+
+def test_help_is_the_docstring_and_the_comments(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ending:
+        trip("--help")
+    assert ending.value.code == 0
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
+    assert "Plan a trip. Nobody pays." in words
+    assert "--days N how long (default: 3)" in words
+    assert "--speed X in km/h, 100% of the time (default: 1.5)" in words
+    assert "who comes along: friends of all kinds, and enemies" in words
+    assert "--mood {good,bad} of the group (default: good)" in words
+    assert "--pause N|X" in words and "--map-file FILE file with the way (default: none)" in words
+    assert text.index("Company:") > text.index("--speed")
+
+
+# --- files of options
+
+
+def as_file(path: Path, values: Any) -> str:
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return str(path)
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    config = as_file(tmp_path / "trip.json", {"goal": "Rome", "days": 9, "night": True, "speed": 2})
+    assert trip("--config", config, "--days", "4") == Trip("Rome", 4, 2, night=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.builds(
+        Trip,
+        goal=st.text(),
+        days=st.integers(1, 10**6),
+        speed=st.floats(allow_nan=False),
+        mood=st.sampled_from(["good", "bad"]),
+        pause=st.integers() | st.floats(allow_nan=False),
+        map_file=st.none() | st.text(),
+        night=st.booleans(),
+        friends=st.lists(st.text()),
+    )
+)
+def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFactory, options: Trip) -> None:
+    config = as_file(tmp_path_factory.mktemp("config") / "trip.json", dataclasses.asdict(options))
+    assert trip("--config", config) == options
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "trip.json: not JSON (Expecting property name"),
+        ("", "trip.json: not JSON"),
+        ([1], "trip.json: expected a JSON object of options"),
+        ({"gaol": "x"}, "trip.json: unknown option 'gaol', did you mean 'goal'?"),
+        ({"goal": 3}, "trip.json: goal is 3, which does not fit --goal"),
+        ({"goal": "x", "days": "3"}, "days is '3', which does not fit --days"),
+        ({"goal": "x", "days": True}, "days is True, which does not fit --days"),
+        ({"goal": "x", "days": 2.5}, "days is 2.5, which does not fit --days"),
+        ({"goal": "x", "night": 1}, "night is 1, which does not fit --night"),
+        ({"goal": "x", "mood": "sad"}, "mood is 'sad', which does not fit --mood"),
+        ({"goal": None}, "goal is None"),
+        ({"goal": "x", "friends": "Ada"}, "friends is 'Ada', which does not fit --friends"),
+        ({"goal": "x", "friends": [1]}, "friends is [1], which does not fit --friends"),
+        ({"days": 3}, "--goal is missing"),
+        ({"goal": "x", "days": 0}, "--days is 0, expected at least 1"),
+    ],
+)
+def test_a_wrong_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: Any, complaint: str
+) -> None:
+    assert complaint in refusal(capsys, "--config", as_file(tmp_path / "trip.json", content))
+
+
+# --- the commands that there are
+
+
+@pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
+def test_every_option_of_every_command_has_a_help_text(options: type) -> None:
+    texts = _help_texts(options)
+    assert list(texts) == [field.name for field in dataclasses.fields(options)]
+    for name, (_, text) in texts.items():
+        assert text and text[0] not in ",.)" and text.count("(") == text.count(")"), f"{name}: {text!r}"
+        assert not text.endswith((",", ".", " a")), f"{name}: {text!r}"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_comes_without_torch(door: str) -> None:
+    """A newcomer's first `--help` should not take the seconds that importing torch takes."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['ftcore.{door}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('ftcore.{door}', run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: ftcore.{door}" in done.stdout and "--config FILE" in done.stdout
+
+
+def test_a_typing_error_is_one_line_without_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ftcore.train", "--epoch", "3"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert (
+        done.stderr
+        == "ftcore.train: unknown argument '--epoch', did you mean '--epochs'? (--help lists the options)\n"
+    )

@@ -1,0 +1,81 @@
+"""Exact match and F1 as SQuAD defines them."""
+
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftcore.metrics import exact_match, f1, normalise
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        ("The  Eiffel\tTower.", "eiffel tower"),
+        ("an apple, a pear and the rest", "apple pear and rest"),
+        ("U.S.A.", "usa"),
+        ("well-known", "wellknown"),
+        ("theatre", "theatre"),  # the article is a word, not a beginning
+        ("The", ""),
+        ("\u201cquoted\u201d", "\u201cquoted\u201d"),  # SQuAD's script removes ASCII punctuation only
+        ("Émile Zola", "émile zola"),
+    ],
+)
+def test_normalise(answer: str, bare: str) -> None:
+    assert normalise(answer) == bare
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "match", "score"),
+    [
+        ("the Denver Broncos", ["Denver Broncos", "Broncos"], 1, 1),
+        ("Denver", ["Denver Broncos"], 0, 2 / 3),  # precision 1, recall 1/2
+        ("in the city of Denver", ["Denver Broncos"], 0, 2 * (1 / 4 * 1 / 2) / (1 / 4 + 1 / 2)),
+        ("red red blue", ["red green"], 0, 2 * (1 / 3 * 1 / 2) / (1 / 3 + 1 / 2)),  # a word counts once
+        ("Carolina", ["Denver Broncos"], 0, 0),
+        ("", ["Denver"], 0, 0),
+        ("the", ["a"], 1, 1),  # both empty after normalisation
+        ("Broncos Denver", ["Denver Broncos"], 0, 1),
+        ("Panthers of Carolina", ["Broncos", "Carolina Panthers"], 0, 0.8),  # the best of the gold answers
+    ],
+)
+def test_by_hand(prediction: str, references: list[str], match: float, score: float) -> None:
+    assert exact_match(prediction, references) == match
+    assert f1(prediction, references) == pytest.approx(score)
+
+
+texts = st.lists(st.sampled_from(["a", "The", "red", "Red.", "blue", "green-ish", "", "-"]), max_size=6).map(
+    " ".join
+)
+references = st.lists(texts | st.text(max_size=12), min_size=1, max_size=4)
+
+
+@given(texts | st.text(max_size=12), references)
+def test_bounds(prediction: str, gold: list[str]) -> None:
+    match, score = exact_match(prediction, gold), f1(prediction, gold)
+    assert match in (0, 1) and 0 <= score <= 1
+    assert match <= score  # an exact match has every word
+    assert exact_match(gold[0], gold) == f1(gold[0], gold) == 1
+    assert (match, score) == (exact_match(prediction, gold[::-1]), f1(prediction, gold[::-1]))
+
+
+@given(texts, texts)
+def test_symmetric_and_blind_to_form(one: str, other: str) -> None:
+    assert f1(one, [other]) == f1(other, [one])
+    assert f1(one.upper() + "!", [other]) == f1(one, [other])
+    assert exact_match(f"  the {one}", [other]) == exact_match(one, [other])
+
+
+@given(texts, references, texts)
+def test_another_gold_answer_never_hurts(prediction: str, gold: list[str], more: str) -> None:
+    assert f1(prediction, [*gold, more]) >= f1(prediction, gold)
+    assert exact_match(prediction, [*gold, more]) >= exact_match(prediction, gold)
+
+
+@given(st.text(max_size=30))
+def test_normalising_twice_changes_nothing(text: Any) -> None:
+    bare = normalise(text)
+    assert not set(bare) & set(string.punctuation)
+    assert " ".join(normalise(bare).split()) == bare

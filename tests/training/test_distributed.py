@@ -1,0 +1,508 @@
+"""More than one process: the same run as with one, whatever stops it, and however many go on with it.
+
+One torchrun of two processes makes all the runs that end by themselves (parallel_runs.py); a process that is
+killed, and a torchrun that is stopped, need one each.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import ftcore.train
+from ftcore.checkpoints.checkpoint import load_model, save_model
+from ftcore.fast import compiled_blocks
+from ftcore.models import GPT2LMHeadModel
+from ftcore.training import distributed as parallel
+from ftcore.training import interrupt
+from ftcore.training.meter import Meter
+from tests.helpers import parallel_runs, tiny_runs
+
+FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
+MODES = ("ddp", "fsdp")
+STOP = 4  # of 8 steps: in the middle of the second epoch
+
+# Windows of 6 and 4 examples, targets of different lengths, and a micro-batch of 1 example for 2 processes.
+COMMON = "--batch-size 3 --grad-accum 2 --eval-every 4 --log-every 4 --eval-answers 2 --max-target-length 20 "
+COMMON += "--lr 0.01 --label-smoothing 0.1 --keep 1"
+TWENTY, EIGHT = "--max-steps 20 --dropout 0", "--max-steps 8 --dropout 0"
+VARIANTS = {  # of a run, and the mode that it is made in
+    "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # a row: one process has none of it
+    "frozen": ("t5", "ddp", "--freeze encoder.block.0.layer.1 shared"),
+    "frozen sharded": ("t5", "fsdp", "--freeze encoder.block.0 decoder.block.0.layer.0"),
+    "recomputed": ("t5", "fsdp", "--gradient-checkpointing"),
+    "recomputed copies": ("t5", "ddp", "--gradient-checkpointing"),
+    "compiled": ("gpt2", "ddp", "--compile"),
+    "compiled shards": ("t5", "fsdp", "--compile --gradient-checkpointing"),
+    "relative": ("t5", "fsdp", "--relative-steps"),
+    # It measures a bias as a whole, the keys' part included, which moves by chance: small steps here too.
+    "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),
+    # Its new matrices feel nearly nothing at first, of which AdamW makes whole steps: small ones, then.
+    "resized": ("gpt2", "fsdp", "--num-layers 2 --d-model 24 --lr 0.001"),
+    "one epoch": ("gpt2", "ddp", "--epochs 1 --save-every 2"),
+    "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
+    "spans": ("t5", "fsdp", "--task span-corruption --train {text} --valid {other} --max-source-length 40"),
+}
+
+
+class Bench:
+    """Models and data, and the runs that were made of them, one process's and two processes'."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for family, build in FAMILIES.items():
+            build(folder / family)
+        tiny_runs.questions(folder / "train.jsonl", 16)
+        tiny_runs.questions(folder / "valid.jsonl", 5, start=30)
+        for name, count in (("text.txt", 90), ("other.txt", 30)):
+            places = enumerate((tiny_runs.PLACES * 12)[:count])
+            (folder / name).write_text("".join(f"{place} is number {n}. " for n, place in places))
+        self.planned: list[dict[str, Any]] = []
+        self.names: list[str] = []
+        self.results: list[list[dict[str, Any]]] = []
+
+    def directory(self, name: str) -> Path:
+        return self.folder / "runs" / name.replace(" ", "-")
+
+    def words(self, name: str, family: str, options: str) -> list[str]:
+        files = f"--model {self.folder / family} --train {self.folder}/train.jsonl "
+        files += f"--valid {self.folder}/valid.jsonl --output {self.directory(name)}"
+        return f"{files} {COMMON} {options}".split()
+
+    def alone(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
+        """A run in this process."""
+        with stopping(stop_at):
+            assert ftcore.train.main(self.words(name, family, options)) == 0
+
+    def resume_alone(self, name: str, copy: str) -> int:
+        shutil.copytree(self.directory(name), self.directory(copy))
+        return ftcore.train.main(["--output", str(self.directory(copy)), "--resume"])
+
+    def plan(self, name: str, words: list[str], stop_at: int | None = None) -> None:
+        """A run in two processes, made when `torchrun` is called."""
+        self.names.append(name)
+        self.planned.append({"words": words, "stop_at": stop_at})
+
+    def plan_run(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
+        self.plan(name, self.words(name, family, options), stop_at)
+
+    def torchrun(self) -> None:
+        (self.folder / "runs.json").write_text(json.dumps(self.planned))
+        script = Path(parallel_runs.__file__)
+        finished = subprocess.run(
+            [*TORCHRUN, str(script), str(self.folder)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert finished.returncode == 0, finished.stderr[-5000:]
+        texts = [(self.folder / f"process-{rank}.json").read_text() for rank in (0, 1)]
+        self.results = [json.loads(text) for text in texts]
+
+    def result(self, name: str, process: int = 0) -> dict[str, Any]:
+        return self.results[process][self.names.index(name)]
+
+    def weights(self, name: str, directory: str = "last") -> dict[str, Tensor]:
+        return load_file(self.directory(name) / directory / "model.safetensors")
+
+    def state(self, name: str) -> dict[str, Any]:
+        return torch.load(self.directory(name) / "state" / "training_state.pt", weights_only=True)
+
+
+# At a port of its own: tests run side by side.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+class stopping:  # noqa: N801  (a function in all but name)
+    """The run in this process is asked to stop after a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step, self.taken = step, 0
+
+    def __enter__(self) -> None:
+        self.add = add = Meter.add
+
+        def add_and_stop(meter: Meter, *arguments: Any) -> None:
+            add(meter, *arguments)
+            self.taken += 1
+            if self.taken == self.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Meter.add = add_and_stop  # type: ignore[method-assign]
+
+    def __exit__(self, *_: Any) -> None:
+        Meter.add = self.add  # type: ignore[method-assign]
+
+
+def tiny_overflow(directory: Path) -> None:
+    """A GPT-2 that overflows where it reads a "Z", and nowhere else."""
+    model = load_model(tiny_runs.tiny_gpt2(directory, tie_word_embeddings=False))
+    assert isinstance(model, GPT2LMHeadModel)
+    with torch.no_grad():
+        model.transformer.wte.weight[ord("Z")] = 3e38
+    save_model(model, directory)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Before any run is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
+        yield Bench(tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.fixture(scope="module")
+def bench(empty: Bench) -> Bench:
+    """With all runs that end by themselves."""
+    bench, folder = empty, empty.folder
+    for family in FAMILIES:
+        bench.alone(f"{family} alone", family, TWENTY)
+        for mode in MODES:
+            bench.plan_run(f"{family} {mode}", family, f"{TWENTY} --parallel {mode}")
+    for name, (family, mode, options) in VARIANTS.items():
+        options = options.format(text=folder / "text.txt", other=folder / "other.txt")
+        steps = "--dropout 0" if "--epochs" in options else EIGHT
+        bench.alone(f"{name} alone", family, f"{steps} {options}")
+        bench.plan_run(name, family, f"{steps} {options} --parallel {mode}")
+
+    # Stopped here, resumed there. What a stopped run leaves is copied before anything resumes.
+    bench.alone("whole", "t5", EIGHT)
+    bench.alone("stopped alone", "t5", EIGHT, STOP)
+    for mode in MODES:
+        bench.plan_run(f"stopped {mode}", "t5", f"{EIGHT} --parallel {mode}", STOP)
+        shutil.copytree(bench.directory("stopped alone"), bench.directory(f"alone to {mode}"))
+        words = ["--output", str(bench.directory(f"alone to {mode}")), "--resume", "--parallel", mode]
+        bench.plan(f"alone to {mode}", words)
+
+    # With dropout each process draws numbers of its own.
+    for mode in MODES:
+        bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 8 --parallel {mode}")
+        bench.plan_run(f"dropout stopped {mode}", "t5", f"--max-steps 8 --parallel {mode}", STOP)
+        for name in ("refused", "again"):
+            word = f"--output {bench.directory(f'dropout stopped {mode}')} --resume --parallel {mode}"
+            seed = " --seed 4" if name == "refused" else ""
+            bench.plan(f"dropout {name} {mode}", f"{word}{seed}".split())
+    bench.plan_run("dropout to fsdp", "t5", "--max-steps 8", STOP)
+    words = f"--output {bench.directory('dropout to fsdp')} --resume --parallel fsdp".split()
+    bench.plan("dropout from ddp to fsdp", words)
+
+    tiny_overflow(folder / "overflow")
+    rows = [*(folder / "train.jsonl").read_text().splitlines()]
+    rows[0] = '{"context": "Z is Zoe.", "question": "Z?", "answer": "Zoe"}'
+    (folder / "overflow.jsonl").write_text("\n".join([*rows, ""]))
+    for mode in MODES:
+        options = f"{TWENTY} --save-every 1 --seed 2 --parallel {mode} --train {folder}/overflow.jsonl"
+        bench.plan_run(f"overflow {mode}", "overflow", options)
+
+    for flag in ("--check", "--dry-run"):
+        bench.plan_run(flag, "t5", flag)
+    bench.plan_run("no file", "t5", f"--train {folder}/nothing.jsonl")
+    bench.plan_run("exists", "t5", "--output " + str(bench.directory("t5 alone")))
+    bench.plan_run("typing error", "t5", "--parallel fdsp")
+    bench.torchrun()
+    return bench
+
+
+def differences(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+    """The largest in each tensor, relative to its largest number or to 1.
+
+    The biases of GPT-2's keys are left out: they feel no gradient but rounding, and the optimizer moves them
+    by chance.
+    """
+    assert got.keys() == wanted.keys()
+    apart = {}
+    for name, tensor in wanted.items():
+        one, other = got[name].double(), tensor.double()
+        if name.endswith("c_attn.bias"):
+            one, other = (bias.view(3, -1)[::2] for bias in (one, other))
+        apart[name] = ((one - other).abs().max() / max(1, other.abs().max())).item()
+    return apart
+
+
+def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor], bound: float = 1e-6) -> None:
+    worst = differences(got, wanted)
+    assert max(worst.values()) <= bound, max(worst, key=lambda name: worst[name])
+
+
+def assert_same_metrics(got: Path, wanted: Path) -> None:
+    for one, other in zip(tiny_runs.metrics(got), tiny_runs.metrics(wanted), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+# --- the same run
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_are_those_of_one_process(bench: Bench, family: str, mode: str) -> None:
+    got, wanted = f"{family} {mode}", f"{family} alone"
+    assert bench.result(got)["status"] == 0, bench.result(got)
+    for directory in ("last", "best"):
+        assert_close(bench.weights(got, directory), bench.weights(wanted, directory))
+    assert_same_metrics(bench.directory(got), bench.directory(wanted))
+    predictions = (bench.directory(name) / "predictions.jsonl" for name in (got, wanted))
+    assert next(predictions).read_text() == next(predictions).read_text()
+    report = (bench.directory(got) / "report.html").read_text()
+    assert f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode}" in report
+    load_model(bench.directory(got) / "last")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_trained_and_how(bench: Bench, name: str) -> None:
+    assert bench.result(name)["status"] == 0, bench.result(name)
+    assert_close(bench.weights(name), bench.weights(f"{name} alone"))
+    assert_same_metrics(bench.directory(name), bench.directory(f"{name} alone"))
+    checkpoints = [path.name for path in sorted(bench.directory(name).glob("checkpoints/*"))]
+    assert checkpoints == (["step-000002"] if name == "one epoch" else [])
+
+
+def test_only_the_first_process_prints(bench: Bench) -> None:
+    for number, name in enumerate(bench.names):
+        other = bench.results[1][number]
+        assert (other["output"], other["errors"]) == ("", ""), name
+        assert other["status"] == bench.result(name)["status"], name
+    output = bench.result("t5 ddp")["output"]
+    assert "processes  2, ddp" in output
+    assert output.count("step 0: valid_loss") == 1
+
+
+# --- stopped and resumed
+
+
+def test_a_request_to_one_process_stops_all_at_one_step(bench: Bench) -> None:
+    for mode in MODES:
+        name = f"stopped {mode}"
+        assert bench.result(name)["status"] == 0
+        output = bench.result(name)["output"]
+        assert f"stopped after step {STOP} of 8 and saved; go on with:" in output
+        command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
+        assert f"{command} {bench.directory(name)} --resume" in output
+        assert bench.state(name)["progress"]["step"] == STOP
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_processes_go_on(bench: Bench, mode: str) -> None:
+    assert bench.result(f"alone to {mode}")["status"] == 0, bench.result(f"alone to {mode}")
+    assert_close(bench.weights(f"alone to {mode}"), bench.weights("whole"))
+    assert_same_metrics(bench.directory(f"alone to {mode}"), bench.directory("whole"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fewer_processes_go_on(bench: Bench, mode: str) -> None:
+    assert bench.resume_alone(f"stopped {mode}", f"{mode} to alone") == 0
+    assert_close(bench.weights(f"{mode} to alone"), bench.weights("whole"))
+    assert_same_metrics(bench.directory(f"{mode} to alone"), bench.directory("whole"))
+    files = {path.name for path in (bench.directory(f"{mode} to alone") / "state").iterdir()}
+    assert files == {"training_state.pt"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_as_many_processes_go_on_bit_for_bit(bench: Bench, mode: str) -> None:
+    """With dropout: each takes up the random numbers that it had."""
+    assert bench.result(f"dropout again {mode}")["status"] == 0, bench.result(f"dropout again {mode}")
+    assert_close(bench.weights(f"dropout stopped {mode}"), bench.weights(f"dropout {mode}"), bound=0)
+    state = bench.state(f"dropout {mode}")
+    [other] = state["random_of_others"]
+    assert not torch.equal(state["random"]["cpu"], other["cpu"])
+
+
+def test_as_many_processes_go_on_in_another_mode(bench: Bench) -> None:
+    assert bench.result("dropout from ddp to fsdp")["status"] == 0
+    assert_close(bench.weights("dropout to fsdp"), bench.weights("dropout ddp"))
+
+
+def test_dropout_draws_other_numbers_on_another_number_of_processes(
+    bench: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    name = "dropout refused"
+    shutil.copytree(bench.directory("dropout ddp"), bench.directory(name))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        ftcore.train.main(["--output", str(bench.directory(name)), "--resume"])
+    assert ending.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "was trained by 2 processes, it cannot go on with 1 process" in line
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_seed_is_refused_once(bench: Bench, mode: str) -> None:
+    result = bench.result(f"dropout refused {mode}")
+    assert result["status"] == 2
+    [line] = result["errors"].splitlines()
+    assert "the run was started with --seed 0, it cannot go on with --seed 4" in line
+
+
+def test_sharded_state_is_safetensors_and_has_one_directory(bench: Bench) -> None:
+    state = bench.directory("t5 fsdp") / "state"
+    [shards] = [path for path in state.iterdir() if path.is_dir()]
+    assert bench.state("t5 fsdp")["shards"] == shards.name
+    assert [path.suffix for path in shards.iterdir()] == [".safetensors", ".safetensors"]
+
+
+def test_a_damaged_shard_is_refused(bench: Bench, capsys: pytest.CaptureFixture) -> None:
+    name = "damaged"
+    shutil.copytree(bench.directory("stopped fsdp"), bench.directory(name))
+    shards = next((bench.directory(name) / "state").glob("sharded-*"))
+    next(shards.iterdir()).unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        ftcore.train.main(["--output", str(bench.directory(name)), "--resume"])
+    assert ending.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{shards}: damaged, the run cannot be resumed" in line
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> None:
+    name = f"overflow {mode}"
+    assert bench.result(name)["status"] == 1
+    [line] = [line for line in bench.result(name)["errors"].splitlines() if not line.startswith("warning")]
+    assert "ftcore.train: the loss is nan in step" in line
+    assert "first in the output of transformer.h.0.ln_1" in line
+    run = bench.directory(name)
+    assert f"the weights of the last save are at {run / 'last'}" in line
+    load_model(run / "last")
+    report = json.loads((run / "non_finite.json").read_text())
+    assert any("Zoe" in row["input"] for row in report["examples"])
+    assert len(report["examples"]) < 3  # those of the process that had it
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("--check", "--check is for one process: start it with python -m ftcore.train"),
+        ("--dry-run", "--dry-run is for one process: start it with python -m ftcore.train"),
+        ("no file", "nothing.jsonl"),
+        ("exists", "already holds a run: --resume goes on with it, --overwrite replaces it"),
+        ("typing error", "--parallel: invalid choice: 'fdsp'"),
+    ],
+)
+def test_a_wrong_input_is_one_line_of_all_processes(bench: Bench, name: str, complaint: str) -> None:
+    result = bench.result(name)
+    assert result["status"] == 2
+    [line] = result["errors"].splitlines()
+    assert complaint in line
+    assert not bench.directory(name).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("", "--parallel fsdp is for processes that torchrun starts: torchrun --nproc-per-node 2 -m ftcore"),
+        ("--optimizer adafactor", "--parallel fsdp contradicts --optimizer adafactor"),
+        ("--precision fp16", "--parallel fsdp contradicts --precision fp16"),
+    ],
+)
+def test_refused_without_torchrun(capsys: pytest.CaptureFixture, options: str, complaint: str) -> None:
+    with pytest.raises(SystemExit) as ending:
+        ftcore.train.main(["--parallel", "fsdp", *options.split()])
+    assert ending.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert complaint in line
+
+
+# --- killed
+
+
+def start(empty: Bench, name: str, mode: str) -> subprocess.Popen:
+    """A run in two processes that has saved, and is far from its end."""
+    options = f"--max-steps 100000 --dropout 0 --save-every 3 --eval-every 100000 --parallel {mode}"
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "ftcore.train", *empty.words(name, "t5", options)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = empty.directory(name) / "state" / "training_state.pt"
+    while not state.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def ranks(torchrun: subprocess.Popen) -> list[int]:
+    """The process ids of its processes, by rank."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    found = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found |= {int(variable[5:]): child for variable in variables if variable.startswith(b"RANK=")}
+    return [found[rank] for rank in sorted(found)]
+
+
+def goes_on(empty: Bench, name: str) -> None:
+    """The state resumes, here in one process, and takes steps."""
+    saved = empty.state(name)["progress"]["step"]
+    with stopping(2):
+        assert empty.resume_alone(name, f"{name} resumed") == 0
+    assert empty.state(f"{name} resumed")["progress"]["step"] == saved + 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 0)])
+def test_one_process_killed_ends_the_others_with_what_to_do(empty: Bench, mode: str, rank: int) -> None:
+    name = f"killed {mode}"
+    process = start(empty, name, mode)
+    os.kill(ranks(process)[rank], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    [line] = [line for line in errors.splitlines() if line.startswith("ftcore.train: ")]
+    assert "another process of this run was lost in step" in line
+    assert "the run goes on from its last save, step" in line
+    command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
+    assert f"with {command} {empty.directory(name)} --resume" in line
+    goes_on(empty, name)
+
+
+def test_a_stopped_torchrun_saves(empty: Bench) -> None:
+    process = start(empty, "terminated", "fsdp")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    step = empty.state("terminated")["progress"]["step"]
+    assert f"stopped after step {step} of 100000 and saved; go on with:" in output, errors
+    goes_on(empty, "terminated")
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.6])
+def test_who_is_stuck_after_sigterm_can_still_speak(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(interrupt, "GRACE", 0.2)
+    said = []
+    with interrupt.Interrupt(), interrupt.speaking_when_stuck(lambda: said.append("it")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
+    assert said == (["it"] if seconds else [])
+
+
+def test_rows_are_dealt_and_collected() -> None:
+    processes = []
+    for rank in range(3):
+        one = parallel.OneProcess()
+        one.rank, one.count = rank, 3
+        processes.append(one)
+    for rows in ([], [1], [1, 2, 3, 4], list(range(9))):
+        shares = [one.deal(rows) for one in processes]
+        processes[0].gather = lambda share, shares=shares: shares  # type: ignore[method-assign]
+        assert processes[0].collect(shares[0]) == rows
