@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._inductor import config as inductor
 
 import ftcore.train
+from ftcore.fast import compiled_blocks
 from ftcore.fast.compiled_blocks import compile_blocks
 from ftcore.fast.compiler import require_compiler
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.training import compiled_blocks
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.loss import batch_loss
 from tests.helpers import parallel_runs, tiny_runs
