@@ -1,7 +1,7 @@
 """What ftcore costs beside transformers and CTranslate2 on this machine: `python -m ftcore.bench`."""
 
 from ftcore.benchmark.options import BenchOptions
-from ftcore.cli import FAILED_RUN, clear_errors, parse
+from ftcore.cli import FAILED_RUN, cli_errors, parse
 
 if __name__ == "__main__":
     parse(BenchOptions, command="ftcore.bench")  # --help and typing errors, before the import of torch
@@ -24,7 +24,7 @@ from ftcore.training.inputs import find_device
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(BenchOptions, argv, command="ftcore.bench")
-    with clear_errors("ftcore.bench"):
+    with cli_errors("ftcore.bench"):
         device = str(find_device(options.device))
         if options.growth:
             require_plots(Path(options.growth))

@@ -1,41 +1,80 @@
-"""What the commands share: options from the command line, and errors that are one line. No torch in here.
+"""What the commands share: options, one-line errors, console output. Imports no torch, so `--help` is fast.
 
-A command's options are one dataclass, whose field comments are the help text.
+A command's options are one dataclass, in which every option is one record:
 
     @dataclass
     class Options:
-        # [Data]
-        train: str                      # file to train on
-        batch_size: int = 8             # examples a step
-        precision: Literal["fp32", "bf16"] = "fp32"  # number format of the computation
-        freeze: list[str] | None = None  # names of modules
-        resume: bool = False            # go on with the run in --output
+        train: str = option(REQUIRED, "file to train on", group="Data", metavar="FILE")
+        batch_size: int = option(8, "examples per step", at_least=1)
+        precision: Literal["fp32", "bf16"] = option("fp32", "number format of the computation")
+        freeze: list[str] | None = option(None, "names of modules", metavar="NAME")
+        resume: bool = option(False, "go on with the run in --output")
 
-becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME ...] --resume`. A line
-`# [Title]` begins a group of the help. Comment lines above a field continue its help. A dataclass that
-derives from another has the options of both. A saved options file is read back by `--config`; `arguments`
-gives the command line of options that are there already.
+becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME ...] --resume`.
 """
 
 import argparse
 import dataclasses
 import difflib
 import inspect
-import json
-import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+from ftcore.checkpoints.files import read_json
+
 Options = TypeVar("Options")
 
-_GROUP = re.compile(r"\s*# \[(?P<title>.+)\]$")
-_COMMENT = re.compile(r"\s*# (?P<text>.+)$")
-_FIELD = re.compile(r"\s*(?P<name>\w+): .*?(\s# (?P<text>.+))?$")
+REQUIRED: Any = dataclasses.MISSING
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = None,
+    metavar: str | None = None,
+    at_least: float | None = None,
+    resumable: bool = False,
+    searchable: bool | Literal["log"] = False,
+) -> Any:
+    """A dataclass field that is a command-line option. Its type is the field's annotation.
+
+    Args:
+        default: REQUIRED where there is none.
+        help: one text for --help; the default is appended.
+        group: heading in --help; holds for the options after it, up to the next one with a heading.
+        metavar: placeholder of the value in --help.
+        at_least: lower bound, checked by `check_bounds`.
+        resumable: whether a resumed run may change it.
+        searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "metavar": metavar,
+        "at_least": at_least,
+        "resumable": resumable,
+        "searchable": searchable,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """`batch_size` -> `--batch-size`"""
+    return "--" + name.replace("_", "-")
+
+
+def check_bounds(options: Any) -> None:
+    """Raise ValueError naming the first option below its `at_least`; NaN and infinity are refused too."""
+    for field in dataclasses.fields(options):
+        value, bound = getattr(options, field.name), field.metadata.get("at_least")
+        if bound is not None and value is not None and not bound <= value < float("inf"):
+            raise ValueError(f"{flag(field.name)} is {value}, expected at least {bound}")
 
 
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:
@@ -48,39 +87,43 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     parser = _parser(options, command)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(unknown[0], parser))
+        flags = [name for action in parser._actions for name in action.option_strings]
+        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
     from_line = vars(given)
-    config = from_line.pop("config", None) if _has_saved_options(options) else None
+    config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
         values = (_read_config(options, Path(config)) if config else {}) | from_line
-        for field in dataclasses.fields(options):  # type: ignore[arg-type]
-            if field.name not in values and _is_required(field):
-                raise ValueError(f"{_flag(field.name)} is missing")
+        for field in _fields(options):
+            if field.name not in values and field.default is REQUIRED:
+                raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
         parser.error(str(error))
 
 
-def arguments(options: Any) -> list[str]:
-    """The command line, in words, that `parse` reads back as these options; defaults are left out."""
+def to_argv(options: Any) -> list[str]:
+    """The command line that `parse` reads back as these options; defaults are left out."""
     words: list[str] = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value is None or value == field.default:
             continue
-        flag = _flag(field.name)
         if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
+            words.append(flag(field.name) if value else flag(field.name).replace("--", "--no-", 1))
         else:
-            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+            words += [flag(field.name), *map(str, value if isinstance(value, list) else [value])]
     return words
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argparse whose errors are one line instead of a page of usage."""
+    """argparse with errors of one line instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(options)
 
 
 def _parser(options: type, command: str) -> _Parser:
@@ -92,38 +135,43 @@ def _parser(options: type, command: str) -> _Parser:
         allow_abbrev=False,
     )
     types_of = typing.get_type_hints(options)
-    groups: dict[str, Any] = {"": parser}
-    for name, (title, text) in _help_texts(options).items():
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        field = {f.name: f for f in dataclasses.fields(options)}[name]
-        groups[title].add_argument(_flag(name), **_argument(types_of[name], _with_default(text, field)))
-    if _has_saved_options(options):
+    group: Any = parser
+    for field in _fields(options):
+        if title := field.metadata["group"]:
+            group = parser.add_argument_group(title)
+        group.add_argument(flag(field.name), **_argument(types_of[field.name], field))
+    if _takes_config_file(options):
         parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
     return parser
 
 
-def _has_saved_options(options: type) -> bool:
-    """Not where a command means something else by --config."""
-    return "config" not in {field.name for field in dataclasses.fields(options)}
+def _takes_config_file(options: type) -> bool:
+    """False where a command has a --config of its own."""
+    return "config" not in {field.name for field in _fields(options)}
 
 
-def _argument(annotation: Any, help_text: str) -> dict[str, Any]:
-    """The keywords of add_argument for a field's type."""
-    choices = [option for option in _alternatives(annotation) if option is not type(None)]
-    help_text = help_text.replace("%", "%%")
+def _argument(annotation: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """Keyword arguments of `add_argument` for a field."""
+    kinds = [kind for kind in _alternatives(annotation) if kind is not type(None)]
+    text, default = field.metadata["help"].replace("%", "%%"), field.default
     if annotation is bool:
-        return {"action": "store_true", "help": help_text}
-    if choices == [bool]:  # None, the default, leaves it open
-        return {"action": argparse.BooleanOptionalAction, "help": help_text}
-    if typing.get_origin(choices[0]) is list:  # --friends A B, --friends A --friends B
-        return {"nargs": "+", "action": "extend", "metavar": _metavar(help_text), "help": help_text}
-    if typing.get_origin(choices[0]) is Literal:
-        return {"choices": list(typing.get_args(choices[0])), "help": help_text}
-    if int in choices and float in choices:
-        return {"type": _number, "metavar": "N|X", "help": help_text}
-    metavar = {int: "N", float: "X"}.get(choices[0], _metavar(help_text))
-    return {"type": choices[0], "metavar": metavar, "help": help_text}
+        return {"action": "store_true", "help": text}
+    if kinds == [bool]:  # the default, None, leaves it open
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if default is not REQUIRED and default is not None:
+        text += f" (default: {default})"
+    if typing.get_origin(kinds[0]) is Literal:
+        return {"choices": list(typing.get_args(kinds[0])), "help": text}
+    metavar = field.metadata["metavar"]
+    if typing.get_origin(kinds[0]) is list:  # --friends A B, or --friends A --friends B
+        return {"nargs": "+", "action": "extend", "metavar": metavar or "TEXT", "help": text}
+    if int in kinds and float in kinds:
+        return {"type": _number, "metavar": metavar or "N|X", "help": text}
+    return {
+        "type": kinds[0],
+        "metavar": metavar or {int: "N", float: "X"}.get(kinds[0], "TEXT"),
+        "help": text,
+    }
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -135,56 +183,7 @@ def _number(text: str) -> int | float:
     return int(text) if text.isdigit() else float(text)
 
 
-_number.__name__ = "number"  # argparse names it where the text is none
-
-
-def _metavar(help_text: str) -> str:
-    """What stands for a text's value in the help: its kind, when the help's first word names one."""
-    first = help_text.split()[0].lower() if help_text else ""
-    kinds = {"file": "FILE", "directory": "DIR", "checkpoint": "DIR", "names": "NAME"}
-    return (kinds | {text: text.upper() for text in ("key=value", "name=range")}).get(first, "TEXT")
-
-
-def _with_default(text: str, field: dataclasses.Field[Any]) -> str:
-    default = field.default
-    if default is dataclasses.MISSING or default is None or isinstance(default, bool):
-        return text
-    return f"{text} (default: {default})"
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _help_texts(options: type) -> dict[str, tuple[str, str]]:
-    """Field name -> (group title, help text), out of the comments in the dataclass's source.
-
-    A dataclass that derives from another has its options too, and may say something else about them.
-    """
-    inherited = [_help_texts(base) for base in options.__bases__ if dataclasses.is_dataclass(base)]
-    return {name: text for texts in (*inherited, _own_help_texts(options)) for name, text in texts.items()}
-
-
-def _own_help_texts(options: type) -> dict[str, tuple[str, str]]:
-    names = {field.name for field in dataclasses.fields(options)}
-    texts: dict[str, tuple[str, str]] = {}
-    title = ""
-    above: list[str] = []
-    for line in inspect.getsource(options).splitlines():
-        if group := _GROUP.match(line):
-            title, above = group["title"], []
-        elif comment := _COMMENT.match(line):
-            above.append(comment["text"])
-        elif (field := _FIELD.match(line)) and field["name"] in names and field["name"] not in texts:
-            texts[field["name"]] = title, " ".join([*above, field["text"] or ""]).strip()
-            above = []
-        else:
-            above = []
-    return texts
+_number.__name__ = "number"  # argparse puts it into its error message
 
 
 def _read_config(options: type, path: Path) -> dict[str, Any]:
@@ -194,19 +193,15 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
         ValueError: not JSON, an unknown key or a value of the wrong type; the message names file and key.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object of options")
     types_of = typing.get_type_hints(options)
     for key, value in values.items():
         if key not in types_of:
             raise ValueError(f"{path}: unknown option {key!r}{did_you_mean(key, types_of)}")
         if not _fits(value, types_of[key]):
-            raise ValueError(f"{path}: {key} is {value!r}, which does not fit {_flag(key)}")
+            raise ValueError(f"{path}: {key} is {value!r}, which does not fit {flag(key)}")
     return values
 
 
@@ -226,51 +221,59 @@ def _fits(value: Any, annotation: Any) -> bool:
     return False
 
 
-def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    return f"unknown argument {argument!r}{did_you_mean(argument.split('=')[0], flags)}"
+# Errors and output
 
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """The end of an error about an unknown word: the known one that is most like it, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-# Errors
-
-
-WRONG_INPUT = 2  # exit status of a command that was asked for something it cannot do
-FAILED_RUN = 1  # exit status of a command that began its work and could not finish it
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+WRONG_INPUT = 2  # exit status: the command was asked for something it cannot do
+FAILED_RUN = 1  # exit status: the work began and could not be finished
+INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 
 @contextmanager
-def clear_errors(
+def cli_errors(
     command: str,
     kinds: tuple[type[Exception], ...] = (ValueError, OSError),
     status: int = WRONG_INPUT,
 ) -> Iterator[None]:
     """Turn errors of these kinds into `command: message` on standard error and this exit status.
 
-    The kinds are those that the library raises for a wrong input: put it around reading options, files and
-    checkpoints. Around the work itself a ValueError is a bug, and its traceback is wanted.
+    The default kinds are what the library raises for wrong input: use it around reading options, files and
+    checkpoints. Elsewhere a ValueError is a bug and keeps its traceback.
     """
     try:
         yield
     except kinds as error:
-        print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(status) from None
 
 
-def warn(message: str) -> None:
-    """Tell the user something that does not stop the work."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; the class name where there is no message."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)
-    return " ".join(text.split())
+    return " ".join(text.split()) or type(error).__name__
+
+
+def warn(message: str) -> None:
+    """Print a warning to standard error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def log(line: str) -> None:
+    """Print a line to standard output, above a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End of an error about an unknown word: the known word most like it, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def few(names: Sequence[str], limit: int = 4) -> str:
+    """The first of many names, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import clear_errors, parse
+from ftcore.cli import check_bounds, cli_errors, option, parse
 
 
 @dataclass
@@ -13,25 +13,29 @@ class CompareOptions:
     Exit status 0: equal; 1: not; 2: something is wrong with what was asked for. Needs transformers.
     """
 
-    model: str | None = None  # directory or hub name of a checkpoint
-    config: str | None = None  # file of a model's configuration, as config.json: random weights
+    model: str | None = option(None, "directory or hub name of a checkpoint", metavar="DIR")
+    config: str | None = option(
+        None,
+        "file of a model's configuration, as config.json: random weights",
+        metavar="FILE",
+    )
 
-    # [Input]
-    batch: int = 2  # rows; all but the first are padded
-    # tokens a row (default: 140, beyond the distances that T5 tells apart, or what GPT-2's n_positions
-    length: int | None = None  # allows)
-    seed: int = 0  # of the random tokens and weights
+    batch: int = option(2, "rows; all but the first are padded", group="Input", at_least=1)
+    length: int | None = option(
+        None,
+        "tokens a row (default: 140, beyond the distances that T5 tells apart, or what GPT-2's "
+        "n_positions allows)",
+        at_least=1,
+    )
+    seed: int = option(0, "of the random tokens and weights")
 
-    # [Output]
-    forward_only: bool = False  # leave the gradients out
-    json: bool = False  # print a JSON object instead of the table
+    forward_only: bool = option(False, "leave the gradients out", group="Output")
+    json: bool = option(False, "print a JSON object instead of the table")
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.config is None):
             raise ValueError("give either --model or --config" + (", not both" if self.model else ""))
-        for name in ("batch", "length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        check_bounds(self)
 
 
 if __name__ == "__main__":
@@ -63,7 +67,7 @@ FARTHEST = 140  # T5 tells distances up to 128 apart
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(CompareOptions, argv, command="ftcore.compare")
     with TemporaryDirectory() as folder:
-        with clear_errors("ftcore.compare"):
+        with cli_errors("ftcore.compare"):
             transformers = import_transformers()
             if options.config is not None:
                 directory = Path(folder)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import clear_errors, parse
+from ftcore.cli import REQUIRED, check_bounds, cli_errors, option, parse
 
 
 @dataclass
@@ -11,29 +11,39 @@ class EvaluateOptions:
     """Score a checkpoint on a file: loss, token accuracy, perplexity and, where the task has gold answers,
     exact match and F1 of the answers that the model writes."""
 
-    # [What to score, on what]
-    model: str  # directory or hub name of a checkpoint
-    data: str  # file of records
-    # how a file becomes examples
-    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = "qa"
-    limit: int | None = None  # score only this many records from the start of the file
-    max_source_length: int = 512  # tokens of the source; longer ones are cut
-    max_target_length: int = 128  # tokens of the target, and the most that an answer may have
-    num_beams: int = 1  # beams of the generation
+    model: str = option(
+        REQUIRED,
+        "directory or hub name of a checkpoint",
+        group="What to score, on what",
+        metavar="DIR",
+    )
+    data: str = option(REQUIRED, "file of records", metavar="FILE")
+    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
+        "qa",
+        "how a file becomes examples",
+    )
+    limit: int | None = option(None, "score only this many records from the start of the file", at_least=1)
+    max_source_length: int = option(512, "tokens of the source; longer ones are cut", at_least=1)
+    max_target_length: int = option(
+        128,
+        "tokens of the target, and the most that an answer may have",
+        at_least=1,
+    )
+    num_beams: int = option(1, "beams of the generation", at_least=1)
 
-    # [Output]
-    predictions: str | None = None  # file to write the answers to: a JSON object a line
-    json: bool = False  # print the scores as one JSON object
+    predictions: str | None = option(
+        None,
+        "file to write the answers to: a JSON object a line",
+        group="Output",
+        metavar="FILE",
+    )
+    json: bool = option(False, "print the scores as one JSON object")
 
-    # [Machine]
-    batch_size: int = 16  # examples at a time
-    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
+    batch_size: int = option(16, "examples at a time", group="Machine", at_least=1)
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_source_length", "max_target_length", "num_beams", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+        check_bounds(self)
 
 
 if __name__ == "__main__":
@@ -47,7 +57,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data import DataLoader, Examples
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
 from ftcore.training.scoring import Answer, mean, score_answers, score_loss
@@ -55,7 +65,7 @@ from ftcore.training.scoring import Answer, mean, score_answers, score_loss
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(EvaluateOptions, argv, command="ftcore.evaluate")
-    with clear_errors("ftcore.evaluate"):
+    with cli_errors("ftcore.evaluate"):
         device = find_device(options.device)
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
@@ -94,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores["exact_match"] = mean([answer.exact_match for answer in answers])
         scores["f1"] = mean([answer.f1 for answer in answers])
     if options.predictions:
-        with clear_errors("ftcore.evaluate"):
+        with cli_errors("ftcore.evaluate"):
             write_predictions(answers, Path(options.predictions))
     if options.json:
         print(json.dumps(scores))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import clear_errors, parse
+from ftcore.cli import check_bounds, cli_errors, option, parse
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (
@@ -23,29 +23,44 @@ class ExploreOptions:
     network. Without options: weights/t5-mini-qa on an example.
     """
 
-    model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini-qa)
+    model: str | None = option(
+        None,
+        "directory or hub name of a checkpoint (default: weights/t5-mini-qa)",
+        metavar="DIR",
+    )
 
-    # [What it reads]
-    prompt: str | None = None  # text to continue (GPT-2) or to answer (T5)
-    context: str | None = None  # passage that holds the answer to --question
-    question: str | None = None  # question about --context
-    # second text, whose activations can be patched into the first; with --question, a second passage
-    other: str | None = None
+    prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="What it reads")
+    context: str | None = option(None, "passage that holds the answer to --question")
+    question: str | None = option(None, "question about --context")
+    other: str | None = option(
+        None,
+        "second text, whose activations can be patched into the first; with --question, a second passage",
+    )
 
-    # [How it writes]
-    max_new_tokens: int = 20  # most tokens to write
-    num_beams: int = 4  # beams of the beam search
-    temperature: float = 1.0  # of the sampled answer
-    top_k: int = 50  # of the sampled answer: draw among that many of the likeliest tokens, 0 for all
-    seed: int = 0  # of the sampled answer
+    max_new_tokens: int = option(20, "most tokens to write", group="How it writes", at_least=1)
+    num_beams: int = option(4, "beams of the beam search", at_least=2)
+    temperature: float = option(1.0, "of the sampled answer")
+    top_k: int = option(
+        50,
+        "of the sampled answer: draw among that many of the likeliest tokens, 0 for all",
+        at_least=0,
+    )
+    seed: int = option(0, "of the sampled answer")
 
-    # [Where the page goes]
-    out: str | None = None  # file to write the page to (default: explore.html)
-    serve: bool = False  # show the page at http://127.0.0.1 and compute while you look, until Ctrl-C
-    port: int | None = None  # of --serve, 0 for any that is free (default: 8765)
+    out: str | None = option(
+        None,
+        "file to write the page to (default: explore.html)",
+        group="Where the page goes",
+        metavar="FILE",
+    )
+    serve: bool = option(False, "show the page at http://127.0.0.1 and compute while you look, until Ctrl-C")
+    port: int | None = option(None, "of --serve, 0 for any that is free (default: 8765)")
 
-    # [Machine]
-    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
+    device: str | None = option(
+        None,
+        "cpu, cuda or cuda:N (default: cuda where there is one)",
+        group="Machine",
+    )
 
     def __post_init__(self) -> None:
         if (self.context is None) != (self.question is None):
@@ -60,10 +75,7 @@ class ExploreOptions:
             raise ValueError("--port needs --serve: a file has none")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 0 to 65535")
-        for name, least in (("max_new_tokens", 1), ("num_beams", 2), ("top_k", 0)):
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} is {getattr(self, name)}, expected at least {least}")
+        check_bounds(self)
         if not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}, expected more than 0")
 
@@ -75,7 +87,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data import prompt
 from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import Search
@@ -88,7 +100,7 @@ FILE, PORT = "explore.html", 8765
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(ExploreOptions, argv, command="ftcore.explore")
-    with clear_errors("ftcore.explore"):
+    with cli_errors("ftcore.explore"):
         out = Path(options.out or FILE)
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")

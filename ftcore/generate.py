@@ -1,23 +1,10 @@
 """Let a checkpoint write: `python -m ftcore.generate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import clear_errors, parse, warn
-
-# Those that are arguments of `ftcore.decoding.generate` by the same name.
-_ARGUMENTS = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "num_beams",
-    "length_penalty",
-    "num_return_sequences",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-)
+from ftcore.cli import REQUIRED, check_bounds, cli_errors, flag, option, parse, warn
+from ftcore.decoding.arguments import Arguments
 
 
 @dataclass
@@ -28,39 +15,57 @@ class GenerateOptions:
     generation_config.json decides.
     """
 
-    model: str  # directory or hub name of a checkpoint
+    model: str = option(REQUIRED, "directory or hub name of a checkpoint", metavar="DIR")
 
-    # [What to answer]
-    prompt: str | None = None  # text to continue (GPT-2) or to answer (T5)
-    context: str | None = None  # passage that holds the answer to --question
-    question: str | None = None  # question about --context
-    # file with a prompt a line, or with JSON lines that have the keys "prompt", or "context" and
-    input: str | None = None  # "question", or "source"
+    prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="What to answer")
+    context: str | None = option(None, "passage that holds the answer to --question")
+    question: str | None = option(None, "question about --context")
+    input: str | None = option(
+        None,
+        'file with a prompt a line, or with JSON lines that have the keys "prompt", or "context" and '
+        '"question", or "source"',
+        metavar="FILE",
+    )
 
-    # [How long, how well]
-    max_new_tokens: int | None = None  # most tokens to write (default: 20)
-    min_new_tokens: int | None = None  # fewest tokens to write
-    num_beams: int | None = None  # beams of beam search (default: 1, greedy search or sampling)
-    length_penalty: float | None = None  # of beam search: above 0 favours long answers (default: 1.0)
-    num_return_sequences: int | None = None  # answers to each prompt, from beams or samples (default: 1)
-    no_repeat_ngram_size: int | None = None  # no run of that many tokens occurs twice (default: no such rule)
-    repetition_penalty: float | None = None  # above 1.0 tokens that occurred become less likely
+    max_new_tokens: int | None = option(
+        None,
+        "most tokens to write (default: 20)",
+        group="How long, how well",
+    )
+    min_new_tokens: int | None = option(None, "fewest tokens to write")
+    num_beams: int | None = option(None, "beams of beam search (default: 1, greedy search or sampling)")
+    length_penalty: float | None = option(None, "of beam search: above 0 favours long answers (default: 1.0)")
+    num_return_sequences: int | None = option(
+        None,
+        "answers to each prompt, from beams or samples (default: 1)",
+    )
+    no_repeat_ngram_size: int | None = option(
+        None,
+        "no run of that many tokens occurs twice (default: no such rule)",
+    )
+    repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
 
-    # [Sampling]
-    sample: bool = False  # draw each token instead of taking the best
-    temperature: float | None = None  # below 1.0 closer to the best, above 1.0 more varied (default: 1.0)
-    top_k: int | None = None  # draw among that many of the likeliest tokens, 0 for all (default: 50)
-    top_p: float | None = None  # draw among the likeliest that together reach this probability (default: 1.0)
-    seed: int | None = None  # repeats the same draws (default: other ones every time)
+    sample: bool = option(False, "draw each token instead of taking the best", group="Sampling")
+    temperature: float | None = option(
+        None,
+        "below 1.0 closer to the best, above 1.0 more varied (default: 1.0)",
+    )
+    top_k: int | None = option(None, "draw among that many of the likeliest tokens, 0 for all (default: 50)")
+    top_p: float | None = option(
+        None,
+        "draw among the likeliest that together reach this probability (default: 1.0)",
+    )
+    seed: int | None = option(None, "repeats the same draws (default: other ones every time)")
 
-    # [Output]
-    stream: bool = False  # show the text while it is written
-    json: bool = False  # print a JSON object for each prompt: what the model was given, and its text or texts
-    output: str | None = None  # file to write to instead of the screen
+    stream: bool = option(False, "show the text while it is written", group="Output")
+    json: bool = option(
+        False,
+        "print a JSON object for each prompt: what the model was given, and its text or texts",
+    )
+    output: str | None = option(None, "file to write to instead of the screen", metavar="FILE")
 
-    # [Machine]
-    batch_size: int = 8  # prompts of --input at a time
-    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
+    batch_size: int = option(8, "prompts of --input at a time", group="Machine", at_least=1)
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
 
     def __post_init__(self) -> None:
         asked = [name for name in ("prompt", "input") if getattr(self, name) is not None]
@@ -73,24 +78,18 @@ class GenerateOptions:
             raise ValueError(f"give one of {what}" + (", not several" if asked else ""))
         for name in ("temperature", "top_k", "top_p", "seed"):
             if getattr(self, name) is not None and not self.sample:
-                raise ValueError(f"{_flag(name)} needs --sample: without it nothing is drawn")
+                raise ValueError(f"{flag(name)} needs --sample: without it nothing is drawn")
         if self.stream:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
-                    raise ValueError(
-                        f"--stream shows one answer as it grows; it cannot go with {_flag(name)}"
-                    )
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size is {self.batch_size}, expected at least 1")
+                    raise ValueError(f"--stream shows one answer as it grows; it cannot go with {flag(name)}")
+        check_bounds(self)
 
     def arguments(self) -> dict[str, Any]:
         """What `ftcore.decoding.generate` is told; the rest is up to the checkpoint."""
-        given = {name: getattr(self, name) for name in _ARGUMENTS if getattr(self, name) is not None}
+        shared = {field.name for field in fields(self)} & {field.name for field in fields(Arguments)}
+        given = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
         return given | ({"do_sample": True} if self.sample else {})
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":
@@ -106,7 +105,7 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data import prompt
 from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
 from ftcore.decoding import generate_texts, prepare_for_decoding, stream_text
@@ -118,7 +117,7 @@ from ftcore.training.inputs import find_device, load_checkpoint
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(GenerateOptions, argv, command="ftcore.generate")
     arguments: dict[str, Any] = options.arguments()
-    with short_warnings(), clear_errors("ftcore.generate"):
+    with short_warnings(), cli_errors("ftcore.generate"):
         if options.output and not Path(options.output).absolute().parent.is_dir():
             raise ValueError(f"--output {options.output}: its directory does not exist")
         device = find_device(options.device)
@@ -142,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     lines = "".join(line + "\n" for line in formatted(prompts, answers, options))
     if options.output:
-        with clear_errors("ftcore.generate"):
+        with cli_errors("ftcore.generate"):
             write_atomically(Path(options.output), lambda path: path.write_text(lines, encoding="utf-8"))
     else:
         sys.stdout.write(lines)

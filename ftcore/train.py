@@ -2,7 +2,7 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, clear_errors, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, parse
 from ftcore.training.options import TrainOptions
 
 if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's processes speak later
@@ -244,7 +244,7 @@ def conclude(run: Run) -> None:
 
 def dry_run(options: TrainOptions) -> int:
     """Say what a run would do, and leave nothing behind."""
-    with TemporaryDirectory(prefix="ftcore-dry-run-") as place, clear_errors("ftcore.train"):
+    with TemporaryDirectory(prefix="ftcore-dry-run-") as place, cli_errors("ftcore.train"):
         if options.output:
             RunDirectory(Path(options.output)).require_free(overwrite=options.overwrite)
         run = prepare(replace(options, output=str(Path(place, "run")), overwrite=False))
@@ -258,11 +258,11 @@ def check(options: TrainOptions) -> int:
     """See whether what must hold of every run holds of this one; trains nothing and leaves nothing behind."""
     loop = Loop(train, take_step, accumulate_gradients, windows, generate)
     with TemporaryDirectory(prefix="ftcore-check-") as place:
-        with clear_errors("ftcore.train"):
+        with cli_errors("ftcore.train"):
             run = prepare(replace(options, output=str(Path(place, "run")), overwrite=False))
         introduce(run)
         verdicts = []
-        with clear_errors("ftcore.train", (OSError,), FAILED_RUN):
+        with cli_errors("ftcore.train", (OSError,), FAILED_RUN):
             for name, found in run_checks(run, loop, Path(place)):
                 tell(f"\n{name}: {found}")
                 verdicts.append(found.verdict)
@@ -276,7 +276,7 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
     options = parse(TrainOptions, argv, command="ftcore.train")
     if not options.resume:
         return options
-    with clear_errors("ftcore.train"):
+    with cli_errors("ftcore.train"):
         saved = RunDirectory.existing(options.output or "").config
     given: list[Any] = list(sys.argv[1:] if argv is None else argv)
     return parse(TrainOptions, ["--config", str(saved), *given], command="ftcore.train")
@@ -286,13 +286,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with first_speaks():
         options = options_of(argv)
         try:
-            with clear_errors("ftcore.train"):
+            with cli_errors("ftcore.train"):
                 parallel = join(options)
             if options.check or options.dry_run:
                 return check(options) if options.check else dry_run(options)
-            with clear_errors("ftcore.train"):
+            with cli_errors("ftcore.train"):
                 run = prepare(options, parallel)
-            with clear_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
+            with cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
                 run.parallel.on_first(lambda: introduce(run))
                 with run.parallel.noticing_losses(run.situation):
                     train(run)

@@ -1,6 +1,6 @@
 """Search for good settings of a training: `python -m ftcore.tune`. The search is `tune`, below."""
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, arguments, clear_errors, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, parse, to_argv
 from ftcore.tuning.options import TuneOptions
 
 if __name__ == "__main__":
@@ -57,10 +57,10 @@ def run_trial(search: Search, watcher: Watcher, options: TrainOptions, bar: tqdm
         watcher.look(run, metrics)
 
     warnings = number == 1  # those of the first trial hold for all
-    with clear_errors("ftcore.tune"), quiet(warnings=warnings):
+    with cli_errors("ftcore.tune"), quiet(warnings=warnings):
         run = prepare(options)
         require_comparable(run, metric=search.options.metric, halving=search.options.halving)
-    with clear_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
+    with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
         try:
             train(run, watch)
         finally:
@@ -117,7 +117,7 @@ def conclude(search: Search) -> None:
     if winner := best(found):
         options = search.options.of_trial(winner.settings)
         tell(f"best weights  {directory.trial(winner.trial).best}")
-        tell(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *arguments(options)])}")
+        tell(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
     if search.ended < len(search.plan):
         tell(f"stopped after {search.ended} of {len(search.plan)} trials; go on with:")
         tell(f"  python -m ftcore.tune --output {directory.path} --resume")
@@ -128,7 +128,7 @@ def options_of(argv: Sequence[str] | None) -> TuneOptions:
     options = parse(TuneOptions, argv, command="ftcore.tune")
     if not options.resume:
         return options
-    with clear_errors("ftcore.tune"):
+    with cli_errors("ftcore.tune"):
         assert options.output
         config = ["--config", str(SearchDirectory.existing(options.output).config)]
         given = list(sys.argv[1:] if argv is None else argv)
@@ -140,7 +140,7 @@ def options_of(argv: Sequence[str] | None) -> TuneOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(argv)
     try:
-        with clear_errors("ftcore.tune"):
+        with cli_errors("ftcore.tune"):
             search = prepare_search(options)
         with search.lock:
             introduce(search)

@@ -1,4 +1,4 @@
-"""Options out of a dataclass's comments: help, types, files of options, and errors of one line."""
+"""Options as records of a dataclass: help, types, bounds, files of options, and errors of one line."""
 
 import dataclasses
 import json
@@ -14,16 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore
-from ftcore.cli import _help_texts, arguments, parse
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
 
 PACKAGE = Path(ftcore.__file__).parent
-DOORS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-OPTION_CLASSES = [
-    value
-    for path in sorted(PACKAGE.glob("*/options.py"))
-    for name, value in vars(import_module(f"ftcore.{path.parent.name}.options")).items()
-    if name.endswith("Options") and dataclasses.is_dataclass(value)
-]
+DOORS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli", "metrics"))
+OPTION_CLASSES = [getattr(import_module(f"ftcore.{door}"), f"{door.capitalize()}Options") for door in DOORS]
 
 
 @dataclass
@@ -33,22 +28,17 @@ class Trip:
     Nobody pays.
     """
 
-    goal: str  # where to go
-    days: int = 3  # how long
-    speed: float = 1.5  # in km/h, 100% of the time
-
-    # [Company]
-    # who comes along: friends
-    # of all kinds,
-    friends: list[str] = dataclasses.field(default_factory=list)  # and enemies
-    mood: Literal["good", "bad"] = "good"  # of the group
-    pause: int | float = 0.1  # hours, or below 1 a share
-    map_file: str | None = None  # file with the way (default: none)
-    night: bool = False  # travel at night
+    goal: str = option(REQUIRED, "where to go")
+    days: int = option(3, "how long", at_least=1)
+    speed: float = option(1.5, "in km/h, 100% of the time")
+    friends: list[str] | None = option(None, "friends of all kinds, and enemies", group="Company")
+    mood: Literal["good", "bad"] = option("good", "of the group")
+    pause: int | float = option(0.1, "hours, or below 1 a share")
+    map_file: str | None = option(None, "file with the way (default: none)", metavar="FILE")
+    night: bool = option(False, "travel at night")
 
     def __post_init__(self) -> None:
-        if self.days < 1:
-            raise ValueError(f"--days is {self.days}, expected at least 1")
+        check_bounds(self)
 
 
 def trip(*arguments: str) -> Trip:
@@ -82,7 +72,7 @@ def test_types_and_defaults() -> None:
         "x",
         "--night",
     )
-    assert got == Trip("Rome", 5, 2.0, [], "bad", 2, "x", True)
+    assert got == Trip("Rome", 5, 2.0, None, "bad", 2, "x", True)
     assert [type(value) for value in (got.speed, got.pause, trip("--goal", "x", "--pause", "2.0").pause)] == [
         float,
         int,
@@ -123,15 +113,16 @@ def test_one_line_for_what_is_wrong(
 class LongTrip(Trip):
     """Plan more."""
 
-    days: int = 30  # how long it takes
-    stops: int = 2  # on the way
+    days: int = option(30, "how long it takes", at_least=1)
+    stops: int = option(2, "on the way")
 
 
 def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixture) -> None:
     assert parse(LongTrip, ["--goal", "x", "--stops", "3"], command="trip") == LongTrip("x", stops=3)
-    assert list(_help_texts(LongTrip).items())[:2] == [
-        ("goal", ("", "where to go")),
-        ("days", ("", "how long it takes")),
+    fields = dataclasses.fields(LongTrip)
+    assert [(field.name, field.metadata["help"]) for field in fields[:2]] == [
+        ("goal", "where to go"),
+        ("days", "how long it takes"),
     ]
     with pytest.raises(SystemExit):
         parse(LongTrip, ["--days", "0", "--goal", "x"], command="trip")
@@ -142,11 +133,11 @@ def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixtu
 class Flags:
     """Of all kinds."""
 
-    goal: str = "Rome"  # where to go
-    pause: int | float | None = None  # hours
-    friends: list[str] | None = None  # who comes along
-    night: bool = False  # travel at night
-    quiet: bool | None = None  # do not talk
+    goal: str = option("Rome", "where to go")
+    pause: int | float | None = option(None, "hours")
+    friends: list[str] | None = option(None, "who comes along")
+    night: bool = option(False, "travel at night")
+    quiet: bool | None = option(None, "do not talk")
 
 
 texts = st.text("abc é'", min_size=1)
@@ -164,15 +155,15 @@ texts = st.text("abc é'", min_size=1)
     )
 )
 def test_options_become_a_command_line_and_options_again(options: Flags) -> None:
-    assert parse(Flags, arguments(options), command="trip") == options
+    assert parse(Flags, to_argv(options), command="trip") == options
 
 
 def test_a_command_line_leaves_out_what_is_the_default() -> None:
-    assert arguments(Flags()) == []
-    assert arguments(Flags(pause=2, quiet=False)) == ["--pause", "2", "--no-quiet"]
+    assert to_argv(Flags()) == []
+    assert to_argv(Flags(pause=2, quiet=False)) == ["--pause", "2", "--no-quiet"]
 
 
-def test_help_is_the_docstring_and_the_comments(capsys: pytest.CaptureFixture) -> None:
+def test_help_is_the_docstring_and_the_help_texts(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ending:
         trip("--help")
     assert ending.value.code == 0
@@ -181,7 +172,7 @@ def test_help_is_the_docstring_and_the_comments(capsys: pytest.CaptureFixture) -
     assert "Plan a trip. Nobody pays." in words
     assert "--days N how long (default: 3)" in words
     assert "--speed X in km/h, 100% of the time (default: 1.5)" in words
-    assert "who comes along: friends of all kinds, and enemies" in words
+    assert "friends of all kinds, and enemies" in words
     assert "--mood {good,bad} of the group (default: good)" in words
     assert "--pause N|X" in words and "--map-file FILE file with the way (default: none)" in words
     assert text.index("Company:") > text.index("--speed")
@@ -211,7 +202,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
         pause=st.integers() | st.floats(allow_nan=False),
         map_file=st.none() | st.text(),
         night=st.booleans(),
-        friends=st.lists(st.text()),
+        friends=st.none() | st.lists(st.text()),
     )
 )
 def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFactory, options: Trip) -> None:
@@ -222,9 +213,9 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "trip.json: not JSON (Expecting property name"),
-        ("", "trip.json: not JSON"),
-        ([1], "trip.json: expected a JSON object of options"),
+        ("{", "trip.json: not valid JSON (Expecting property name"),
+        ("", "trip.json: not valid JSON"),
+        ([1], "trip.json: expected a JSON object, found list"),
         ({"gaol": "x"}, "trip.json: unknown option 'gaol', did you mean 'goal'?"),
         ({"goal": 3}, "trip.json: goal is 3, which does not fit --goal"),
         ({"goal": "x", "days": "3"}, "days is '3', which does not fit --days"),
@@ -250,11 +241,10 @@ def test_a_wrong_file_is_named(
 
 @pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
 def test_every_option_of_every_command_has_a_help_text(options: type) -> None:
-    texts = _help_texts(options)
-    assert list(texts) == [field.name for field in dataclasses.fields(options)]
-    for name, (_, text) in texts.items():
-        assert text and text[0] not in ",.)" and text.count("(") == text.count(")"), f"{name}: {text!r}"
-        assert not text.endswith((",", ".", " a")), f"{name}: {text!r}"
+    for field in dataclasses.fields(options):
+        text = field.metadata["help"]
+        assert text and text[0] not in ",.)" and text.count("(") == text.count(")"), f"{field.name}: {text!r}"
+        assert not text.endswith((",", ".", " a")), f"{field.name}: {text!r}"
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -282,3 +272,46 @@ def test_a_typing_error_is_one_line_without_torch() -> None:
         done.stderr
         == "ftcore.train: unknown argument '--epoch', did you mean '--epochs'? (--help lists the options)\n"
     )
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("--lr is 3\n  too much"), "command: --lr is 3 too much"),
+        (FileNotFoundError("no such file: x.json"), "command: no such file: x.json"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.json"),
+            "command: x.json: No such file or directory",
+        ),
+        (OSError(28, "No space left on device"), "command: No space left on device"),
+    ],
+)
+def test_one_line(capsys: pytest.CaptureFixture, error: Exception, line: str) -> None:
+    with pytest.raises(SystemExit) as ending, cli_errors("command"):
+        raise error
+    assert ending.value.code == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", line + "\n")
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(KeyError), cli_errors("command"):
+        raise KeyError("a bug")
+    with pytest.raises(ValueError, match="a bug"), cli_errors("command", (FloatingPointError,), FAILED_RUN):
+        raise ValueError("a bug")
+
+
+def test_a_failed_run_has_its_own_status(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ending, cli_errors("command", (FloatingPointError,), FAILED_RUN):
+        raise FloatingPointError("the loss is nan")
+    assert ending.value.code == 1
+    assert capsys.readouterr().err == "command: the loss is nan\n"
+
+
+def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture) -> None:
+    warn("3 sources are cut")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "warning: 3 sources are cut\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 
 Figure = Any  # a matplotlib.figure.Figure; matplotlib is imported by those alone who draw
 Axes = Any  # and one of its panels

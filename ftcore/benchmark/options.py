@@ -5,7 +5,7 @@ from typing import Literal
 
 from ftcore.benchmark import growth
 from ftcore.benchmark.cases import ROWS
-from ftcore.cli import did_you_mean
+from ftcore.cli import check_bounds, did_you_mean, option
 
 MODELS = ["gpt2", "t5-small"]
 RUNS, QUICK_RUNS = 5, 3
@@ -30,30 +30,53 @@ class BenchOptions:
     load, prefill and generation are of random ids, training is of the examples of --train.
     """
 
-    # names of published shapes, such as gpt2-medium or t5-base, with random weights; or directories
-    model: list[str] | None = None  # (default: gpt2 t5-small)
-    rows: list[str] | None = None  # names of the rows above (default: all)
-    # number format; int8 is that of ftcore's and CTranslate2's weights, transformers has fp32 beside it
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # (training: fp32 and bf16)
-    # ftcore generates with compiled steps, as its users may, and both train compiled: ftcore's blocks, all of
-    compile: bool = False  # transformers' model. The making of programs is not counted
-    runs: int | None = None  # rounds of each row (default: 5, with --quick 3)
-    quick: bool = False  # short inputs and outputs, to see that it works: no figures to quote
+    model: list[str] | None = option(
+        None,
+        "names of published shapes, such as gpt2-medium or t5-base, with random weights; or "
+        "directories (default: gpt2 t5-small)",
+        metavar="NAME",
+    )
+    rows: list[str] | None = option(None, "names of the rows above (default: all)", metavar="NAME")
+    dtype: Literal["fp32", "bf16", "int8"] = option(
+        "fp32",
+        "number format; int8 is that of ftcore's and CTranslate2's weights, transformers has fp32 "
+        "beside it (training: fp32 and bf16)",
+    )
+    compile: bool = option(
+        False,
+        "ftcore generates with compiled steps, as its users may, and both train compiled: ftcore's "
+        "blocks, all of transformers' model. The making of programs is not counted",
+    )
+    runs: int | None = option(None, "rounds of each row (default: 5, with --quick 3)", at_least=1)
+    quick: bool = option(False, "short inputs and outputs, to see that it works: no figures to quote")
 
-    # [What to train on]
-    train: str | None = None  # file of the task: emotion for GPT-2, qa for T5 (default: in examples/data)
-    tokenizer: str | None = None  # directory of the tokenizer (default: the model's, for a shape weights/'s)
-    # all rates of dropout; in the tutorials they are 0.1. Losses cannot be compared then, each side draws
-    dropout: float = 0.0  # numbers of its own
+    train: str | None = option(
+        None,
+        "file of the task: emotion for GPT-2, qa for T5 (default: in examples/data)",
+        group="What to train on",
+        metavar="FILE",
+    )
+    tokenizer: str | None = option(
+        None,
+        "directory of the tokenizer (default: the model's, for a shape weights/'s)",
+        metavar="DIR",
+    )
+    dropout: float = option(
+        0.0,
+        "all rates of dropout; in the tutorials they are 0.1. Losses cannot be compared then, each "
+        "side draws numbers of its own",
+    )
 
-    # [Machine]
-    device: str = "cpu"  # cpu, cuda or cuda:N
-    threads: int | None = None  # of each side (default: one a core)
+    device: str = option("cpu", "cpu, cuda or cuda:N", group="Machine")
+    threads: int | None = option(None, "of each side (default: one a core)", at_least=1)
 
-    # [Output]
-    json: bool = False  # print a JSON object instead of the table
-    # file (PNG) to draw how time and memory grow with length, rows, beams and model size, which are measured
-    growth: str | None = None  # instead of the rows above (models: gpt2 gpt2-medium gpt2-large)
+    json: bool = option(False, "print a JSON object instead of the table", group="Output")
+    growth: str | None = option(
+        None,
+        "file (PNG) to draw how time and memory grow with length, rows, beams and model size, which "
+        "are measured instead of the rows above (models: gpt2 gpt2-medium gpt2-large)",
+        metavar="FILE",
+    )
 
     def __post_init__(self) -> None:
         for row in self.rows or []:
@@ -61,10 +84,7 @@ class BenchOptions:
                 raise ValueError(
                     f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
                 )
-        for name in ("runs", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}, expected at least 1")
+        check_bounds(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
         if (self.train or self.tokenizer) and len(self.models) > 1:

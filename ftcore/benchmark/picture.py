@@ -9,7 +9,7 @@ from ftcore.benchmark.growth import AXES
 from ftcore.benchmark.rounds import Spread
 from ftcore.benchmark.table import NAMES, Row
 from ftcore.benchmark.work import BYTES
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 
 
 def require_plots(path: Path) -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ftcore.checkpoints.atomic import write_together
-from ftcore.checkpoints.files import few, read_json, read_tensors, write_json, write_tensors
+from ftcore.checkpoints.files import read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
+from ftcore.checkpoints.tensors import read_tensors, write_tensors
+from ftcore.cli import few
 from ftcore.lora.adapter import base_model, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model

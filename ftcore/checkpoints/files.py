@@ -1,14 +1,53 @@
-"""The two kinds of files that checkpoints and adapters are made of: JSON objects and tables of tensors."""
+"""JSON files, and files that are written completely or not at all. Imports no torch."""
 
 import json
-import pickle
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
+
+    Args:
+        path: the file; its directory must exist. One process at a time may write it.
+        write: is given the path of a file beside the target, to write to; that file is then flushed to the
+            disk and renamed. Where `write` raises, the old file stays and nothing else is left behind.
+    """
+    write_together({Path(path): write})
+
+
+def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
+    """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
+    beside = {path: path.with_name(f".{path.name}.part") for path in writes}
+    try:
+        for path, write in writes.items():
+            temporary = beside[path]
+            temporary.unlink(missing_ok=True)  # what a killed process left
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
+            write(temporary)
+            temporary.chmod(mode)
+            flush(temporary)
+        for path, temporary in beside.items():
+            temporary.replace(path)
+    finally:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+    for directory in {path.parent for path in writes}:
+        flush(directory)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, have reached the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open directories
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,57 +67,3 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .bin file as views of its memory map.
-
-    Raises:
-        ValueError: a file that is damaged, or a pickle of more than tensors, which is never loaded.
-    """
-    with open(file, "rb") as opened:
-        start = opened.read(32)
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
-    try:
-        if file.suffix != ".bin":
-            return load_file(file)
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{file}: damaged, or a pickle of more than tensors, which is never loaded because it could run "
-            "anything; get the model.safetensors of this model"
-        ) from None
-    except Exception as error:  # broken bytes make a reader fail in any way
-        raise ValueError(
-            f"{file}: cannot be read, {file.stat().st_size} bytes long ({_one_line(error)}); "
-            "it is incomplete or damaged: copy or download it again"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{file}: expected a state dict, which is a table of tensor names and tensors")
-    return tensors
-
-
-def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
-    """A .safetensors file of tensors, each in the type beside it.
-
-    Raises:
-        OSError: the disk is full or the file cannot be written.
-    """
-    plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
-
-
-def few(names: list[str], limit: int = 4) -> str:
-    """The first of many names, for a message."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

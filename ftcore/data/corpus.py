@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data.dataset import check_family
 from ftcore.data.files import read_chunks, require_file
 from ftcore.data.tasks import check_corpus_task

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer as Pipeline
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Choosing tokens: greedy search, sampling and beam search.
 
-A search never sees the model. It hands tokens to a `Stepper`, gets scores of the next token, applies the
+A search never sees the model. It hands tokens to a `DecoderState`, gets scores of the next token, applies the
 rules of `processors.py`, and chooses. The results are Hugging Face's, id for id, with one exception: rows
 that end early are filled with the pad token always, where its beam search fills T5's with EOS.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import Rule, apply_rules, rules
-from ftcore.decoding.state import Stepper
+from ftcore.decoding.state import DecoderState
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
 # A score no real hypothesis reaches, yet finite, so that even such hypotheses keep an order among themselves.
@@ -80,7 +80,7 @@ def generate(
         first_real = first_real.repeat_interleave(rows_per_source)
     score_rules = rules(chosen, min_length=min_length, max_length=max_length, first_real=first_real)
     with evaluating(model), torch.inference_mode():
-        stepper = Stepper(model, input_ids, attention_mask, max_length - 1)
+        stepper = DecoderState(model, input_ids, attention_mask, max_length - 1)
         if chosen.num_beams > 1:
             ids = beam_search(stepper, prompt, score_rules, chosen, max_length, generator, observer)
         else:
@@ -92,7 +92,7 @@ def generate(
 
 
 def sample(
-    stepper: Stepper,
+    stepper: DecoderState,
     prompt: Tensor,
     score_rules: list[Rule],
     arguments: Arguments,
@@ -165,7 +165,7 @@ BeamObserver = Callable[[int, Hypotheses, Hypotheses, Hypotheses], None]
 
 
 def beam_search(
-    stepper: Stepper,
+    stepper: DecoderState,
     prompt: Tensor,
     score_rules: list[Rule],
     arguments: Arguments,

@@ -27,7 +27,7 @@ class FastStep(Protocol):
         ...
 
 
-class Stepper:
+class DecoderState:
     """Runs a model over R rows of tokens, a few positions at a time.
 
     There are B sources (GPT-2's prompts, T5's encoder inputs) and N rows of each, source-major: row b * N + n
@@ -55,7 +55,7 @@ class Stepper:
         self.logits: Tensor | None = None  # (R, V) the last of every row
         self.mask = source_mask
         # Of some prepared models. Whoever watches the model watches its own page of code.
-        self.fast_step: FastStep | None = None if is_watched(model) else getattr(model, "fast_step", None)
+        self.fast_step: FastStep | None = None if is_hooked(model) else getattr(model, "fast_step", None)
         if self.is_encoder_decoder:
             self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
         elif source_mask is not None:
@@ -120,7 +120,7 @@ class Stepper:
         return len(staying)
 
     def _may_leave(self, staying: int) -> bool:
-        if is_watched(self.model):
+        if is_hooked(self.model):
             return False
         return self.fast_step is None or self.fast_step.suits(staying, staying * self.rows_per_source)
 
@@ -129,7 +129,7 @@ class Stepper:
         return (sources[:, None] * self.rows_per_source + of_one).flatten()
 
 
-def is_watched(model: Any) -> bool:
+def is_hooked(model: Any) -> bool:
     """Whether any part of the model has a hook."""
     return any(has_hooks(part) for part in model.modules())
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ftcore.checkpoints.atomic import write_together
-from ftcore.checkpoints.files import few, read_json, read_tensors, write_json, write_tensors
+from ftcore.checkpoints.files import read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
+from ftcore.checkpoints.tensors import read_tensors, write_tensors
+from ftcore.cli import few
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
 from ftcore.models.gpt2 import GPT2LMHeadModel

@@ -36,23 +36,23 @@ def attend(
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): (B, H, T, K).
 
     The fused kernel never builds the (T, S) matrix; the textbook lines do, and run exactly when somebody
-    watches `softmax` (see `is_watched`). Both compute scores and softmax in float32 under half precision.
+    watches `softmax` (see `is_hooked`). Both compute scores and softmax in float32 under half precision.
     """
-    if not is_watched(softmax):
+    if not is_hooked(softmax):
         dropout_p = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p, causal, scale=scale)
 
     with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
         scores = at_least_float32(query) @ at_least_float32(key).transpose(-2, -1) * scale  # (B, H, T, S)
     if causal:
-        bias = mask_bias(None, *scores.shape[-2:], causal=True, like=scores)
+        bias = attention_mask_bias(None, *scores.shape[-2:], causal=True, like=scores)
     if bias is not None:
         scores = scores + bias
     weights = dropout(softmax(scores))
     return weights.to(value.dtype) @ value
 
 
-def is_watched(softmax: nn.Module) -> bool:
+def is_hooked(softmax: nn.Module) -> bool:
     """Whether anybody has put a hook on this module, or a module of their own in its place."""
     return type(softmax) is not Softmax or has_hooks(softmax)
 
@@ -72,7 +72,7 @@ def at_least_float32(states: Tensor) -> Tensor:
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
-def mask_bias(
+def attention_mask_bias(
     attention_mask: Tensor
     | None,  # (B, S) 1 for a token, 0 for padding; or (B, T, S), for each query its own
     query_length: int,

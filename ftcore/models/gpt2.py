@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.models.activations import ACTIVATIONS
-from ftcore.models.attention import Softmax, attend, mask_bias, merge_heads, split_heads
+from ftcore.models.attention import Softmax, attend, attention_mask_bias, merge_heads, split_heads
 from ftcore.models.cache import KVCache, LayerCache
 from ftcore.models.config import Config
 from ftcore.models.embedding import check_ids
@@ -184,7 +184,7 @@ class GPT2Model(nn.Module):
         hidden = self.wte(input_ids)  # (B, T, D)
         bias = None  # without padding the kernel's own causal mask will do, and one new token sees all
         if attention_mask is not None or (past_length > 0 and query_length > 1):
-            bias = mask_bias(attention_mask, query_length, key_length, causal=True, like=hidden)
+            bias = attention_mask_bias(attention_mask, query_length, key_length, causal=True, like=hidden)
         if position_ids is None:
             position_ids = self._positions(input_ids, attention_mask, past_length)
         hidden = self.drop(hidden + self.wpe(position_ids))

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.models.activations import ACTIVATIONS
-from ftcore.models.attention import Softmax, at_least_float32, attend, mask_bias, merge_heads, split_heads
+from ftcore.models.attention import (
+    Softmax,
+    at_least_float32,
+    attend,
+    attention_mask_bias,
+    merge_heads,
+    split_heads,
+)
 from ftcore.models.cache import KVCache, LayerCache
 from ftcore.models.config import Config
 from ftcore.models.embedding import check_ids
@@ -347,7 +354,7 @@ class T5Encoder(nn.Module):
         length = input_ids.shape[1]
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, S, D)
 
-        mask = mask_bias(attention_mask, length, length, causal=False, like=hidden)  # (B, 1, 1, S)
+        mask = attention_mask_bias(attention_mask, length, length, causal=False, like=hidden)  # (B, 1, 1, S)
         biases = position_biases(self, length, length, mask, bidirectional=True)
         for block, position_bias in zip(self.block, biases, strict=True):
             hidden = block(hidden, position_bias)
@@ -383,11 +390,13 @@ class T5Decoder(nn.Module):
         key_length = past_length + query_length
         hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
 
-        mask = mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=hidden)
+        mask = attention_mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=hidden)
         biases = position_biases(
             self, query_length, key_length, mask, bidirectional=False, query_positions=query_positions
         )
-        source_bias = mask_bias(attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden)
+        source_bias = attention_mask_bias(
+            attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden
+        )
         for layer, (block, position_bias) in enumerate(zip(self.block, biases, strict=True)):
             layer_cache = cache.layer(layer) if cache is not None else None
             hidden = block(hidden, position_bias, encoder_output, source_bias, layer_cache)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model

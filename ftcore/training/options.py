@@ -1,10 +1,11 @@
 """The options of `python -m ftcore.train`, and the settings of the runs that need none."""
 
-import math
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from ftcore.cli import check_bounds, flag, option
 
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "d_kv", "d_ff", "num_heads")  # the model's
 
@@ -20,111 +21,264 @@ class TrainOptions:
     plot installed, loss.png and tensorboard/.
     """
 
-    # [What to train, on what]
-    model: str | None = None  # directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)
-    # begin with random weights instead of the checkpoint's: --model then needs only config.json and a
-    from_scratch: bool = False  # tokenizer
-    # how a file becomes examples; lm (GPT-2) and span-corruption (T5) learn from plain text of any size
-    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = "qa"
-    train: str | None = None  # file to train on (default: the task's data set in examples/data)
-    # file to validate on (default: the task's in examples/data, or with --train a share of that file,
-    valid: str | None = None  # see --valid-share)
-    valid_share: float = 0.1  # share of the training file that is held out where there is no --valid
-    output: str | None = None  # directory of the run (default: a new one below runs/)
-    overwrite: bool = False  # replace the run that --output already holds
-    resume: bool = False  # go on with the run in --output, with the options it was started with
-    # do not train: say what the run would learn from, how much memory it would take and how long an epoch,
-    dry_run: bool = False  # measured on two batches
-    # do not train: see on a few examples whether the run can be trusted (it overfits one batch, accumulates
-    check: bool = False  # and resumes exactly, and neither padding nor the cache changes anything)
+    model: str | None = option(
+        None,
+        "directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)",
+        group="What to train, on what",
+        metavar="DIR",
+    )
+    from_scratch: bool = option(
+        False,
+        "begin with random weights instead of the checkpoint's: --model then needs only config.json "
+        "and a tokenizer",
+    )
+    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
+        "qa",
+        "how a file becomes examples; lm (GPT-2) and span-corruption (T5) learn from plain text of any size",
+    )
+    train: str | None = option(
+        None,
+        "file to train on (default: the task's data set in examples/data)",
+        metavar="FILE",
+    )
+    valid: str | None = option(
+        None,
+        "file to validate on (default: the task's in examples/data, or with --train a share of that "
+        "file, see --valid-share)",
+        metavar="FILE",
+    )
+    valid_share: float = option(0.1, "share of the training file that is held out where there is no --valid")
+    output: str | None = option(
+        None,
+        "directory of the run (default: a new one below runs/)",
+        metavar="DIR",
+        resumable=True,
+    )
+    overwrite: bool = option(False, "replace the run that --output already holds", resumable=True)
+    resume: bool = option(
+        False,
+        "go on with the run in --output, with the options it was started with",
+        resumable=True,
+    )
+    dry_run: bool = option(
+        False,
+        "do not train: say what the run would learn from, how much memory it would take and how long "
+        "an epoch, measured on two batches",
+    )
+    check: bool = option(
+        False,
+        "do not train: see on a few examples whether the run can be trusted (it overfits one batch, "
+        "accumulates and resumes exactly, and neither padding nor the cache changes anything)",
+    )
 
-    # [Changing the model]
-    # blocks; without --num-decoder-layers of both of T5's stacks. With these sizes, what fits is loaded from
-    num_layers: int | None = None  # the checkpoint, and the rest begins as random numbers
-    num_decoder_layers: int | None = None  # blocks of T5's decoder
-    d_model: int | None = None  # width of the model
-    d_kv: int | None = None  # width of a head of T5; GPT-2 divides its width by its heads
-    d_ff: int | None = None  # width of the feed-forward layers
-    num_heads: int | None = None  # attention heads of a layer
-    # KEY=VALUE for every other key of config.json: n_positions=256 feed_forward_proj=gated-gelu
-    set: list[str] | None = None
+    num_layers: int | None = option(
+        None,
+        "blocks; without --num-decoder-layers of both of T5's stacks. With these sizes, what fits is "
+        "loaded from the checkpoint, and the rest begins as random numbers",
+        group="Changing the model",
+        at_least=1,
+        searchable=True,
+    )
+    num_decoder_layers: int | None = option(None, "blocks of T5's decoder", at_least=1, searchable=True)
+    d_model: int | None = option(None, "width of the model", at_least=1, searchable=True)
+    d_kv: int | None = option(
+        None,
+        "width of a head of T5; GPT-2 divides its width by its heads",
+        at_least=1,
+        searchable=True,
+    )
+    d_ff: int | None = option(None, "width of the feed-forward layers", at_least=1, searchable=True)
+    num_heads: int | None = option(None, "attention heads of a layer", at_least=1, searchable=True)
+    set: list[str] | None = option(
+        None,
+        "KEY=VALUE for every other key of config.json: n_positions=256 feed_forward_proj=gated-gelu",
+        metavar="KEY=VALUE",
+    )
 
-    # [Lengths]
-    max_source_length: int = 512  # tokens of the source; longer ones are cut, with a warning
-    max_target_length: int = 128  # tokens of the target
-    pad_to_max_length: bool = False  # pad every batch to these lengths instead of its own longest row
-    # put as many examples into a row as these lengths have room for, none of which sees the others, instead
-    packing: bool = False  # of making batches of similar length: an example then meets others of any length
+    max_source_length: int = option(
+        512,
+        "tokens of the source; longer ones are cut, with a warning",
+        group="Lengths",
+        at_least=1,
+    )
+    max_target_length: int = option(128, "tokens of the target", at_least=1)
+    pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its own longest row")
+    packing: bool = option(
+        False,
+        "put as many examples into a row as these lengths have room for, none of which sees the "
+        "others, instead of making batches of similar length: an example then meets others of any "
+        "length",
+    )
 
-    # [Optimisation]
-    epochs: int | None = None  # passes over the training set (default: 3)
-    max_steps: int | None = None  # stop after this many optimizer steps, whatever --epochs says
-    batch_size: int | None = None  # examples per forward pass (default: 8)
-    grad_accum: int = 1  # forward passes per optimizer step; the loss is that of one large batch, exactly
-    # adafactor is what the published T5 was trained with; it keeps little more than the weights in memory.
-    # With it come T5's settings of --lr, --schedule, --warmup, --weight-decay and --clip-norm, unless given
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    # peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps 1e-2, with
-    lr: float | None = None  # --lora-rank 3e-3 and 1e-3; of adafactor 1e-3)
-    # make --lr relative to the size of each weight matrix, as adafactor always does: 1e-2, say. For small
-    relative_steps: bool | None = None  # T5s, whose matrices differ 60-fold in size
-    # the learning rate after its warm-up (default: of adamw linear, of adafactor constant)
-    schedule: Literal["linear", "cosine", "constant"] | None = None
-    # steps of warm-up, or below 1 the share of all steps (default: of adamw 0.05, of adafactor none)
-    warmup: int | float | None = None
-    weight_decay: float | None = None  # on matrices only (default: of adamw 0.01, of adafactor none)
-    # largest norm of the gradient of all parameters together; 0 for no limit (default: of adamw 1, of
-    clip_norm: float | None = None  # adafactor no limit, since it limits each tensor's step)
-    # share of each target that is spread evenly over the vocabulary, in the training loss alone: the
-    label_smoothing: float = 0.0  # validation loss stays comparable
-    dropout: float | None = None  # every dropout rate of the model (default: what its config.json says)
-    # number format of the computation; the weights stay fp32. fp16 needs CUDA
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0  # of dropout, data order and random weights
+    epochs: int | None = option(
+        None,
+        "passes over the training set (default: 3)",
+        group="Optimisation",
+        at_least=1,
+        searchable=True,
+    )
+    max_steps: int | None = option(
+        None,
+        "stop after this many optimizer steps, whatever --epochs says",
+        at_least=1,
+        searchable=True,
+    )
+    batch_size: int | None = option(
+        None,
+        "examples per forward pass (default: 8)",
+        at_least=1,
+        searchable=True,
+    )
+    grad_accum: int = option(
+        1,
+        "forward passes per optimizer step; the loss is that of one large batch, exactly",
+        at_least=1,
+        searchable=True,
+    )
+    optimizer: Literal["adamw", "adafactor"] = option(
+        "adamw",
+        "adafactor is what the published T5 was trained with; it keeps little more than the weights "
+        "in memory. With it come T5's settings of --lr, --schedule, --warmup, --weight-decay and "
+        "--clip-norm, unless given",
+        searchable=True,
+    )
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps "
+        "1e-2, with --lora-rank 3e-3 and 1e-3; of adafactor 1e-3)",
+        at_least=0,
+        searchable="log",
+    )
+    relative_steps: bool | None = option(
+        None,
+        "make --lr relative to the size of each weight matrix, as adafactor always does: 1e-2, say. "
+        "For small T5s, whose matrices differ 60-fold in size",
+        searchable=True,
+    )
+    schedule: Literal["linear", "cosine", "constant"] | None = option(
+        None,
+        "the learning rate after its warm-up (default: of adamw linear, of adafactor constant)",
+        searchable=True,
+    )
+    warmup: int | float | None = option(
+        None,
+        "steps of warm-up, or below 1 the share of all steps (default: of adamw 0.05, of adafactor none)",
+        at_least=0,
+        searchable=True,
+    )
+    weight_decay: float | None = option(
+        None,
+        "on matrices only (default: of adamw 0.01, of adafactor none)",
+        at_least=0,
+        searchable="log",
+    )
+    clip_norm: float | None = option(
+        None,
+        "largest norm of the gradient of all parameters together; 0 for no limit (default: of adamw "
+        "1, of adafactor no limit, since it limits each tensor's step)",
+        at_least=0,
+        searchable=True,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of each target that is spread evenly over the vocabulary, in the training loss alone: "
+        "the validation loss stays comparable",
+        searchable=True,
+    )
+    dropout: float | None = option(
+        None,
+        "every dropout rate of the model (default: what its config.json says)",
+        searchable=True,
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32",
+        "number format of the computation; the weights stay fp32. fp16 needs CUDA",
+    )
+    seed: int = option(0, "of dropout, data order and random weights", at_least=0)
 
-    # [Training a part]
-    # names of modules to leave as they are: encoder, decoder.block.0-3, transformer.h.0-5 transformer.wte;
-    # a tied weight is left as it is wherever it serves
-    freeze: list[str] | None = None
-    # LoRA: leave all weights as they are and learn a change of this rank beside some of the matrices. best/
-    lora_rank: int | None = None  # and last/ hold the sum of both, and the change alone in adapter/
-    lora_alpha: float | None = None  # the change counts alpha / rank times (default: 2 * rank)
-    lora_dropout: float = 0.0  # of what the change reads
-    # names of linear layers, or the ends of them, or all-linear (default: q v for T5, c_attn for GPT-2)
-    lora_targets: list[str] | None = None
+    freeze: list[str] | None = option(
+        None,
+        "names of modules to leave as they are: encoder, decoder.block.0-3, transformer.h.0-5 "
+        "transformer.wte; a tied weight is left as it is wherever it serves",
+        group="Training a part",
+        metavar="NAME",
+    )
+    lora_rank: int | None = option(
+        None,
+        "LoRA: leave all weights as they are and learn a change of this rank beside some of the "
+        "matrices. best/ and last/ hold the sum of both, and the change alone in adapter/",
+        at_least=1,
+        searchable=True,
+    )
+    lora_alpha: float | None = option(
+        None,
+        "the change counts alpha / rank times (default: 2 * rank)",
+        searchable=True,
+    )
+    lora_dropout: float = option(0.0, "of what the change reads", searchable=True)
+    lora_targets: list[str] | None = option(
+        None,
+        "names of linear layers, or the ends of them, or all-linear (default: q v for T5, c_attn for GPT-2)",
+        metavar="NAME",
+    )
 
-    # [Validation and saving]
-    eval_every: int | None = None  # steps between validations (default: one epoch)
-    eval_batch_size: int | None = None  # examples at a time in a validation (default: twice --batch-size)
-    eval_answers: int = 200  # validation examples that are answered by generating, where the task has answers
-    num_beams: int = 1  # beams of that generation
-    save_every: int | None = None  # steps between checkpoints/step-N (default: only best/ and last/)
-    keep: int | None = None  # how many of checkpoints/step-N stay (default: all); best/ and last/ always do
-    log_every: int = 10  # steps between lines of metrics.jsonl
+    eval_every: int | None = option(
+        None,
+        "steps between validations (default: one epoch)",
+        group="Validation and saving",
+        at_least=1,
+        resumable=True,
+    )
+    eval_batch_size: int | None = option(
+        None,
+        "examples at a time in a validation (default: twice --batch-size)",
+        at_least=1,
+        resumable=True,
+    )
+    eval_answers: int = option(
+        200,
+        "validation examples that are answered by generating, where the task has answers",
+        at_least=0,
+    )
+    num_beams: int = option(1, "beams of that generation", at_least=1)
+    save_every: int | None = option(
+        None,
+        "steps between checkpoints/step-N (default: only best/ and last/)",
+        at_least=1,
+        resumable=True,
+    )
+    keep: int | None = option(
+        None,
+        "how many of checkpoints/step-N stay (default: all); best/ and last/ always do",
+        at_least=1,
+        resumable=True,
+    )
+    log_every: int = option(10, "steps between lines of metrics.jsonl", at_least=1, resumable=True)
 
-    # [Machine]
-    # keep only the inputs of each block for the backward pass and compute the rest again: less memory, half
-    gradient_checkpointing: bool = False  # as much time again, the same weights
-    # let PyTorch's compiler write programs for the blocks, which takes the first step a minute: meant for
-    compile: bool = False  # GPUs; on a CPU it is not faster
-    device: str | None = None  # cpu, cuda or cuda:N (default: cuda where there is one)
-    workers: int = 0  # processes that prepare batches
-    # with torchrun --nproc-per-node N -m ftcore.train: N processes share each batch. With ddp all have the
-    # whole model, with fsdp each a part of its weights, gradients and moments (default: ddp)
-    parallel: Literal["ddp", "fsdp"] | None = None
+    gradient_checkpointing: bool = option(
+        False,
+        "keep only the inputs of each block for the backward pass and compute the rest again: less "
+        "memory, half as much time again, the same weights",
+        group="Machine",
+        resumable=True,
+    )
+    compile: bool = option(
+        False,
+        "let PyTorch's compiler write programs for the blocks, which takes the first step a minute: "
+        "meant for GPUs; on a CPU it is not faster",
+    )
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    workers: int = option(0, "processes that prepare batches", at_least=0, resumable=True)
+    parallel: Literal["ddp", "fsdp"] | None = option(
+        None,
+        "with torchrun --nproc-per-node N -m ftcore.train: N processes share each batch. With ddp all "
+        "have the whole model, with fsdp each a part of its weights, gradients and moments (default: "
+        "ddp)",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
-        at_least_one = ["max_source_length", "max_target_length", "epochs", "max_steps", "batch_size"]
-        at_least_one += ["grad_accum", "eval_every", "eval_batch_size", "num_beams", "save_every", "keep"]
-        at_least_one += ["lora_rank"]
-        for name in [*at_least_one, *SIZES, "log_every"]:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
-        for name in ["lr", "warmup", "weight_decay", "clip_norm", "seed", "eval_answers", "workers"]:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:  # nor NaN
-                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number of at least 0")
+        check_bounds(self)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
@@ -149,8 +303,9 @@ class TrainOptions:
             raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
         for name in ("check", "dry_run"):
             if self.resume and getattr(self, name):
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} trains nothing, so that there is nothing to --resume: choose one")
+                raise ValueError(
+                    f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+                )
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the directory of the run to go on with")
 
@@ -158,7 +313,7 @@ class TrainOptions:
         if self.lora_rank is None:
             for name in ("lora_alpha", "lora_dropout", "lora_targets"):
                 if getattr(self, name):
-                    raise ValueError(f"--{name.replace('_', '-')} needs --lora-rank")
+                    raise ValueError(f"{flag(name)} needs --lora-rank")
             return
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise ValueError(f"--lora-alpha is {self.lora_alpha}, expected more than 0")

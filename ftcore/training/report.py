@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.atomic import write_atomically
-from ftcore.cli import arguments
+from ftcore.checkpoints.files import write_atomically
+from ftcore.cli import to_argv
 from ftcore.training.curves import chart
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
@@ -80,7 +80,7 @@ def command_of(options: TrainOptions, start: str = "python -m ftcore.train") -> 
     """The command line that gives these options, but for where the run's files go; an option a line."""
     elsewhere = replace(options, output=None, overwrite=False, resume=False, parallel=None)
     return start + "".join(
-        (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in arguments(elsewhere)
+        (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in to_argv(elsewhere)
     )
 
 

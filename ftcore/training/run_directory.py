@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.training.options import TrainOptions
 from ftcore.training.tensorboard import Events
 
@@ -159,7 +159,7 @@ class RunDirectory:
 
 
 @contextmanager
-def appears_whole(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """Where to write a directory's files: a new one gets its name only when all of them are there."""
     if directory.exists():  # its files are replaced one by one, each at once
         yield directory

@@ -30,7 +30,7 @@ from ftcore.training.optim import adafactor, adamw, learning_rate, warmup_steps
 from ftcore.training.options import TrainOptions, with_defaults
 from ftcore.training.precision import Autocast, autocast, grad_scaler
 from ftcore.training.resize import Resized, config_changes, resize
-from ftcore.training.run_directory import RunDirectory, appears_whole
+from ftcore.training.run_directory import RunDirectory, atomic_directory
 from ftcore.training.state import load_state, save_state, saved_step, sha256
 
 
@@ -85,7 +85,7 @@ class Run:
         self.parallel.on_first(lambda: self._write_checkpoint(model, directory))
 
     def _write_checkpoint(self, model: Model, directory: Path) -> None:
-        with appears_whole(directory) as place:
+        with atomic_directory(directory) as place:
             save_model(merge_lora(model), place)
             if lora_layers(model) and self.resized is None:  # else nobody has the model that it changes
                 save_adapter(model, place / "adapter", base_model=self.options.model)

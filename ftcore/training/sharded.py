@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ftcore.checkpoints.atomic import flush, write_atomically
+from ftcore.checkpoints.files import flush, write_atomically
 from ftcore.models import Model
 from ftcore.training.blocks import blocks
 from ftcore.training.distributed import Batch, BatchLoss, DataParallel, Mode, OneProcess

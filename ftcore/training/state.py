@@ -9,7 +9,7 @@ directory, which it names: written before it, and removed when the next file has
 
 import hashlib
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,12 @@ import torch
 from torch import nn
 
 from ftcore import __version__
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.training.distributed import OneProcess
 from ftcore.training.options import TrainOptions
-
-# Options that a resumed run may change: they move neither the weights nor what counts as the best of them.
-FREE_OPTIONS = {"output", "overwrite", "resume", "save_every", "keep", "log_every", "workers"}
-FREE_OPTIONS |= {"eval_every", "eval_batch_size", "gradient_checkpointing", "parallel"}
 
 
 def save_state(
@@ -140,9 +136,10 @@ def _require_same_run(
 ) -> None:
     """Of what an older version did not save nothing is known, and nothing required."""
     started_with = asdict(TrainOptions()) | state["options"]
+    may_change = {field.name for field in fields(TrainOptions) if field.metadata["resumable"]}
     for name, saved in started_with.items():
         now = getattr(options, name)
-        if name not in FREE_OPTIONS and now != saved:
+        if name not in may_change and now != saved:
             with_that, with_this = (_in_words(name, value) for value in (saved, now))
             raise ValueError(f"{path}: the run was started {with_that}, it cannot go on {with_this}")
     run = path.parent.parent

@@ -1,13 +1,11 @@
 """The options of `python -m ftcore.tune`: those of train, and what to vary."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ftcore.cli import flag, option
 from ftcore.training.options import TrainOptions
 from ftcore.tuning.ranges import Choice, Range, read_search
-
-# What a search that is resumed may change: it moves no figure of any trial.
-FREE_OPTIONS = {"output", "overwrite", "resume", "trials", "save_every", "keep", "log_every", "workers"}
 
 
 @dataclass
@@ -19,36 +17,53 @@ class TuneOptions(TrainOptions):
     (trials.png, with matplotlib installed) and trials/, the run of each; only the best keeps its weights.
     """
 
-    # [What to train, on what]
-    output: str | None = "runs/tune"  # directory of the search
-    overwrite: bool = False  # replace the search that --output already holds
-    # go on with the search in --output, with the options it was started with. A trial that was interrupted
-    resume: bool = False  # begins again; with more --trials, a finished search goes on as well
+    output: str | None = option(
+        "runs/tune",
+        "directory of the search",
+        metavar="DIR",
+        resumable=True,
+    )
+    overwrite: bool = option(False, "replace the search that --output already holds", resumable=True)
+    resume: bool = option(
+        False,
+        "go on with the search in --output, with the options it was started with. A trial that was "
+        "interrupted begins again; with more --trials, a finished search goes on as well",
+        resumable=True,
+    )
 
-    # [Optimisation]
-    # of dropout, data order and random weights, the same in all trials, and of what is drawn from the
-    seed: int = 0  # ranges
+    seed: int = option(
+        0,
+        "of dropout, data order and random weights, the same in all trials, and of what is drawn from "
+        "the ranges",
+        at_least=0,
+    )
 
-    # [Search]
-    # NAME=RANGE for each option that is varied, and overrides it: LOW..HIGH for numbers (those of lr and
-    # weight_decay are drawn on a logarithmic scale) or A,B,C for values, as in
-    search: list[str] | None = None  # lr=1e-4..1e-2 batch_size=8,16,32 schedule=linear,cosine
-    trials: int = 20  # how many settings are tried
-    # successive halving: when a trial has been validated once, N times, N*N times and so on, it is ended
-    halving: int | None = None  # unless it is among the best 1/N of those that came so far. 3, say
-    # what makes a trial better: the best that a validation of it shows (default: exact_match where the task
-    # has answers, else valid_loss). Between equal exact matches the loss decides
-    metric: Literal["exact_match", "f1", "valid_loss"] | None = None
+    search: list[str] | None = option(
+        None,
+        "NAME=RANGE for each option that is varied, and overrides it: LOW..HIGH for numbers (those of "
+        "lr and weight_decay are drawn on a logarithmic scale) or A,B,C for values, as in "
+        "lr=1e-4..1e-2 batch_size=8,16,32 schedule=linear,cosine",
+        group="Search",
+        metavar="NAME=RANGE",
+    )
+    trials: int = option(20, "how many settings are tried", at_least=1, resumable=True)
+    halving: int | None = option(
+        None,
+        "successive halving: when a trial has been validated once, N times, N*N times and so on, it "
+        "is ended unless it is among the best 1/N of those that came so far. 3, say",
+        at_least=2,
+    )
+    metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
+        None,
+        "what makes a trial better: the best that a validation of it shows (default: exact_match "
+        "where the task has answers, else valid_loss). Between equal exact matches the loss decides",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trials < 1:
-            raise ValueError(f"--trials is {self.trials}, expected at least 1")
         if self.check or self.dry_run:
-            flag = "--check" if self.check else "--dry-run"
-            raise ValueError(f"{flag} is about one run: python -m ftcore.train {flag}")
-        if self.halving is not None and self.halving < 2:
-            raise ValueError(f"--halving is {self.halving}, expected at least 2")
+            asked = "--check" if self.check else "--dry-run"
+            raise ValueError(f"{asked} is about one run: python -m ftcore.train {asked}")
         if not self.search and not self.resume:
             raise ValueError(
                 "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
@@ -81,13 +96,13 @@ class TuneOptions(TrainOptions):
         Raises:
             ValueError: names the first that differs.
         """
-        for name, before in asdict(saved).items():
-            now = getattr(self, name)
-            if name not in FREE_OPTIONS and now != before:
-                flag = f"--{name.replace('_', '-')}"
+        for field in fields(self):
+            name, before, now = field.name, getattr(saved, field.name), getattr(self, field.name)
+            if not field.metadata["resumable"] and now != before:
+                words = flag(name)
                 raise ValueError(
-                    f"{self.output}: the search was started with {flag} {_in_words(before)}, it cannot go on "
-                    f"with {flag} {_in_words(now)}: choose another --output, or --overwrite"
+                    f"{self.output}: the search was started with {words} {_in_words(before)}, it cannot "
+                    f"go on with {words} {_in_words(now)}: choose another --output, or --overwrite"
                 )
 
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED
 from ftcore.tuning.ranges import Choice, Range
 from ftcore.tuning.results import Result, best

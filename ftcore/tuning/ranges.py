@@ -3,29 +3,17 @@
 import math
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, Literal
 
-from ftcore.cli import did_you_mean
-from ftcore.training.options import SIZES, TrainOptions
+from ftcore.cli import did_you_mean, flag
+from ftcore.training.options import TrainOptions
 
 # The options of train that may be varied: not those that say what is learnt and how it is measured, for then
 # trials could not be compared.
-SEARCHABLE: tuple[str, ...] = (
-    *SIZES,
-    "epochs",
-    "max_steps",
-    "batch_size",
-    "grad_accum",
-    "optimizer",
-    "lr",
-    "relative_steps",
-)
-SEARCHABLE += ("schedule", "warmup", "weight_decay", "clip_norm", "label_smoothing", "dropout")
-SEARCHABLE += ("lora_rank", "lora_alpha", "lora_dropout")
-
-LOGARITHMIC = ("lr", "weight_decay")  # it is their order of magnitude that one does not know
+SEARCHABLE = tuple(field.name for field in fields(TrainOptions) if field.metadata["searchable"])
+LOGARITHMIC = tuple(field.name for field in fields(TrainOptions) if field.metadata["searchable"] == "log")
 
 
 @dataclass(frozen=True)
@@ -116,8 +104,7 @@ def _range(name: str, text: str) -> Range:
 def _choice(name: str, text: str) -> Choice:
     values = [_value(name, part) for part in text.split(",")]
     if len(values) == 1:
-        flag = f"--{name.replace('_', '-')}"
-        raise ValueError(f"one value is nothing to search: pass {flag}, or LOW..HIGH or A,B,C here")
+        raise ValueError(f"one value is nothing to search: pass {flag(name)}, or LOW..HIGH or A,B,C here")
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"{value} is there twice")

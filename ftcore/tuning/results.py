@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED, STATES, Study, ended_trials
 
 METRICS = ("exact_match", "f1", "valid_loss")  # that people are shown; the CSV file has all

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from ftcore.checkpoints.atomic import write_atomically
+from ftcore.checkpoints.files import write_atomically
 from ftcore.training.run_directory import RunDirectory
 from ftcore.tuning.options import TuneOptions
 

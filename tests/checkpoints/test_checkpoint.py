@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import ftcore
 from ftcore.checkpoints import checkpoint
-from ftcore.checkpoints.atomic import write_atomically
 from ftcore.checkpoints.checkpoint import load_model, save_model
+from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.hub import resolve_directory
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 

@@ -500,7 +500,7 @@ def test_sources_leave_without_a_trace(family: str, monkeypatch: pytest.MonkeyPa
         for stay in (False, True):
             with monkeypatch.context() as patch:
                 if stay:
-                    patch.setattr("ftcore.decoding.state.is_watched", lambda model: True)
+                    patch.setattr("ftcore.decoding.state.is_hooked", lambda model: True)
                 counts = fed_rows(model, patch)
                 chance = torch.Generator().manual_seed(3)
                 answers.append(generate(model, ids, mask, generator=chance, **options).tolist())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._inductor import config as inductor
 
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.decoding.state import Stepper
+from ftcore.decoding.state import DecoderState
 from ftcore.fast import compiled_step as compiled_page
 from ftcore.fast.compiled_step import guards_on_inputs
 from ftcore.fast.packed import FEW_ROWS
@@ -86,7 +86,7 @@ def test_other_types_are_multiplied_in_their_type(dtype: torch.dtype, rows: int,
     model = random_model(GPT2)
     ids = torch.randint(3, VOCAB, (rows, 30), generator=torch.Generator().manual_seed(1))
     steppers = [
-        Stepper(prepare_for_decoding(model, dtype, compile=compile), ids, None, 30)
+        DecoderState(prepare_for_decoding(model, dtype, compile=compile), ids, None, 30)
         for compile in (False, True)
     ]
     with torch.inference_mode():

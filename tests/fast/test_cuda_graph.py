@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.decoding.state import Stepper
+from ftcore.decoding.state import DecoderState
 from ftcore.fast import cuda_graph as graph
 from ftcore.fast.cuda_graph import ROOM, WAITING, GraphStep
 from ftcore.fast.decoding import with_graphs
@@ -130,7 +130,7 @@ def test_nothing_of_the_text_before_is_left(name: str) -> None:
 
 
 def test_logits_stay_as_they_were_given() -> None:
-    stepper = Stepper(graphed("gpt2"), some_ids(1, 4), None, 10)
+    stepper = DecoderState(graphed("gpt2"), some_ids(1, 4), None, 10)
     with torch.inference_mode():
         for new_ids in (some_ids(1, 4), some_ids(1, 1, seed=1)):
             logits = stepper(new_ids)

@@ -16,7 +16,7 @@ from ftcore.fast.t5_attention import FastT5Attention
 from ftcore.fast.training import FAST, use_fast_layers
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.models.attention import mask_bias
+from ftcore.models.attention import attention_mask_bias
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.t5 import T5Attention, T5LayerNorm
 from ftcore.training.loss import batch_loss
@@ -90,7 +90,7 @@ def test_attention(rows, length, source, bias_of_each_row, bias_is_float32, padd
     bias = torch.randn(rows if bias_of_each_row else 1, 2, length, source, dtype=bias_dtype)
     mask = torch.ones(len(bias), source)
     mask[0, : min(padding, source - 1)] = 0
-    if (hidden := mask_bias(mask, length, source, causal=False, like=bias)) is not None:
+    if (hidden := attention_mask_bias(mask, length, source, causal=False, like=bias)) is not None:
         bias = bias + hidden
     wanted: list[Tensor] = []
     # The textbook in float64, of the same numbers; then the fast one in its own type.

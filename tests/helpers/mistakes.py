@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ftcore.models.gpt2
 import ftcore.models.t5
-from ftcore.models.attention import mask_bias
+from ftcore.models.attention import attention_mask_bias
 from ftcore.models.relative_position import relative_position_bias
 from tests.helpers.oracle import gpt2_pair, padding, positions, t5_pair, tokens
 
@@ -126,12 +126,12 @@ def change_mask(case: Case, change: Callable[[Tensor], Tensor]) -> None:
     if case.is_ours:
 
         def wrong(attention_mask, query_length, key_length, *, causal, like):
-            bias = mask_bias(attention_mask, query_length, key_length, causal=causal, like=like)
+            bias = attention_mask_bias(attention_mask, query_length, key_length, causal=causal, like=like)
             if not causal:
                 return bias
             return torch.zeros_like(bias).masked_fill(~change(bias == 0), -torch.inf)
 
-        case.patch.setattr(f"ftcore.models.{case.family}.mask_bias", wrong)
+        case.patch.setattr(f"ftcore.models.{case.family}.attention_mask_bias", wrong)
         return
 
     def wrong_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ftcore.models.attention import Softmax, attend, is_watched, mask_bias, merge_heads, split_heads
+from ftcore.models.attention import Softmax, attend, attention_mask_bias, is_hooked, merge_heads, split_heads
 from tests.helpers.oracle import BOUND, distance, error, seeds
 
 
@@ -46,7 +46,10 @@ def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale
         bias = torch.randn(1, 3, queries, keys, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         bias.requires_grad_()
     elif masking == "both":  # the mask as numbers here, as the kernel's flag there
-        bias, causal = mask_bias(None, queries, keys, causal=True, like=torch.empty(0, dtype=dtype)), False
+        bias, causal = (
+            attention_mask_bias(None, queries, keys, causal=True, like=torch.empty(0, dtype=dtype)),
+            False,
+        )
 
     results = []
     for watched in (False, True):
@@ -107,7 +110,7 @@ def test_dropout_drops_attention_weights(watched, p):
 
 def test_any_hook_is_noticed_until_it_is_removed():
     softmax = Softmax()
-    assert not is_watched(softmax)
+    assert not is_hooked(softmax)
     for register in (
         softmax.register_forward_hook,
         softmax.register_forward_pre_hook,
@@ -115,9 +118,9 @@ def test_any_hook_is_noticed_until_it_is_removed():
         softmax.register_full_backward_pre_hook,
     ):
         handle = register(lambda *_: None)
-        assert is_watched(softmax)
+        assert is_hooked(softmax)
         handle.remove()
-        assert not is_watched(softmax)
+        assert not is_hooked(softmax)
 
 
 def test_a_hook_changes_what_attention_does():
@@ -183,37 +186,39 @@ def visible(bias: Tensor) -> list[list[bool]]:
 def test_mask_bias_by_hand():
     like = torch.empty(0)
     mask = torch.tensor([[0, 1, 1, 0]])
-    assert mask_bias(None, 3, 3, causal=False, like=like) is None
-    assert mask_bias(None, 1, 4, causal=True, like=like) is None  # one new token behind a cache sees all
-    assert visible(mask_bias(None, 2, 4, causal=True, like=like)) == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert visible(mask_bias(mask, 1, 4, causal=False, like=like)) == [[0, 1, 1, 0]]
-    assert visible(mask_bias(mask, 4, 4, causal=True, like=like)) == [
+    assert attention_mask_bias(None, 3, 3, causal=False, like=like) is None
+    assert (
+        attention_mask_bias(None, 1, 4, causal=True, like=like) is None
+    )  # one new token behind a cache sees all
+    assert visible(attention_mask_bias(None, 2, 4, causal=True, like=like)) == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert visible(attention_mask_bias(mask, 1, 4, causal=False, like=like)) == [[0, 1, 1, 0]]
+    assert visible(attention_mask_bias(mask, 4, 4, causal=True, like=like)) == [
         [1, 1, 1, 1],  # left padding: would see nothing, so it sees everything, and nobody reads its output
         [0, 1, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
     ]
-    assert visible(mask_bias(0 * mask, 2, 4, causal=False, like=like)) == [[1, 1, 1, 1]]
+    assert visible(attention_mask_bias(0 * mask, 2, 4, causal=False, like=like)) == [[1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_mask_bias_has_the_dtype_asked_for(dtype):
-    bias = mask_bias(torch.tensor([[0, 1]]), 2, 2, causal=True, like=torch.empty(0, dtype=dtype))
+    bias = attention_mask_bias(torch.tensor([[0, 1]]), 2, 2, causal=True, like=torch.empty(0, dtype=dtype))
     assert bias.dtype == dtype
 
 
 def test_masks_may_be_bool_or_numbers():
     mask = torch.tensor([[0, 1, 1]])
-    want = mask_bias(mask, 3, 3, causal=True, like=torch.empty(0))
+    want = attention_mask_bias(mask, 3, 3, causal=True, like=torch.empty(0))
     for dtype in (torch.bool, torch.int32, torch.float32):
-        assert torch.equal(mask_bias(mask.to(dtype), 3, 3, causal=True, like=torch.empty(0)), want)
+        assert torch.equal(attention_mask_bias(mask.to(dtype), 3, 3, causal=True, like=torch.empty(0)), want)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_mask_that_does_not_cover_the_keys_is_refused(length):
     """Length 1, the new token alone, would broadcast and be wrong without a word."""
     with pytest.raises(ValueError, match=f"attention_mask covers {length} positions, expected 4.*cache"):
-        mask_bias(torch.ones(2, length), 1, 4, causal=True, like=torch.empty(0))
+        attention_mask_bias(torch.ones(2, length), 1, 4, causal=True, like=torch.empty(0))
 
 
 # ------------------------------------------------------------------------------------------------ heads
@@ -232,4 +237,4 @@ def test_heads_are_slices_of_the_width(rows, length, heads, width):
 def test_a_watched_softmax_can_be_copied():
     softmax = Softmax()
     watch(softmax)
-    assert is_watched(copy.deepcopy(softmax))
+    assert is_hooked(copy.deepcopy(softmax))

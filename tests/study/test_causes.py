@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ftcore.models import GPT2Config
-from ftcore.models.attention import mask_bias
+from ftcore.models.attention import attention_mask_bias
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.relative_position import relative_position_bias
 from ftcore.study import compare_modules, spread_weights
@@ -200,7 +200,7 @@ def test_correct_t5_layers_are_equal(sizes, seed, length, side):
     table = ours.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     distance = sizes["relative_attention_max_distance"]
     position_bias = relative_position_bias(table, length, length, distance, bidirectional=True).detach()
-    mask = mask_bias(padding(seed, 3, length, side), length, length, causal=False, like=hidden)
+    mask = attention_mask_bias(padding(seed, 3, length, side), length, length, causal=False, like=hidden)
     report = compare_modules(
         ours.get_submodule(layer),
         theirs.get_submodule(layer),
@@ -217,7 +217,7 @@ def test_correct_gpt2_layers_are_equal(sizes, seed, length):
     theirs, ours = gpt2_pair(sizes, seed)
     layer = f"transformer.h.{seed % sizes['n_layer']}"
     hidden = torch.randn(3, length, sizes["n_embd"], generator=torch.Generator().manual_seed(seed))
-    mask = mask_bias(padding(seed, 3, length, "right"), length, length, causal=True, like=hidden)
+    mask = attention_mask_bias(padding(seed, 3, length, "right"), length, length, causal=True, like=hidden)
     report = compare_modules(
         ours.get_submodule(layer),
         theirs.get_submodule(layer),

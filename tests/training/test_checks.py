@@ -243,8 +243,10 @@ def test_a_mask_that_is_ignored(
     runs: Any, tmp_path: Path, family: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = getattr(ftcore.models, family)
-    mask_bias = page.mask_bias
-    monkeypatch.setattr(page, "mask_bias", lambda mask, *rest, **named: mask_bias(None, *rest, **named))
+    attention_mask_bias = page.attention_mask_bias
+    monkeypatch.setattr(
+        page, "attention_mask_bias", lambda mask, *rest, **named: attention_mask_bias(None, *rest, **named)
+    )
     result = found(checks.ignores_padding, runs(family, precision=precision), tmp_path)
     assert result.verdict == FAILS
     assert not any(figure.is_within for figure in result.figures[1:])

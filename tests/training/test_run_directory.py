@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.training.options import TrainOptions
-from ftcore.training.run_directory import RunDirectory, appears_whole
+from ftcore.training.run_directory import RunDirectory, atomic_directory
 
 
 def a_run(path: Path) -> RunDirectory:
@@ -76,16 +76,16 @@ def test_pruning_keeps_the_newest(
 
 def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "best"
-    with pytest.raises(KeyboardInterrupt), appears_whole(target) as place:
+    with pytest.raises(KeyboardInterrupt), atomic_directory(target) as place:
         place.mkdir()
         (place / "config.json").touch()
         raise KeyboardInterrupt
     assert not target.exists()
-    with appears_whole(target) as place:  # takes up what was left
+    with atomic_directory(target) as place:  # takes up what was left
         (place / "model.safetensors").touch()
         assert not target.exists()
     assert {file.name for file in target.iterdir()} == {"config.json", "model.safetensors"}
-    with appears_whole(target) as place:
+    with atomic_directory(target) as place:
         assert place == target
 
 

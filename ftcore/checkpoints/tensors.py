@@ -1,0 +1,55 @@
+"""Files of named tensors: .safetensors, and the .bin files of older checkpoints."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftcore.cli import one_line
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .bin file as views of its memory map.
+
+    Raises:
+        ValueError: a file that is damaged, or a pickle of more than tensors, which is never loaded.
+    """
+    with open(file, "rb") as opened:
+        start = opened.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
+    try:
+        if file.suffix != ".bin":
+            return load_file(file)
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file}: damaged, or a pickle of more than tensors, which is never loaded because it could run "
+            "anything; get the model.safetensors of this model"
+        ) from None
+    except Exception as error:  # broken bytes make a reader fail in any way
+        raise ValueError(
+            f"{file}: cannot be read, {file.stat().st_size} bytes long "
+            f"({type(error).__name__}: {one_line(error)}); "
+            "it is incomplete or damaged: copy or download it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file}: expected a state dict, which is a table of tensor names and tensors")
+    return tensors
+
+
+def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
+    """A .safetensors file of tensors, each in the type beside it.
+
+    Raises:
+        OSError: the disk is full or the file cannot be written.
+    """
+    plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
