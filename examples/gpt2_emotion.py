@@ -60,7 +60,7 @@ class Messages(torch.utils.data.Dataset):
     """Messages as rows of exactly LENGTH ids."""
 
     def __init__(self, path: Path, tokenizer):
-        self.records = read_records("emotion", path, causal=True)  # "Emotion: {text}"
+        self.records = read_records("emotion", path, decoder_only=True)  # "Emotion: {text}"
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:

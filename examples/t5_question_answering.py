@@ -60,10 +60,10 @@ QUESTION = "Where does Selorina live?"
 class QuestionAnswering(torch.utils.data.Dataset):
     """Questions with their contexts as source ids, answers as target ids."""
 
-    causal = False  # the loader asks: source and target are separate texts here, unlike GPT-2's
+    decoder_only = False  # the loader asks: source and target are separate texts here, unlike GPT-2's
 
     def __init__(self, path: Path, tokenizer):
-        self.records = read_records("qa", path, causal=self.causal)
+        self.records = read_records("qa", path, decoder_only=self.decoder_only)
         self.sources = [cut(tokenizer.encode(record.source), INPUT_LENGTH) for record in self.records]
         self.targets = [cut(tokenizer.encode(record.target), OUTPUT_LENGTH) for record in self.records]
         # The loader asks for these too, to put examples of similar length into one batch.
@@ -140,7 +140,7 @@ def respond(model, tokenizer, source: str) -> str:
 
 def answer(model, tokenizer, context: str, question: str) -> str:
     """What the model answers to a question about a context."""
-    return respond(model, tokenizer, prompt("qa", causal=False, question=question, context=context))
+    return respond(model, tokenizer, prompt("qa", decoder_only=False, question=question, context=context))
 
 
 def score(model, tokenizer, data: QuestionAnswering, show: int = 3) -> None:

@@ -19,11 +19,11 @@ from ftcore.data import Dataset, read_corpus, read_records
 def targets(tokenizer, task: str, file: str, max_length: int) -> list[int]:
     """The tokens of a file that a causal model is asked for: all but the first of each text."""
     if task == "lm":
-        corpus = read_corpus(task, file, tokenizer, causal=True)
+        corpus = read_corpus(task, file, tokenizer, decoder_only=True)
         return corpus.read(1, len(corpus))
-    records = read_records(task, file, causal=True)
+    records = read_records(task, file, decoder_only=True)
     limits = {"max_source_length": max_length, "max_target_length": max_length}
-    dataset = Dataset(records, tokenizer, causal=True, **limits)
+    dataset = Dataset(records, tokenizer, decoder_only=True, **limits)
     return [token for example in dataset for token in example["labels"][1:]]
 
 

@@ -56,7 +56,7 @@ from ftcore.checkpoints.checkpoint import load_model, model_from_config, resolve
 from ftcore.data.files import read_text
 from ftcore.models import Model
 from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
-from ftcore.study import compare_modules, spread_weights
+from ftcore.study import compare_modules, randomize_weights
 from ftcore.study.compare import counted
 from ftcore.study.recording import first_tensor
 from ftcore.study.report import Row, difference
@@ -131,7 +131,7 @@ def random_model(path: Path, seed: int) -> Model:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     model = model_from_config(values, where=str(path))
-    spread_weights(model, seed)
+    randomize_weights(model, seed)
     return model
 
 

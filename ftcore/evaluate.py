@@ -58,7 +58,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ftcore.checkpoints.files import write_atomically
-from ftcore.data import DataLoader, Examples
+from ftcore.data import DataLoader, ExampleDataset
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
 from ftcore.training.scoring import Answer, mean, score_answers, score_loss
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_predictions(path: Path, dataset: Examples) -> None:
+def check_predictions(path: Path, dataset: ExampleDataset) -> None:
     """Find out before the work, not after it, that there will be nothing to write or nowhere to write it."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--predictions {path}: its directory does not exist")

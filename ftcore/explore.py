@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = options.model or shipped(DEFAULT_MODEL)
         model, tokenizer = load_checkpoint(name)
         model.to(device)
-        text, other = texts(options, causal=not model.config.is_encoder_decoder)
+        text, other = texts(options, decoder_only=not model.config.is_encoder_decoder)
         search = Search(
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
@@ -133,11 +133,13 @@ def shipped(model: str) -> str:
     return model if Path(model).exists() else str(CLONE / model)
 
 
-def texts(options: ExploreOptions, *, causal: bool) -> tuple[str, str | None]:
+def texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:
     """What the model reads, and the second text."""
     if options.context is not None and options.question is not None:
         both = [options.context] if options.other is None else [options.context, options.other]
-        asked = [prompt("qa", causal=causal, context=one, question=options.question) for one in both]
+        asked = [
+            prompt("qa", decoder_only=decoder_only, context=one, question=options.question) for one in both
+        ]
         return asked[0], asked[1] if len(asked) > 1 else None
     if options.prompt is not None:
         return options.prompt, options.other

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
-        prompts = read_prompts(options, causal=not model.config.is_encoder_decoder)
+        prompts = read_prompts(options, decoder_only=not model.config.is_encoder_decoder)
         check_prompts(model, arguments_for(model, arguments), [tokenizer.encode(text) for text in prompts])
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
             model = prepare_for_decoding(model)
@@ -148,16 +148,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_prompts(options: GenerateOptions, *, causal: bool) -> list[str]:
+def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
     """The texts that the model is given, from the command line or from the file."""
     if options.prompt is not None:
         return [options.prompt]
     if options.input is None:
-        return [as_prompt({"context": options.context, "question": options.question}, causal, "command line")]
+        return [
+            as_prompt(
+                {"context": options.context, "question": options.question}, decoder_only, "command line"
+            )
+        ]
     path = Path(options.input)
     text = read_text(path)
     if path.suffix == ".jsonl" or text.lstrip().startswith('{"'):
-        prompts = [as_prompt(row, causal, where) for where, row in json_line_rows(path, text)]
+        prompts = [as_prompt(row, decoder_only, where) for where, row in json_line_rows(path, text)]
     else:
         prompts = [line for _, line in numbered_lines(path, text)]
     if not prompts:
@@ -165,12 +169,12 @@ def read_prompts(options: GenerateOptions, *, causal: bool) -> list[str]:
     return prompts
 
 
-def as_prompt(fields: Row, causal: bool, where: str) -> str:
+def as_prompt(fields: Row, decoder_only: bool, where: str) -> str:
     """What the model is given for a record: its prompt as it is, or the text of its task, as in training."""
     for task, keys in ((None, ["prompt"]), ("qa", ["context", "question"]), ("text2text", ["source"])):
         if all(isinstance(fields.get(key), str) for key in keys):
             chosen = {key: fields[key] for key in keys}
-            return prompt(task, causal=causal, **chosen) if task else chosen["prompt"]
+            return prompt(task, decoder_only=decoder_only, **chosen) if task else chosen["prompt"]
     raise ValueError(
         f'{where}: expected an object with the texts "prompt", or "context" and "question", or "source"'
         f" (keys found: {listed(fields) or 'none'})"

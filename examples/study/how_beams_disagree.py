@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     same, greedy_right, ranks, leads, races = [], [], [], [], []
     for question, context, answer in asked:
         source = torch.tensor(
-            [tokenizer.encode(prompt("qa", causal=False, question=question, context=context))]
+            [tokenizer.encode(prompt("qa", decoder_only=False, question=question, context=context))]
         )
         greedy = tokenizer.decode(generate(model, source, max_new_tokens=SEARCH["max_new_tokens"])[0])
         trace = beam_trace(model, source, **SEARCH)

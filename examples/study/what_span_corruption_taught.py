@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     in_questions, answered = [], []
     for passage in test["data"][0]["paragraphs"][:PASSAGES]:
         question, answer = passage["qas"][0]["question"], passage["qas"][0]["answers"][0]["text"]
-        text = prompt("qa", causal=False, question=question, context=passage["context"])
+        text = prompt("qa", decoder_only=False, question=question, context=passage["context"])
         ids = tokenizer.encode(text)
         written, maps = attention_while_generating(model, torch.tensor([ids]), max_new_tokens=12)
         answered.append(tokenizer.decode(written[0]).lower() == answer.lower())

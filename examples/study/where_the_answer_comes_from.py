@@ -71,7 +71,7 @@ class Reader:
         self.model, self.tokenizer = load_checkpoint(directory)
 
     def encode(self, question: Question) -> list[int]:
-        text = prompt("qa", causal=False, question=question.question, context=question.context)
+        text = prompt("qa", decoder_only=False, question=question.question, context=question.context)
         return self.tokenizer.encode(text)
 
     def see(self, question: Question) -> Seen:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftcore.models import GPT2Config
 from ftcore.models.gpt2 import Conv1D, GPT2Attention
-from ftcore.study import assert_same_as_reference, compare_modules, spread_weights
+from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights
 
 
 class StudentAttention(nn.Module):
@@ -46,7 +46,7 @@ class FixedAttention(StudentAttention):
 
 def main() -> None:
     # Fresh weights are so small that every softmax is nearly flat, whatever its scale: spread them.
-    reference = spread_weights(GPT2Attention(GPT2Config(n_embd=48, n_head=4), layer=0))
+    reference = randomize_weights(GPT2Attention(GPT2Config(n_embd=48, n_head=4), layer=0))
     hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))  # (B, T, D)
     how = {
         "reference_inputs": (hidden, None, None),  # its forward also takes a mask and a cache

@@ -41,8 +41,8 @@ def measure_model(
     )
     if any(case.kind == "train" for case in cases):
         tokenizer = options.tokenizer or (None if name in SHAPES else name)
-        causal = not model.config.is_encoder_decoder
-        files = training_files(causal=causal, train=options.train, tokenizer=tokenizer)
+        decoder_only = not model.config.is_encoder_decoder
+        files = training_files(decoder_only=decoder_only, train=options.train, tokenizer=tokenizer)
         order = replace(order, task=files.task, train=str(files.train), dropout=options.dropout)
     sides = installed_sides()
     for side in sides:

@@ -59,13 +59,13 @@ def read_prompts(file: Path) -> Tensor:
     return load_file(file)["input_ids"]
 
 
-def training_files(*, causal: bool, train: str | None, tokenizer: str | None) -> TrainOptions:
+def training_files(*, decoder_only: bool, train: str | None, tokenizer: str | None) -> TrainOptions:
     """The task, its file and a directory with a tokenizer: those given, or those that come with a clone.
 
     Raises:
         ValueError: neither given nor here.
     """
-    return with_defaults(TrainOptions(task="emotion" if causal else "qa", train=train, model=tokenizer))
+    return with_defaults(TrainOptions(task="emotion" if decoder_only else "qa", train=train, model=tokenizer))
 
 
 def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path, file: Path) -> None:
@@ -77,14 +77,14 @@ def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path
         ValueError, OSError: the file, the tokenizer or the two together are wrong.
     """
     assert files.train and files.model
-    causal = not model.config.is_encoder_decoder
+    decoder_only = not model.config.is_encoder_decoder
     tokenizer = load_tokenizer(files.model)
     check_vocabulary(tokenizer, model.config, files.model)
     tokenizer.save_pretrained(directory)
     dataset = Dataset(
-        read_records(files.task, files.train, causal=causal),
+        read_records(files.task, files.train, decoder_only=decoder_only),
         tokenizer,
-        causal=causal,
+        decoder_only=decoder_only,
         max_source_length=case.source,
         max_target_length=case.target,
     )

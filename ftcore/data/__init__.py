@@ -6,20 +6,20 @@ from ftcore import lazily
 
 if TYPE_CHECKING:
     from ftcore.data.corpus import Corpus, read_corpus
-    from ftcore.data.dataset import Dataset, Examples
+    from ftcore.data.dataset import Dataset, ExampleDataset
     from ftcore.data.loader import DataLoader
-    from ftcore.data.pretraining import Blocks, SpanCorruption, make_pretraining_dataset
+    from ftcore.data.pretraining import CausalLMDataset, SpanCorruption, make_pretraining_dataset
     from ftcore.data.tasks import CORPUS_TASKS, TASKS, Record, prompt, read_records, split_records
     from ftcore.data.tokenizer import load_tokenizer
 
 __all__ = [
     "CORPUS_TASKS",
     "TASKS",
-    "Blocks",
+    "CausalLMDataset",
     "Corpus",
     "DataLoader",
     "Dataset",
-    "Examples",
+    "ExampleDataset",
     "Record",
     "SpanCorruption",
     "load_tokenizer",
@@ -40,10 +40,10 @@ __getattr__ = lazily(
         "read_records": "ftcore.data.tasks",
         "split_records": "ftcore.data.tasks",
         "Dataset": "ftcore.data.dataset",
-        "Examples": "ftcore.data.dataset",
+        "ExampleDataset": "ftcore.data.dataset",
         "Corpus": "ftcore.data.corpus",
         "read_corpus": "ftcore.data.corpus",
-        "Blocks": "ftcore.data.pretraining",
+        "CausalLMDataset": "ftcore.data.pretraining",
         "SpanCorruption": "ftcore.data.pretraining",
         "make_pretraining_dataset": "ftcore.data.pretraining",
         "DataLoader": "ftcore.data.loader",

@@ -50,7 +50,7 @@ class Corpus:
 
     text: Path  # what was tokenised
     ids: Path  # the file of its ids
-    causal: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
+    decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
     made_from: str  # what the file must say that it was made from
     start: int  # this part's first id in the file
     stop: int  # one behind its last
@@ -86,7 +86,7 @@ class Corpus:
         return replace(self, stop=cut), replace(self, start=cut)
 
 
-def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, causal: bool) -> Corpus:
+def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
     """The ids of a plain text file. They are made now unless they lie there already; then it says so.
 
     Processes that want the same text at the same time wait for the first of them to tokenise it.
@@ -95,14 +95,14 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, causal: bo
         task: one of `CORPUS_TASKS`.
         path: a UTF-8 file of running text, with `<|endoftext|>` between documents.
         tokenizer: the model's own.
-        causal: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
+        decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: task, model and tokenizer do not belong together, or the file is no UTF-8 or has no text.
     """
-    check_corpus_task(task, causal)
-    check_family(tokenizer, causal)
+    check_corpus_task(task, decoder_only)
+    check_family(tokenizer, decoder_only)
     text = Path(path)
     require_file(text)
     fingerprint = _fingerprint(tokenizer)
@@ -112,10 +112,10 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, causal: bo
         found = _metadata(ids)
         if found.get("made_from") != made_from:
             renewed = " again: it has changed" if found else ""
-            found = _write_ids(ids, text, tokenizer, causal, made_from)
+            found = _write_ids(ids, text, tokenizer, decoder_only, made_from)
             size = f"{int(found['tokens']):,} tokens of {int(found['documents']):,} documents"
             print(f"tokenised {text}{renewed}: {size}, kept in {ids}", file=sys.stderr)
-    return Corpus(text, ids, causal, made_from, start=0, stop=int(found["tokens"]))
+    return Corpus(text, ids, decoder_only, made_from, start=0, stop=int(found["tokens"]))
 
 
 # ------------------------------------------------------------------------------------------- the file of ids
@@ -170,7 +170,9 @@ def _alone_with(text: Path) -> Iterator[None]:
         yield
 
 
-def _write_ids(ids: Path, text: Path, tokenizer: Tokenizer, causal: bool, made_from: str) -> dict[str, str]:
+def _write_ids(
+    ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str
+) -> dict[str, str]:
     """Tokenise a text into a file of ids, and return what the file says of itself."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     metadata = {"made_from": made_from}
@@ -179,7 +181,7 @@ def _write_ids(ids: Path, text: Path, tokenizer: Tokenizer, causal: bool, made_f
         tokens = documents = 0
         with place.open("wb") as file:
             file.seek(_HEADER)
-            for piece, ends in _tokenised(text, tokenizer, causal):
+            for piece, ends in _tokenised(text, tokenizer, decoder_only):
                 file.write(np.array(piece, dtype).tobytes())
                 tokens += len(piece)
                 documents += ends
@@ -207,10 +209,12 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 # ------------------------------------------------------------------------------------------------ tokenising
 
 
-def _tokenised(text: Path, tokenizer: Tokenizer, causal: bool) -> Iterator[tuple[list[int], bool]]:
+def _tokenised(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
     """The ids of a text, piece by piece: (ids, whether a document ends here)."""
     nothing = tokenizer.encode("")
-    in_front = len(nothing) if causal else len(nothing) - 1  # a few tokenizers begin each text with a token
+    in_front = (
+        len(nothing) if decoder_only else len(nothing) - 1
+    )  # a few tokenizers begin each text with a token
     inside = False
     about = {"desc": f"tokenising {text.name}", "total": text.stat().st_size, "unit": "B", "unit_scale": True}
     with tqdm(**about, delay=2, leave=False) as bar:
@@ -219,11 +223,11 @@ def _tokenised(text: Path, tokenizer: Tokenizer, causal: bool) -> Iterator[tuple
             if not inside and not piece.strip():
                 continue  # white space alone is no document
             ids = tokenizer.encode(piece)
-            if not causal:
+            if not decoder_only:
                 ids.pop()  # </s>
-            if inside or not causal:
+            if inside or not decoder_only:
                 del ids[:in_front]
-            if ends and causal:
+            if ends and decoder_only:
                 ids.append(tokenizer.eos_id)
             yield ids, ends
             inside = not ends

@@ -25,10 +25,10 @@ from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 
 
-class Examples(Protocol):
-    """What others need of a data set: a `Dataset`, or `Blocks` or `SpanCorruption` of a corpus."""
+class ExampleDataset(Protocol):
+    """What others need of a data set: a `Dataset`, or `CausalLMDataset` or `SpanCorruption` of a corpus."""
 
-    causal: bool
+    decoder_only: bool
     records: Sequence[Record]
     lengths: np.ndarray
     max_input_length: int
@@ -50,7 +50,7 @@ class Dataset(torch.utils.data.Dataset):
     Args:
         records: the texts, from `read_records`.
         tokenizer: one that appends </s> for T5, one that appends nothing for GPT-2.
-        causal: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
+        decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
         max_source_length: the most tokens of a source, T5's </s> included.
         max_target_length: the most tokens of a target, its end token included.
 
@@ -70,7 +70,7 @@ class Dataset(torch.utils.data.Dataset):
         records: Sequence[Record],
         tokenizer: Tokenizer,
         *,
-        causal: bool,
+        decoder_only: bool,
         max_source_length: int,
         max_target_length: int,
     ) -> None:
@@ -79,8 +79,8 @@ class Dataset(torch.utils.data.Dataset):
                 f"max_source_length is {max_source_length} and max_target_length {max_target_length}; "
                 "expected at least 1 and at least 2 (a token and its end)"
             )
-        check_family(tokenizer, causal)
-        self.causal = causal
+        check_family(tokenizer, decoder_only)
+        self.decoder_only = decoder_only
         self.records = records
         self.truncated_sources = self.truncated_targets = self.epoch = 0
         self._sources, self._targets = _Rows(), _Rows()
@@ -90,24 +90,24 @@ class Dataset(torch.utils.data.Dataset):
         for number, record in enumerate(bar, start=1):
             source, target = self._encode(record, number, tokenizer)
             self.truncated_sources += len(source) > max_source_length
-            source = _cut_source(source, max_source_length, causal)
+            source = _cut_source(source, max_source_length, decoder_only)
             self.truncated_targets += len(target) > max_target_length
             self._sources.append(source)
-            self._targets.append(_cut_target(target, max_target_length, causal))
+            self._targets.append(_cut_target(target, max_target_length, decoder_only))
 
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
-        input_lengths = source_lengths + target_lengths if causal else source_lengths
-        self.lengths = np.stack([input_lengths, input_lengths if causal else target_lengths], axis=1)
+        input_lengths = source_lengths + target_lengths if decoder_only else source_lengths
+        self.lengths = np.stack([input_lengths, input_lengths if decoder_only else target_lengths], axis=1)
         has_sources = bool(source_lengths.any())
         self.max_input_length, self.max_label_length = max_source_length, max_target_length
-        if causal:
+        if decoder_only:
             self.max_input_length = max_source_length * has_sources + max_target_length
             self.max_label_length = self.max_input_length
 
     def _encode(self, record: Record, number: int, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """The whole source and target of a record, with the end tokens that their model expects."""
         source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
-        if self.causal:
+        if self.decoder_only:
             target.append(tokenizer.eos_id)
         if len(target) < 2:
             raise ValueError(f"record {number}: the tokenizer finds nothing in its target {record.target!r}")
@@ -123,30 +123,30 @@ class Dataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # counts negative ones from the end, as a list does
         source, target = self._sources[index], self._targets[index]
-        if self.causal:
+        if self.decoder_only:
             labels = [IGNORED_LABEL] * len(source) + target
             return {"input_ids": source + target, "labels": labels, "index": index}
         return {"input_ids": source, "labels": target, "index": index}
 
 
-def _cut_source(ids: list[int], limit: int, causal: bool) -> list[int]:
+def _cut_source(ids: list[int], limit: int, decoder_only: bool) -> list[int]:
     if len(ids) <= limit:
         return ids
-    return ids[-limit:] if causal else ids[: limit - 1] + ids[-1:]
+    return ids[-limit:] if decoder_only else ids[: limit - 1] + ids[-1:]
 
 
-def _cut_target(ids: list[int], limit: int, causal: bool) -> list[int]:
+def _cut_target(ids: list[int], limit: int, decoder_only: bool) -> list[int]:
     if len(ids) <= limit:
         return ids
-    return ids[:limit] if causal else ids[: limit - 1] + ids[-1:]
+    return ids[:limit] if decoder_only else ids[: limit - 1] + ids[-1:]
 
 
-def check_family(tokenizer: Tokenizer, causal: bool) -> None:
+def check_family(tokenizer: Tokenizer, decoder_only: bool) -> None:
     """Raise ValueError for a tokenizer of the other family, which ends texts in another way."""
     appends_eos = tokenizer.encode("a")[-1:] == [tokenizer.eos_id]
-    if appends_eos == causal:
+    if appends_eos == decoder_only:
         does = "appends" if appends_eos else "does not append"
-        family = "decoder-only (GPT-2)" if causal else "encoder-decoder (T5)"
+        family = "decoder-only (GPT-2)" if decoder_only else "encoder-decoder (T5)"
         raise ValueError(
             f"the tokenizer {does} its end-of-sequence token; that is not one of {family} models: "
             "use the model's own tokenizer"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
-from ftcore.data.dataset import Examples
+from ftcore.data.dataset import ExampleDataset
 from ftcore.data.packing import packed_rows, packed_shape
 from ftcore.data.tokenizer import IGNORED_LABEL
 
@@ -131,7 +131,7 @@ class DataLoader(torch.utils.data.DataLoader):
     window but the epoch's last has exactly `accumulate` micro-batches.
 
     Args:
-        dataset: a `Dataset`, or `Blocks` or `SpanCorruption` of a corpus. It is told the epoch.
+        dataset: a `Dataset`, or `CausalLMDataset` or `SpanCorruption` of a corpus. It is told the epoch.
         batch_size: examples of a micro-batch.
         pad_id: fills input_ids.
         accumulate, shuffle, seed, bucket, process, processes: see `WindowSampler`.
@@ -146,7 +146,7 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __init__(
         self,
-        dataset: Examples,
+        dataset: ExampleDataset,
         batch_size: int,
         *,
         pad_id: int,
@@ -183,13 +183,13 @@ class DataLoader(torch.utils.data.DataLoader):
             _collate,
             row_limits=self._row_limits,
             padded_to=self._padded_to or (None, None),
-            causal=dataset.causal,
+            decoder_only=dataset.decoder_only,
             pad_id=pad_id,
             padding_side=padding_side,
-            label_padding_side=padding_side if dataset.causal else "right",
+            label_padding_side=padding_side if dataset.decoder_only else "right",
         )
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # `Examples` has all that torch needs
+            dataset,  # type: ignore[arg-type]  # `ExampleDataset` has all that torch needs
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=collate,
@@ -278,14 +278,14 @@ def _collate(
     *,
     row_limits: tuple[int, int] | None,
     padded_to: tuple[int | None, int | None],
-    causal: bool,
+    decoder_only: bool,
     pad_id: int,
     padding_side: str,
     label_padding_side: str,
 ) -> dict[str, Tensor]:
     rows = examples
     if row_limits is not None:
-        examples, rows = packed_rows(examples, row_limits, causal=causal)
+        examples, rows = packed_rows(examples, row_limits, decoder_only=decoder_only)
     # Without a row a process goes through the model all the same: in it, the processes wait for each other.
     inputs = [row["input_ids"] for row in rows] or [[pad_id]]
     labels = [row["labels"] for row in rows] or [[IGNORED_LABEL]]

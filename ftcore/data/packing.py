@@ -38,12 +38,12 @@ def pack(lengths: Sequence[Sequence[int]], limits: tuple[int, int]) -> list[list
 
 
 def packed_rows(
-    examples: Sequence[dict[str, Any]], limits: tuple[int, int], *, causal: bool
+    examples: Sequence[dict[str, Any]], limits: tuple[int, int], *, decoder_only: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, list[int]]]]:
     """The examples in the order in which rows hold them, and the rows: ids, labels and segment ids."""
     lengths = [(len(example["input_ids"]), len(example["labels"])) for example in examples]
     in_rows = [[examples[number] for number in row] for row in pack(lengths, limits)]
-    return [example for row in in_rows for example in row], [_joined(row, causal) for row in in_rows]
+    return [example for row in in_rows for example in row], [_joined(row, decoder_only) for row in in_rows]
 
 
 def packed_shape(lengths: np.ndarray, limits: tuple[int, int]) -> tuple[int, int, int]:
@@ -53,21 +53,21 @@ def packed_shape(lengths: np.ndarray, limits: tuple[int, int]) -> tuple[int, int
     return len(rows), inputs, labels
 
 
-def _joined(examples: Sequence[dict[str, Any]], causal: bool) -> dict[str, list[int]]:
+def _joined(examples: Sequence[dict[str, Any]], decoder_only: bool) -> dict[str, list[int]]:
     """One row. T5's labels have segment ids of their own.
 
-    A decoder-only model (`causal`) is never asked for an example's first token: in front of it stands another
-    example's last.
+    A decoder-only model is never asked for an example's first token: in front of it stands another example's
+    last.
     """
     row: dict[str, list[int]] = {"input_ids": [], "labels": [], "segment_ids": []}
-    if not causal:
+    if not decoder_only:
         row["decoder_segment_ids"] = []
     for number, example in enumerate(examples, start=1):
         inputs, labels = example["input_ids"], example["labels"]
         row["input_ids"] += inputs
         row["segment_ids"] += [number] * len(inputs)
-        row["labels"] += [IGNORED_LABEL, *labels[1:]] if causal else labels
-        if not causal:
+        row["labels"] += [IGNORED_LABEL, *labels[1:]] if decoder_only else labels
+        if not decoder_only:
             row["decoder_segment_ids"] += [number] * len(labels)
     return row
 

@@ -16,7 +16,7 @@ from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import Tokenizer
 
 
-class Blocks(torch.utils.data.Dataset):
+class CausalLMDataset(torch.utils.data.Dataset):
     """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
 
     Neighbours share a token, which the first predicts and the second starts from. So every token of the text
@@ -25,7 +25,7 @@ class Blocks(torch.utils.data.Dataset):
     `blocks[i]` is {"input_ids": list[int], "labels": list[int], "index": i}; the attributes are `Dataset`'s.
     """
 
-    causal = True
+    decoder_only = True
     records: Sequence[Record] = ()
     truncated_sources = truncated_targets = 0  # nothing is lost: the text goes on in the next block
     epoch = 0
@@ -68,7 +68,7 @@ class SpanCorruption(torch.utils.data.Dataset):
         ValueError: not even one chunk, or more spans in one than the vocabulary has sentinels.
     """
 
-    causal = False
+    decoder_only = False
     records: Sequence[Record] = ()
     truncated_sources = truncated_targets = 0
 
@@ -108,7 +108,7 @@ class SpanCorruption(torch.utils.data.Dataset):
 
 def make_pretraining_dataset(
     corpus: Corpus, tokenizer: Tokenizer, *, max_source_length: int, max_target_length: int, seed: int = 0
-) -> Blocks | SpanCorruption:
+) -> CausalLMDataset | SpanCorruption:
     """The examples of a corpus, for the family of models that it was read for.
 
     Args:
@@ -119,8 +119,8 @@ def make_pretraining_dataset(
     Raises:
         ValueError: the lengths or the corpus are too small.
     """
-    if corpus.causal:
-        return Blocks(corpus, max_target_length)
+    if corpus.decoder_only:
+        return CausalLMDataset(corpus, max_target_length)
     _, target_length = unpadded_lengths(max_source_length)
     if target_length > max_target_length:
         raise ValueError(

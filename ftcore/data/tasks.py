@@ -5,8 +5,8 @@
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
 
-Plain text has no records. `read_corpus` makes ids of it, and examples of those `Blocks` for GPT-2 (task `lm`)
-or `SpanCorruption` for T5 (task `span-corruption`).
+Plain text has no records. `read_corpus` makes ids of it, and `CausalLMDataset` for GPT-2 (task `lm`) or
+`SpanCorruption` for T5 (task `span-corruption`) make examples of those.
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source loses its
 left end when it is too long, so there the question and the cue `answer:` come last. Its answer brings its own
@@ -51,14 +51,16 @@ class Record:
     group: str | None = None  # what the records of one passage share, so that a split keeps them together
 
 
-def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None = None) -> list[Record]:
+def read_records(
+    task: str, path: str | Path, *, decoder_only: bool, limit: int | None = None
+) -> list[Record]:
     """Read a file of one task. Files are UTF-8; blank lines are skipped.
 
     Args:
         task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
         path: the file. Its suffix (.json, .jsonl, .csv) says how to read it; without one of these, its first
             character does.
-        causal: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
+        decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
         limit: read no more than this many records.
 
     Raises:
@@ -71,13 +73,13 @@ def read_records(task: str, path: str | Path, *, causal: bool, limit: int | None
     if task in CORPUS_TASKS:
         raise ValueError(f"task {task!r} has no records, it learns from running text: use read_corpus")
     text = read_text(path)
-    records = list(islice(_records(task, path, text, causal), limit))
+    records = list(islice(_records(task, path, text, decoder_only), limit))
     if not records:
         raise ValueError(f"{path}: no records; expected {_FORMS[task]}")
     return records
 
 
-def prompt(task: str, *, causal: bool, **fields: str) -> str:
+def prompt(task: str, *, decoder_only: bool, **fields: str) -> str:
     """The text that a model of this task is given, in training and when it generates.
 
     `fields` are `question` and `context` for qa, `source` for text2text, `text` for the others.
@@ -89,27 +91,27 @@ def prompt(task: str, *, causal: bool, **fields: str) -> str:
         raise ValueError(f"a prompt of task {task!r} takes {listed(expected)}; got {given}")
     if task == "qa":
         question, context = fields["question"].strip(), fields["context"].strip()
-        if causal:
+        if decoder_only:
             return f"context: {context}\nquestion: {question}\nanswer:"
         return f"question: {question} context: {context}"
     if task == "emotion":
         return f"Emotion: {fields['text'].strip()}"
-    if task == "text2text" and causal:
+    if task == "text2text" and decoder_only:
         return fields["source"] + "\n"
     return fields[expected[0]]
 
 
-def check_corpus_task(task: str, causal: bool) -> None:
+def check_corpus_task(task: str, decoder_only: bool) -> None:
     """Raise ValueError where a task does not learn from running text, or not with this family of models."""
     _check_task(task)
     if task not in CORPUS_TASKS:
         raise ValueError(f"task {task!r} learns from records, not from running text: use read_records")
-    if task == "lm" and not causal:
+    if task == "lm" and not decoder_only:
         raise ValueError(
             "task 'lm' trains a decoder-only model such as GPT-2; T5 learns from plain text with "
             "'span-corruption', and from pairs of texts with 'text2text'"
         )
-    if task == "span-corruption" and causal:
+    if task == "span-corruption" and decoder_only:
         raise ValueError(
             "task 'span-corruption' trains an encoder-decoder model such as T5; GPT-2 learns from plain text "
             "with 'lm'"
@@ -151,39 +153,39 @@ def split_records(
 # A row becomes a record; `where` names its file and line for error messages.
 
 
-def _records(task: str, path: Path, text: str, causal: bool) -> Iterator[Record]:
+def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
     to_record = {"qa": _qa_record, "emotion": _emotion_record, "text2text": _text2text_record}[task]
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
-        record = to_record(row, where, causal)
+        record = to_record(row, where, decoder_only)
         # JSON can spell half a character, and no tokenizer can read it.
         if re.search("[\ud800-\udfff]", record.source + record.target):
             raise ValueError(f"{where}: a \\u escape of half a surrogate pair, which is no character")
         yield record
 
 
-def _qa_record(row: Row, where: str, causal: bool) -> Record:
+def _qa_record(row: Row, where: str, decoder_only: bool) -> Record:
     context, question = text_of(row, "context", where), text_of(row, "question", where)
     answers = _answers(row, where)
     return Record(
-        source=prompt("qa", causal=causal, question=question, context=context),
-        target=f" {answers[0]}" if causal else answers[0],
+        source=prompt("qa", decoder_only=decoder_only, question=question, context=context),
+        target=f" {answers[0]}" if decoder_only else answers[0],
         references=answers,
         group=context,
     )
 
 
-def _emotion_record(row: Row, where: str, causal: bool) -> Record:
+def _emotion_record(row: Row, where: str, decoder_only: bool) -> Record:
     text, label = text_of(row, "text", where), text_of(row, "label", where).strip()
-    line = prompt("emotion", causal=causal, text=text)
-    if causal:
+    line = prompt("emotion", decoder_only=decoder_only, text=text)
+    if decoder_only:
         return Record(source="", target=line)
     return Record(source=line, target=label, references=(label,))
 
 
-def _text2text_record(row: Row, where: str, causal: bool) -> Record:
+def _text2text_record(row: Row, where: str, decoder_only: bool) -> Record:
     source, target = text_of(row, "source", where), text_of(row, "target", where)
-    return Record(prompt("text2text", causal=causal, source=source), target, references=(target,))
+    return Record(prompt("text2text", decoder_only=decoder_only, source=source), target, references=(target,))
 
 
 def _answers(row: Row, where: str) -> tuple[str, ...]:

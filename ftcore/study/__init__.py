@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from ftcore.study.compare import assert_same_as_reference, compare_modules
     from ftcore.study.hooks import patch, record
     from ftcore.study.lens import logit_lens
-    from ftcore.study.random_weights import spread_weights
+    from ftcore.study.random_weights import randomize_weights
 
 __all__ = [
     "assert_same_as_reference",
     "compare_modules",
     "logit_lens",
     "patch",
+    "randomize_weights",
     "record",
-    "spread_weights",
 ]
 
 __getattr__ = lazily(
@@ -36,6 +36,6 @@ __getattr__ = lazily(
         "logit_lens": "ftcore.study.lens",
         "patch": "ftcore.study.hooks",
         "record": "ftcore.study.hooks",
-        "spread_weights": "ftcore.study.random_weights",
+        "randomize_weights": "ftcore.study.random_weights",
     },
 )

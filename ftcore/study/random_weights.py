@@ -7,7 +7,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def spread_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_weights(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights under which mistakes show; returns the module.
 
     Freshly initialised layers hide mistakes: biases are 0, norms are 1, and scores are so small that every

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ftcore.data import DataLoader, Examples
+from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
@@ -176,7 +176,7 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Check:
     """Rows that are padded to one length give what each gives alone."""
     examples = spread(_training_set(run), ROWS)
     # GPT-2 learns with padding on the right, which causality hides, and generates with padding on the left.
-    side = "left" if examples.causal else "right"
+    side = "left" if examples.decoder_only else "right"
     layout = {"pad_to_max_length": run.options.pad_to_max_length}
     [trained] = _batches(run, examples, len(examples), **layout)
     [padded] = _batches(run, examples, len(examples), **layout, padding_side=side)
@@ -208,7 +208,9 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Check:
 def caches_exactly(run: Run, loop: Loop, directory: Path) -> Check:
     """Through the cache, token by token as in generation, a text gives what it gives at once."""
     examples = spread(_training_set(run), ROWS, by_labels=True)
-    [batch] = _batches(run, examples, len(examples), padding_side="left" if examples.causal else "right")
+    [batch] = _batches(
+        run, examples, len(examples), padding_side="left" if examples.decoder_only else "right"
+    )
     exact, own = _models(run)
     with torch.no_grad():
         truth, cached = _hidden(exact, batch), _hidden_through_cache(exact, batch)
@@ -229,8 +231,8 @@ def caches_exactly(run: Run, loop: Loop, directory: Path) -> Check:
 # --- the examples
 
 
-def _training_set(run: Run) -> Examples:
-    return cast(Examples, run.train_loader.dataset)
+def _training_set(run: Run) -> ExampleDataset:
+    return cast(ExampleDataset, run.train_loader.dataset)
 
 
 def _with_different_prompts(run: Run) -> Few:
@@ -245,7 +247,7 @@ def _prompt_and_answer(run: Run, examples: Few, index: int) -> tuple[list[int], 
     prompt, eos = examples.source(index), run.tokenizer.eos_id
     answer = [label for label in examples[index]["labels"] if label != IGNORED_LABEL]
     if examples.records:  # labels that lack the end would be learnt just as well: make them once more
-        whole = run.tokenizer.encode(examples.records[index].target) + [eos] * examples.causal
+        whole = run.tokenizer.encode(examples.records[index].target) + [eos] * examples.decoder_only
         answer = whole if len(whole) <= run.options.max_target_length else answer
     if not prompt:  # GPT-2 begins with a token that nothing predicts
         prompt, answer = answer[:1], answer[1:]
@@ -272,7 +274,7 @@ def _wrong_answers(run: Run, loop: Loop, examples: Few) -> int:
     """How many of the examples the model does not answer with exactly their targets."""
     pairs = [_prompt_and_answer(run, examples, index) for index in range(len(examples))]
     prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-    side = "left" if examples.causal else "right"
+    side = "left" if examples.decoder_only else "right"
     ids = loop.generate(
         run.model,
         pad_rows(prompts, run.tokenizer.pad_id, side),
@@ -285,7 +287,7 @@ def _wrong_answers(run: Run, loop: Loop, examples: Few) -> int:
         no_repeat_ngram_size=0,
         repetition_penalty=1.0,
     )
-    begin = max(map(len, prompts)) if examples.causal else 1  # T5's answers begin with the start token
+    begin = max(map(len, prompts)) if examples.decoder_only else 1  # T5's answers begin with the start token
     written = ids[:, begin:].tolist()
     return sum(row[: len(answer)] != answer for row, answer in zip(written, answers, strict=True))
 

@@ -11,7 +11,7 @@ from ftcore.data import (
     CORPUS_TASKS,
     Corpus,
     Dataset,
-    Examples,
+    ExampleDataset,
     Record,
     load_tokenizer,
     make_pretraining_dataset,
@@ -62,14 +62,14 @@ def read_data(
         ValueError, OSError: the file cannot be read as what the task wants, or a text has no records to
             count.
     """
-    causal = not model.config.is_encoder_decoder
+    decoder_only = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
                 f"--limit counts records, and the text of --task {task} has none: give a part of it"
             )
-        return read_corpus(task, path, tokenizer, causal=causal)
-    return read_records(task, path, causal=causal, limit=limit)
+        return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
+    return read_records(task, path, decoder_only=decoder_only, limit=limit)
 
 
 def make_dataset(
@@ -82,7 +82,7 @@ def make_dataset(
     max_target_length: int,
     pad_to_max_length: bool = False,
     seed: int = 0,
-) -> Examples:
+) -> ExampleDataset:
     """Make examples for a model, and warn of records that had to be cut.
 
     Args:
@@ -93,11 +93,11 @@ def make_dataset(
         ValueError: GPT-2 has fewer positions than an example tokens.
     """
     lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
-    dataset: Examples
+    dataset: ExampleDataset
     if isinstance(data, Corpus):
         dataset = make_pretraining_dataset(data, tokenizer, **lengths, seed=seed)
     else:
-        dataset = Dataset(data, tokenizer, causal=not model.config.is_encoder_decoder, **lengths)
+        dataset = Dataset(data, tokenizer, decoder_only=not model.config.is_encoder_decoder, **lengths)
     for part, cut, limit in (
         ("source", dataset.truncated_sources, max_source_length),
         ("target", dataset.truncated_targets, max_target_length),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ftcore.data import Blocks, Corpus, DataLoader, Examples, SpanCorruption
+from ftcore.data import CausalLMDataset, Corpus, DataLoader, ExampleDataset, SpanCorruption
 from ftcore.data.corpus import END_OF_DOCUMENT
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.models import Model, T5ForConditionalGeneration
@@ -136,11 +136,11 @@ class Preview:
 def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
     """Look at the examples of a training loader. Nothing changes: no random number is drawn from torch's
     generators, and the loader stays where it is."""
-    dataset: Examples = loader.dataset  # type: ignore[assignment]
-    sides = ["text"] if dataset.causal else ["source", "target"]
-    places = ["all positions"] if dataset.causal else ["the encoder's positions", "the decoder's"]
+    dataset: ExampleDataset = loader.dataset  # type: ignore[assignment]
+    sides = ["text"] if dataset.decoder_only else ["source", "target"]
+    places = ["all positions"] if dataset.decoder_only else ["the encoder's positions", "the decoder's"]
     drawn = random.Random(0).sample(range(len(dataset)), min(SAMPLE, len(dataset)))
-    running = isinstance(dataset, Blocks)
+    running = isinstance(dataset, CausalLMDataset)
     targets = [dataset[index]["labels"] for index in drawn]
     return Preview(
         examples=len(dataset),
@@ -182,7 +182,7 @@ def round_trip(texts: Iterator[str], tokenizer: Tokenizer) -> RoundTrip:
     return RoundTrip(count, tokens, unknown if can_lack else None, changed, respaced, lost.most_common())
 
 
-def align(dataset: Examples, index: int, model: Model, tokenizer: Tokenizer) -> Alignment:
+def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenizer) -> Alignment:
     """An example's labels beside what is read at their positions, by the functions that the loss uses."""
     example = dataset[index]
     batch = {name: torch.tensor([example[name]]) for name in ("input_ids", "labels")}
@@ -216,9 +216,9 @@ def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
         text = longer
 
 
-def _texts(dataset: Examples, drawn: Sequence[int]) -> Iterator[str]:
+def _texts(dataset: ExampleDataset, drawn: Sequence[int]) -> Iterator[str]:
     """The texts of examples as they stand in the file: sources and targets, or pieces of a running text."""
-    if isinstance(dataset, Blocks | SpanCorruption):
+    if isinstance(dataset, CausalLMDataset | SpanCorruption):
         yield from _excerpts(dataset.corpus, len(drawn))
         return
     for index in drawn:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.data import Examples, Record
+from ftcore.data import ExampleDataset, Record
 from ftcore.training.precision import grad_scaler
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.setup import Progress, Run, make_loader, make_optimizer
@@ -18,7 +18,7 @@ from ftcore.training.setup import Progress, Run, make_loader, make_optimizer
 
 def rehearse(
     run: Run,
-    examples: Examples,
+    examples: ExampleDataset,
     directory: Path,
     *,
     batch_size: int,
@@ -71,13 +71,13 @@ def rehearse(
 
 
 class Few(torch.utils.data.Dataset):
-    """Some examples of a data set, as a data set; see `Examples`."""
+    """Some examples of a data set, as a data set; see `ExampleDataset`."""
 
     truncated_sources = truncated_targets = 0  # those of the whole have been counted
 
-    def __init__(self, dataset: Examples, chosen: Sequence[int]) -> None:
+    def __init__(self, dataset: ExampleDataset, chosen: Sequence[int]) -> None:
         self._dataset, self._chosen = dataset, list(chosen)
-        self.causal = dataset.causal
+        self.decoder_only = dataset.decoder_only
         self.records: Sequence[Record] = ()
         if dataset.records:
             self.records = [dataset.records[index] for index in self._chosen]
@@ -96,7 +96,7 @@ class Few(torch.utils.data.Dataset):
         return self._dataset.source(self._chosen[index])
 
 
-def spread(dataset: Examples, count: int, *, by_labels: bool = False) -> Few:
+def spread(dataset: ExampleDataset, count: int, *, by_labels: bool = False) -> Few:
     """At most `count` examples, from the shortest to the longest, by their input ids or by their labels."""
     by_length = np.argsort(dataset.lengths[:, int(by_labels)], kind="stable")
     places = np.linspace(0, len(by_length) - 1, min(count, len(by_length)))

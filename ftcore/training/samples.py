@@ -1,6 +1,6 @@
 """What a model writes where there is no gold answer: the rest of a text that it is shown the beginning of."""
 
-from ftcore.data import Examples
+from ftcore.data import ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
@@ -12,7 +12,7 @@ _BEGINNING = 16  # tokens of a text that GPT-2 is shown, at most half of it
 
 
 def continuations(
-    model: Model, tokenizer: Tokenizer, dataset: Examples, *, count: int, max_new_tokens: int
+    model: Model, tokenizer: Tokenizer, dataset: ExampleDataset, *, count: int, max_new_tokens: int
 ) -> list[Answer]:
     """What a model writes, greedily, for `count` examples spread over a data set, beside what stands there.
 
@@ -20,7 +20,7 @@ def continuations(
     """
     chosen = range(0, len(dataset), max(1, len(dataset) // count))[:count]
     examples = [dataset[index] for index in chosen]
-    if dataset.causal:
+    if dataset.decoder_only:
         texts = [example["input_ids"] for example in examples]
         starts = [min(_BEGINNING, -(-len(text) // 2)) for text in texts]
         sources = [text[:start] for text, start in zip(texts, starts, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ftcore.data import DataLoader, Examples
+from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
@@ -68,7 +68,7 @@ def score_loss(
 def score_answers(
     model: Model,
     tokenizer: Tokenizer,
-    dataset: Examples,
+    dataset: ExampleDataset,
     *,
     max_new_tokens: int,
     limit: int | None = None,

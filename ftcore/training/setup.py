@@ -12,7 +12,7 @@ from torch import nn
 
 from ftcore.checkpoints.checkpoint import save_model
 from ftcore.cli import warn
-from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, Examples, split_records
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.fast.compiled_blocks import compile_blocks
 from ftcore.fast.compiler import require_compiler
@@ -55,7 +55,7 @@ class Run:
     model: Model
     train_loader: DataLoader
     valid_loader: DataLoader
-    valid_set: Examples
+    valid_set: ExampleDataset
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Autocast
@@ -246,7 +246,7 @@ def _set_dropout(model: Model, rate: float) -> None:
 
 def _datasets(
     options: TrainOptions, model: Model, tokenizer: Tokenizer, parallel: OneProcess
-) -> list[Examples]:
+) -> list[ExampleDataset]:
     """The training and the validation set."""
     assert options.train
     # Records are read by all at once; a corpus is tokenised by the first and lies on disk for the others.
@@ -274,7 +274,7 @@ def _datasets(
 
 
 def make_loader(
-    dataset: Examples,
+    dataset: ExampleDataset,
     options: TrainOptions,
     tokenizer: Tokenizer,
     batch_size: int,

@@ -78,7 +78,7 @@ def test_both_train_on_the_same_examples_to_the_same_loss(order, padded):
     case = Case(
         "", "train", rows=3, source=200, target=40, steps=3, padded=padded, learning_rate=1e-5, plain=True
     )
-    files = stage.training_files(causal=not is_t5, train=None, tokenizer=None)
+    files = stage.training_files(decoder_only=not is_t5, train=None, tokenizer=None)
     stage_batches(case, files, model, Path(order.directory), Path(order.inputs))
     tight, wide = (read_batches(Path(order.inputs), padded=which) for which in (False, True))
     assert [batch["index"].tolist() for batch in tight] == [batch["index"].tolist() for batch in wide]
@@ -97,7 +97,7 @@ def test_both_train_on_the_same_examples_to_the_same_loss(order, padded):
 def test_both_train_with_the_dropout_of_the_order(order):
     model = load_model(order.directory)
     case = Case("", "train", rows=3, source=200, target=40, steps=1, learning_rate=1e-5)
-    files = stage.training_files(causal=not model.config.is_encoder_decoder, train=None, tokenizer=None)
+    files = stage.training_files(decoder_only=not model.config.is_encoder_decoder, train=None, tokenizer=None)
     stage_batches(case, files, model, Path(order.directory), Path(order.inputs))
     more = {"task": files.task, "train": str(files.train)}
     for side in SIDES:
@@ -178,7 +178,7 @@ def test_too_few_examples(order, tmp_path):
     rows = '{"question": "q", "context": "c", "answers": ["c"]}\n' if is_t5 else "i feel well;joy\n"
     file = tmp_path / ("few.jsonl" if is_t5 else "few.txt")
     file.write_text(rows, encoding="utf-8")
-    files = stage.training_files(causal=not is_t5, train=str(file), tokenizer=None)
+    files = stage.training_files(decoder_only=not is_t5, train=str(file), tokenizer=None)
     with pytest.raises(ValueError, match=r"few.*: 1 examples, expected 2 batches of 4 at least"):
         stage_batches(
             Case("", "train", rows=4, source=40, target=12, steps=2),

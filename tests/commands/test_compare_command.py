@@ -11,7 +11,7 @@ import torch
 import ftcore.models.gpt2
 from ftcore.compare import main
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.study import spread_weights
+from ftcore.study import randomize_weights
 
 pytest.importorskip("transformers")  # what it compares with
 
@@ -46,7 +46,7 @@ def config_file(folder: Path, values: object) -> str:
 def gpt2(tmp_path: Path) -> str:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config.from_dict(GPT2))
-    spread_weights(model)
+    randomize_weights(model)
     model.save_pretrained(tmp_path / "gpt2")
     return str(tmp_path / "gpt2")
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ftcore.data import Blocks, Corpus, DataLoader, load_tokenizer, read_corpus
+from ftcore.data import CausalLMDataset, Corpus, DataLoader, load_tokenizer, read_corpus
 from ftcore.data import corpus as corpus_module
 from ftcore.data.corpus import _header, _pieces
 from ftcore.data.files import read_chunks, read_text
@@ -39,8 +39,10 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, tokenizer: Tokenizer, causal: bool) -> Corpus:
-    return read_corpus("lm" if causal else "span-corruption", path, tokenizer, causal=causal)
+def read(path: Path, tokenizer: Tokenizer, decoder_only: bool) -> Corpus:
+    return read_corpus(
+        "lm" if decoder_only else "span-corruption", path, tokenizer, decoder_only=decoder_only
+    )
 
 
 def all_ids(corpus: Corpus) -> list[int]:
@@ -60,14 +62,14 @@ PARTS = ["The", "ferry", "'s", "12", "é", "漢字", "!?", "\x1c", " ", "  ", "\
 @given(
     text=st.lists(st.sampled_from(PARTS), min_size=1, max_size=40).map("".join),
     piece=st.integers(1, 20),
-    causal=st.booleans(),
+    decoder_only=st.booleans(),
 )
 def test_ids_are_those_of_the_documents_as_a_whole(
-    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, text: str, piece: int, causal: bool
+    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, text: str, piece: int, decoder_only: bool
 ) -> None:
     documents = [document for document in text.split(END) if document.strip()]
     path = write(tmp_path / f"{uuid4()}.txt", text)
-    if causal:
+    if decoder_only:
         tokenizer, expected = (
             gpt2,
             [i for document in documents for i in [*gpt2.encode(document), gpt2.eos_id]],
@@ -76,14 +78,14 @@ def test_ids_are_those_of_the_documents_as_a_whole(
         tokenizer, expected = t5, [i for document in documents for i in t5.encode(document)[:-1]]
     with patch.object(corpus_module, "_PIECE", piece):
         if len(expected) > 1:
-            assert all_ids(read(path, tokenizer, causal)) == expected
+            assert all_ids(read(path, tokenizer, decoder_only)) == expected
         else:
             with pytest.raises(ValueError, match=f"{len(expected)} tokens are too few"):
-                read(path, tokenizer, causal)
+                read(path, tokenizer, decoder_only)
 
 
 def test_a_gpt2_text_is_tokenised_as_its_tokenizer_reads_the_file(tmp_path: Path, gpt2: Tokenizer) -> None:
-    corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, causal=True)
+    corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, decoder_only=True)
     assert all_ids(corpus) == [*gpt2.encode(TALE), gpt2.eos_id]
     assert all_ids(corpus).count(gpt2.eos_id) == 2
 
@@ -92,11 +94,11 @@ def test_real_text_in_pieces(real_data: Path, tmp_path: Path) -> None:
     text = (real_data / "squad" / "valid.json").read_text(encoding="utf-8")[:300_000]
     path = write(tmp_path / "squad.txt", text)
     with patch.object(corpus_module, "_PIECE", 1000):
-        for name, causal in (("gpt2", True), ("t5", False)):
+        for name, decoder_only in (("gpt2", True), ("t5", False)):
             tokenizer = load_tokenizer(real_data / name)
             whole = tokenizer.encode(text)
-            expected = [*whole, tokenizer.eos_id] if causal else whole[:-1]
-            assert all_ids(read(path, tokenizer, causal)) == expected
+            expected = [*whole, tokenizer.eos_id] if decoder_only else whole[:-1]
+            assert all_ids(read(path, tokenizer, decoder_only)) == expected
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -129,18 +131,18 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
     tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture
 ) -> None:
     path = write(tmp_path / "tale.txt", TALE)
-    corpus = read(path, gpt2, causal=True)
+    corpus = read(path, gpt2, decoder_only=True)
     said = capsys.readouterr().err
     assert said == f"tokenised {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
     assert ids_files(tmp_path) == [corpus.ids]
 
     before = corpus.ids.stat()
-    again = read(path, load_tokenizer(WEIGHTS / "gpt2-mini"), causal=True)
+    again = read(path, load_tokenizer(WEIGHTS / "gpt2-mini"), decoder_only=True)
     assert again == corpus and again.ids.stat() == before
     assert capsys.readouterr().err == ""
 
     write(path, TALE + "By seven it is full.")
-    longer = read(path, gpt2, causal=True)
+    longer = read(path, gpt2, decoder_only=True)
     assert f"tokenised {path} again: it has changed: {len(longer)} tokens" in capsys.readouterr().err
     assert len(longer) > len(corpus) and longer.ids == corpus.ids
     with pytest.raises(ValueError, match=r"tale\.txt has changed while its ids were read: start again"):
@@ -149,7 +151,7 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
 
 def test_each_tokenizer_has_its_own_ids(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
     path = write(tmp_path / "tale.txt", TALE)
-    ours, theirs = read(path, gpt2, causal=True), read(path, t5, causal=False)
+    ours, theirs = read(path, gpt2, decoder_only=True), read(path, t5, decoder_only=False)
     assert ids_files(tmp_path) == sorted([ours.ids, theirs.ids])
     assert t5.decode(all_ids(theirs)) == "The ferry left at noon. The bakery opens at six."
 
@@ -158,7 +160,7 @@ def test_two_bytes_an_id_or_four(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(WEIGHTS / "gpt2-mini")
     for size, dtype in ((2**16, np.uint16), (2**16 + 1, np.uint32)):
         tokenizer.vocab_size = size
-        corpus = read(write(tmp_path / f"{size}.txt", TALE), tokenizer, causal=True)
+        corpus = read(write(tmp_path / f"{size}.txt", TALE), tokenizer, decoder_only=True)
         ids = load_file(corpus.ids)["ids"]
         assert ids.dtype == dtype
         assert ids.tolist() == all_ids(corpus) == [*tokenizer.encode(TALE), tokenizer.eos_id]
@@ -167,10 +169,10 @@ def test_two_bytes_an_id_or_four(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "other", "cut"])
 def test_damaged_ids_are_made_anew(tmp_path: Path, gpt2: Tokenizer, content: bytes | None) -> None:
     path = write(tmp_path / "tale.txt", TALE)
-    corpus = read(path, gpt2, causal=True)
+    corpus = read(path, gpt2, decoder_only=True)
     expected = all_ids(corpus)
     write(corpus.ids, corpus.ids.read_bytes()[:-1] if content is None else content)
-    assert all_ids(read(path, gpt2, causal=True)) == expected
+    assert all_ids(read(path, gpt2, decoder_only=True)) == expected
 
 
 def test_what_dies_while_tokenising_leaves_nothing(tmp_path: Path, gpt2: Tokenizer) -> None:
@@ -180,9 +182,9 @@ def test_what_dies_while_tokenising_leaves_nothing(tmp_path: Path, gpt2: Tokeniz
         patch.object(gpt2, "encode", lambda text: encode(text) if "bakery" not in text else 1 / 0),
         pytest.raises(ZeroDivisionError),
     ):
-        read(path, gpt2, causal=True)
+        read(path, gpt2, decoder_only=True)
     assert list(tmp_path.iterdir()) == [path]
-    assert len(read(path, gpt2, causal=True)) > 0
+    assert len(read(path, gpt2, decoder_only=True)) > 0
 
 
 def test_where_nothing_can_be_written_beside_the_text(
@@ -191,9 +193,9 @@ def test_where_nothing_can_be_written_beside_the_text(
     path = write(tmp_path / "tale.txt", TALE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    corpus = read(path, gpt2, causal=True)
+    corpus = read(path, gpt2, decoder_only=True)
     assert corpus.ids.is_relative_to(tmp_path / "cache" / "ftcore")
-    assert read(path, gpt2, causal=True) == corpus
+    assert read(path, gpt2, decoder_only=True) == corpus
     assert not ids_files(tmp_path)
 
 
@@ -201,7 +203,7 @@ def test_where_nothing_can_be_written_beside_the_text(
 def test_one_of_several_tokenises(tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "tale.txt", TALE * 500)
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: read(path, gpt2, causal=True), range(4)))
+        results = list(pool.map(lambda _: read(path, gpt2, decoder_only=True), range(4)))
     assert len(set(results)) == 1
     assert capsys.readouterr().err.count("tokenised") == 1
 
@@ -211,7 +213,7 @@ def test_one_of_several_tokenises(tmp_path: Path, gpt2: Tokenizer, capsys: pytes
 
 @pytest.fixture(scope="module")
 def tales(tmp_path_factory: pytest.TempPathFactory, gpt2: Tokenizer) -> Corpus:
-    return read(write(tmp_path_factory.mktemp("tales") / "tales.txt", TALE * 3), gpt2, causal=True)
+    return read(write(tmp_path_factory.mktemp("tales") / "tales.txt", TALE * 3), gpt2, decoder_only=True)
 
 
 @settings(deadline=None, max_examples=60)
@@ -227,7 +229,7 @@ def test_the_parts_of_a_split(tales: Corpus, fraction: float, start: int, length
 
 
 def test_a_split_that_cannot_be_made(tmp_path: Path, gpt2: Tokenizer) -> None:
-    corpus = read(write(tmp_path / "a.txt", "The ferry"), gpt2, causal=True)
+    corpus = read(write(tmp_path / "a.txt", "The ferry"), gpt2, decoder_only=True)
     with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
         corpus.split(1.0)
     with pytest.raises(ValueError, match=r"a\.txt is too short to split; give a validation file"):
@@ -249,7 +251,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         file.truncate(file.tell() + 2 * tokens)
     gc.collect()
     before = resident_megabytes()
-    blocks = Blocks(Corpus(tmp_path / "text", ids, True, "a hole", 0, tokens), 512)
+    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, "a hole", 0, tokens), 512)
     loader = DataLoader(blocks, 8, pad_id=0, shuffle=True)
     for _, batch in zip(range(500), loader, strict=False):
         assert batch["input_ids"].shape == (8, 512)
@@ -264,19 +266,19 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 
 def test_errors_name_the_file_and_what_to_do(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.txt"):
-        read(tmp_path / "nowhere.txt", gpt2, causal=True)
+        read(tmp_path / "nowhere.txt", gpt2, decoder_only=True)
     with pytest.raises(ValueError, match="is a directory; expected a file"):
-        read(tmp_path, gpt2, causal=True)
+        read(tmp_path, gpt2, decoder_only=True)
     for blank in ("", " \n\n", f"\n{END}\n"):
         with pytest.raises(
             ValueError, match=r"a\.txt: 0 tokens are too few to learn from; expected plain text"
         ):
-            read(write(tmp_path / "a.txt", blank), gpt2, causal=True)
+            read(write(tmp_path / "a.txt", blank), gpt2, decoder_only=True)
     broken = write(tmp_path / "a.txt", b"line\n" * 30_000 + b"caf\xe9 au lait\n")
     with pytest.raises(
         ValueError, match=r"a\.txt, line 30001: not UTF-8 \(byte 0xe9\); save the file as UTF"
     ):
-        read(broken, gpt2, causal=True)
+        read(broken, gpt2, decoder_only=True)
     assert not ids_files(tmp_path)
 
 
@@ -287,12 +289,12 @@ def test_task_model_and_tokenizer_must_belong_together(
     with pytest.raises(
         ValueError, match=r"'lm' trains a decoder-only .* T5 learns .* with 'span-corruption'"
     ):
-        read_corpus("lm", path, t5, causal=False)
+        read_corpus("lm", path, t5, decoder_only=False)
     with pytest.raises(
         ValueError, match=r"'span-corruption' trains an encoder-decoder .* GPT-2 .* with 'lm'"
     ):
-        read_corpus("span-corruption", path, gpt2, causal=True)
+        read_corpus("span-corruption", path, gpt2, decoder_only=True)
     with pytest.raises(ValueError, match=r"'qa' learns from records, .*: use read_records"):
-        read_corpus("qa", path, gpt2, causal=True)
+        read_corpus("qa", path, gpt2, decoder_only=True)
     with pytest.raises(ValueError, match="use the model's own tokenizer"):
-        read_corpus("lm", path, t5, causal=True)
+        read_corpus("lm", path, t5, decoder_only=True)

@@ -25,9 +25,11 @@ class Letters:
         return [ord(letter) for letter in text if letter.isalpha()] + self.end
 
 
-def dataset(records: list[Record], causal: bool, source: int = 100, target: int = 100) -> Dataset:
-    tokenizer: Any = Letters(appends_eos=not causal)
-    return Dataset(records, tokenizer, causal=causal, max_source_length=source, max_target_length=target)
+def dataset(records: list[Record], decoder_only: bool, source: int = 100, target: int = 100) -> Dataset:
+    tokenizer: Any = Letters(appends_eos=not decoder_only)
+    return Dataset(
+        records, tokenizer, decoder_only=decoder_only, max_source_length=source, max_target_length=target
+    )
 
 
 def ids(text: str) -> list[int]:
@@ -36,17 +38,17 @@ def ids(text: str) -> list[int]:
 
 def test_layout_of_both_families() -> None:
     record = Record("abc", "xy")
-    assert dataset([record], causal=False)[0] == {
+    assert dataset([record], decoder_only=False)[0] == {
         "input_ids": [*ids("abc"), EOS],
         "labels": [*ids("xy"), EOS],
         "index": 0,
     }
-    assert dataset([record], causal=True)[0] == {
+    assert dataset([record], decoder_only=True)[0] == {
         "input_ids": [*ids("abcxy"), EOS],
         "labels": [-100, -100, -100, *ids("xy"), EOS],
         "index": 0,
     }
-    language_modelling = dataset([Record("", "xy")], causal=True)[0]
+    language_modelling = dataset([Record("", "xy")], decoder_only=True)[0]
     assert language_modelling["input_ids"] == language_modelling["labels"] == [*ids("xy"), EOS]
 
 
@@ -97,7 +99,7 @@ def test_limits_to_pad_to() -> None:
 
 
 def test_behaves_like_a_sequence_and_travels_to_workers() -> None:
-    data = dataset([Record(letter, letter) for letter in "abc"], causal=False)
+    data = dataset([Record(letter, letter) for letter in "abc"], decoder_only=False)
     assert len(data) == 3
     assert data[-1] == data[2]
     assert data[-1]["index"] == 2
@@ -115,26 +117,30 @@ def test_what_cannot_become_examples() -> None:
         dataset([record], False, source=0)
     with pytest.raises(ValueError, match="max_target_length 1; expected at least 1 and at least 2"):
         dataset([record], False, target=1)
-    for causal in (False, True):
+    for decoder_only in (False, True):
         with pytest.raises(ValueError, match=r"record 2: the tokenizer finds nothing in its target '\?!'"):
-            dataset([record, Record("abc", "?!")], causal)
+            dataset([record, Record("abc", "?!")], decoder_only)
     limits = {"max_source_length": 9, "max_target_length": 9}
     t5_tokenizer: Any = Letters(appends_eos=True)
     gpt2_tokenizer: Any = Letters(appends_eos=False)
     with pytest.raises(
         ValueError, match=r"appends its end-of-sequence token.* decoder-only \(GPT-2\) models"
     ):
-        Dataset([record], t5_tokenizer, causal=True, **limits)
+        Dataset([record], t5_tokenizer, decoder_only=True, **limits)
     with pytest.raises(ValueError, match=r"does not append its end-of-seq.* encoder-decoder \(T5\) models"):
-        Dataset([record], gpt2_tokenizer, causal=False, **limits)
+        Dataset([record], gpt2_tokenizer, decoder_only=False, **limits)
 
 
 def test_t5_examples_are_those_of_transformers(real_data: Path) -> None:
     transformers = pytest.importorskip("transformers")
     oracle = transformers.AutoTokenizer.from_pretrained(real_data / "t5")
-    records = read_records("qa", real_data / "squad" / "valid.json", causal=False, limit=100)
+    records = read_records("qa", real_data / "squad" / "valid.json", decoder_only=False, limit=100)
     data = Dataset(
-        records, load_tokenizer(real_data / "t5"), causal=False, max_source_length=180, max_target_length=6
+        records,
+        load_tokenizer(real_data / "t5"),
+        decoder_only=False,
+        max_source_length=180,
+        max_target_length=6,
     )
     sources = oracle([record.source for record in records], truncation=True, max_length=180)["input_ids"]
     targets = oracle([record.target for record in records], truncation=True, max_length=6)["input_ids"]
@@ -146,8 +152,8 @@ def test_t5_examples_are_those_of_transformers(real_data: Path) -> None:
 
 def test_gpt2_examples_read_as_their_text(real_data: Path) -> None:
     tokenizer = load_tokenizer(real_data / "gpt2")
-    records = read_records("qa", real_data / "squad" / "valid.json", causal=True, limit=50)
-    data = Dataset(records, tokenizer, causal=True, max_source_length=100, max_target_length=64)
+    records = read_records("qa", real_data / "squad" / "valid.json", decoder_only=True, limit=50)
+    data = Dataset(records, tokenizer, decoder_only=True, max_source_length=100, max_target_length=64)
     assert data.truncated_sources > 10
     for i, record in enumerate(records):
         example = data[i]

@@ -28,10 +28,10 @@ class Letters:
         return [ord(letter) for letter in text] + self.end
 
 
-def make_dataset(lengths: list[tuple[int, int]], causal: bool) -> Dataset:
+def make_dataset(lengths: list[tuple[int, int]], decoder_only: bool) -> Dataset:
     records = [Record("s" * source, "t" * target) for source, target in lengths]
-    tokenizer: Any = Letters(appends_eos=not causal)
-    return Dataset(records, tokenizer, causal=causal, max_source_length=40, max_target_length=20)
+    tokenizer: Any = Letters(appends_eos=not decoder_only)
+    return Dataset(records, tokenizer, decoder_only=decoder_only, max_source_length=40, max_target_length=20)
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), min_size=1, max_size=60)
@@ -56,7 +56,7 @@ def equal(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]]) -> bool:
 @properties
 @given(LENGTHS, ORDER, SIZES, st.integers(0, 5))
 def test_every_example_once_in_full_windows(lengths: list, order: dict, sizes: dict, epoch: int) -> None:
-    loader = DataLoader(make_dataset(lengths, causal=False), pad_id=PAD, **order, **sizes)
+    loader = DataLoader(make_dataset(lengths, decoder_only=False), pad_id=PAD, **order, **sizes)
     loader.set_epoch(epoch)
     batches = list(loader)
     assert sorted(i for batch in batches for i in batch["index"].tolist()) == list(range(len(lengths)))
@@ -73,10 +73,10 @@ def test_every_example_once_in_full_windows(lengths: list, order: dict, sizes: d
 @properties
 @given(LENGTHS, ORDER, SIZES, st.integers(1, 12), st.integers(0, 5), st.booleans())
 def test_processes_share_each_batch(
-    lengths: list, order: dict, sizes: dict, processes: int, epoch: int, causal: bool
+    lengths: list, order: dict, sizes: dict, processes: int, epoch: int, decoder_only: bool
 ) -> None:
     """Together they have its rows, each once, and none has two more than another; positions are the same."""
-    dataset = make_dataset(lengths, causal)
+    dataset = make_dataset(lengths, decoder_only)
     whole, *shares = loaders = [
         DataLoader(dataset, pad_id=PAD, **order, **sizes, process=process, processes=count)
         for process, count in ((0, 1), *((process, processes) for process in range(processes)))
@@ -100,7 +100,7 @@ def test_processes_share_each_batch(
 def test_a_window_holds_the_same_examples_however_it_is_split(
     lengths: list, order: dict, epoch: int, whole: tuple[int, int]
 ) -> None:
-    data = make_dataset(lengths, causal=True)
+    data = make_dataset(lengths, decoder_only=True)
     size = whole[0]
     contents = []
     for batch_size in (b for b in range(1, size + 1) if size % b == 0):
@@ -122,7 +122,7 @@ def test_a_window_holds_the_same_examples_however_it_is_split(
 def test_the_order_is_a_pure_function_of_seed_and_epoch(
     lengths: list, sizes: dict, bucket: bool, seed: int, epoch: int
 ) -> None:
-    data = make_dataset(lengths, causal=False)
+    data = make_dataset(lengths, decoder_only=False)
     direct, travelled = (
         DataLoader(data, pad_id=PAD, shuffle=True, seed=seed, bucket=bucket, **sizes) for _ in range(2)
     )
@@ -137,7 +137,7 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(
 
 
 def test_seeds_and_epochs_give_different_orders() -> None:
-    data = make_dataset([(1 + i % 30, 3) for i in range(200)], causal=False)
+    data = make_dataset([(1 + i % 30, 3) for i in range(200)], decoder_only=False)
     for bucket in (False, True):
         orders = set()
         for seed in range(3):
@@ -149,7 +149,7 @@ def test_seeds_and_epochs_give_different_orders() -> None:
 
 
 def test_without_shuffling_the_order_is_the_files_or_longest_first() -> None:
-    data = make_dataset([(2, 1), (9, 1), (5, 2), (5, 3)], causal=False)
+    data = make_dataset([(2, 1), (9, 1), (5, 2), (5, 3)], decoder_only=False)
     plain = DataLoader(data, 3, pad_id=PAD, bucket=False)
     assert [batch["index"].tolist() for batch in plain] == [[0, 1, 2], [3]]
     bucketed = DataLoader(data, 3, pad_id=PAD)
@@ -163,10 +163,10 @@ def test_without_shuffling_the_order_is_the_files_or_longest_first() -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**32), st.sampled_from([1, 4]), st.booleans())
-def test_buckets_save_padding(seed: int, accumulate: int, causal: bool) -> None:
+def test_buckets_save_padding(seed: int, accumulate: int, decoder_only: bool) -> None:
     random = np.random.default_rng(seed)
     lengths = [(random.integers(1, 31), random.integers(1, 5)) for _ in range(300)]
-    data = make_dataset(lengths, causal)
+    data = make_dataset(lengths, decoder_only)
 
     def padding_share(bucket: bool) -> float:
         loader = DataLoader(data, 4, pad_id=PAD, accumulate=accumulate, shuffle=True, bucket=bucket)
@@ -177,7 +177,7 @@ def test_buckets_save_padding(seed: int, accumulate: int, causal: bool) -> None:
 
 
 def test_bucketed_windows_mix_from_epoch_to_epoch_and_in_length() -> None:
-    data = make_dataset([(1 + i % 30, 3) for i in range(600)], causal=False)
+    data = make_dataset([(1 + i % 30, 3) for i in range(600)], decoder_only=False)
     loader = DataLoader(data, 8, pad_id=PAD, shuffle=True)
     epochs = []
     for epoch in range(2):
@@ -205,9 +205,9 @@ def test_the_short_window_is_no_particular_length() -> None:
 @properties
 @given(LENGTHS, ORDER, SIZES, st.booleans(), st.data())
 def test_resuming_is_the_uninterrupted_run(
-    lengths: list, order: dict, sizes: dict, causal: bool, data: st.DataObject
+    lengths: list, order: dict, sizes: dict, decoder_only: bool, data: st.DataObject
 ) -> None:
-    dataset = make_dataset(lengths, causal)
+    dataset = make_dataset(lengths, decoder_only)
     epochs = 3
 
     def run(loader: DataLoader, first: int) -> Any:
@@ -227,7 +227,7 @@ def test_resuming_is_the_uninterrupted_run(
 
 
 def test_workers_change_neither_the_batches_nor_the_position() -> None:
-    data = make_dataset([(1 + i % 30, 3) for i in range(90)], causal=False)
+    data = make_dataset([(1 + i % 30, 3) for i in range(90)], decoder_only=False)
     options: dict = {"batch_size": 4, "pad_id": PAD, "accumulate": 2, "shuffle": True, "seed": 7}
     alone, helped = DataLoader(data, **options), DataLoader(data, **options, num_workers=2)
     expected = list(alone)
@@ -242,7 +242,7 @@ def test_workers_change_neither_the_batches_nor_the_position() -> None:
 
 
 def test_iterating_again_starts_again_and_leaves_the_global_generator_alone() -> None:
-    data = make_dataset([(i, 3) for i in range(1, 20)], causal=False)
+    data = make_dataset([(i, 3) for i in range(1, 20)], decoder_only=False)
     loader = DataLoader(data, 4, pad_id=PAD, shuffle=True)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -255,15 +255,17 @@ def test_iterating_again_starts_again_and_leaves_the_global_generator_alone() ->
 def test_a_position_of_other_data_or_options_is_refused() -> None:
     lengths = [(i, 3) for i in range(1, 20)]
     options: dict = {"pad_id": PAD, "batch_size": 4, "shuffle": True, "seed": 1}
-    state = DataLoader(make_dataset(lengths, causal=False), **options).state_dict()
+    state = DataLoader(make_dataset(lengths, decoder_only=False), **options).state_dict()
     with pytest.raises(ValueError, match=r"cannot go on in the data: batch_size was 4 .* saved and is 8 now"):
-        DataLoader(make_dataset(lengths, causal=False), **options | {"batch_size": 8}).load_state_dict(state)
+        DataLoader(make_dataset(lengths, decoder_only=False), **options | {"batch_size": 8}).load_state_dict(
+            state
+        )
     with pytest.raises(ValueError, match="seed was 1 when the position was saved and is 2 now"):
-        DataLoader(make_dataset(lengths, causal=False), **options | {"seed": 2}).load_state_dict(state)
+        DataLoader(make_dataset(lengths, decoder_only=False), **options | {"seed": 2}).load_state_dict(state)
     with pytest.raises(ValueError, match="examples was 19 when the position was saved and is 18 now"):
-        DataLoader(make_dataset(lengths[1:], causal=False), **options).load_state_dict(state)
+        DataLoader(make_dataset(lengths[1:], decoder_only=False), **options).load_state_dict(state)
     with pytest.raises(ValueError, match="example_lengths_crc32 was"):
-        DataLoader(make_dataset([*lengths[1:], (1, 4)], causal=False), **options).load_state_dict(state)
+        DataLoader(make_dataset([*lengths[1:], (1, 4)], decoder_only=False), **options).load_state_dict(state)
 
 
 # --- padding
@@ -272,11 +274,11 @@ def test_a_position_of_other_data_or_options_is_refused() -> None:
 @properties
 @given(LENGTHS, st.booleans(), st.sampled_from(["left", "right"]), st.booleans())
 def test_padding_is_by_length_even_where_pad_is_eos(
-    lengths: list, causal: bool, side: str, to_max_length: bool
+    lengths: list, decoder_only: bool, side: str, to_max_length: bool
 ) -> None:
-    data = make_dataset(lengths, causal)
+    data = make_dataset(lengths, decoder_only)
     loader = DataLoader(data, 5, pad_id=PAD, shuffle=True, padding_side=side, pad_to_max_length=to_max_length)
-    label_side = side if causal else "right"
+    label_side = side if decoder_only else "right"
     for batch in loader:
         assert all(tensor.dtype == torch.int64 for tensor in batch.values())
         assert batch["input_ids"].shape == batch["attention_mask"].shape
@@ -301,7 +303,7 @@ def test_padding_is_by_length_even_where_pad_is_eos(
 
 
 def test_options_that_make_no_sense() -> None:
-    data = make_dataset([(3, 3)], causal=False)
+    data = make_dataset([(3, 3)], decoder_only=False)
     with pytest.raises(ValueError, match="batch_size is 0 and accumulate 1; expected 1 or more"):
         DataLoader(data, 0, pad_id=PAD)
     with pytest.raises(ValueError, match="batch_size is 2 and accumulate 0; expected 1 or more"):
@@ -311,4 +313,4 @@ def test_options_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="padding_side is 'top'; expected 'left' or 'right'"):
         DataLoader(data, 2, pad_id=PAD, padding_side="top")
     with pytest.raises(ValueError, match="the data set holds no examples"):
-        DataLoader(make_dataset([], causal=False), 2, pad_id=PAD)
+        DataLoader(make_dataset([], decoder_only=False), 2, pad_id=PAD)

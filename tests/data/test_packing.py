@@ -17,9 +17,9 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(2, 9)), min_size=1, 
 class Some:
     """Random examples of given lengths, as a `Dataset` has them."""
 
-    def __init__(self, lengths: list[tuple[int, int]], *, causal: bool) -> None:
-        self.causal, self.epoch = causal, 0
-        self.lengths = np.array([(sum(pair),) * 2 if causal else pair for pair in lengths])
+    def __init__(self, lengths: list[tuple[int, int]], *, decoder_only: bool) -> None:
+        self.decoder_only, self.epoch = decoder_only, 0
+        self.lengths = np.array([(sum(pair),) * 2 if decoder_only else pair for pair in lengths])
         self.max_input_length, self.max_label_length = self.lengths.max(0).tolist()
         self._sources = [source for source, _ in lengths]
 
@@ -29,18 +29,20 @@ class Some:
     def __getitem__(self, index: int) -> dict:
         random = np.random.default_rng(index)
         ids, labels = (random.integers(3, 20, length).tolist() for length in self.lengths[index])
-        if self.causal:
+        if self.decoder_only:
             labels = [-100] * self._sources[index] + ids[self._sources[index] :]
         return {"input_ids": ids, "labels": labels, "index": index}
 
 
-def load(lengths: list[tuple[int, int]], *, causal: bool, packed: bool, size: int = 99) -> list[dict]:
-    return list(DataLoader(Some(lengths, causal=causal), size, pad_id=0, bucket=False, pack=packed))
+def load(lengths: list[tuple[int, int]], *, decoder_only: bool, packed: bool, size: int = 99) -> list[dict]:
+    return list(
+        DataLoader(Some(lengths, decoder_only=decoder_only), size, pad_id=0, bucket=False, pack=packed)
+    )
 
 
-def model(causal: bool) -> GPT2LMHeadModel | T5ForConditionalGeneration:
+def model(decoder_only: bool) -> GPT2LMHeadModel | T5ForConditionalGeneration:
     torch.manual_seed(0)
-    if causal:
+    if decoder_only:
         return GPT2LMHeadModel(
             GPT2Config(vocab_size=20, n_positions=18, n_embd=8, n_layer=2, n_head=2)
         ).eval()
@@ -62,13 +64,13 @@ def test_first_fit_by_hand():
     assert pack([(2, 2), (6, 8), (4, 2), (3, 2)], (8, 9)) == [[1], [2, 3], [0]]  # no room for its labels
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decoder_only", [False, True])
 @settings(deadline=None, max_examples=40)
 @given(lengths=LENGTHS)
-def test_the_examples_come_back(causal, lengths):
-    examples = Some(lengths, causal=causal)
+def test_the_examples_come_back(decoder_only, lengths):
+    examples = Some(lengths, decoder_only=decoder_only)
     for packed in (False, True):
-        [batch] = load(lengths, causal=causal, packed=packed)
+        [batch] = load(lengths, decoder_only=decoder_only, packed=packed)
         found = {index: (ids.tolist(), labels.tolist()) for index, ids, labels in examples_of(batch)}
         assert sorted(found) == list(range(len(lengths)))
         for index, (ids, labels) in found.items():
@@ -76,14 +78,14 @@ def test_the_examples_come_back(causal, lengths):
             assert (ids, labels[-len(wanted) :]) == (examples[index]["input_ids"], wanted)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decoder_only", [False, True])
 @settings(deadline=None, max_examples=40)
 @given(lengths=LENGTHS)
-def test_loss_and_gradient_are_those_of_rows_of_their_own(causal, lengths):
-    reader = model(causal).double()
+def test_loss_and_gradient_are_those_of_rows_of_their_own(decoder_only, lengths):
+    reader = model(decoder_only).double()
     results = []
     for packed in (False, True):
-        [batch] = load(lengths, causal=causal, packed=packed)
+        [batch] = load(lengths, decoder_only=decoder_only, packed=packed)
         reader.zero_grad()
         loss = batch_loss(reader, batch)
         loss.total.backward()
@@ -94,7 +96,7 @@ def test_loss_and_gradient_are_those_of_rows_of_their_own(causal, lengths):
 
 def test_packed_rows_are_fewer():
     lengths = [(9, 9), *[(3, 3)] * 6]
-    [batch] = load(lengths, causal=False, packed=True)
+    [batch] = load(lengths, decoder_only=False, packed=True)
     assert batch["input_ids"].shape == (3, 9)
     assert batch["attention_mask"].all()
 
@@ -109,10 +111,10 @@ def test_segments_by_hand():
 
 def test_padding_to_a_fixed_length_contradicts():
     with pytest.raises(ValueError, match="pack contradicts pad_to_max_length"):
-        DataLoader(Some([(1, 2)], causal=False), 1, pad_id=0, pack=True, pad_to_max_length=True)
+        DataLoader(Some([(1, 2)], decoder_only=False), 1, pad_id=0, pack=True, pad_to_max_length=True)
 
 
 def test_gpt2_wants_positions_with_a_mask_for_each_query():
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="pass position_ids too"):
-        model(causal=True)(ids, torch.ones(1, 3, 3))
+        model(decoder_only=True)(ids, torch.ones(1, 3, 3))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import (
-    Blocks,
+    CausalLMDataset,
     Corpus,
     DataLoader,
     SpanCorruption,
@@ -42,12 +42,12 @@ def t5() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def running(text: Path, gpt2: Tokenizer) -> Corpus:
-    return read_corpus("lm", text, gpt2, causal=True)
+    return read_corpus("lm", text, gpt2, decoder_only=True)
 
 
 @pytest.fixture(scope="module")
 def unmarked(text: Path, t5: Tokenizer) -> Corpus:
-    return read_corpus("span-corruption", text, t5, causal=False)
+    return read_corpus("span-corruption", text, t5, decoder_only=False)
 
 
 # --- blocks
@@ -57,7 +57,7 @@ def unmarked(text: Path, t5: Tokenizer) -> Corpus:
 @given(length=st.integers(2, 9000), fraction=st.floats(0.01, 0.5))
 def test_blocks_predict_every_token_but_the_first_once(running: Corpus, length: int, fraction: float) -> None:
     _, corpus = running.split(fraction)
-    blocks = Blocks(corpus, length)
+    blocks = CausalLMDataset(corpus, length)
     examples = [blocks[i] for i in range(len(blocks))]
     rows = [example["labels"] for example in examples]
     assert [*rows[0][:1], *(token for row in rows for token in row[1:])] == corpus.read(0, len(corpus))
@@ -170,7 +170,7 @@ def test_which_examples_a_corpus_has(
     running: Corpus, unmarked: Corpus, gpt2: Tokenizer, t5: Tokenizer
 ) -> None:
     blocks = make_pretraining_dataset(running, gpt2, max_source_length=512, max_target_length=128)
-    assert isinstance(blocks, Blocks) and blocks.max_input_length == 128
+    assert isinstance(blocks, CausalLMDataset) and blocks.max_input_length == 128
     chunks = make_pretraining_dataset(unmarked, t5, max_source_length=512, max_target_length=128, seed=5)
     assert isinstance(chunks, SpanCorruption) and chunks.seed == 5
     assert (chunks.max_input_length, chunks.max_label_length) == (512, 114)
@@ -179,7 +179,7 @@ def test_which_examples_a_corpus_has(
 def test_behave_like_a_sequence_and_travel_to_workers(
     running: Corpus, unmarked: Corpus, t5: Tokenizer
 ) -> None:
-    for data in (Blocks(running, 512), SpanCorruption(unmarked, t5, 512)):
+    for data in (CausalLMDataset(running, 512), SpanCorruption(unmarked, t5, 512)):
         assert data[-1] == data[len(data) - 1]
         assert data[-1]["index"] == len(data) - 1
         with pytest.raises(IndexError):
@@ -191,7 +191,7 @@ def test_behave_like_a_sequence_and_travel_to_workers(
 
 def test_what_cannot_become_examples(running: Corpus, unmarked: Corpus, t5: Tokenizer) -> None:
     with pytest.raises(ValueError, match="length of a block is 1; expected at least 2"):
-        Blocks(running, 1)
+        CausalLMDataset(running, 1)
     with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
         SpanCorruption(unmarked, t5, 2)
     with pytest.raises(ValueError, match=r"text\.txt: \d+ tokens, but a source of 5000 is made of \d+: more"):

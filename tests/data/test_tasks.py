@@ -58,7 +58,7 @@ def json_lines(*rows: object) -> str:
 @pytest.mark.parametrize("indent", [None, 2], ids=["one line", "pretty"])
 def test_squad_for_t5(tmp_path: Path, indent: int | None) -> None:
     first, second = read_records(
-        "qa", write(tmp_path / "a.json", json.dumps(SQUAD, indent=indent)), causal=False
+        "qa", write(tmp_path / "a.json", json.dumps(SQUAD, indent=indent)), decoder_only=False
     )
     assert first.source == f"question: Where did Ada live? context: {CONTEXT}"
     assert first.target == "London"
@@ -67,23 +67,23 @@ def test_squad_for_t5(tmp_path: Path, indent: int | None) -> None:
 
 
 def test_squad_for_gpt2_keeps_question_and_cue_last(tmp_path: Path) -> None:
-    first, _ = read_records("qa", write(tmp_path / "a.json", json.dumps(SQUAD)), causal=True)
+    first, _ = read_records("qa", write(tmp_path / "a.json", json.dumps(SQUAD)), decoder_only=True)
     assert first.source == f"context: {CONTEXT}\nquestion: Where did Ada live?\nanswer:"
     assert first.target == " London"
     assert first.references == ("London", "in London")
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_qa_is_the_same_from_json_lines_and_csv(tmp_path: Path, causal: bool) -> None:
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_qa_is_the_same_from_json_lines_and_csv(tmp_path: Path, decoder_only: bool) -> None:
     row = {"context": CONTEXT, "question": "Where did Ada live?", "answer": "London"}
     table = write(tmp_path / "a.csv", f'question,answer,context\nWhere did Ada live?,London,"{CONTEXT}"\n')
     lines = write(tmp_path / "a.jsonl", json_lines(row))
     named_json = write(tmp_path / "a.json", json_lines(row, row))
     no_suffix = write(tmp_path / "data", "\n" + json_lines(row))
-    (record,) = read_records("qa", lines, causal=causal)
-    assert read_records("qa", table, causal=causal) == [record]
-    assert read_records("qa", named_json, causal=causal) == [record, record]
-    assert read_records("qa", no_suffix, causal=causal) == [record]
+    (record,) = read_records("qa", lines, decoder_only=decoder_only)
+    assert read_records("qa", table, decoder_only=decoder_only) == [record]
+    assert read_records("qa", named_json, decoder_only=decoder_only) == [record, record]
+    assert read_records("qa", no_suffix, decoder_only=decoder_only) == [record]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_qa_is_the_same_from_json_lines_and_csv(tmp_path: Path, causal: bool) ->
 )
 def test_answers_in_every_published_form(tmp_path: Path, key: str, value: object, references: tuple) -> None:
     row = {"context": "c", "question": "q", key: value}
-    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(row)), causal=False)
+    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(row)), decoder_only=False)
     assert record.references == references
     assert record.target == references[0]
 
@@ -117,12 +117,12 @@ def test_emotion_is_the_same_from_all_its_files(tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", json_lines(*objects)),
     ]
     for file in files:
-        t5 = read_records("emotion", file, causal=False)
+        t5 = read_records("emotion", file, decoder_only=False)
         assert [(r.source, r.target, r.references) for r in t5] == [
             ("Emotion: i felt low; then better", "joy", ("joy",)),
             ("Emotion: i am cross", "anger", ("anger",)),
         ]
-        gpt2 = read_records("emotion", file, causal=True)
+        gpt2 = read_records("emotion", file, decoder_only=True)
         assert [(r.source, r.target) for r in gpt2] == [
             ("", "Emotion: i felt low; then better"),
             ("", "Emotion: i am cross"),
@@ -130,15 +130,17 @@ def test_emotion_is_the_same_from_all_its_files(tmp_path: Path) -> None:
 
 
 def test_an_emotion_that_begins_with_a_brace_is_a_line(tmp_path: Path) -> None:
-    (record,) = read_records("emotion", write(tmp_path / "a.txt", "{sigh} i am late;sadness\n"), causal=False)
+    (record,) = read_records(
+        "emotion", write(tmp_path / "a.txt", "{sigh} i am late;sadness\n"), decoder_only=False
+    )
     assert record.source == "Emotion: {sigh} i am late"
 
 
 def test_text2text_is_left_as_it_is(tmp_path: Path) -> None:
     row = {"source": " def f(x):\n", "target": "  return x\n"}
     file = write(tmp_path / "a.jsonl", json_lines(row))
-    (t5,) = read_records("text2text", file, causal=False)
-    (gpt2,) = read_records("text2text", file, causal=True)
+    (t5,) = read_records("text2text", file, decoder_only=False)
+    (gpt2,) = read_records("text2text", file, decoder_only=True)
     assert (t5.source, t5.target) == (row["source"], row["target"])
     assert (gpt2.source, gpt2.target) == (row["source"] + "\n", row["target"])
     assert t5.references == gpt2.references == (row["target"],)
@@ -156,38 +158,47 @@ def test_any_text_survives_json_lines_and_csv(tmp_path: Path, pairs: list[tuple[
     with open(tmp_path / "a.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("source", "target"), *pairs])
     for path in (lines, tmp_path / "a.csv"):
-        records = read_records("text2text", path, causal=False)
+        records = read_records("text2text", path, decoder_only=False)
         assert [(record.source, record.target) for record in records] == pairs
 
 
 def test_limit_reads_no_further(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "one;joy\ntwo;joy\nthis line is broken\n")
-    assert len(read_records("emotion", file, causal=False, limit=2)) == 2
+    assert len(read_records("emotion", file, decoder_only=False, limit=2)) == 2
 
 
 # --- prompts
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_prompt_is_what_training_saw(tmp_path: Path, causal: bool) -> None:
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_the_prompt_is_what_training_saw(tmp_path: Path, decoder_only: bool) -> None:
     qa = {"context": CONTEXT, "question": " Where did Ada live? ", "answer": "London"}
-    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(qa)), causal=causal)
-    assert prompt("qa", causal=causal, context=CONTEXT, question="Where did Ada live?") == record.source
+    (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(qa)), decoder_only=decoder_only)
+    assert (
+        prompt("qa", decoder_only=decoder_only, context=CONTEXT, question="Where did Ada live?")
+        == record.source
+    )
 
     pair = {"source": "sort: b a", "target": "a b"}
-    (record,) = read_records("text2text", write(tmp_path / "b.jsonl", json_lines(pair)), causal=causal)
-    assert prompt("text2text", causal=causal, source="sort: b a") == record.source
+    (record,) = read_records(
+        "text2text", write(tmp_path / "b.jsonl", json_lines(pair)), decoder_only=decoder_only
+    )
+    assert prompt("text2text", decoder_only=decoder_only, source="sort: b a") == record.source
 
-    (record,) = read_records("emotion", write(tmp_path / "a.txt", "i am late;fear"), causal=causal)
-    assert prompt("emotion", causal=causal, text="i am late") == (record.target if causal else record.source)
+    (record,) = read_records(
+        "emotion", write(tmp_path / "a.txt", "i am late;fear"), decoder_only=decoder_only
+    )
+    assert prompt("emotion", decoder_only=decoder_only, text="i am late") == (
+        record.target if decoder_only else record.source
+    )
 
 
 def test_a_prompt_names_the_fields_it_takes() -> None:
-    assert prompt("lm", causal=True, text="Once ") == "Once "
+    assert prompt("lm", decoder_only=True, text="Once ") == "Once "
     with pytest.raises(ValueError, match="a prompt of task 'qa' takes question, context; got question"):
-        prompt("qa", causal=False, question="Who?")
+        prompt("qa", decoder_only=False, question="Who?")
     with pytest.raises(ValueError, match="a prompt of task 'emotion' takes text; got nothing"):
-        prompt("emotion", causal=True)
+        prompt("emotion", decoder_only=True)
 
 
 # --- what cannot be read
@@ -298,7 +309,7 @@ def test_a_file_that_cannot_be_read_says_where_and_why(
 ) -> None:
     file = write(tmp_path / name, content)
     with pytest.raises(ValueError) as error:
-        read_records(task, file, causal=True)
+        read_records(task, file, decoder_only=True)
     assert message in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
@@ -315,23 +326,23 @@ def test_unanswerable_squad_questions_say_so(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"article 1, paragraph 1, question 1: .* SQuAD 2.0 are not supported"
     ):
-        read_records("qa", write(tmp_path / "a.json", json.dumps(squad2)), causal=False)
+        read_records("qa", write(tmp_path / "a.json", json.dumps(squad2)), decoder_only=False)
 
 
 def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.jsonl"):
-        read_records("qa", tmp_path / "nowhere.jsonl", causal=False)
+        read_records("qa", tmp_path / "nowhere.jsonl", decoder_only=False)
     with pytest.raises(ValueError, match="is a directory; expected a file"):
-        read_records("qa", tmp_path, causal=False)
+        read_records("qa", tmp_path, decoder_only=False)
     known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text, span-corruption"
     with pytest.raises(ValueError, match=known):
-        read_records("summary", tmp_path / "a.txt", causal=False)
+        read_records("summary", tmp_path / "a.txt", decoder_only=False)
     with pytest.raises(ValueError, match=known):
-        prompt("summary", causal=False, text="")
+        prompt("summary", decoder_only=False, text="")
     assert TASKS == ("qa", "emotion", "lm", "text2text", "span-corruption")
     for task in CORPUS_TASKS:
         with pytest.raises(ValueError, match=rf"'{task}' has no records, .*: use read_corpus"):
-            read_records(task, write(tmp_path / "a.txt", "text"), causal=task == "lm")
+            read_records(task, write(tmp_path / "a.txt", "text"), decoder_only=task == "lm")
 
 
 # --- a train/validation split
@@ -385,7 +396,7 @@ def test_a_split_that_cannot_be_made_says_what_to_do() -> None:
 
 
 def test_real_squad(real_data: Path) -> None:
-    records = read_records("qa", real_data / "squad" / "train.json", causal=False)
+    records = read_records("qa", real_data / "squad" / "train.json", decoder_only=False)
     assert len(records) == 4000
     assert len({record.group for record in records}) <= 800
     assert all(record.references[0] == record.target for record in records)
@@ -397,6 +408,6 @@ def test_real_squad(real_data: Path) -> None:
 def test_real_emotions(real_data: Path) -> None:
     counts = {name: 16000 if name == "train" else 2000 for name in ("train", "val", "test")}
     for name, count in counts.items():
-        records = read_records("emotion", real_data / "emotion" / f"{name}.txt", causal=False)
+        records = read_records("emotion", real_data / "emotion" / f"{name}.txt", decoder_only=False)
         assert len(records) == count
         assert len(Counter(record.target for record in records)) == 6

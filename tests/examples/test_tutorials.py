@@ -123,8 +123,8 @@ def test_its_examples_are_the_librarys(t5_lesson):
     t5_lesson.INPUT_LENGTH, t5_lesson.OUTPUT_LENGTH = 40, 3  # some of both are cut
     tokenizer = load_tokenizer(t5_lesson.MODEL)
     written = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
-    records = read_records("qa", t5_lesson.VALID_FILE, causal=False)
-    library = Dataset(records, tokenizer, causal=False, max_source_length=40, max_target_length=3)
+    records = read_records("qa", t5_lesson.VALID_FILE, decoder_only=False)
+    library = Dataset(records, tokenizer, decoder_only=False, max_source_length=40, max_target_length=3)
     assert library.truncated_sources and library.truncated_targets
     assert [written[index] for index in range(len(written))] == list(library)
     assert (written.lengths == library.lengths).all()

@@ -5,7 +5,7 @@ rounding. The published requirement is 1e-5 of the largest value, 84 units of fl
 1.2e-7). Rounding needs less: a sum of 64 products, the usual number here, errs by about sqrt(64) / 2 = 4 eps;
 the deepest T5 here has 18 sublayers of some 4 sums each, one after the other; and independent errors add
 like a random walk, so sqrt(18 * 4) * 4 = 34 eps are to be expected where no layer amplifies the errors of
-those before it (`spread_weights` sees to that), and sqrt(2) times as many in gradients, which come
+those before it (`randomize_weights` sees to that), and sqrt(2) times as many in gradients, which come
 all the way back. But 84 eps would hide small mistakes: gelu for gelu_new moves a value by 5e-4 at most, and
 the logits by less. So the same tests also run in float64, where the same 84 units are 1.9e-14, and no
 mistake is that small.
@@ -33,7 +33,7 @@ from ftcore.models import (
     T5ForConditionalGeneration,
     UMT5Config,
 )
-from ftcore.study import spread_weights
+from ftcore.study import randomize_weights
 
 transformers.logging.set_verbosity_error()
 
@@ -100,7 +100,7 @@ def t5_pair(
     model = T5ForConditionalGeneration(
         config_of_ours.from_dict(config.to_dict() | {"tie_word_embeddings": tied}, where="config.json")
     )
-    reference.load_state_dict(spread_weights(model, seed).state_dict())
+    reference.load_state_dict(randomize_weights(model, seed).state_dict())
     return reference.eval(), model.eval()
 
 
@@ -112,7 +112,7 @@ def gpt2_pair(
     config = transformers.GPT2Config(**defaults | {"attn_implementation": attention} | settings)
     reference = transformers.GPT2LMHeadModel(config)
     model = GPT2LMHeadModel(GPT2Config.from_dict(config.to_dict()))
-    reference.load_state_dict(spread_weights(model, seed).state_dict())
+    reference.load_state_dict(randomize_weights(model, seed).state_dict())
     return reference.eval(), model.eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.study import spread_weights
+from ftcore.study import randomize_weights
 
 T5_TEXT, T5_OTHER = "Ada sews.", "Bea sews."
 GPT2_TEXT, GPT2_OTHER = "Ada and", "Bea and"
@@ -20,7 +20,7 @@ def save_gpt2(directory: Path, **sizes: int) -> str:
     (directory / "merges.txt").write_text("#version: 0.2\n")
     shape = {"n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2} | sizes
     model = GPT2LMHeadModel(GPT2Config(vocab_size=257, eos_token_id=256, bos_token_id=256, **shape))
-    spread_weights(model, 0)
+    randomize_weights(model, 0)
     model.save_pretrained(directory)
     return str(directory)
 
@@ -31,7 +31,7 @@ def save_t5(directory: Path, **sizes: int) -> str:
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2}
     config = T5Config(vocab_size=384, decoder_start_token_id=0, tie_word_embeddings=False, **shape | sizes)
     model = T5ForConditionalGeneration(config)
-    spread_weights(model, 0)
+    randomize_weights(model, 0)
     # So that answers end: a random model almost never says one certain token.
     with torch.no_grad():
         model.lm_head.weight[1] += model.lm_head.weight.mean(0)

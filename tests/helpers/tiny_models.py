@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.study import spread_weights
+from ftcore.study import randomize_weights
 from tests.helpers.oracle import VOCAB, tokens
 
 FAMILIES = ("gpt2", "t5")
@@ -19,9 +19,9 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> GPT2LMHeadModel | T5For
     if family == "gpt2":
         ends = {"bos_token_id": 1, "eos_token_id": 1}
         config = GPT2Config(vocab_size=VOCAB, n_positions=48, **ends, **GPT2 | settings)
-        return spread_weights(GPT2LMHeadModel(config), seed).eval()
+        return randomize_weights(GPT2LMHeadModel(config), seed).eval()
     config = T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5 | settings)
-    return spread_weights(T5ForConditionalGeneration(config), seed).eval()
+    return randomize_weights(T5ForConditionalGeneration(config), seed).eval()
 
 
 def random_inputs(family: str, seed: int = 0, rows: int = 2, length: int = 7) -> dict[str, Tensor]:

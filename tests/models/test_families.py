@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ftcore import load_model, load_tokenizer, save_model
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.decoding import generate
-from ftcore.study import spread_weights
+from ftcore.study import randomize_weights
 from tests.helpers.oracle import BOUND, distance, error, float64_reference, padding, positions, tokens
 
 # ------------------------------------------------------------------------------------------ what is published
@@ -175,7 +175,7 @@ def reference_model(keys: dict[str, Any], directory: Path) -> nn.Module:
     model = AUTO[config.is_encoder_decoder].from_config(config)
     if keys.get("tie_word_embeddings") is False:  # its T5Config always says tied; the published heads are not
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
-    model.load_state_dict(spread_weights(model_from_config(keys)).state_dict())
+    model.load_state_dict(randomize_weights(model_from_config(keys)).state_dict())
     model.save_pretrained(directory)
     write_config(keys, directory)
     return reopened(directory)

@@ -14,7 +14,7 @@ from ftcore.models import GPT2Config
 from ftcore.models.attention import attention_mask_bias
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.relative_position import relative_position_bias
-from ftcore.study import compare_modules, spread_weights
+from ftcore.study import compare_modules, randomize_weights
 from ftcore.study.report import Report
 from tests.helpers.mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale
 from tests.helpers.oracle import (
@@ -123,7 +123,7 @@ IN_ONE_PIECE = [
 
 @pytest.mark.parametrize("mistake", [None, *IN_ONE_PIECE])
 def test_a_mistake_is_named_where_nothing_inside_can_be_compared(mistake):
-    block = spread_weights(GPT2Block(GPT2Config(n_embd=WIDTH, n_head=HEADS), layer=0))
+    block = randomize_weights(GPT2Block(GPT2Config(n_embd=WIDTH, n_head=HEADS), layer=0))
     hidden = torch.randn(2, 20, WIDTH, generator=torch.Generator().manual_seed(0))
     report = compare_modules(
         OnePiece(block, mistake), block, hidden, reference_inputs=(hidden, None, None), backward=False

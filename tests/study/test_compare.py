@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
-from ftcore.study import assert_same_as_reference, compare_modules, spread_weights
+from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights
 from ftcore.study.compare import counted
 from ftcore.study.report import broadcast, difference, rounding
 from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
@@ -302,7 +302,7 @@ def test_a_norm_far_from_zero_rounds_more(shift):
             )
 
     for width in (8, 64, 768):
-        reference = spread_weights(nn.LayerNorm(width))
+        reference = randomize_weights(nn.LayerNorm(width))
         report = compare_modules(Norm(width), reference, noise(4, 20, width) + shift, copy_weights=True)
         assert report.equal, str(report)
 
@@ -391,24 +391,24 @@ def test_no_tensor_to_compare():
         compare_modules(nn.Identity(), Silent(), noise(2, 6))
 
 
-# -------------------------------------------------------------------------------------------- spread_weights
+# ---------------------------------------------------------------------------------------- randomize_weights
 
 
-def test_spread_weights_repeat_and_stay_tied():
-    one, other, third = (spread_weights(GPT2LMHeadModel(GPT2), seed) for seed in (0, 0, 1))
+def test_randomize_weights_repeat_and_stay_tied():
+    one, other, third = (randomize_weights(GPT2LMHeadModel(GPT2), seed) for seed in (0, 0, 1))
     assert one.lm_head.weight is one.transformer.wte.weight
     for name, weight in one.named_parameters():
         assert torch.equal(weight, other.get_parameter(name))
         assert not torch.equal(weight, third.get_parameter(name))
 
 
-def test_spread_weights_spread_the_scores():
+def test_randomize_weights_spread_the_scores():
     """No softmax is flat, and none chooses one key alone."""
     seen: list[Tensor] = []
-    attention = spread_weights(GPT2Attention(GPT2, layer=0))
+    attention = randomize_weights(GPT2Attention(GPT2, layer=0))
     attention.softmax.register_forward_hook(lambda module, args, weights: seen.append(weights))
     attention(noise(2, 30, 24), torch.zeros(2, 1, 30, 30), None)
-    t5 = spread_weights(T5ForConditionalGeneration(T5).eval())
+    t5 = randomize_weights(T5ForConditionalGeneration(T5).eval())
     softmax = t5.get_submodule("decoder.block.1.layer.1.EncDecAttention.softmax")
     softmax.register_forward_hook(lambda module, args, weights: seen.append(weights))
     t5(tokens(0, 2, 30), decoder_input_ids=tokens(1, 2, 20))

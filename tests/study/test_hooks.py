@@ -14,7 +14,7 @@ from ftcore.decoding import generate
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache, T5Config, T5ForConditionalGeneration
 from ftcore.models.attention import Softmax, is_hooked
-from ftcore.study import patch, record, spread_weights
+from ftcore.study import patch, randomize_weights, record
 from ftcore.study.names import short_names
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from tests.helpers.oracle import (
@@ -43,9 +43,9 @@ FAMILIES = ["gpt2", "t5"]
 def tiny(family: str, seed: int = 0) -> GPT2LMHeadModel | T5ForConditionalGeneration:
     if family == "gpt2":
         config = GPT2Config(vocab_size=VOCAB, n_positions=32, bos_token_id=1, eos_token_id=1, **GPT2)
-        return spread_weights(GPT2LMHeadModel(config), seed).eval()
+        return randomize_weights(GPT2LMHeadModel(config), seed).eval()
     config = T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5)
-    return spread_weights(T5ForConditionalGeneration(config), seed).eval()
+    return randomize_weights(T5ForConditionalGeneration(config), seed).eval()
 
 
 def run(model: nn.Module, seed: int = 0, rows: int = 2, length: int = 7) -> Tensor:

@@ -30,21 +30,21 @@ class Letters:
 
     eos_id = 1
 
-    def __init__(self, causal: bool) -> None:
-        self.end = [] if causal else [1]
+    def __init__(self, decoder_only: bool) -> None:
+        self.end = [] if decoder_only else [1]
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("a") + 2 for letter in text] + self.end
 
 
-def dataset(lengths: list[tuple[int, int]], causal: bool) -> Dataset:
+def dataset(lengths: list[tuple[int, int]], decoder_only: bool) -> Dataset:
     letters = "abcdefghijklmnopqrstuvwxyz"
     records = [
         Record((letters[number % 26 :] + letters)[:source], (letters[number % 7 :] + letters)[:target])
         for number, (source, target) in enumerate(lengths)
     ]
-    tokenizer: Any = Letters(causal)
-    return Dataset(records, tokenizer, causal=causal, max_source_length=40, max_target_length=20)
+    tokenizer: Any = Letters(decoder_only)
+    return Dataset(records, tokenizer, decoder_only=decoder_only, max_source_length=40, max_target_length=20)
 
 
 def one_epoch(

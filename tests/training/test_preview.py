@@ -17,7 +17,7 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.cli import parse
 from ftcore.data import (
-    Blocks,
+    CausalLMDataset,
     DataLoader,
     Dataset,
     Record,
@@ -39,19 +39,23 @@ WORDS = st.text("ab ", min_size=1).filter(str.strip)
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
-    """Tiny models with byte tokenizers, by whether they are causal."""
+    """Tiny models with byte tokenizers, by whether they are decoder_only."""
     folder = tmp_path_factory.mktemp("models")
     return {False: tiny_runs.tiny_t5(folder / "t5"), True: tiny_runs.tiny_gpt2(folder / "gpt2")}
 
 
 @pytest.fixture(scope="module")
 def tools(checkpoints: dict[bool, Path]) -> dict[bool, Any]:
-    return {causal: (load_model(path), load_tokenizer(path)) for causal, path in checkpoints.items()}
+    return {
+        decoder_only: (load_model(path), load_tokenizer(path)) for decoder_only, path in checkpoints.items()
+    }
 
 
-def dataset_of(pairs: list[tuple[str, str]], tokenizer: Any, causal: bool, most: int = 64) -> Dataset:
+def dataset_of(pairs: list[tuple[str, str]], tokenizer: Any, decoder_only: bool, most: int = 64) -> Dataset:
     records = [Record(source, target, (target,)) for source, target in pairs]
-    return Dataset(records, tokenizer, causal=causal, max_source_length=most, max_target_length=most)
+    return Dataset(
+        records, tokenizer, decoder_only=decoder_only, max_source_length=most, max_target_length=most
+    )
 
 
 def prepared(checkpoint: Path, folder: Path, *options: str) -> Run:
@@ -80,7 +84,7 @@ def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(
     pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=30),
-    causal=st.booleans(),
+    decoder_only=st.booleans(),
     batch_size=st.integers(1, 7),
     accumulate=st.integers(1, 3),
     bucket=st.booleans(),
@@ -90,7 +94,7 @@ def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
 def test_padding_is_that_of_the_batches(
     tools: dict[bool, Any],
     pairs: list[tuple[str, str]],
-    causal: bool,
+    decoder_only: bool,
     batch_size: int,
     accumulate: int,
     bucket: bool,
@@ -98,9 +102,9 @@ def test_padding_is_that_of_the_batches(
     packed: bool,
 ) -> None:
     assume(not (fixed and packed))
-    model, tokenizer = tools[causal]
+    model, tokenizer = tools[decoder_only]
     loader = DataLoader(
-        dataset_of(pairs, tokenizer, causal),
+        dataset_of(pairs, tokenizer, decoder_only),
         batch_size,
         # No token of these texts, so that padding can be counted.
         pad_id=200,
@@ -114,7 +118,7 @@ def test_padding_is_that_of_the_batches(
     found = preview(loader, model, tokenizer).padding
     inputs, *labels = found.values()
     assert inputs == pytest.approx(share([batch["input_ids"] for batch in batches], 200))
-    if causal:
+    if decoder_only:
         assert not labels
     else:
         assert labels == [pytest.approx(share([batch["labels"] for batch in batches], -100))]
@@ -126,19 +130,19 @@ def share(tensors: list[Tensor], value: int) -> float:
 
 
 @settings(deadline=None, max_examples=30)
-@given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=12), causal=st.booleans())
+@given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=12), decoder_only=st.booleans())
 def test_what_is_cut_and_what_does_not_end(
-    tools: dict[bool, Any], pairs: list[tuple[str, str]], causal: bool
+    tools: dict[bool, Any], pairs: list[tuple[str, str]], decoder_only: bool
 ) -> None:
-    model, tokenizer = tools[causal]
-    found = preview(DataLoader(dataset_of(pairs, tokenizer, causal, 8), 2, pad_id=0), model, tokenizer)
+    model, tokenizer = tools[decoder_only]
+    found = preview(DataLoader(dataset_of(pairs, tokenizer, decoder_only, 8), 2, pad_id=0), model, tokenizer)
     over = {  # T5's </s> counts on both sides; GPT-2's end token belongs to the target
-        "source": sum(len(source) + (not causal) > 8 for source, _ in pairs),
+        "source": sum(len(source) + (not decoder_only) > 8 for source, _ in pairs),
         "target": sum(len(target) + 1 > 8 for _, target in pairs),
     }
     assert found.cut == over
     # T5's target keeps its end when it is cut.
-    assert found.ended == len(pairs) - (over["target"] if causal else 0)
+    assert found.ended == len(pairs) - (over["target"] if decoder_only else 0)
     text = "\n".join(found.lines())
     assert ("lack the end token: they are cut" in text) == (found.ended < len(pairs))
     assert ("cut        nothing" in text) == (not any(over.values()))
@@ -161,10 +165,10 @@ def test_a_byte_level_vocabulary_loses_nothing(tools: dict[bool, Any], texts: li
     assert (found.changed, found.respaced, found.unknown, found.lost) == (0, 0, None, [])
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_vocabulary_without_holes_says_so(tools: dict[bool, Any], causal: bool) -> None:
-    model, tokenizer = tools[causal]
-    loader = DataLoader(dataset_of([("a", "b")], tokenizer, causal), 1, pad_id=0)
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_a_vocabulary_without_holes_says_so(tools: dict[bool, Any], decoder_only: bool) -> None:
+    model, tokenizer = tools[decoder_only]
+    loader = DataLoader(dataset_of([("a", "b")], tokenizer, decoder_only), 1, pad_id=0)
     text = "\n".join(preview(loader, model, tokenizer).lines())
     assert "round trip 2 texts come back from the tokenizer as they were" in text
 
@@ -209,35 +213,37 @@ def test_words_are_shown_with_the_space_before_them() -> None:
     assert "".join(found.reads) == "i feel happy today" and found.reads[1] == " feel"
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_control_characters_do_not_reach_the_terminal(tools: dict[bool, Any], causal: bool) -> None:
-    model, tokenizer = tools[causal]
-    loader = DataLoader(dataset_of([("\x1b[2J", "\x1b]0;x\x07\r\n")], tokenizer, causal), 1, pad_id=0)
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_control_characters_do_not_reach_the_terminal(tools: dict[bool, Any], decoder_only: bool) -> None:
+    model, tokenizer = tools[decoder_only]
+    loader = DataLoader(dataset_of([("\x1b[2J", "\x1b]0;x\x07\r\n")], tokenizer, decoder_only), 1, pad_id=0)
     assert all(line.isprintable() for line in preview(loader, model, tokenizer).lines())
 
 
 def test_a_long_example_fits_a_line(tools: dict[bool, Any]) -> None:
-    for causal in (False, True):
-        model, tokenizer = tools[causal]
-        loader = DataLoader(dataset_of([("x" * 60, "\n" * 60)], tokenizer, causal), 1, pad_id=0)
+    for decoder_only in (False, True):
+        model, tokenizer = tools[decoder_only]
+        loader = DataLoader(dataset_of([("x" * 60, "\n" * 60)], tokenizer, decoder_only), 1, pad_id=0)
         assert all(len(line) <= 110 for line in preview(loader, model, tokenizer).lines())
 
 
 # --- running text, and much data
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, causal: bool) -> None:
-    model, tokenizer = tools[causal]
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, decoder_only: bool) -> None:
+    model, tokenizer = tools[decoder_only]
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox. <|endoftext|>" * 200)
-    corpus = read_corpus("lm" if causal else "span-corruption", text, tokenizer, causal=causal)
+    corpus = read_corpus(
+        "lm" if decoder_only else "span-corruption", text, tokenizer, decoder_only=decoder_only
+    )
     dataset = make_pretraining_dataset(corpus, tokenizer, max_source_length=40, max_target_length=40)
-    assert isinstance(dataset, Blocks if causal else SpanCorruption)
+    assert isinstance(dataset, CausalLMDataset if decoder_only else SpanCorruption)
     found = preview(DataLoader(dataset, 4, pad_id=0), model, tokenizer)
-    assert found.examples == len(dataset) and found.running == causal
+    assert found.examples == len(dataset) and found.running == decoder_only
     assert found.round_trip.texts > 0 and found.round_trip.changed == 0
-    assert found.lines() and (("blocks a document ends" in "\n".join(found.lines())) == causal)
+    assert found.lines() and (("blocks a document ends" in "\n".join(found.lines())) == decoder_only)
 
 
 def test_of_many_examples_some_are_read(tools: dict[bool, Any]) -> None:
@@ -252,11 +258,11 @@ def test_of_many_examples_some_are_read(tools: dict[bool, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--relative-steps"], ["--optimizer", "adafactor"]])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decoder_only", [False, True])
 def test_the_optimizer_remembers_as_much_as_said(
-    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool, options: list[str]
+    checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool, options: list[str]
 ) -> None:
-    run = prepared(checkpoints[causal], tmp_path, *options)
+    run = prepared(checkpoints[decoder_only], tmp_path, *options)
     said = moment_bytes(run.optimizer)
     batch_loss(run.model, next(iter(run.train_loader))).total.backward()
     run.optimizer.step()
@@ -265,11 +271,11 @@ def test_the_optimizer_remembers_as_much_as_said(
     assert said == sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decoder_only", [False, True])
 def test_an_estimate_leaves_the_run_as_it_was(
-    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool
+    checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool
 ) -> None:
-    run = prepared(checkpoints[causal], tmp_path, "--batch-size", "4")
+    run = prepared(checkpoints[decoder_only], tmp_path, "--batch-size", "4")
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
     place, random = run.train_loader.state_dict(), torch.get_rng_state()
     found = estimate(run)
@@ -304,12 +310,12 @@ def command(checkpoint: Path, folder: Path) -> list[str]:
     return ["--model", str(checkpoint), "--train", str(data), "--lr", "0.01", *quick]
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decoder_only", [False, True])
 def test_looking_changes_no_weight(
-    checkpoints: dict[bool, Path], tmp_path: Path, causal: bool, monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout is on: a random number more or less would show."""
-    words = command(checkpoints[causal], tmp_path)
+    words = command(checkpoints[decoder_only], tmp_path)
 
     def weights(name: str) -> dict[str, Tensor]:
         assert ftcore.train.main([*words, "--output", str(tmp_path / name)]) == 0

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data import Blocks, DataLoader, Dataset, read_corpus, read_records
+from ftcore.data import CausalLMDataset, DataLoader, Dataset, read_corpus, read_records
 from ftcore.metrics import exact_match, f1
 from ftcore.training.inputs import load_checkpoint
 from ftcore.training.loss import batch_loss
@@ -25,10 +25,10 @@ def scored(
     folder = tmp_path_factory.mktemp("scored")
     build = tiny_runs.tiny_t5 if request.param == "t5" else tiny_runs.tiny_gpt2
     model, tokenizer = load_checkpoint(str(build(folder / "model")))
-    causal = request.param == "gpt2"
-    records = read_records("qa", tiny_runs.questions(folder / "qa.jsonl", 11), causal=causal)
+    decoder_only = request.param == "gpt2"
+    records = read_records("qa", tiny_runs.questions(folder / "qa.jsonl", 11), decoder_only=decoder_only)
     limits = {"max_source_length": 60, "max_target_length": 20}
-    return model.train(), tokenizer, Dataset(records, tokenizer, causal=causal, **limits)
+    return model.train(), tokenizer, Dataset(records, tokenizer, decoder_only=decoder_only, **limits)
 
 
 @settings(deadline=None, max_examples=15)
@@ -73,15 +73,15 @@ def test_answers_are_those_of_their_records(scored: tuple) -> None:
 def test_records_without_gold_answers_are_not_asked(tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(str(tiny_runs.tiny_gpt2(tmp_path)))
     (tmp_path / "text.txt").write_text("just text " * 9)
-    data = Blocks(read_corpus("lm", tmp_path / "text.txt", tokenizer, causal=True), 16)
+    data = CausalLMDataset(read_corpus("lm", tmp_path / "text.txt", tokenizer, decoder_only=True), 16)
     assert score_answers(model, tokenizer, data, max_new_tokens=4) == []
 
 
 def test_gpt2_answers_in_the_positions_that_the_longest_source_leaves(tmp_path: Path) -> None:
     """Its targets may fit where the longest answer that was asked for does not."""
     model, tokenizer = load_checkpoint(str(tiny_runs.tiny_gpt2(tmp_path, n_positions=64)))
-    records = read_records("qa", tiny_runs.questions(tmp_path / "qa.jsonl", 5), causal=True)
-    data = Dataset(records, tokenizer, causal=True, max_source_length=60, max_target_length=50)
+    records = read_records("qa", tiny_runs.questions(tmp_path / "qa.jsonl", 5), decoder_only=True)
+    data = Dataset(records, tokenizer, decoder_only=True, max_source_length=60, max_target_length=50)
     answers = score_answers(model, tokenizer, data, max_new_tokens=50)
     room = 64 - max(len(data.source(index)) for index in range(5))
     assert len(answers) == 5 and all(len(answer.prediction.encode()) <= 4 * room for answer in answers)
