@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ftcore.fast.compiler import compile_apart
 from ftcore.models import Model
 from ftcore.models.attention import has_hooks
-from ftcore.training.blocks import Block, blocks, train_with
+from ftcore.training.gradient_checkpointing import Block, blocks, train_with
 
 
 def compile_blocks(model: Model) -> None:

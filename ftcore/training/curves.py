@@ -1,44 +1,82 @@
-"""A run's curves as a picture, where the extra `plot` (matplotlib) is installed."""
+"""A run's curves, drawn by matplotlib where it is installed (the extra `plot`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ftcore.checkpoints.files import write_atomically
 
+# Title -> keys of metrics.jsonl with their labels.
+PANELS = {
+    "loss (nats per token)": {"train_loss": "training", "valid_loss": "validation"},
+    "validation answers (share)": {"exact_match": "exact match", "f1": "F1"},
+    "token accuracy (share)": {"token_accuracy": "validation"},
+    "learning rate": {"learning_rate": "learning rate"},
+    "gradient norm": {"grad_norm": "before clipping"},
+    "tokens per second": {"tokens_per_second": "training"},
+}
+LOGARITHMIC = ("loss (nats per token)", "gradient norm")  # where values differ by more than a factor of 20
 
-def save_picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draw the lines of metrics.jsonl: losses against steps and, where there are answers, exact match and F1.
 
-    Returns False, and draws nothing, where matplotlib is not installed.
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Any:
+    """A matplotlib Figure of the lines of metrics.jsonl; None without matplotlib or without any line."""
+    panels = {
+        title: labels
+        for title, labels in PANELS.items()
+        if any(key in line for line in metrics for key in labels)
+    }
+    if not panels or find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure  # optional dependency; Figure alone needs no display
+
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    for number, (title, labels) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        values = []
+        for key, label in labels.items():
+            points = [(line["step"], line[key]) for line in metrics if key in line]
+            if points:
+                marker = "o" if len(points) < 30 else None
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
+                values += [value for _, value in points]
+        if title in LOGARITHMIC and 0 < 20 * min(values) < max(values):
+            axes.set_yscale("log")
+        if "share" in title:
+            axes.set_ylim(0, 1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(labels) > 1:
+            axes.legend(frameon=False)
+    return figure
+
+
+def save_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the figure as PNG; without matplotlib no file is written."""
+    figure = draw_curves(metrics)
+    if figure is not None:
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+
+
+def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The figure as an <svg> element without a background, in the text colour of the page around it.
+
+    Returns "" where there is no figure.
     """
-    if find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure  # an extra, and no display: Figure alone needs no window system
+    figure = draw_curves(metrics)
+    if figure is None:
+        return ""
+    from matplotlib import rc_context
 
-    has_answers = any("exact_match" in line for line in metrics)
-    figure = Figure(figsize=(10 if has_answers else 5.5, 3.6), layout="constrained")
-    axes = figure.subplots(1, 1 + has_answers, squeeze=False)[0]
-    _draw(axes[0], metrics, {"train_loss": "training", "valid_loss": "validation"}, "loss (nats per token)")
-    if has_answers:
-        _draw(axes[1], metrics, {"exact_match": "exact match", "f1": "F1"}, "share of validation answers")
-        axes[1].set_ylim(0, 1)
-    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=130))
-    return True
-
-
-def _draw(axes: Any, metrics: Sequence[dict[str, Any]], curves: dict[str, str], title: str) -> None:
-    for key, label in curves.items():
-        points = [(line["step"], line[key]) for line in metrics if key in line]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                label=label,
-                marker="o" if len(points) < 30 else None,
-                markersize=3,
-            )
-    axes.set_xlabel("step")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    output = StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ftcore"}):  # text as text, reproducible ids
+        figure.savefig(output, format="svg", transparent=True, metadata=no_metadata)
+    label = "Curves over the steps of the run: " + ", ".join(axes.get_title() for axes in figure.axes)
+    _, _, svg = output.getvalue().replace("#000000", "currentColor").partition("<svg ")
+    return f'<svg role="img" aria-label="{escape(label)}" {svg}'

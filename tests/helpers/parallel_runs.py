@@ -16,10 +16,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ftcore.training.meter import Meter
+
 import ftcore.train
 from ftcore.fast import compiled_blocks
 from ftcore.fast.compiler import compile_apart
-from ftcore.training.meter import Meter
 
 RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ftcore.training.check_result import FAILS, HOLDS, NOT_CHECKED, Check, Figure
 
 import ftcore.data.loader
 import ftcore.models.gpt2
@@ -19,7 +20,6 @@ from ftcore.data.loader import WindowSampler
 from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
 from ftcore.training import checks
-from ftcore.training.check_result import FAILS, HOLDS, NOT_CHECKED, Check, Figure
 from ftcore.training.checks import Loop
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions

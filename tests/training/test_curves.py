@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ftcore.training.picture import save_picture
 
 LINES: list[dict[str, Any]] = [

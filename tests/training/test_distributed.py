@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from ftcore.training.meter import Meter
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from ftcore.fast import compiled_blocks
 from ftcore.models import GPT2LMHeadModel
 from ftcore.training import distributed as parallel
 from ftcore.training import interrupt
-from ftcore.training.meter import Meter
 from tests.helpers import parallel_runs, tiny_runs
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ftcore.training.tensorboard import Events
 
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.tensorboard import Events
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0.0, "valid_loss": 3.0, "exact_match": 0.0},

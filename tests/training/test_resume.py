@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ftcore.training.meter import Meter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,7 +22,6 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
-from ftcore.training.meter import Meter
 from tests.helpers import tiny_runs
 
 STEPS = 8

@@ -1,0 +1,102 @@
+"""Console output of `python -m ftcore.train`, and its --dry-run and --check."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ftcore.cli import FAILED_RUN, cli_errors, log
+from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
+from ftcore.training.curves import save_curves
+from ftcore.training.estimate import estimate
+from ftcore.training.options import TrainOptions
+from ftcore.training.preview import preview
+from ftcore.training.report import save_report
+from ftcore.training.run_directory import RunDirectory
+from ftcore.training.scoring import Answer
+from ftcore.training.setup import Run, prepare
+
+
+def print_summary(run: Run) -> None:
+    """Print model, data and settings before the first step."""
+    options, model = run.options, run.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    log(f"model      {options.model} ({model.config.architecture}, {parameters:,} parameters, {run.device})")
+    if run.resized and run.resized.keys and run.progress.step == 0:
+        changed = [f"{key} {old} -> {new}" for key, (old, new) in run.resized.keys.items()]
+        log(f"changed    {', '.join(changed)}")
+        for origin, modules in run.resized.parameters.items():
+            log(f"  {origin:<9}{', '.join(modules)}")
+    if trained < parameters:
+        log(f"trained    {trained:,} parameters, {trained / parameters:.1%}; the others are frozen")
+    train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)
+    log(f"task       {options.task}: {train:,} examples for training, {valid:,} for validation")
+    log(
+        f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
+        f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
+    )
+    if run.parallel.mode:
+        log(f"processes  {run.parallel.count}, {run.parallel.mode}")
+    for line in preview(run.train_loader, model, run.tokenizer).lines(histograms=options.dry_run):
+        log(line)
+    if not options.check and not options.dry_run:
+        log(f"directory  {run.directory.path}")
+
+
+def print_answers(answers: Sequence[Answer], count: int = 2) -> None:
+    """Print a few of the model's answers with the gold answers, at each validation the same examples."""
+    for answer in answers[:: max(1, len(answers) // count)][:count]:
+        source = " ".join(answer.source.split())
+        log(f"  {source if len(source) < 90 else source[:87] + '...'}")
+        log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
+
+
+def print_results(run: Run) -> None:
+    """After the last step, save curves and report and print where the results are.
+
+    After an interrupt, print the command that resumes the run.
+    """
+    directory = run.directory
+    if run.progress.step < run.total_steps:
+        log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
+        log(f"  {run.how_to_go_on}")
+        return
+    save_curves(directory.metrics_log.read(), directory.picture)
+    save_report(run)
+    log(f"report        {directory.report}")
+    log(f"best weights  {directory.best}")
+    log(f"last weights  {directory.last}")
+    example = "--context TEXT --question TEXT" if run.options.task == "qa" else "--prompt TEXT"
+    log(f"try them      python -m ftcore.generate --model {directory.best} {example}")
+
+
+def dry_run(options: TrainOptions) -> int:
+    """Print the summary, memory and time of a run without training; leaves no files."""
+    with TemporaryDirectory(prefix="ftcore-dry-run-") as directory, cli_errors("ftcore.train"):
+        if options.output:
+            RunDirectory(Path(options.output)).require_free(overwrite=options.overwrite)
+        run = _prepare_in(directory, options)
+        print_summary(run)
+        for line in estimate(run).lines():
+            log(line)
+    return 0
+
+
+def check(options: TrainOptions, loop: Loop) -> int:
+    """Run all checks and print their results; leaves no files. Returns the exit status."""
+    with TemporaryDirectory(prefix="ftcore-check-") as directory:
+        with cli_errors("ftcore.train"):
+            run = _prepare_in(directory, options)
+        print_summary(run)
+        verdicts = []
+        with cli_errors("ftcore.train", (OSError,), FAILED_RUN):
+            for name, result in run_checks(run, loop, Path(directory)):
+                log(f"\n{name}: {result}")
+                verdicts.append(result.verdict)
+    log(f"\n{verdicts.count(HOLDS)} of {len(verdicts)} checks hold")
+    return FAILED_RUN if FAILS in verdicts else 0
+
+
+def _prepare_in(directory: str, options: TrainOptions) -> Run:
+    return prepare(replace(options, output=str(Path(directory, "run")), overwrite=False))
