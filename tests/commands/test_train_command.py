@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
 
 
 def train(files: Path, output: Path, *options: str, model: str = "t5", data: str = "qa.jsonl") -> int:

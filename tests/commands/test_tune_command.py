@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from ftcore.training.meter import Meter
 from safetensors.torch import load_file
 
 import ftcore.train
 import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.cli import parse
+from ftcore.training.metrics_log import Meter
 from ftcore.training.options import TrainOptions
 from ftcore.tune import main
 from tests.helpers import tiny_runs

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from ftcore.training.meter import Meter
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from ftcore.fast import compiled_blocks
 from ftcore.models import GPT2LMHeadModel
 from ftcore.training import distributed as parallel
 from ftcore.training import interrupt
+from ftcore.training.metrics_log import Meter
 from tests.helpers import parallel_runs, tiny_runs
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -160,7 +160,7 @@ def tiny_overflow(directory: Path) -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from ftcore.training.meter import Meter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
+from ftcore.training.metrics_log import Meter
 from tests.helpers import tiny_runs
 
 STEPS = 8
@@ -72,7 +72,7 @@ def assert_same(got: Any, wanted: Any) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         yield
 
 
