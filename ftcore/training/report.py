@@ -250,6 +250,7 @@ small, i { color: var(--soft); }
 .scores dd { margin: 0; font-size: 1.5rem; font-weight: 600; }
 .curves { overflow-x: auto; }
 svg { display: block; width: 100%; min-width: 44rem; height: auto; }
+svg text { fill: currentColor; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 article { padding: .7rem .9rem; background: var(--card); border-radius: .5rem; overflow-wrap: anywhere; }
 .source {
