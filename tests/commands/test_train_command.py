@@ -380,7 +380,7 @@ def test_it_says_what_it_does_and_shows_answers(
 ) -> None:
     train(files, tmp_path / "run", "--max-steps", "1", model="gpt2")
     output = capsys.readouterr().out
-    assert "18 examples" not in output and "examples to train on" in output
+    assert "18 examples" not in output and "examples for training" in output
     assert "gold: " in output and "answer: " in output
     assert f"python -m ftcore.generate --model {tmp_path / 'run' / 'best'}" in output
     for line in output.splitlines():
@@ -423,7 +423,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(
     assert ending.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
     assert (
-        "the gradient's norm is inf in step 1: when they were run once more, its batches gave finite" in line
+        "the gradient's norm is inf in step 1: a second run of its batches gave finite" in line
     )
     assert line.endswith("; a lower --lr may help")
     assert not (tmp_path / "run" / "last").exists()
@@ -449,7 +449,7 @@ def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"go on with:\n  python -m ftcore.train --output {run} --resume" in output
+    assert f"resume with:\n  python -m ftcore.train --output {run} --resume" in output
     assert not errors.strip(), errors
     load_model(run / "last")
 
@@ -572,7 +572,7 @@ def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.C
     train(files, run, "--max-steps", "1")
     given = ("--model", str(files / "t5"), "--train", str(files / "qa.jsonl"), "--output")
     line = refusal(capsys, *given, str(run))
-    assert f"{run} already holds a run: --resume goes on with it, --overwrite replaces it" in line
+    assert f"{run} already holds a run: --resume continues it, --overwrite replaces it" in line
     assert "exists and holds no run: choose another --output" in refusal(
         capsys, *given, str(run / "metrics.jsonl")
     )

@@ -288,7 +288,7 @@ def test_a_request_to_one_process_stops_all_at_one_step(bench: Bench) -> None:
         name = f"stopped {mode}"
         assert bench.result(name)["status"] == 0
         output = bench.result(name)["output"]
-        assert f"stopped after step {STOP} of 8 and saved; go on with:" in output
+        assert f"stopped after step {STOP} of 8 and saved; resume with:" in output
         command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
         assert f"{command} {bench.directory(name)} --resume" in output
         assert bench.state(name)["progress"]["step"] == STOP
@@ -390,7 +390,7 @@ def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> 
         ("--check", "--check is for one process: start it with python -m ftcore.train"),
         ("--dry-run", "--dry-run is for one process: start it with python -m ftcore.train"),
         ("no file", "nothing.jsonl"),
-        ("exists", "already holds a run: --resume goes on with it, --overwrite replaces it"),
+        ("exists", "already holds a run: --resume continues it, --overwrite replaces it"),
         ("typing error", "--parallel: invalid choice: 'fdsp'"),
     ],
 )
@@ -477,7 +477,7 @@ def test_a_stopped_torchrun_saves(empty: Bench) -> None:
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     step = empty.state("terminated")["progress"]["step"]
-    assert f"stopped after step {step} of 100000 and saved; go on with:" in output, errors
+    assert f"stopped after step {step} of 100000 and saved; resume with:" in output, errors
     goes_on(empty, "terminated")
 
 
