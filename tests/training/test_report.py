@@ -110,7 +110,7 @@ def a_report(**changes: Any) -> Report:
     ]
     fields: dict[str, Any] = {
         "title": "runs/qa",
-        "summary": "A model learnt.",
+        "summary": "A trained model.",
         "metrics": metrics,
         "predictions": rows,
         "data": ["source     1 to 2 tokens"],
@@ -122,7 +122,7 @@ def a_report(**changes: Any) -> Report:
     return Report(**fields | changes)
 
 
-# --- what data says is never obeyed
+# --- hostile text
 
 
 @settings(deadline=None, max_examples=60)
@@ -151,7 +151,7 @@ def test_texts_do_not_become_markup(
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
     assert hostile.elements == plain.elements  # attributes too
     for text in (source, prediction, reference, line, name):
-        # What HTML makes of line ends and NUL is its own business.
+        # HTML parsers replace line ends and NUL.
         assert all(part in hostile.text for part in re.split("[\r\n\0]", text))
 
 
