@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
+from ftcore.training import console
 from ftcore.training.meter import Meter
 from tests.helpers import tiny_runs
 
@@ -72,7 +73,7 @@ def assert_same(got: Any, wanted: Any) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(console, "save_picture", lambda *_: False)
         yield
 
 
@@ -400,7 +401,7 @@ def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureF
     stop_at(t5, run, 1, f"--valid {data}")
     data.write_text(data.read_text().replace("Arlo", "Oslo"))
     line = refusal(lambda: t5.resume(run), capsys)
-    assert f"{data}: the validation file, on which {run / 'best'} was chosen, has changed since" in line
+    assert f"{data}: the validation file, which selected {run / 'best'}, has changed since" in line
 
 
 @pytest.mark.parametrize("package", ["ftcore", "torch"])
