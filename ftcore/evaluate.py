@@ -60,7 +60,6 @@ from tqdm import tqdm
 from ftcore.checkpoints.files import write_atomically
 from ftcore.data import DataLoader, ExampleDataset
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
-from ftcore.training.loss import BatchLoss
 from ftcore.training.scoring import Answer, mean, score_answers, score_loss
 
 
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
 
     bar = tqdm(loader, "loss", unit="batch", leave=False)
-    loss = score_loss(BatchLoss(model), bar)
+    loss = score_loss(model, bar)
     answers = score_answers(
         model,
         tokenizer,

@@ -36,7 +36,7 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
-from ftcore.training.loss import BatchLoss, count_targets
+from ftcore.training.loss import count_targets
 from ftcore.training.meter import Meter
 from ftcore.training.non_finite import explained
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
@@ -77,7 +77,7 @@ def prepare(options: TrainOptions) -> Run:
         strategy=strategy,
         tokenizer=tokenizer,
         model=model,
-        compute_loss=wrap(BatchLoss(model), device, strategy),
+        compute_loss=wrap(model, device, strategy),
         train_loader=train_loader,
         valid_loader=make_loader(valid_set, settings, tokenizer, training=False),
         valid_set=valid_set,
@@ -195,7 +195,7 @@ def require_finite(name: str, value: float) -> float:
 
 def validate(run: Run) -> dict[str, float]:
     """Score the validation set, print and log the metrics, save the weights at best/ if they improved."""
-    score = score_loss(run.compute_loss, run.valid_loader, run.autocast)
+    score = score_loss(run.model, run.valid_loader, run.autocast, run.compute_loss)
     metrics = {
         "valid_loss": score.loss,
         "token_accuracy": score.token_accuracy,

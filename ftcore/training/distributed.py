@@ -6,6 +6,7 @@ summed over the ranks. In a single process all of these functions are no-ops.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ftcore.models import Model
+from ftcore.training.loss import TokenLoss, batch_loss
 
 T = TypeVar("T")
 Strategy = Literal["ddp", "fsdp"]
+ComputeLoss = Callable[..., TokenLoss]  # of a batch and --label-smoothing
 
 
 def rank() -> int:
@@ -105,25 +108,31 @@ def main_process_first() -> Iterator[None]:
 # The model
 
 
-def wrap(compute_loss: nn.Module, device: torch.device, strategy: Strategy | None) -> nn.Module:
-    """Move a module to the device and let its backward pass average gradients over the ranks.
+class BatchLoss(nn.Module):
+    """`batch_loss` as the forward pass of a module, which is what DDP and FSDP2 wrap."""
 
-    Args:
-        compute_loss: its forward pass is what runs under DDP or FSDP2, see `BatchLoss`.
-        strategy: None in a single process.
-    """
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
+        return batch_loss(self.model, batch, label_smoothing)
+
+
+def wrap(model: Model, device: torch.device, strategy: Strategy | None) -> ComputeLoss:
+    """Move a model to the device. Returns its `batch_loss`, whose backward pass averages over the ranks."""
     if strategy == "fsdp":
-        from ftcore.training.sharded import shard_module  # this part of torch takes a second to import
+        from ftcore.training.sharded import shard  # this part of torch takes a second to import
 
-        return shard_module(compute_loss, device)
-    compute_loss.to(device)
+        return shard(BatchLoss(model), device)
+    model.to(device)
     if strategy == "ddp":
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(compute_loss, device_ids=device_ids)
-    return compute_loss
+        return DistributedDataParallel(BatchLoss(model), device_ids=device_ids)
+    return partial(batch_loss, model)
 
 
-def accumulate(compute_loss: nn.Module, *, is_last: bool) -> AbstractContextManager:
+def accumulate(compute_loss: ComputeLoss, *, is_last: bool) -> AbstractContextManager:
     """Context of a micro-batch: DDP averages gradients after the last one of a step only.
 
     FSDP2 reduces after every micro-batch, since unsharded gradients would not fit.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftcore.data.packing import positions, same_segment, starts
@@ -27,17 +27,6 @@ class TokenLoss(NamedTuple):
     total: Tensor  # scalar: sum of cross-entropies in nats, at least float32, differentiable
     correct: Tensor  # scalar: tokens whose most likely prediction is the label
     tokens: int
-
-
-class BatchLoss(nn.Module):
-    """A model with its loss as forward pass: the module that DDP and FSDP2 wrap."""
-
-    def __init__(self, model: Model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-        return batch_loss(self.model, batch, label_smoothing)
 
 
 def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from ftcore.data import ExampleDataset, Record
-from ftcore.training.loss import BatchLoss
+from ftcore.training.loss import batch_loss
 from ftcore.training.optim import grad_scaler, make_optimizer
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.setup import Progress, Run, make_loader
@@ -58,7 +59,7 @@ def rehearse(
         options=options,
         directory=RunDirectory(directory),
         model=model,
-        compute_loss=BatchLoss(model),
+        compute_loss=partial(batch_loss, model),
         train_loader=make_loader(examples, options, run.tokenizer, training=True),
         valid_loader=make_loader(examples, options, run.tokenizer, training=False),
         valid_set=examples,

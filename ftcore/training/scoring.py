@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
@@ -15,7 +15,8 @@ from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
 from ftcore.metrics import exact_match, f1
 from ftcore.models import Model
-from ftcore.training.distributed import all_gather_flat, all_reduce_sum, shard
+from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce_sum, shard
+from ftcore.training.loss import batch_loss
 from ftcore.training.optim import Autocast
 
 
@@ -43,23 +44,29 @@ class Answer:
     f1: float
 
 
-def score_loss(compute_loss: nn.Module, loader: DataLoader, autocast: Autocast = nullcontext) -> LossScore:
+def score_loss(
+    model: Model,
+    loader: DataLoader,
+    autocast: Autocast = nullcontext,
+    compute_loss: ComputeLoss | None = None,
+) -> LossScore:
     """Loss and token accuracy over a loader, without dropout. A collective: each rank has its own rows.
 
     Args:
-        compute_loss: a `BatchLoss`, under DDP or FSDP2 where there are several processes.
+        compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
     """
-    device = next(compute_loss.parameters()).device
+    compute_loss = compute_loss or partial(batch_loss, model)
+    device = next(model.parameters()).device
     total, correct, tokens = 0.0, 0, 0
-    was_training = compute_loss.training
-    compute_loss.eval()
+    was_training = model.training
+    model.eval()
     with torch.no_grad(), autocast():  # no inference mode: FSDP fills the same tensors again in training
         for batch in loader:
             loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
             total += loss.total.item()
             correct += int(loss.correct)
             tokens += loss.tokens
-    compute_loss.train(was_training)
+    model.train(was_training)
     total, correct, tokens = all_reduce_sum(total), int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 

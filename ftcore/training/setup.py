@@ -18,6 +18,7 @@ from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.training.distributed import (
+    ComputeLoss,
     Strategy,
     all_gather,
     main_process_first,
@@ -58,7 +59,7 @@ class Run:
     strategy: Strategy | None  # how several processes share the model
     tokenizer: Tokenizer
     model: Model
-    compute_loss: nn.Module  # BatchLoss of the model, under DDP or FSDP2 where there are several processes
+    compute_loss: ComputeLoss  # batch_loss of the model, under DDP or FSDP2 where there are several processes
     train_loader: DataLoader
     valid_loader: DataLoader
     valid_set: ExampleDataset

@@ -26,16 +26,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ftcore.checkpoints.files import flush, write_atomically
 from ftcore.models import Model
 from ftcore.training.blocks import blocks
-from ftcore.training.distributed import on_main, rank, to_full, world_size
-from ftcore.training.loss import BatchLoss
+from ftcore.training.distributed import BatchLoss, on_main, rank, to_full, world_size
 
 # For each sharded model a copy of its modules from before, with parameters on the meta device.
 _unsharded_modules: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
-def shard_module(compute_loss: nn.Module, device: torch.device) -> nn.Module:
+def shard(compute_loss: BatchLoss, device: torch.device) -> nn.Module:
     """Move a model with its loss to the device and shard it, block by block: the whole might not fit."""
-    assert isinstance(compute_loss, BatchLoss)
     model = compute_loss.model
     _unsharded_modules[model] = _without_weights(model)
     mesh = init_device_mesh(device.type, (world_size(),))

@@ -181,8 +181,8 @@ def test_best_is_the_best_and_not_the_last(
     scores = iter([(1.0, 0.1), (0.2, 3.0), (0.5, 2.0), (0.5, 1.0), (0.4, 0.5)])  # exact match, loss
     weights, matches = [], []
 
-    def score_loss(compute_loss: Any, *_: Any) -> LossScore:
-        weights.append({name: tensor.clone() for name, tensor in compute_loss.model.state_dict().items()})
+    def score_loss(model: Any, *_: Any) -> LossScore:
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         match, loss = next(scores)
         matches.append(match)
         return LossScore(loss, 0.5, 10)
