@@ -1,144 +1,118 @@
-"""What a search varies, as the command line says it: `lr=1e-4..1e-2`, `batch_size=8,16,32`."""
+"""The syntax of --search (lr=1e-4..1e-2 batch_size=8,16,32), and drawing settings at random."""
 
 import math
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from types import NoneType
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any
 
 from ftcore.cli import did_you_mean, flag
 from ftcore.training.options import TrainOptions
 
-# The options of train that may be varied: not those that say what is learnt and how it is measured, for then
-# trials could not be compared.
-SEARCHABLE = tuple(field.name for field in fields(TrainOptions) if field.metadata["searchable"])
-LOGARITHMIC = tuple(field.name for field in fields(TrainOptions) if field.metadata["searchable"] == "log")
+# Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics
+# cannot be searched, since trials would not be comparable.
+SEARCHABLE = {
+    field.name: field.metadata["searchable"] for field in fields(TrainOptions) if field.metadata["searchable"]
+}
+
+Distribution = Any  # optuna.distributions.BaseDistribution
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included."""
-
-    low: float
-    high: float
-    whole: bool  # integers alone
-    logarithmic: bool  # each factor is as likely as any other, not each difference
-
-    @property
-    def examples(self) -> tuple[float, float]:
-        """Values with which all are right or wrong."""
-        return self.low, self.high
-
-    @property
-    def size(self) -> float:
-        """How many values there are."""
-        return self.high - self.low + 1 if self.whole else math.inf
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}" + (", logarithmic" if self.logarithmic else "")
+def import_optuna() -> Any:
+    """
+    Raises:
+        ValueError: Optuna, an optional dependency, is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError('a search needs optuna, which is not installed: pip install -e ".[tune]"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One of these values."""
-
-    values: tuple[Any, ...]
-
-    @property
-    def examples(self) -> tuple[Any, ...]:
-        return self.values
-
-    @property
-    def size(self) -> float:
-        return len(self.values)
-
-    def __str__(self) -> str:
-        return " ".join(map(str, self.values))
-
-
-def read_search(texts: Iterable[str]) -> dict[str, Range | Choice]:
-    """The words behind --search, by option.
+def parse_search(texts: Iterable[str]) -> dict[str, Distribution]:
+    """Parse the values of --search into a distribution per option.
 
     Raises:
-        ValueError: no such option, one that is not to be varied, or values that it cannot have.
+        ValueError: unknown option, option that cannot be searched, or invalid values.
     """
-    search: dict[str, Range | Choice] = {}
+    space: dict[str, Distribution] = {}
     for text in texts:
         name, _, values = text.partition("=")
         name = name.removeprefix("--").replace("-", "_")
         try:
             if name not in SEARCHABLE:
-                raise ValueError(_not_searchable(name))
-            if name in search:
-                raise ValueError(f"{name} is there twice")
-            search[name] = _range(name, values) if ".." in values else _choice(name, values)
+                others = did_you_mean(name, SEARCHABLE) or f", only {', '.join(SEARCHABLE)}"
+                raise ValueError(f"{name!r} cannot be searched{others}")
+            if name in space:
+                raise ValueError(f"{name} is given twice")
+            space[name] = _parse_values(name, values)
         except ValueError as error:
             raise ValueError(f"--search {text}: {error}") from None
-    return search
+    return space
 
 
-def _not_searchable(name: str) -> str:
-    if name in typing.get_type_hints(TrainOptions):
-        return f"{name} is not to be varied, only {', '.join(SEARCHABLE)}"
-    return f"train has no option {name!r}{did_you_mean(name, SEARCHABLE)}"
-
-
-def _range(name: str, text: str) -> Range:
-    ends = text.split("..", maxsplit=1)
-    if not {int, float} & set(_kinds(name)):
-        raise ValueError("only numbers have a range, expected values with commas between them")
-    low, high = (_value(name, end) for end in ends)
+def _parse_values(name: str, text: str) -> Distribution:
+    distributions = import_optuna().distributions
+    if ".." not in text:
+        choices = [_parse_value(name, part) for part in text.split(",")]
+        if len(choices) == 1 or len(set(choices)) < len(choices):
+            raise ValueError("expected LOW..HIGH, or at least two different values separated by commas")
+        return distributions.CategoricalDistribution(choices)
+    low, high = (_parse_value(name, end) for end in text.split("..", maxsplit=1))
+    if isinstance(low, bool | str):
+        raise ValueError("only numbers have a range, expected values separated by commas")
     if not low < high:
         raise ValueError("expected LOW..HIGH, the lower end first")
-    if name in LOGARITHMIC and low <= 0:
+    if isinstance(low, int) and isinstance(high, int):
+        return distributions.IntDistribution(low, high)
+    logarithmic = SEARCHABLE[name] == "log"
+    if logarithmic and low <= 0:
         raise ValueError(
-            f"a range of {name} is logarithmic and has no 0: begin above it, or list values, as in "
+            f"a range of {name} is logarithmic and must begin above 0; a list may contain 0, as in "
             f"{name}=0,{high / 10:g},{high:g}"
         )
-    return Range(
-        low, high, whole=isinstance(low, int) and isinstance(high, int), logarithmic=name in LOGARITHMIC
-    )
+    return distributions.FloatDistribution(low, high, log=logarithmic)
 
 
-def _choice(name: str, text: str) -> Choice:
-    values = [_value(name, part) for part in text.split(",")]
-    if len(values) == 1:
-        raise ValueError(f"one value is nothing to search: pass {flag(name)}, or LOW..HIGH or A,B,C here")
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value} is there twice")
-    return Choice(tuple(values))
-
-
-def _value(name: str, text: str) -> Any:
-    """A text as the type of this option of train has it."""
-    kinds = _kinds(name)
-    if typing.get_origin(kinds[0]) is Literal:
-        choices = typing.get_args(kinds[0])
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}{did_you_mean(text, choices)}")
-        return text
-    if kinds == [bool]:
-        if text not in ("true", "false"):
-            raise ValueError(f"{text!r} is neither true nor false")
+def _parse_value(name: str, text: str) -> Any:
+    hint = typing.get_type_hints(TrainOptions)[name]  # as int | float | None, or Literal["a", "b"] | None
+    kinds = [part for kind in typing.get_args(hint) or [hint] for part in typing.get_args(kind) or [kind]]
+    for kind in (int, float):
+        if kind in kinds:
+            with suppress(ValueError):
+                return kind(text)
+    if bool in kinds and text in ("true", "false"):
         return text == "true"
-    if int in kinds and text.isdecimal():
-        return int(text)
-    if float not in kinds:
-        raise ValueError(f"{text!r} is no whole number")
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{text!r} is no finite number")
-    return number
+    if text in kinds:
+        return text
+    literals = [kind for kind in kinds if isinstance(kind, str)]
+    raise ValueError(f"{text!r} is not a value of {flag(name)}{did_you_mean(text, literals)}")
 
 
-def _kinds(name: str) -> list[Any]:
-    """The types of an option of train: [int, float] for `int | float | None`."""
-    hint = typing.get_type_hints(TrainOptions)[name]
-    if typing.get_origin(hint) is Literal:
-        return [hint]
-    return [kind for kind in typing.get_args(hint) or (hint,) if kind is not NoneType]
+def draw_settings(space: Mapping[str, Distribution], count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw the settings of `count` trials at random; a smaller count gives the first ones.
+
+    Floats are rounded to three significant digits. Settings of a finite space are distinct, since training is
+    deterministic, so that there may be fewer than `count`.
+    """
+    optuna = import_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))  # NumPy's limit
+    size = math.prod(_size(distribution) for distribution in space.values())
+    drawn: list[dict[str, Any]] = []
+    while len(drawn) < min(count, size):
+        settings = study.ask(dict(space)).params
+        for name, value in settings.items():
+            if _size(space[name]) == math.inf:
+                settings[name] = min(max(float(f"{value:.3g}"), space[name].low), space[name].high)
+        if size == math.inf or settings not in drawn:
+            drawn.append(settings)
+    return drawn
+
+
+def _size(distribution: Distribution) -> float:
+    if hasattr(distribution, "choices"):
+        return len(distribution.choices)
+    return distribution.high - distribution.low + 1 if isinstance(distribution.low, int) else math.inf
