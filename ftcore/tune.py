@@ -210,9 +210,10 @@ def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTria
 
 
 def require_comparable(run: Run, options: TuneOptions) -> None:
-    """
+    """Check that the validations of a run have what --metric and --halving need.
+
     Raises:
-        ValueError: the validations of this run do not have what --metric or --halving needs.
+        ValueError: they do not.
     """
     has_answers = run.options.eval_answers and any(record.references for record in run.valid_set.records)
     if options.metric in ("exact_match", "f1") and not has_answers:
@@ -296,10 +297,10 @@ def require_valid_models(trials: Sequence[TrainOptions], space: Collection[str])
 
 
 def require_free(directory: Path, *, overwrite: bool) -> None:
-    """
+    """Check that a new search may use the directory. It may hold hidden files, or a search without results.
+
     Raises:
-        ValueError: the directory holds results, or files that are not a search's. Hidden files, and a search
-            without results, are allowed.
+        ValueError: it holds results, or files that are not a search's.
     """
     if (directory / CONFIG).exists():
         if (directory / TABLE).exists() and not overwrite:

@@ -20,9 +20,10 @@ Distribution = Any  # optuna.distributions.BaseDistribution
 
 
 def import_optuna() -> Any:
-    """
+    """Import Optuna, an optional dependency; its log shows warnings only.
+
     Raises:
-        ValueError: Optuna, an optional dependency, is not installed.
+        ValueError: it is not installed.
     """
     try:
         import optuna
@@ -38,6 +39,7 @@ def parse_search(texts: Iterable[str]) -> dict[str, Distribution]:
     Raises:
         ValueError: unknown option, option that cannot be searched, or invalid values.
     """
+    import_optuna()
     space: dict[str, Distribution] = {}
     for text in texts:
         name, _, values = text.partition("=")

@@ -111,7 +111,9 @@ def row(trial: FrozenTrial) -> dict[str, Any]:
 def describe(trial: FrozenTrial) -> str:
     """One line about a trial."""
     cells = row(trial)
-    return ", ".join(f"{name} {_text(cells[name])}" for name in _shown(cells) if _text(cells[name]))
+    _, _, *names = _shown(cells)
+    text = ", ".join(f"{name} {_text(cells[name])}" for name in names if _text(cells[name]))
+    return f"trial {trial.number + 1} {cells['state']}: {text}"
 
 
 def table(trials: Sequence[FrozenTrial]) -> Iterator[str]:
@@ -164,13 +166,14 @@ def save_picture(
     styles: dict[str, dict[str, Any]] = {
         "COMPLETE": {"marker": "o", "color": "C0"},
         "PRUNED": {"marker": "o", "color": "C7", "fillstyle": "none"},
+        "best": {"marker": "*", "color": "C1", "markersize": 14},
     }
-    best = {"marker": "*", "color": "C1", "markersize": 14}
+    best = best_trial(trials)
     panels = figure.subplots(1, len(space), squeeze=False, sharey=True)[0]
     for panel, (name, distribution) in zip(panels, space.items(), strict=True):
         for trial in reversed(ranked(trials)):  # the best one on top
             x = distribution.to_internal_repr(trial.params[name])  # index of a choice
-            style = best if trial is best_trial(trials) else styles[trial.state.name]
+            style = styles["best" if trial is best else trial.state.name]
             panel.plot(x, trial.user_attrs["metrics"][metric], **style)
         if hasattr(distribution, "choices"):
             panel.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
