@@ -133,6 +133,8 @@ PICTURE = "trials.png"
 
 @dataclass
 class Search:
+    """State of a search."""
+
     options: TuneOptions
     directory: Path
     space: dict[str, Distribution]
@@ -327,7 +329,7 @@ def print_results(search: Search) -> None:
         if save_picture(trials, search.space, search.options.metric, directory / PICTURE):
             log(f"picture       {directory / PICTURE}")
     if best := best_trial(trials):
-        options = search.options.of_trial(search.plan[best.number])
+        options = search.options.of_trial(best.params)
         log(f"best weights  {search.run_directory(best).best}")
         log(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
     if len(trials) < len(search.plan):

@@ -139,6 +139,8 @@ def test_more_trials_extend_a_search(files: Path, whole: Path, tmp_path: Path) -
     assert len(rows(output)) == 2
     assert resume(output, "--trials 3") == 0
     assert rows(output) == rows(whole)
+    assert resume(output, "--trials 1") == 0  # nothing is left to do, and no result is lost
+    assert rows(output) == rows(whole)
     assert tune(files, output, f"{SEARCH} --seed 1 --trials 1 --overwrite") == 0
     [row] = rows(output)
     assert row["lr"] not in {row["lr"] for row in rows(whole)}
