@@ -168,10 +168,10 @@ def test_a_failed_trial_is_recorded_and_the_search_continues(
     assert "is not finite" in table[1]["error"] or "is nan" in table[1]["error"]
     assert not list((tmp_path / "a").glob(f"trials/*{table[1]['trial']}/**/model.safetensors"))
 
-    def no_room(*_: Any, **__: Any) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr(ftcore.tune, "train", no_room)
+    monkeypatch.setattr(ftcore.tune, "train", out_of_memory)
     capsys.readouterr()
     assert tune(files, tmp_path / "b", "--search lr=0.1,0.01") == 0
     output = capsys.readouterr().out
@@ -230,9 +230,9 @@ def test_interrupted_and_resumed(
         assert tune(files, output) == 0
     finally:
         patch.undo()
-    output_text = capsys.readouterr().out
-    assert f"stopped after {ended} of 3 trials; resume with:" in output_text
-    assert f"python -m ftcore.tune --output {output} --resume" in output_text
+    printed = capsys.readouterr().out
+    assert f"stopped after {ended} of 3 trials; resume with:" in printed
+    assert f"python -m ftcore.tune --output {output} --resume" in printed
     assert resume(output) == 0
     assert rows(output) == rows(whole)
 
@@ -257,7 +257,8 @@ def halved(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@pytest.mark.parametrize("operation", [1, 2, 3, 25, 90])  # calls of fsync: before the first trial, and later
+# Calls of fsync: before the first trial, in it, of its line in the journal, of the table, in the last trial.
+@pytest.mark.parametrize("operation", [1, 2, 3, 25, 41, 42, 90])
 def test_killed_and_resumed(files: Path, halved: Path, tmp_path: Path, operation: int) -> None:
     output, fsync, count = tmp_path / "tune", os.fsync, 0
 
