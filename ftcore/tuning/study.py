@@ -56,9 +56,8 @@ def study_in_memory(journal: Study, halving: int | None) -> Study:
     of a trial that was killed, which the pruner would compare other trials with.
     """
     optuna = import_optuna()
-    pruner = optuna.pruners.NopPruner()
-    if halving:
-        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=halving)
+    halve, never = optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.NopPruner
+    pruner = halve(min_resource=1, reduction_factor=halving) if halving else never()
     study = optuna.create_study(direction="maximize", pruner=pruner)
     study.add_trials(finished_trials(journal))
     return study
@@ -179,7 +178,10 @@ def save_picture(
             panel.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
             panel.set_xlim(-0.5, len(distribution.choices) - 0.5)
         elif distribution.log:
+            ticks = (distribution.low, (distribution.low * distribution.high) ** 0.5, distribution.high)
             panel.set_xscale("log")
+            panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            panel.set_xticks([], minor=True)
         panel.set_xlabel(name)
         panel.grid(alpha=0.3)
     if metric == "valid_loss":
