@@ -15,8 +15,7 @@ from random import Random
 
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from ftcore import load_tokenizer
+from transformers import T5Tokenizer
 
 WEIGHTS = Path(__file__).resolve().parent
 DATA = WEIGHTS.parent / "examples" / "data"
@@ -101,7 +100,8 @@ def write_t5(directory: Path) -> None:
         directory / "tokenizer_config.json",
         {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS, "model_max_length": 512, **specials},
     )
-    load_tokenizer(directory).save_pretrained(directory)  # adds the tokenizer.json that transformers prefers
+    # transformers prefers tokenizer.json, and cannot read spiece.model without protobuf.
+    T5Tokenizer.from_pretrained(directory).backend_tokenizer.save(str(directory / "tokenizer.json"))
 
 
 def write_gpt2(directory: Path) -> None:

@@ -1,19 +1,24 @@
-"""The byte-level BPE of GPT-2 (Radford et al. 2019, section 2.2), out of vocab.json and merges.txt.
+"""Tokenizers run by the `tokenizers` package: tokenizer.json, and GPT-2's vocab.json with merges.txt.
 
-A text's bytes are written as 256 printable letters, " " as "Ġ". Words are cut into these and then neighbours
-merged, always the pair that comes first in merges.txt, until no pair is left that is in it. Any text can be
-written so, and comes back unchanged.
+GPT-2's is a byte-level BPE (Radford et al. 2019, section 2.2). The bytes of a text are written as 256
+printable characters, " " as "Ġ"; then neighbours are merged within each word, the pair that stands first in
+merges.txt first, until no pair of the list is left. Any text can be encoded, and decoding restores it.
+GPT-2 appends nothing to a text. RoBERTa (Liu et al. 2019) puts it between <s> and </s>. CodeT5, a T5 for
+code, has RoBERTa's tokenizer with T5's sentinels behind its vocabulary.
 
-GPT-2 appends nothing to a text. RoBERTa (Liu et al. 2019) puts it between <s> and </s>, and CodeT5, a T5 for
-code, took RoBERTa's tokenizer over, with T5's sentinels behind its vocabulary.
+A T5Tokenizer takes only pieces and Unicode table from tokenizer.json, in a pipeline of its own: split at
+white space, then "▁" before each word. Other normalizers in the file are not applied.
 """
 
-from tokenizers import Tokenizer as Pipeline
-from tokenizers import decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+import base64
+from typing import Any
 
-from ftcore.data.tokenizer_files import TokenizerFiles, read_special_tokens
-from ftcore.data.tokenizer_interface import PieceTokenizer
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
+
+from ftcore.data.tokenizer_files import T5_TOKENS, SpecialTokens, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_interface import Tokenizer
 
 GPT2_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 ROBERTA_TOKENS = {
@@ -27,8 +32,71 @@ ROBERTA_TOKENS = {
 }
 
 
-def bpe_from_merges(files: TokenizerFiles) -> PieceTokenizer:
-    """GPT-2's or RoBERTa's: the tokens in vocab.json, and the pairs to merge, the first to come first."""
+class PipelineTokenizer(Tokenizer):
+    """A pipeline of the `tokenizers` package: normalizer, pre-tokenizer, model, post-processor, decoder."""
+
+    def __init__(self, files: TokenizerFiles, pipeline: Pipeline, special: SpecialTokens) -> None:
+        vocabulary = pipeline.get_vocab(with_added_tokens=True)
+        named = {name: vocabulary[token] for name, token in special.names().items()}
+        super().__init__(files, named, vocab_size=max(vocabulary.values()) + 1)
+        self._clean_up &= not isinstance(pipeline.model, BPE)  # as in transformers
+        self._pipeline = pipeline
+
+    def _encode(self, text: str) -> list[int]:
+        # A quarter faster than `encode` even for one text: it computes no offsets.
+        return self._pipeline.encode_batch_fast([text])[0].ids
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return self._pipeline.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _id_of(self, token: str) -> int | None:
+        return self._pipeline.token_to_id(token)
+
+
+def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
+    """The pipeline in tokenizer.json, or T5's own around the pieces in it."""
+    values = files.json("tokenizer.json")
+    model = values.get("model")
+    is_unigram = isinstance(model, dict) and model.get("type") == "Unigram"
+    # transformers has no class of its own for uMT5, and takes the whole pipeline from its file.
+    is_t5 = is_unigram and files.tokenizer_class in (None, "T5Tokenizer") and files.model_type != "umt5"
+    try:
+        pipeline = _t5_pipeline(values) if is_t5 else Pipeline.from_str(files.text("tokenizer.json"))
+    except Exception as error:  # the package raises plain Exceptions
+        raise files.error("tokenizer.json", f"not a tokenizer ({type(error).__name__}: {error})") from None
+    pipeline.no_padding()
+    pipeline.no_truncation()
+    if is_t5:
+        special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
+        special.add_to(pipeline)
+        _add_template(pipeline, [], [special.names()["eos_token"]])
+        return PipelineTokenizer(files, pipeline, special)
+    if files.tokenizer_class == "T5Tokenizer":  # uMT5's; without its config.json this class would be T5's
+        files.name_class("PreTrainedTokenizerFast")
+    defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
+    special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
+    special.add_to(pipeline)
+    return PipelineTokenizer(files, pipeline, special)
+
+
+def _t5_pipeline(values: dict[str, Any]) -> Pipeline:
+    """T5's pipeline around the pieces and the Unicode table of a tokenizer.json."""
+    pieces = [(piece, score) for piece, score in values["model"]["vocab"]]
+    pipeline = Pipeline(Unigram(pieces, values["model"]["unk_id"], False))
+    normalizer = values["normalizer"] or {"normalizers": []}
+    for step in normalizer.get("normalizers", [normalizer]):
+        if step["type"] == "Precompiled":
+            pipeline.normalizer = normalizers.Precompiled(base64.b64decode(step["precompiled_charsmap"]))
+            break
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    pipeline.decoder = decoders.Metaspace(prepend_scheme="always")
+    return pipeline
+
+
+def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
+    """GPT-2's or RoBERTa's byte-level BPE from vocab.json and merges.txt."""
     vocabulary = files.json("vocab.json")
     if not all(isinstance(number, int) and number >= 0 for number in vocabulary.values()):
         raise files.error("vocab.json", "expected an object of tokens and their ids")
@@ -42,23 +110,28 @@ def bpe_from_merges(files: TokenizerFiles) -> PieceTokenizer:
     special.add_to(pipeline)
     names = special.names()
     if is_roberta:
-        before, behind = [names["cls_token"]], [names["sep_token"]]
+        _add_template(pipeline, [names["cls_token"]], [names["sep_token"]])
     else:
         add_bos = files.setting("add_bos_token", False) and "bos_token" in names
-        before = [names["bos_token"]] if add_bos else []
-        behind = [names["eos_token"]] if files.setting("add_eos_token", False) else []
+        add_eos = files.setting("add_eos_token", False)
+        _add_template(
+            pipeline, [names["bos_token"]] if add_bos else [], [names["eos_token"]] if add_eos else []
+        )
+    return PipelineTokenizer(files, pipeline, special)
+
+
+def _add_template(pipeline: Pipeline, before: list[str], after: list[str]) -> None:
+    """Put special tokens around each encoded text."""
     pipeline.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *behind],
-        special_tokens=[(token, pipeline.token_to_id(token)) for token in {*before, *behind}],
+        single=[*before, "$A", *after],
+        special_tokens=[(token, pipeline.token_to_id(token)) for token in {*before, *after}],
     )
-    return PieceTokenizer(files.content, pipeline, names, tidy=False)
 
 
 def _merges(files: TokenizerFiles, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs in merges.txt, checked here: one that is not in the vocabulary makes the package panic."""
+    """The pairs in merges.txt, validated: the package panics at a pair that is not in the vocabulary."""
     merges = []
-    lines = files.content["merges.txt"].decode(errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(files.text("merges.txt").split("\n"), start=1):
         line = line.rstrip("\r")
         if not line or line.startswith("#version"):
             continue

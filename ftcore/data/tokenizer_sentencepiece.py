@@ -1,82 +1,88 @@
-"""T5's tokenizer: SentencePiece unigrams (Kudo 2018), out of spiece.model or tokenizer.json.
+"""T5's `spiece.model`: a SentencePiece unigram model (Kudo 2018), run by the `sentencepiece` package.
 
-Two things are worth knowing:
+Added tokens are found before the model sees the text: </s>, <pad>, the sentinels and user-defined pieces. The
+text between them is encoded by itself and begins with "▁" each time, as in transformers.
 
-- The search of `tokenizers` finds the pieces, for spiece.model too. It takes each word by itself, while
-  SentencePiece's own adds up the scores of the whole text. Where two ways to cut a word score the same,
-  rounding decides there: far enough into a text `xxx` is `xx|x`. Here it is always `x|xx`.
-- There is one pipeline: the Unicode table that comes with the pieces, a split at white space, and "▁" before
-  each word. Other normalizers that a tokenizer.json may list are passed over.
-
-mT5's tokenizer is of the same kind. Its sentinels are pieces of the vocabulary that begin a word, such as
-`▁<extra_id_0>`. It has pieces for single bytes too, but they are not used: a letter that it lacks is <unk>.
+mT5 uses the same format. Its sentinels are pieces of the vocabulary that begin a word, `▁<extra_id_0>`. Its
+pieces for single bytes are not used: a character without a piece is <unk>, as in transformers.
 """
 
-import base64
-from collections.abc import Iterable
-from typing import Any
+from itertools import groupby
 
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
-from tokenizers import Tokenizer as Pipeline
-from tokenizers.models import Unigram
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, decoders
 
-from ftcore.data.spiece import Kind, read_sentencepiece_model
-from ftcore.data.tokenizer_files import TokenizerFiles, read_special_tokens
-from ftcore.data.tokenizer_interface import PieceTokenizer
+from ftcore.data.tokenizer_files import T5_TOKENS, AddedTokens, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_interface import Tokenizer
 
-T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # the ids 0, 1 and 2
+_DECODER = decoders.Metaspace(prepend_scheme="always")
 
 
-def unigrams_from_spiece(files: TokenizerFiles) -> PieceTokenizer:
-    """The pieces that SentencePiece trained, and the sentinels behind them."""
+class SentencePieceTokenizer(Tokenizer):
+    """The pieces of spiece.model; behind them the sentinels, <extra_id_0> last; then other added tokens."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._processor, tokens = _load(files)
+        is_byte = self._processor.is_byte
+        self._byte_ids = {number for number in range(len(tokens)) if is_byte(number)}
+        special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
+        special.extra.extend(_added_pieces(self._processor, tokens))
+        tokens += reversed(files.sentinels(100))
+        ids = {token: number for number, token in enumerate(tokens)}
+        added = special.tokens()
+        for token in added:
+            ids.setdefault(token.content, len(ids))
+        self._ids, self._tokens = ids, list(ids)
+        self._added = AddedTokens({ids[token.content]: token for token in added})
+        self._special_ids = {ids[token.content] for token in added if token.special}
+        super().__init__(files, {name: ids[token] for name, token in special.names().items()}, len(ids))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._added.split(text):
+            ids += [part] if isinstance(part, int) else self._encode_pieces(part)
+        return [*ids, self.eos_id]
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        ids = self._processor.encode(text)
+        if self._byte_ids.isdisjoint(ids):
+            return ids
+        unk_id = self._processor.unk_id()
+        runs = groupby(unk_id if number in self._byte_ids else number for number in ids)
+        return [number for number, run in runs for _ in ([0] if number == unk_id else run)]
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        skipped = self._special_ids if skip_special_tokens else ()
+        return _DECODER.decode([self._tokens[number] for number in ids if number not in skipped])
+
+    def _id_of(self, token: str) -> int | None:
+        return self._ids.get(token)
+
+
+def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
+    """The model and its pieces."""
+    processor = SentencePieceProcessor()
     try:
-        model = read_sentencepiece_model(files.content["spiece.model"])
-    except ValueError as error:
-        raise files.error("spiece.model", str(error)) from None
-    pieces = model.pieces + [(sentinel, 0.0) for sentinel in reversed(files.sentinels(100))]
-    marked = [
-        AddedToken(piece, normalized=False, special=kind == Kind.CONTROL)
-        for (piece, _), kind in zip(model.pieces, model.kinds, strict=True)
-        if kind in (Kind.CONTROL, Kind.USER_DEFINED)
-    ]
-    return _t5(files, Unigram(pieces, model.unk_id, False), model.character_map, marked)
-
-
-def unigrams_from_json(files: TokenizerFiles) -> PieceTokenizer:
-    """The pieces and the Unicode table of a tokenizer.json, in T5's pipeline."""
-    values = files.json("tokenizer.json")
+        processor.LoadFromSerializedProto(files.content["spiece.model"])
+        pieces = [processor.id_to_piece(number) for number in range(len(processor))]
+    except (RuntimeError, UnicodeDecodeError):
+        raise files.error("spiece.model", "not a SentencePiece model, or damaged") from None
     try:
-        pieces = [(piece, score) for piece, score in values["model"]["vocab"]]
-        model = Unigram(pieces, values["model"]["unk_id"], False)
-        character_map = _character_map(values["normalizer"])
-    except Exception as error:  # the tokenizers package raises nothing more particular
-        raise files.error("tokenizer.json", f"not a tokenizer ({type(error).__name__}: {error})") from None
-    return _t5(files, model, character_map)
+        processor.nbest_encode("a", nbest_size=2)
+    except RuntimeError:  # only unigram models have n-best segmentations
+        raise files.error("spiece.model", "not a unigram model, which T5's is") from None
+    return processor, pieces
 
 
-def _character_map(normalizer: dict[str, Any] | None) -> bytes:
-    """SentencePiece's Unicode table out of tokenizer.json's "normalizer", b"" where there is none."""
-    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
-    tables = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
-    return base64.b64decode(tables[0]) if tables else b""
-
-
-def _t5(
-    files: TokenizerFiles, model: Unigram, character_map: bytes, marked: Iterable[AddedToken] = ()
-) -> PieceTokenizer:
-    """T5's pipeline around its pieces; `marked` are those to find before the text is cut into words."""
-    pipeline = Pipeline(model)
-    if character_map:
-        pipeline.normalizer = normalizers.Precompiled(character_map)
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
-    )
-    pipeline.decoder = decoders.Metaspace(prepend_scheme="always")
-    special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
-    special.extra.extend(marked)
-    special.add_to(pipeline)
-    eos = special.names()["eos_token"]
-    pipeline.post_processor = processors.TemplateProcessing(
-        single=["$A", eos], special_tokens=[(eos, pipeline.token_to_id(eos))]
-    )
-    return PieceTokenizer(files.content, pipeline, special.names(), tidy=files.tidy)
+def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[AddedToken]:
+    """The control pieces, such as </s>, and the user-defined ones, which are never split or merged."""
+    added = []
+    for number, piece in enumerate(pieces):
+        is_control = processor.is_control(number)
+        # The trainer gives user-defined pieces the score 0; those it learns have log-probabilities below it.
+        is_user_defined = processor.get_score(number) == 0.0 and not (
+            processor.is_unknown(number) or processor.is_unused(number) or processor.is_byte(number)
+        )
+        if is_control or is_user_defined:
+            added.append(AddedToken(piece, normalized=False, special=is_control))
+    return added
