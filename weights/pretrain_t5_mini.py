@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ftcore import load_tokenizer, save_model
 from ftcore.data.loader import IGNORED_LABEL, pad_rows
-from ftcore.data.span_corruption import corrupt_spans, cut_spans
+from ftcore.data.pretraining import corrupt_spans, cut_spans
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
