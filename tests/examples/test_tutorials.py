@@ -97,7 +97,7 @@ def losses(printed: str) -> list[float]:
     return [float(number) for number in re.findall(r"loss (\d+\.\d+)", printed)]
 
 
-# --------------------------------------------------------------------------------------- t5_question_answering
+# -------------------------------------------------------------------------------------- t5_question_answering
 
 
 def test_the_t5_lesson_runs_and_its_loss_falls(t5_lesson, capsys):
@@ -140,7 +140,7 @@ def test_t5_losses_equal_those_of_the_library(t5_lesson):
     assert t5_lesson.validate(model, loader) == pytest.approx(score_loss(model, loader).loss, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ gpt2_emotion
+# ----------------------------------------------------------------------------------------------- gpt2_emotion
 
 
 def test_the_gpt2_lesson_runs_and_its_loss_falls(gpt2_lesson, capsys):
