@@ -7,8 +7,6 @@ mT5 uses the same format. Its sentinels are pieces of the vocabulary that begin 
 pieces for single bytes are not used: a character without a piece is <unk>, as in transformers.
 """
 
-from itertools import groupby
-
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, decoders
 
@@ -25,9 +23,10 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor, tokens = _load(files)
         is_byte = self._processor.is_byte
         self._byte_ids = {number for number in range(len(tokens)) if is_byte(number)}
-        special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
-        special.extra.extend(_added_pieces(self._processor, tokens))
-        tokens += reversed(files.sentinels(100))
+        sentinels = files.sentinels(100)
+        special = read_special_tokens(files, T5_TOKENS)
+        special.extra += [*_added_pieces(self._processor, tokens), *sentinels]
+        tokens += reversed(sentinels)
         ids = {token: number for number, token in enumerate(tokens)}
         added = special.tokens()
         for token in added:
@@ -48,8 +47,12 @@ class SentencePieceTokenizer(Tokenizer):
         if self._byte_ids.isdisjoint(ids):
             return ids
         unk_id = self._processor.unk_id()
-        runs = groupby(unk_id if number in self._byte_ids else number for number in ids)
-        return [number for number, run in runs for _ in ([0] if number == unk_id else run)]
+        merged: list[int] = []  # with one <unk> for each run of bytes
+        for number in ids:
+            number = unk_id if number in self._byte_ids else number
+            if number != unk_id or merged[-1:] != [unk_id]:
+                merged.append(number)
+        return merged
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         skipped = self._special_ids if skip_special_tokens else ()

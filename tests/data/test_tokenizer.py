@@ -153,7 +153,7 @@ def mt5(directory: Path) -> Path:
 
 
 def umt5(directory: Path, pieces: Path) -> Path:
-    """uMT5's files: class T5Tokenizer, but the pipeline of tokenizer.json, which collapses spaces, is used."""
+    """uMT5's files: class T5Tokenizer, with the pipeline of tokenizer.json, which collapses spaces."""
     known = T5Tokenizer.from_pretrained(pieces)
     known.save_pretrained(directory)
     pipeline = known.backend_tokenizer
@@ -460,6 +460,20 @@ def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_
     assert ours.vocab_size == len(oracle)
     assert ours.eos_id == oracle.eos_token_id
     assert_same(ours, oracle, HOSTILE)
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_added_tokens_beside_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
+    shutil.copy(spiece / "spiece.model", tmp_path)
+    for name, content in ADDITIONS[addition].items():
+        write_json(tmp_path, name, **content)
+    ours, oracle = load_tokenizer(tmp_path), T5Tokenizer.from_pretrained(tmp_path)
+    assert (ours.vocab_size, ours.eos_id) == (len(oracle), oracle.eos_token_id)
+    # If the files list no sentinels, transformers puts a "▁" before them. Without an unk_token it finds the
+    # piece "<unk>" in a text, which SentencePiece never does.
+    unlike = ("<extra_id_", "<unk>") if ours.unk_id is None else ("<extra_id_",)
+    assert_same(ours, oracle, [text for text in HOSTILE if not any(token in text for token in unlike)])
+    assert ours.encode("a<extra_id_3>b") == [*ours.encode("a")[:-1], ours.sentinel_id(3), *ours.encode("b")]
 
 
 @pytest.mark.parametrize("addition", ["a map and added tokens", "a list of extra tokens"])
