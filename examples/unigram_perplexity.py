@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--task", default="emotion", choices=["emotion", "lm"])
     parser.add_argument("--train", required=True, help="file whose tokens are counted")
     parser.add_argument("--data", required=True, help="file to score")
-    parser.add_argument("--max-length", type=int, default=128, help="truncate texts to so many tokens")
+    parser.add_argument("--max-length", type=int, default=128, help="maximal tokens of a text")
     options = parser.parse_args()
 
     tokenizer = load_tokenizer(options.model)

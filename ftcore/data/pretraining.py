@@ -91,8 +91,8 @@ class SpanCorruption(torch.utils.data.Dataset):
         count = len(corpus) // self.chunk_length
         if not count:
             raise ValueError(
-                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} is made of "
-                f"{self.chunk_length}: more text is needed, or shorter sources"
+                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} needs "
+                f"{self.chunk_length}: use more text, or shorter sources"
             )
         self.lengths = np.tile(np.array([source_length, target_length], dtype=np.int32), (count, 1))
         self.max_input_length, self.max_label_length = source_length, target_length
@@ -102,7 +102,7 @@ class SpanCorruption(torch.utils.data.Dataset):
             self._sentinels = [tokenizer.sentinel_id(number) for number in range(spans)]
         except ValueError as error:
             raise ValueError(
-                f"{self.chunk_length} tokens at a time have {spans} spans cut out: {error}; "
+                f"chunks of {self.chunk_length} tokens have {spans} spans, but {error}; "
                 "shorter sources have fewer"
             ) from None
 

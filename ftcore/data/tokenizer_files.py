@@ -4,7 +4,7 @@ transformers has kept special tokens in four places over the years, and checkpoi
 
     tokenizer_config.json      the class; eos_token, pad_token, ...; often "added_tokens_decoder", with ids
     special_tokens_map.json    eos_token, pad_token, ...
-    added_tokens.json          tokens behind the vocabulary, with ids
+    added_tokens.json          tokens after the vocabulary, with ids
     tokenizer.json             "added_tokens", with ids
 
 Where the first has "added_tokens_decoder", the others are ignored; else all four are merged.

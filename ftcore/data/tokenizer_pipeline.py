@@ -1,10 +1,10 @@
 """Tokenizers run by the `tokenizers` package: tokenizer.json, and GPT-2's vocab.json with merges.txt.
 
 GPT-2's is a byte-level BPE (Radford et al. 2019, section 2.2). The bytes of a text are written as 256
-printable characters, " " as "Ġ"; then neighbours are merged within each word, the pair that stands first in
-merges.txt first, until no pair of the list is left. Any text can be encoded, and decoding restores it.
+printable characters, " " as "Ġ"; then adjacent symbols are merged within each word, the first pair of
+merges.txt first, until none of the pairs is left. Any text can be encoded, and decoding restores it.
 GPT-2 appends nothing to a text. RoBERTa (Liu et al. 2019) puts it between <s> and </s>. CodeT5, a T5 for
-code, has RoBERTa's tokenizer with T5's sentinels behind its vocabulary.
+code, has RoBERTa's tokenizer with T5's sentinels after its vocabulary.
 
 A T5Tokenizer takes only pieces and Unicode table from tokenizer.json, in a pipeline of its own: split at
 white space, then "▁" before each word. Other normalizers in the file are not applied.
@@ -70,12 +70,12 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
         special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
         special.add_to(pipeline)
         _add_template(pipeline, [], [special.names()["eos_token"]])
-        return PipelineTokenizer(files, pipeline, special)
-    if files.tokenizer_class == "T5Tokenizer":  # uMT5's; without its config.json this class would be T5's
-        files.name_class("PreTrainedTokenizerFast")
-    defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
-    special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
-    special.add_to(pipeline)
+    else:
+        if files.tokenizer_class == "T5Tokenizer":  # uMT5's: saved without config.json, it would become T5's
+            files.name_class("PreTrainedTokenizerFast")
+        defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
+        special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
+        special.add_to(pipeline)
     return PipelineTokenizer(files, pipeline, special)
 
 

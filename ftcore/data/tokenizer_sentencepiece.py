@@ -17,7 +17,7 @@ _DECODER = decoders.Metaspace(prepend_scheme="always")
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """The pieces of spiece.model; behind them the sentinels, <extra_id_0> last; then other added tokens."""
+    """Ids: the pieces of spiece.model, then the sentinels with <extra_id_0> last, then other added tokens."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._processor, tokens = _load(files)

@@ -197,9 +197,9 @@ def test_lengths_that_are_refused(gpt2_corpus: Corpus, t5_corpus: Corpus, t5: To
         CausalLMDataset(gpt2_corpus, 1)
     with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
         SpanCorruption(t5_corpus, t5, 2)
-    with pytest.raises(ValueError, match=r"text\.txt: \d+ tokens, but a source of 5000 is made of \d+: more"):
+    with pytest.raises(ValueError, match=r"text\.txt: \d+ tokens, but a source of 5000 needs \d+: use more"):
         SpanCorruption(t5_corpus.split(0.1)[1], t5, 5000)
-    with pytest.raises(ValueError, match=r"spans cut out: <extra_id_\d+> is not in .*; shorter sources"):
+    with pytest.raises(ValueError, match=r"spans, but <extra_id_\d+> is not in .*; shorter sources"):
         SpanCorruption(t5_corpus, t5, 4000)
     with pytest.raises(ValueError, match="has targets of 114 tokens, but max_target_length is 100: raise it"):
         make_pretraining_dataset(t5_corpus, t5, max_source_length=512, max_target_length=100)

@@ -273,7 +273,7 @@ def assert_same(ours: Tokenizer, oracle: object, texts: list[str]) -> None:
 
 
 def sentencepiece_differs(text: str, ids: list[int], expected: list[int]) -> bool:
-    """Whether a text is of a kind that SentencePiece and the `tokenizers` package encode differently.
+    """Whether a text is in one of the cases that SentencePiece and `tokenizers` encode differently.
 
     Ties of equal score, stacked combining marks, U+0085 (white space for `tokenizers` only), and the names of
     byte pieces written out (ordinary pieces for `tokenizers` only).
