@@ -15,7 +15,7 @@ import ftcore.models.t5
 import ftcore.train
 import ftcore.training.state
 from ftcore.data import DataLoader, Dataset
-from ftcore.data.loader import WindowSampler
+from ftcore.data.loader import BucketBatchSampler
 from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
 from ftcore.train import prepare
@@ -212,9 +212,9 @@ def test_windows_of_other_examples(
     runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buckets made of micro-batches instead of windows put other examples into a step."""
-    order = WindowSampler.order
+    order = BucketBatchSampler.order
     monkeypatch.setattr(
-        WindowSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
+        BucketBatchSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
     )
     assert found(checks.accumulates_exactly, runs(family), tmp_path).verdict == FAILS
 
