@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ftcore.analysis.reading import Inputs, logits_of
-from ftcore.data.span_corruption import cut_spans
+from ftcore.data.pretraining import cut_spans
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import T5ForConditionalGeneration
 

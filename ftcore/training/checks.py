@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -27,8 +28,9 @@ from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
+from ftcore.training.optim import make_optimizer
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.setup import Progress, Run, make_loader, make_optimizer
+from ftcore.training.setup import Progress, Run, make_loader
 
 Batch = dict[str, Tensor]
 
@@ -49,7 +51,7 @@ class Loop(NamedTuple):
     train: Callable[[Run], None]
     take_step: Callable[[Run, Sequence[Batch], float], tuple[float, float]]  # -> loss, gradient norm
     accumulate_gradients: Callable[[Run, Sequence[Batch]], float]  # -> loss
-    windows: Callable[[DataLoader, int], Iterator[list[Batch]]]  # the micro-batches of each step
+    grouped: Callable[[DataLoader, int], Iterator[list[Batch]]]  # the micro-batches of each step
     generate: Callable[..., Tensor]
 
 
@@ -153,9 +155,7 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
         return trial
 
     whole, split = trial(rows, 1, exact=True), trial(size, count, exact=True)
-    control = max(
-        _error_of_mean_of_means(split, window) for window in loop.windows(split.train_loader, count)
-    )
+    control = max(_error_of_mean_of_means(split, step) for step in loop.grouped(split.train_loader, count))
     reference = _first_gradient(whole, loop)
     gradient = _first_gradient(trial(rows, 1, exact=False), loop)
     split_gradient = _first_gradient(trial(size, count, exact=False), loop)
@@ -303,8 +303,8 @@ def trial_run(
         exact: compute in float64, weights included.
     """
     directory.mkdir(exist_ok=True)
-    options = replace(run.options, batch_size=batch_size, grad_accum=grad_accum, workers=0)
-    options = replace(options, eval_every=None, eval_answers=0, save_every=None)
+    options = replace(run.options, batch_size=batch_size, eval_batch_size=batch_size, grad_accum=grad_accum)
+    options = replace(options, eval_every=None, eval_answers=0, save_every=None, workers=0)
     model = copy.deepcopy(run.model)
     model = model.double() if exact else model
     is_fp16 = options.precision == "fp16" and not exact
@@ -313,15 +313,16 @@ def trial_run(
         options=options,
         directory=RunDirectory(directory),
         model=model,
-        train_loader=make_loader(examples, options, run.tokenizer, batch_size, accumulate=grad_accum),
-        valid_loader=make_loader(examples, options, run.tokenizer, batch_size),
+        compute_loss=partial(batch_loss, model),
+        train_loader=make_loader(examples, options, run.tokenizer, training=True),
+        valid_loader=make_loader(examples, options, run.tokenizer, training=False),
         valid_set=examples,
-        optimizer=make_optimizer(options, model),
+        optimizer=make_optimizer(model, options),
         # A low scale: the default one overflows in the first steps, which are then skipped.
         scaler=torch.amp.GradScaler(run.device.type, init_scale=256.0, enabled=is_fp16),
         autocast=nullcontext if exact else run.autocast,
         total_steps=steps,
-        learning_rate=lambda step: cast(float, options.lr),
+        learning_rate=lambda step: options.lr,
         progress=Progress(),
     )
 
@@ -388,14 +389,14 @@ def _epoch(run: Run, loop: Loop) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         is_signal.logical_or_(gradient.abs() > FLOAT64_TOL * gradient.square().mean().sqrt())
 
     run.optimizer.register_step_pre_hook(update_mask)
-    windows = loop.windows(run.train_loader, run.options.grad_accum)
-    steps = [loop.take_step(run, window, run.learning_rate(0)) for window in windows]
-    losses, norms = torch.tensor(steps, dtype=torch.float64).T
+    steps = loop.grouped(run.train_loader, run.options.grad_accum)
+    taken = [loop.take_step(run, micro_batches, run.learning_rate(0)) for micro_batches in steps]
+    losses, norms = torch.tensor(taken, dtype=torch.float64).T
     return losses, norms, _weights(run.model) - before, is_signal
 
 
 def _first_gradient(run: Run, loop: Loop) -> Tensor:
-    loop.accumulate_gradients(run, next(loop.windows(run.train_loader, run.options.grad_accum)))
+    loop.accumulate_gradients(run, next(loop.grouped(run.train_loader, run.options.grad_accum)))
     run.scaler.unscale_(run.optimizer)
     gradient = _gradient(run.model)
     run.optimizer.zero_grad(set_to_none=True)
@@ -403,9 +404,9 @@ def _first_gradient(run: Run, loop: Loop) -> Tensor:
 
 
 @torch.no_grad()
-def _error_of_mean_of_means(run: Run, window: Sequence[Batch]) -> float:
+def _error_of_mean_of_means(run: Run, micro_batches: Sequence[Batch]) -> float:
     """Relative error of a step's loss if it were the mean of its micro-batches' means."""
-    batches = [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in window]
+    batches = [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in micro_batches]
     losses = [batch_loss(run.model, batch) for batch in batches]
     mean_of_means = torch.stack([loss.total / loss.tokens for loss in losses]).mean()
     exact = torch.stack([loss.total for loss in losses]).sum() / sum(loss.tokens for loss in losses)

@@ -1,6 +1,6 @@
 """Console output of `python -m ftcore.train`, and its --dry-run and --check."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,13 +8,16 @@ from tempfile import TemporaryDirectory
 from ftcore.cli import FAILED_RUN, cli_errors, log
 from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
 from ftcore.training.curves import save_curves
+from ftcore.training.distributed import world_size
 from ftcore.training.estimate import estimate
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.report import save_report
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import Answer
-from ftcore.training.setup import Run, prepare
+from ftcore.training.setup import Run
+
+Prepare = Callable[[TrainOptions], Run]
 
 
 def print_summary(run: Run) -> None:
@@ -36,8 +39,8 @@ def print_summary(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
-    if run.parallel.mode:
-        log(f"processes  {run.parallel.count}, {run.parallel.mode}")
+    if run.strategy:
+        log(f"processes  {world_size()}, {run.strategy}")
     for line in preview(run.train_loader, model, run.tokenizer).lines(histograms=options.dry_run):
         log(line)
     if not options.check and not options.dry_run:
@@ -60,7 +63,7 @@ def print_results(run: Run) -> None:
     directory = run.directory
     if run.progress.step < run.total_steps:
         log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
-        log(f"  {run.how_to_go_on}")
+        log(f"  {run.resume_command}")
         return
     save_curves(directory.metrics_log.read(), directory.picture)
     save_report(run)
@@ -71,23 +74,23 @@ def print_results(run: Run) -> None:
     log(f"try them      python -m ftcore.generate --model {directory.best} {example}")
 
 
-def dry_run(options: TrainOptions) -> int:
+def dry_run(options: TrainOptions, prepare: Prepare) -> int:
     """Print the summary, memory and time of a run without training; leaves no files."""
     with TemporaryDirectory(prefix="ftcore-dry-run-") as directory, cli_errors("ftcore.train"):
         if options.output:
             RunDirectory(Path(options.output)).require_free(overwrite=options.overwrite)
-        run = _prepare_in(directory, options)
+        run = prepare(_with_output(options, directory))
         print_summary(run)
         for line in estimate(run).lines():
             log(line)
     return 0
 
 
-def check(options: TrainOptions, loop: Loop) -> int:
+def check(options: TrainOptions, prepare: Prepare, loop: Loop) -> int:
     """Run all checks and print their results; leaves no files. Returns the exit status."""
     with TemporaryDirectory(prefix="ftcore-check-") as directory:
         with cli_errors("ftcore.train"):
-            run = _prepare_in(directory, options)
+            run = prepare(_with_output(options, directory))
         print_summary(run)
         verdicts = []
         with cli_errors("ftcore.train", (OSError,), FAILED_RUN):
@@ -98,5 +101,5 @@ def check(options: TrainOptions, loop: Loop) -> int:
     return FAILED_RUN if FAILS in verdicts else 0
 
 
-def _prepare_in(directory: str, options: TrainOptions) -> Run:
-    return prepare(replace(options, output=str(Path(directory, "run")), overwrite=False))
+def _with_output(options: TrainOptions, directory: str) -> TrainOptions:
+    return replace(options, output=str(Path(directory, "run")), overwrite=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftcore.training.loss import SLICE, batch_loss, count_targets
+from ftcore.training.loss import CHUNK, batch_loss, count_targets
 from ftcore.training.setup import Run
 from ftcore.training.state import random_state, set_random_state
 
@@ -65,7 +65,7 @@ def estimate(run: Run) -> Estimate:
         run.optimizer.zero_grad(set_to_none=True)
         set_random_state(state)
     vocabulary = run.model.lm_head.weight.shape[0]
-    targets = min(count_targets(run.model, largest), max(1, SLICE // vocabulary))
+    targets = min(count_targets(run.model, largest), max(1, CHUNK // vocabulary))
     row_count, width = largest["input_ids"].shape
     return Estimate(
         weights=_bytes(run.model.parameters()),

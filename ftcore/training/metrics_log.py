@@ -12,18 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from ftcore.checkpoints.files import read_json_lines, write_text
-from ftcore.training.distributed import OneProcess
+from ftcore.training.distributed import all_reduce_sum, world_size
 
 
 class Meter:
-    """Mean loss and throughput of the optimizer steps since the last `flush`, over all processes.
+    """Mean loss and throughput of the optimizer steps since the last `flush`, over all ranks.
 
     `losses` is part of the run's saved state, so that a resumed run logs the same means.
     """
 
-    def __init__(self, losses: list[float], parallel: OneProcess) -> None:
+    def __init__(self, losses: list[float]) -> None:
         self._losses = losses
-        self._parallel = parallel
         self._smoothed_loss: float | None = None
         self._reset()
 
@@ -40,7 +39,7 @@ class Meter:
 
     def postfix(self, lr: float) -> dict[str, str]:
         """Smoothed loss, learning rate and tokens per second for the progress bar."""
-        tokens = self._tokens * self._parallel.count  # an estimate, without a collective at every step
+        tokens = self._tokens * world_size()  # an estimate, without a collective at every step
         rate = tokens / (time.perf_counter() - self._start)
         return {"loss": f"{self._smoothed_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
 
@@ -49,8 +48,8 @@ class Meter:
         seconds = time.perf_counter() - self._start
         metrics = {
             "train_loss": sum(self._losses) / len(self._losses),
-            "tokens_per_second": self._parallel.sum(self._tokens) / seconds,
-            "examples_per_second": self._parallel.sum(self._examples) / seconds,
+            "tokens_per_second": all_reduce_sum(self._tokens) / seconds,
+            "examples_per_second": all_reduce_sum(self._examples) / seconds,
         }
         self._losses.clear()
         self._reset()

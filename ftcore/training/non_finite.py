@@ -16,6 +16,7 @@ from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.attention import Softmax
+from ftcore.training.distributed import all_gather, on_main, unsharded
 from ftcore.training.loss import batch_loss
 from ftcore.training.setup import Run
 from ftcore.training.state import random_state, set_random_state
@@ -36,15 +37,15 @@ def diagnose_non_finite(run: Run, batches: Sequence[Batch]) -> Iterator[None]:
     except FloatingPointError as error:
         set_random_state(state)
         run.optimizer.zero_grad(set_to_none=True)
-        # Each process runs its own rows on the unsharded model, which needs no collectives.
-        cause, batch = _first_non_finite(run, run.parallel.whole(run.model), batches)
+        # Each rank runs its own rows on the unsharded model, which needs no collectives.
+        cause, batch = _first_non_finite(run, unsharded(run.model), batches)
         rows = [row for one in ([batch] if batch else batches) for row in _examples(one, run.tokenizer)]
-        results = run.parallel.gather((batch is not None, cause, rows))
-        _, cause, rows = max(results, key=lambda result: result[0])  # the first process that found a cause
+        results = all_gather((batch is not None, cause, rows))
+        _, cause, rows = max(results, key=lambda result: result[0])  # the first rank that found a cause
         step, path = run.progress.step + 1, run.directory.non_finite
         report = {"step": step, "error": str(error), "found": cause, "examples": rows}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        run.parallel.on_first(lambda: write_text(path, text))
+        on_main(lambda: write_text(path, text))
         raise run.failure(f"{error} in step {step}: {cause}; the batch is in {path}") from None
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
 from ftcore.metrics import exact_match, f1
 from ftcore.models import Model
-from ftcore.training.distributed import OneProcess
-from ftcore.training.precision import Autocast
+from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce_sum, shard
+from ftcore.training.loss import batch_loss
+from ftcore.training.optim import Autocast
 
 _PROMPT_TOKENS = 16  # of a running text, for `score_continuations`
 
@@ -51,25 +53,29 @@ class Answer:
 
 
 def score_loss(
-    model: Model, loader: DataLoader, autocast: Autocast = nullcontext, parallel: OneProcess | None = None
+    model: Model,
+    loader: DataLoader,
+    autocast: Autocast = nullcontext,
+    compute_loss: ComputeLoss | None = None,
 ) -> LossScore:
-    """Loss and token accuracy of a model over a loader, without dropout.
+    """Loss and token accuracy over a loader, without dropout. A collective: each rank has its own rows.
 
-    With several processes, all of them call it with their own rows and get the score of all rows.
+    Args:
+        compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
     """
-    parallel = parallel or OneProcess()
+    compute_loss = compute_loss or partial(batch_loss, model)
     device = next(model.parameters()).device
     total, correct, tokens = 0.0, 0, 0
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast():  # not inference_mode: FSDP reuses these tensors in training
         for batch in loader:
-            loss = parallel.batch_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
             total += loss.total.item()
             correct += int(loss.correct)
             tokens += loss.tokens
     model.train(was_training)
-    total, correct, tokens = parallel.sum(total), int(parallel.sum(correct)), int(parallel.sum(tokens))
+    total, correct, tokens = all_reduce_sum(total), int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 
 
@@ -82,27 +88,24 @@ def score_answers(
     limit: int | None = None,
     batch_size: int = 16,
     progress: bool = False,
-    parallel: OneProcess | None = None,
     **options: Any,
 ) -> list[Answer]:
     """Generate answers to the examples that have gold answers, and score them.
 
-    With several processes, all of them call it with the unsharded model, and each answers its share.
+    A collective: each rank generates its share of the answers, with an unsharded model.
 
     Args:
         dataset: its sources are truncated as in training.
         max_new_tokens: per answer; fewer where GPT-2's positions do not suffice for the longest source.
         limit: answer at most this many examples.
-        parallel: the processes that share the work; by default only this one.
         batch_size, progress, options: those of `ftcore.decoding.generate_from_ids`.
     """
-    parallel = parallel or OneProcess()
     indices = [index for index, record in enumerate(dataset.records) if record.references][:limit]
     sources = [dataset.source(index) for index in indices]
     predictions = generate_from_ids(
         model,
         tokenizer,
-        parallel.deal(sources),
+        shard(sources),
         batch_size=batch_size,
         progress=progress,
         max_new_tokens=_new_tokens(model, sources, max_new_tokens),
@@ -111,7 +114,7 @@ def score_answers(
     records = [dataset.records[index] for index in indices]
     return [
         Answer.scored(record.source, prediction, record.references)
-        for record, prediction in zip(records, parallel.collect(predictions), strict=True)
+        for record, prediction in zip(records, all_gather_flat(predictions), strict=True)
     ]
 
 

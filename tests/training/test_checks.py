@@ -15,14 +15,15 @@ import ftcore.models.t5
 import ftcore.train
 import ftcore.training.state
 from ftcore.data import DataLoader, Dataset
-from ftcore.data.loader import WindowSampler
+from ftcore.data.loader import BucketBatchSampler
 from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
+from ftcore.train import prepare
 from ftcore.training import checks
 from ftcore.training.checks import FAILS, HOLDS, NOT_CHECKED, Loop, Measurement, Result
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run, prepare
+from ftcore.training.setup import Run
 from tests.helpers import tiny_runs
 
 FAMILIES = ["t5", "gpt2"]
@@ -61,7 +62,7 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 def the_loop() -> Loop:
     """The functions of train.py at the time of the call, monkeypatched ones included."""
     page = ftcore.train
-    return Loop(page.train, page.take_step, page.accumulate_gradients, page.windows, generate)
+    return Loop(page.train, page.take_step, page.accumulate_gradients, page.grouped, generate)
 
 
 def result_of(name: str, run: Run, directory: Path) -> Result:
@@ -206,9 +207,9 @@ def test_steps_with_other_examples_fail(
     runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bucketing micro-batches instead of steps changes the examples of a step."""
-    order = WindowSampler.order
+    order = BucketBatchSampler.order
     monkeypatch.setattr(
-        WindowSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
+        BucketBatchSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
     )
     assert result_of("accumulates exactly", runs(family), tmp_path).verdict == FAILS
 
