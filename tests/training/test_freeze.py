@@ -127,7 +127,7 @@ def test_a_run_does_not_change_them(
     assert ftcore.train.main([*command.split(), "--eval-answers", "0", "--freeze", *names]) == 0
 
     captured = capsys.readouterr()
-    warning = f"warning: --freeze {' '.join(names)} freezes {also} too: the same weights serve there"
+    warning = f"warning: --freeze {' '.join(names)} freezes {also} too: they are tied to it"
     assert captured.err.splitlines() == ([warning] if also else [])
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "last"))
     still = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
