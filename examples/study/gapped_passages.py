@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ftcore.analysis.reading import Inputs, logits_of
+from ftcore.analysis.inputs import Inputs, logits_of
 from ftcore.data.span_corruption import cut_spans
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import T5ForConditionalGeneration

@@ -17,12 +17,17 @@ import torch
 from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
-from ftcore.analysis.ablation import head_ablation
 from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
-from ftcore.analysis.heads import copy_scores, induction_scores, prefix_matching_scores, repeated_tokens
-from ftcore.analysis.losses import token_losses
-from ftcore.analysis.reading import places_of
+from ftcore.analysis.heads import (
+    copy_scores,
+    head_ablation,
+    induction_scores,
+    prefix_matching_scores,
+    repeated_tokens,
+)
+from ftcore.analysis.inputs import places_of
+from ftcore.analysis.tokens import token_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = 60

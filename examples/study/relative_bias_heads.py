@@ -16,8 +16,8 @@ from gapped_passages import Gapped, filled, gapped_passages
 from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
+from ftcore.analysis.attention import plot_relative_bias, relative_bias_curves
 from ftcore.analysis.figures import new_figure, save_figure
-from ftcore.analysis.relative_bias import plot_relative_bias, relative_bias_curves
 from ftcore.models import T5ForConditionalGeneration
 from ftcore.study import patch
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps, attention_while_generating
 from ftcore.analysis.figures import draw_head_field, draw_matrix, new_figure, save_figure
-from ftcore.analysis.reading import places_of
+from ftcore.analysis.inputs import places_of
 from ftcore.data.tasks import prompt
 from ftcore.study import logit_lens
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ftcore.analysis.attention import attention_while_generating
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
+from ftcore.analysis.inputs import places_of, token_names
 from ftcore.analysis.patching import activation_patching, logit_difference
-from ftcore.analysis.reading import places_of, token_names
 from ftcore.data.tasks import prompt
 from ftcore.training.inputs import load_checkpoint
 

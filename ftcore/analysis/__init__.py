@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING
 from ftcore import lazily
 
 if TYPE_CHECKING:
-    from ftcore.analysis.ablation import draw_ablation, head_ablation
     from ftcore.analysis.attention import (
         attention_maps,
         attention_while_generating,
         draw_attention,
+        draw_relative_bias,
         hidden_states,
+        relative_bias_curves,
     )
     from ftcore.analysis.attribution import draw_attribution, logit_attribution
     from ftcore.analysis.beams import beam_trace, draw_beams
     from ftcore.analysis.figures import draw_heads, save_figure
     from ftcore.analysis.heads import (
         copy_scores,
+        draw_ablation,
         duplicate_token_scores,
+        head_ablation,
         induction_scores,
         prefix_matching_scores,
         previous_token_scores,
     )
-    from ftcore.analysis.lens import draw_lens
-    from ftcore.analysis.losses import draw_token_losses, token_losses
-    from ftcore.analysis.neurons import draw_top_activations, top_activations
+    from ftcore.analysis.inputs import inputs_of, token_names
     from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
-    from ftcore.analysis.reading import inputs_of, token_names
-    from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curves
-    from ftcore.analysis.residual import draw_residual_norms, residual_norms
+    from ftcore.analysis.residual import draw_lens, draw_residual_norms, residual_norms
+    from ftcore.analysis.tokens import draw_token_losses, draw_top_activations, token_losses, top_activations
 
 __all__ = [
     "activation_patching",
@@ -83,32 +83,32 @@ __getattr__ = lazily(
         "attention_while_generating": "ftcore.analysis.attention",
         "beam_trace": "ftcore.analysis.beams",
         "copy_scores": "ftcore.analysis.heads",
-        "draw_ablation": "ftcore.analysis.ablation",
+        "draw_ablation": "ftcore.analysis.heads",
         "draw_attention": "ftcore.analysis.attention",
         "draw_attribution": "ftcore.analysis.attribution",
         "draw_beams": "ftcore.analysis.beams",
         "draw_heads": "ftcore.analysis.figures",
-        "draw_lens": "ftcore.analysis.lens",
+        "draw_lens": "ftcore.analysis.residual",
         "draw_patched": "ftcore.analysis.patching",
-        "draw_relative_bias": "ftcore.analysis.relative_bias",
+        "draw_relative_bias": "ftcore.analysis.attention",
         "draw_residual_norms": "ftcore.analysis.residual",
-        "draw_token_losses": "ftcore.analysis.losses",
-        "draw_top_activations": "ftcore.analysis.neurons",
+        "draw_token_losses": "ftcore.analysis.tokens",
+        "draw_top_activations": "ftcore.analysis.tokens",
         "duplicate_token_scores": "ftcore.analysis.heads",
-        "head_ablation": "ftcore.analysis.ablation",
+        "head_ablation": "ftcore.analysis.heads",
         "hidden_states": "ftcore.analysis.attention",
         "induction_scores": "ftcore.analysis.heads",
-        "inputs_of": "ftcore.analysis.reading",
+        "inputs_of": "ftcore.analysis.inputs",
         "logit_attribution": "ftcore.analysis.attribution",
         "logit_difference": "ftcore.analysis.patching",
         "path_patching": "ftcore.analysis.patching",
         "prefix_matching_scores": "ftcore.analysis.heads",
         "previous_token_scores": "ftcore.analysis.heads",
-        "relative_bias_curves": "ftcore.analysis.relative_bias",
+        "relative_bias_curves": "ftcore.analysis.attention",
         "residual_norms": "ftcore.analysis.residual",
         "save_figure": "ftcore.analysis.figures",
-        "token_losses": "ftcore.analysis.losses",
-        "token_names": "ftcore.analysis.reading",
-        "top_activations": "ftcore.analysis.neurons",
+        "token_losses": "ftcore.analysis.tokens",
+        "token_names": "ftcore.analysis.inputs",
+        "top_activations": "ftcore.analysis.tokens",
     },
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, draw_head_field, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, num_heads, of_all_blocks
+from ftcore.analysis.inputs import Inputs, activations_of, num_heads, of_all_blocks
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.analysis.figures import Figure, draw_matrix, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, logits_of, num_heads
+from ftcore.analysis.inputs import Inputs, activations_of, logits_of, num_heads
 from ftcore.models import Model
 from ftcore.study import patch
 from ftcore.study.names import Place, find_places, short_names

@@ -1,10 +1,12 @@
 """How the residual stream grows from block to block."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, of_all_blocks, parts_of
+from ftcore.analysis.figures import Figure, draw_matrix, new_figure
+from ftcore.analysis.inputs import Inputs, activations_of, of_all_blocks, parts_of
 from ftcore.models import Model
 
 
@@ -35,4 +37,26 @@ def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("length of the residual stream")
         axes.set_title(stack, fontsize=10)
+    return figure
+
+
+def draw_lens(lens: Tensor, tokens: Sequence[str], name: Callable[[int], str]) -> Figure:
+    """For each block and position the likeliest next token and, as the colour, its probability.
+
+    Args:
+        lens: (blocks, T, V), one text's: `logit_lens(model, input_ids)[:, 0]`.
+        tokens: the T tokens that are read.
+        name: the text of a token, such as `lambda token: tokenizer.decode([token], False)`.
+    """
+    probability, best = lens.softmax(-1).max(-1)  # (blocks, T)
+    figure = new_figure(1.2 + 0.62 * len(tokens), 1.3 + 0.32 * len(lens))
+    axes = figure.subplots()
+    draw_matrix(
+        axes,
+        probability,
+        rows=[f"after block {block}" for block in range(len(lens))],
+        columns=tokens,
+        texts=[[name(token) for token in line] for line in best.tolist()],
+        high=1.0,
+    )
     return figure

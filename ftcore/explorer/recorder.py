@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
-from ftcore.analysis.reading import num_heads
+from ftcore.analysis.inputs import num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer.packing import packed, quantised, token_ids

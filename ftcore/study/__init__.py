@@ -15,9 +15,8 @@ from ftcore import lazily
 
 if TYPE_CHECKING:
     from ftcore.study.compare import assert_same_as_reference, compare_modules
-    from ftcore.study.hooks import patch, record
-    from ftcore.study.lens import logit_lens
-    from ftcore.study.random_weights import randomize_weights
+    from ftcore.study.hooks import logit_lens, patch, record
+    from ftcore.study.matching import randomize_weights
 
 __all__ = [
     "assert_same_as_reference",
@@ -33,9 +32,9 @@ __getattr__ = lazily(
     {
         "assert_same_as_reference": "ftcore.study.compare",
         "compare_modules": "ftcore.study.compare",
-        "logit_lens": "ftcore.study.lens",
+        "logit_lens": "ftcore.study.hooks",
         "patch": "ftcore.study.hooks",
         "record": "ftcore.study.hooks",
-        "randomize_weights": "ftcore.study.random_weights",
+        "randomize_weights": "ftcore.study.matching",
     },
 )

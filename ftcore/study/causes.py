@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.models.activations import ACTIVATIONS
+from ftcore.study.fault_injection import VANISHES, Attention, Suspect
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, shown
-from ftcore.study.trial import VANISHES, Attention, Suspect
 
 AS_GOOD = 10  # a cause that leaves this many times more than the best one is only near it
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ftcore.analysis.ablation import draw_ablation, head_ablation
-from ftcore.analysis.reading import logits_of
+from ftcore.analysis.heads import draw_ablation, head_ablation
+from ftcore.analysis.inputs import logits_of
 from ftcore.study import patch, record
 from tests.helpers.oracle import padding
 from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny, untouched

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from ftcore.analysis.inputs import logits_of
 from ftcore.analysis.patching import (
     activation_patching,
     draw_patched,
     logit_difference,
     path_patching,
 )
-from ftcore.analysis.reading import logits_of
 from ftcore.study import record
 from tests.helpers.oracle import error, seeds, tokens
 from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny, untouched

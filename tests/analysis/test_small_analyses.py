@@ -5,12 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.analysis.lens import draw_lens
-from ftcore.analysis.losses import draw_token_losses, token_losses
-from ftcore.analysis.neurons import draw_top_activations, top_activations
-from ftcore.analysis.reading import logits_of
-from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curves
-from ftcore.analysis.residual import draw_residual_norms, residual_norms
+from ftcore.analysis.attention import draw_relative_bias, relative_bias_curves
+from ftcore.analysis.inputs import logits_of
+from ftcore.analysis.residual import draw_lens, draw_residual_norms, residual_norms
+from ftcore.analysis.tokens import draw_token_losses, draw_top_activations, token_losses, top_activations
 from ftcore.study import logit_lens, record
 from ftcore.training.loss import batch_loss
 from tests.helpers.oracle import BOUND, error, padding, seeds, t5_pair, t5_settings, tokens
