@@ -18,7 +18,7 @@ from ftcore.analysis.patching import Metric
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.study import patch
-from ftcore.study.names import find_places
+from ftcore.study.names import find_hook_points
 
 
 def repeated_tokens(
@@ -164,7 +164,7 @@ def head_ablation(
     """
     before = metric(logits_of(model, inputs))
     names = {
-        part: [place.name for place in find_places(model, f"{prefix}z.*")]
+        part: [place.name for place in find_hook_points(model, f"{prefix}z.*")]
         for part, prefix in parts_of(model).items()
     }
     acts = activations_of(model, inputs, *(name for of_part in names.values() for name in of_part))

@@ -24,7 +24,7 @@ from ftcore.analysis.figures import Figure, draw_matrix, new_figure
 from ftcore.analysis.inputs import Inputs, activations_of, logits_of, num_heads
 from ftcore.models import Model
 from ftcore.study import patch
-from ftcore.study.names import Place, find_places, short_names
+from ftcore.study.names import HookPoint, find_hook_points, short_names
 
 Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to one number, (), or one a row, (B)
 Axis = Literal["heads", "positions"]
@@ -81,7 +81,7 @@ def activation_patching(
         ValueError: inputs of different shapes; a name that means nothing; heads of what has none.
     """
     _check_shapes(clean, corrupted)
-    places = find_places(model, name)
+    places = find_hook_points(model, name)
     names = [place.long_name for place in places]
     acts = activations_of(model, clean, *names)
     sweep = [
@@ -135,11 +135,11 @@ def path_patching(
             activations, or one of those that are held.
     """
     _check_shapes(clean, corrupted)
-    places = find_places(model, senders)
+    places = find_hook_points(model, senders)
     if any(_kind(model, place) != "z" for place in places):
         raise ValueError(f"{senders!r} is not the mixed values of heads: expected names such as 'z.*'")
     held = [name for name in short_names(model) if name.split(".")[-2] in ("z", "mlp")]
-    (target, *others) = find_places(model, receiver)
+    (target, *others) = find_hook_points(model, receiver)
     if others or target.long_name in {short_names(model)[name] for name in held}:
         problem = "means several activations" if others else "is held still"
         raise ValueError(f"receiver {receiver!r} {problem}: expected one that reads the residual stream")
@@ -175,13 +175,13 @@ def _check_shapes(clean: Inputs, corrupted: Inputs) -> None:
         )
 
 
-def _kind(model: Model, place: Place) -> str:
+def _kind(model: Model, place: HookPoint) -> str:
     """ "z" for every name of a z; "" for what has no short name."""
     short = next((short for short, long in short_names(model).items() if long == place.long_name), "..")
     return short.split(".")[-2]
 
 
-def _heads(model: Model, place: Place) -> int:
+def _heads(model: Model, place: HookPoint) -> int:
     """How many heads stand side by side in the last dimension: those of z, otherwise one."""
     return num_heads(model) if _kind(model, place) == "z" else 1
 
@@ -193,12 +193,12 @@ def _by_axis(tensor: Tensor, heads: int) -> tuple[Tensor, dict[Axis, int]]:
     return tensor.unflatten(-1, (heads, -1)), {"positions": 1, "heads": 2}  # (B, T, H, K)
 
 
-def _size(model: Model, tensor: Tensor, place: Place, axis: Axis) -> int:
+def _size(model: Model, tensor: Tensor, place: HookPoint, axis: Axis) -> int:
     parted, axes = _by_axis(tensor, _heads(model, place))
     return parted.shape[axes[axis]]
 
 
-def _indices(model: Model, place: Place, tensor: Tensor, over: Sequence[Axis]) -> Iterator[dict[Axis, int]]:
+def _indices(model: Model, place: HookPoint, tensor: Tensor, over: Sequence[Axis]) -> Iterator[dict[Axis, int]]:
     if "heads" in over and _kind(model, place) not in ("z", "pattern", "scores"):
         raise ValueError(f"{place.name} has no heads: only z, pattern and scores have")
     for chosen in product(*(range(_size(model, tensor, place, axis)) for axis in over)):

@@ -67,7 +67,7 @@ def test_a_configuration_with_random_weights_is_equal(name, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "lm_head" in told
     assert "Equal: no difference is larger than rounding explains." in told
-    assert "Unwatched, with the fused kernel" in told
+    assert "Without hooks, with the fused attention kernel" in told
     assert "differs" not in told
 
 
@@ -116,12 +116,12 @@ def test_a_difference_is_named_with_its_cause(gpt2, wrong_scale, capsys):
     assert main(["--model", gpt2]) == 1
     told = capsys.readouterr().out
     assert "First divergent module: transformer.h.0.attn.c_proj" in told
-    assert "the mistake is in transformer.h.0.attn, between modules" in told
+    assert "the mistake is in transformer.h.0.attn, between its submodules" in told
     assert "Likely cause: missing 1/sqrt(d), in transformer.h.0.attn" in told
     assert main(["--model", gpt2, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["equal"] is False
-    assert report["culprit"] == "transformer.h.0.attn"
+    assert report["first_bad_module"] == "transformer.h.0.attn"
     assert [cause["name"] for cause in report["causes"]] == ["missing 1/sqrt(d)"]
     assert report["causes"][0]["after"] < report["causes"][0]["before"]
 
@@ -147,7 +147,7 @@ def test_a_difference_of_the_fused_kernel_alone_counts(gpt2, monkeypatch, capsys
         (["--model", "a", "--config", "b"], "give either --model or --config, not both"),
         (["--config", "a", "--length", "0"], "--length is 0, expected at least 1"),
         (["--config", "a", "--batch", "0"], "--batch is 0, expected at least 1"),
-        (["--config", "missing.json"], "no such file: missing.json"),
+        (["--config", "missing.json"], "missing.json: No such file"),
         (["--config", "."], "a directory, expected a file such as the config.json in it"),
         (["--model", "./missing"], "no such directory"),
         (["--config", "a", "--lenght", "3"], "did you mean '--length'"),

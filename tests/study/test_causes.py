@@ -57,7 +57,7 @@ def test_a_mistake_is_named(family, mistake, name, is_ours, monkeypatch):
     (cause,) = report.causes
     half = name == "half precision"  # its rounding is the difference, and stays
     assert cause.after < (1e-2 if half else cause.before / 4)
-    assert cause.module == report.culprit
+    assert cause.module == report.first_bad_module
 
 
 class OnePiece(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
 from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights
-from ftcore.study.compare import counted
+from ftcore.study.compare import select_tokens
 from ftcore.study.report import broadcast, difference, rounding
 from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
 
@@ -69,7 +69,7 @@ def test_equal_modules_are_equal_in_every_row():
         "out.bias",
     ]
     assert all(row.gradient is not None for row in report.rows)
-    assert (report.first_divergent, report.culprit, report.causes) == (None, None, [])
+    assert (report.first_divergent, report.first_bad_module, report.causes) == (None, None, [])
     assert "Equal" in str(report)
 
 
@@ -113,7 +113,7 @@ def test_assert_same_as_reference_is_silent_or_shows_the_table():
         assert_same_as_reference(MLP(), reference, noise(2, 6))
     message = str(raised.value)
     assert "First divergent module: fc" in message
-    assert "Weights that are not the reference's: fc.weight (relative difference" in message
+    assert "Weights that differ from the reference: fc.weight (relative difference" in message
     assert "copy_weights=True" in message
 
 
@@ -173,7 +173,7 @@ def test_a_shape_that_differs_is_named():
     report = compare_modules(nn.Linear(6, 7), nn.Linear(6, 8), noise(2, 6))
     assert report.rows[0].verdict == "shape"
     assert "shape (mine is 2 x 7)" in str(report)
-    assert "weight ((7, 6), the reference's is (8, 6))" in str(report)
+    assert "weight ((7, 6), expected (8, 6))" in str(report)
 
 
 def test_positions_made_once_for_all_rows_are_equal_to_those_of_each_row():
@@ -227,8 +227,8 @@ def test_padding_counts_only_where_it_should():
     assert not compare_modules(Careless(), Careful(), (hidden, mask)).equal
     assert compare_modules(Careless(), Careful(), (hidden, mask), where=mask).equal
     weights = noise(2, 4, 5, 5)
-    assert counted(weights, mask).shape == (int(mask.sum()), 4, 5)
-    assert counted(noise(5, 5), mask).shape == (5, 5)
+    assert select_tokens(weights, mask).shape == (int(mask.sum()), 4, 5)
+    assert select_tokens(noise(5, 5), mask).shape == (5, 5)
 
 
 # -------------------------------------------------------------------------------------------------- backward
@@ -251,7 +251,7 @@ def test_a_gradient_that_is_cut_is_found():
     report = compare_modules(Halved(), MLP(), noise(2, 6), copy_weights=True)
     assert [row.verdict for row in report.rows] == ["gradient differs", "equal", "equal", "equal"]
     assert report.first_divergent == "fc"
-    assert report.culprit is None  # its forward pass is right
+    assert report.first_bad_module is None  # its forward pass is right
     assert "Gradients that differ, 3 of 5" in str(report)
     assert compare_modules(Halved(), MLP(), noise(2, 6), copy_weights=True, backward=False).equal
 
@@ -385,9 +385,9 @@ def test_no_tensor_to_compare():
         def forward(self, hidden: Tensor) -> None:
             return None
 
-    with pytest.raises(ValueError, match="mine gives no tensor"):
+    with pytest.raises(ValueError, match="mine returns no tensor"):
         compare_modules(Silent(), nn.Identity(), noise(2, 6))
-    with pytest.raises(ValueError, match="the reference gives no tensor"):
+    with pytest.raises(ValueError, match="the reference returns no tensor"):
         compare_modules(nn.Identity(), Silent(), noise(2, 6))
 
 

@@ -323,7 +323,7 @@ def test_modules_that_give_several_tensors_count_by_the_first_and_cannot_be_patc
     with record(module, "0") as acts:
         output, _ = module(torch.ones(2, 3))
     assert torch.equal(acts["0"], output)
-    with pytest.raises(ValueError, match="a LSTM gives a tuple"), patch(module, "0", lambda x: x):
+    with pytest.raises(ValueError, match="a LSTM returns a tuple"), patch(module, "0", lambda x: x):
         module(torch.ones(2, 3))
 
 
