@@ -276,7 +276,7 @@ def test_dropout_that_does_not_know_eval_mode(family, monkeypatch):
 def test_the_page_for_students_lists_what_is_recognised():
     """Word by word: the page has sentences where the report has names."""
     page = Path(__file__).resolve().parents[2] / "docs" / "test_your_own_layer.md"
-    table = page.read_text(encoding="utf-8").split("## What is recognised")[1].split("A cause is")[0]
+    table = page.read_text(encoding="utf-8").split("## Known mistakes")[1].split("Each is")[0]
     said = set(re.findall(r"[a-z_]{4,}", table.lower()))
     for name in {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}:
         assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= said, name
