@@ -26,7 +26,7 @@ from ftcore.analysis.heads import (
     prefix_matching_scores,
     repeated_tokens,
 )
-from ftcore.analysis.inputs import places_of
+from ftcore.analysis.inputs import word_mask
 from ftcore.analysis.tokens import token_losses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def spellings(tokenizer, ids: list[int], text: str) -> tuple[Tensor, Tensor]:
     """(T) bool each: the tokens that spell a name on from its first token, for the first time and again."""
     first, again = (torch.zeros(len(ids), dtype=torch.bool) for _ in range(2))
     for name in set(re.findall(r"\b[A-Z][a-z]{5,}\b", text)):
-        places = places_of(tokenizer, ids, name)
+        places = word_mask(tokenizer, ids, name)
         mentions = (
             torch.cat([places[:1].long(), places[1:].long() - places[:-1].long()]).eq(1).cumsum(0) * places
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps, attention_while_generating
 from ftcore.analysis.figures import draw_head_field, draw_matrix, new_figure, save_figure
-from ftcore.analysis.inputs import places_of
+from ftcore.analysis.inputs import word_mask
 from ftcore.data.tasks import prompt
 from ftcore.study import logit_lens
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         for first, last in gapped.gaps:
             right = labels[0, first:last]
             by_block.append((ranks[:, first:last] == right).float().mean(-1))
-            wanted = places_of(tokenizer, gapped.source, tokenizer.decode(right)) & in_passage
+            wanted = word_mask(tokenizer, gapped.source, tokenizer.decode(right)) & in_passage
             if wanted.any():
                 in_gaps.append(hits(maps[:, :, first:last].sum(2) * in_passage, wanted))
                 chances.append(float(wanted.sum() / in_passage.sum()))
@@ -64,10 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         ids = tokenizer.encode(text)
         written, maps = attention_while_generating(model, torch.tensor([ids]), max_new_tokens=12)
         answered.append(tokenizer.decode(written[0]).lower() == answer.lower())
-        begin = int(places_of(tokenizer, ids, "context:").nonzero()[-1]) + 1
+        begin = int(word_mask(tokenizer, ids, "context:").nonzero()[-1]) + 1
         in_passage = torch.arange(len(ids)) >= begin
         looks = maps["cross"][:, 0].sum(2) * in_passage
-        in_questions.append(hits(looks, places_of(tokenizer, ids, answer) & in_passage))
+        in_questions.append(hits(looks, word_mask(tokenizer, ids, answer) & in_passage))
 
     gaps, questions = torch.stack(in_gaps).mean(0), torch.stack(in_questions).mean(0)
     lens = torch.stack(by_block).mean(0)

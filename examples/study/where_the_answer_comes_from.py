@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ftcore.analysis.attention import attention_while_generating
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
-from ftcore.analysis.inputs import places_of, token_names
+from ftcore.analysis.inputs import word_mask, token_names
 from ftcore.analysis.patching import activation_patching, logit_difference
 from ftcore.data.tasks import prompt
 from ftcore.training.inputs import load_checkpoint
@@ -78,11 +78,11 @@ class Reader:
         """Let the model answer, and keep where it looked meanwhile."""
         ids = self.encode(question)
         answers, maps = attention_while_generating(self.model, torch.tensor([ids]), max_new_tokens=12)
-        begin = places_of(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
+        begin = word_mask(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
         in_passage = torch.arange(len(ids)) >= begin
         looks = maps["cross"][:, 0].sum(2) * in_passage  # (L, H, S), over all steps of the answer
         said = self.tokenizer.decode(answers[0])
-        is_answer = places_of(self.tokenizer, ids, question.answer) & in_passage
+        is_answer = word_mask(self.tokenizer, ids, question.answer) & in_passage
         return Seen(ids, looks, is_answer, said.lower() == question.answer.lower())
 
     def share_restored(self, questions: list[Question]) -> Tensor:

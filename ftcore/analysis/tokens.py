@@ -1,4 +1,4 @@
-"""How surprised a model is at each token of a text."""
+"""Losses of individual tokens, and the tokens that activate a neuron most."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, logits_of
+from ftcore.analysis.inputs import Inputs, activations_of, logits_of, padding_mask
 from ftcore.models import Model, T5ForConditionalGeneration
 
 
@@ -18,23 +18,23 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
     Args:
         model: GPT-2 or T5.
-        inputs: see reading.py. T5's need no decoder_input_ids.
-        labels: (B, T) T5's target, -100 where none is asked for. GPT-2 is asked for its input.
+        inputs: see inputs.py; for T5 without decoder_input_ids.
+        labels: (B, T) T5's target, -100 where ignored. For GPT-2 the labels are input_ids.
 
     Returns:
-        T5: (B, T), 0 where no label is. GPT-2: (B, T - 1), the loss of each token but the first, which none
-        predicts; 0 where it or the token before it is padding.
+        T5: (B, T), 0 for ignored labels. GPT-2: (B, T - 1), of each token after the first; 0 if it or the
+        token before is padding.
 
     Raises:
-        ValueError: T5 without labels, or GPT-2 with some.
+        ValueError: labels missing for T5, or given for GPT-2.
     """
     if isinstance(model, T5ForConditionalGeneration):
         if labels is None:
-            raise ValueError("labels are missing: T5 is asked for a target")
+            raise ValueError("labels are missing: T5 needs a target")
         logits = logits_of(model, {**inputs, "decoder_input_ids": model.shift_right(labels)})
     else:
         if labels is not None:
-            raise ValueError("labels are for T5; GPT-2 is asked for each next token of input_ids")
+            raise ValueError("labels are for T5; GPT-2 predicts each next token of input_ids")
         logits, labels = logits_of(model, inputs)[:, :-1], inputs["input_ids"][:, 1:]
         if (mask := inputs.get("attention_mask")) is not None:
             labels = labels.masked_fill((mask[:, 1:] & mask[:, :-1]) == 0, -100)
@@ -42,7 +42,7 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
 
 def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
-    """One text's losses (T) as bars below its T tokens."""
+    """A bar for each of the T losses of one text, labelled with its token."""
     figure = new_figure(max(4.0, 0.24 * len(tokens)), 2.8)
     axes = figure.subplots()
     axes.bar(range(len(tokens)), losses.cpu(), color="C0")
@@ -52,62 +52,61 @@ def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
     return figure
 
 
+CONTEXT = 6  # tokens in a label before the active one
+
+
 class TopActivations(NamedTuple):
-    """For each of F neurons its k highest activations, the highest first: (F, k) each."""
+    """The k highest activations of F neurons in descending order: (F, k) each."""
 
     values: Tensor
-    texts: Tensor  # the number of the text, counted over all batches from 0
-    positions: Tensor  # and of the token in it
+    texts: Tensor  # index of the text, over all batches
+    positions: Tensor  # index of the token in it
 
 
 @torch.no_grad()
 def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int = 10) -> TopActivations:
-    """Where each neuron is highest over a data set.
+    """Find the tokens of a data set at which each neuron is most active.
 
     Args:
         model: GPT-2 or T5.
-        batches: what the model is given, one batch after the other; padding is left out.
-        name: whose neurons: "neurons.1", "encoder.neurons.0"; or any other activation (B, T, F).
-        k: how many of each neuron; the last are -inf where there are fewer tokens.
+        batches: inputs of the model, see inputs.py; padding is ignored.
+        name: of the neurons: "neurons.1", "encoder.neurons.0"; or of any other activation (B, T, F).
+        k: activations per neuron; if the data set has fewer tokens, the last are -inf.
+
+    Raises:
+        ValueError: no batches.
     """
     best: TopActivations | None = None
-    texts_before = 0
+    seen = 0  # texts
     for inputs in batches:
         activations = activations_of(model, inputs, name)[name]  # (B, T, F)
         rows, length, neurons = activations.shape
-        is_target = model.config.is_encoder_decoder and not name.startswith("encoder")
-        mask = inputs.get("decoder_attention_mask" if is_target else "attention_mask")
+        mask = padding_mask(model, inputs, "encoder" if name.startswith("encoder") else "decoder")
         if mask is not None:
             activations = activations.masked_fill(mask[:, :, None] == 0, -torch.inf)
         if best is None:
             none = torch.zeros(neurons, k, dtype=torch.long, device=activations.device)
             best = TopActivations(activations.new_full((neurons, k), -torch.inf), none, none)
         values = torch.cat([best.values, activations.flatten(0, 1).T], 1)  # (F, k + B * T)
-        place = torch.arange(rows * length, device=values.device)
-        text, position = (
-            (texts_before + place // length).expand(neurons, -1),
-            (place % length).expand(neurons, -1),
-        )
-        highest = values.topk(k)
-        best = TopActivations(
-            highest.values,
-            torch.cat([best.texts, text], 1).gather(1, highest.indices),
-            torch.cat([best.positions, position], 1).gather(1, highest.indices),
-        )
-        texts_before += rows
+        index = torch.arange(rows * length, device=values.device).expand(neurons, -1)  # (F, B * T)
+        texts = torch.cat([best.texts, seen + index // length], 1)
+        positions = torch.cat([best.positions, index % length], 1)
+        top = values.topk(k)
+        best = TopActivations(top.values, texts.gather(1, top.indices), positions.gather(1, top.indices))
+        seen += rows
     if best is None:
         raise ValueError("batches is empty: expected at least one")
     return best
 
 
 def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Sequence[str]]) -> Figure:
-    """One neuron's highest activations as bars, each with the words that lead to its token, which is last.
+    """A bar for each of one neuron's top activations, labelled with its token and those before it.
 
-    `texts` are the tokens of every text of the data set, in its order.
+    `texts` are the tokens of all texts of the data set.
     """
     values = top.values[neuron][top.values[neuron] > -torch.inf].tolist()
-    places = zip(top.texts[neuron].tolist(), top.positions[neuron].tolist(), strict=True)
-    labels = [" ".join(texts[text][max(0, last - _LEAD) : last + 1]) for text, last in places]
+    indices = zip(top.texts[neuron].tolist(), top.positions[neuron].tolist(), strict=True)
+    labels = [" ".join(texts[text][max(0, last - CONTEXT) : last + 1]) for text, last in indices]
     figure = new_figure(8, 0.8 + 0.28 * len(values))
     axes = figure.subplots()
     axes.barh(range(len(values)), values, color="C0")
@@ -115,6 +114,3 @@ def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Seque
     axes.invert_yaxis()
     axes.set_title(f"neuron {neuron}", fontsize=10)
     return figure
-
-
-_LEAD = 6  # tokens before the one that counts

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftcore import load_tokenizer
-from ftcore.analysis.inputs import inputs_of, logits_of, places_of, token_names
+from ftcore.analysis.inputs import inputs_of, logits_of, word_mask, token_names
 from tests.helpers.tiny_models import tiny
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -31,11 +31,11 @@ def test_places_are_whole_words_in_either_case(name):
     assert said(tokenizer, ids, "84") == "84"
     assert said(tokenizer, ids, "Nal") == ""
     assert said(tokenizer, ids, "a.b") == ""
-    assert len(places_of(tokenizer, ids, "84")) == len(ids)
+    assert len(word_mask(tokenizer, ids, "84")) == len(ids)
 
 
 def said(tokenizer, ids, words):
-    chosen = torch.tensor(ids)[places_of(tokenizer, ids, words)]
+    chosen = torch.tensor(ids)[word_mask(tokenizer, ids, words)]
     return "".join(tokenizer.decode(chosen).split())
 
 

@@ -197,12 +197,12 @@ def test_what_cannot_be_patched_is_refused_in_one_line(family):
         activation_patching(model, clean, shorter, metric, f"{prefix}z.*")
     with pytest.raises(ValueError, match="has no heads: only z, pattern and scores"):
         activation_patching(model, clean, corrupted, metric, f"{prefix}mlp.*", over=["heads"], progress=False)
-    with pytest.raises(ValueError, match="not the mixed values of heads"):
+    with pytest.raises(ValueError, match="is not the output of heads"):
         path_patching(model, clean, corrupted, metric, f"{prefix}mlp.*", f"{prefix}resid_post.2")
     for held in (f"{prefix}z.1", f"{prefix}mlp.2"):
-        with pytest.raises(ValueError, match="is held still"):
+        with pytest.raises(ValueError, match="is held fixed"):
             path_patching(model, clean, corrupted, metric, f"{prefix}z.*", held)
-    with pytest.raises(ValueError, match="means several"):
+    with pytest.raises(ValueError, match="matches several"):
         path_patching(model, clean, corrupted, metric, f"{prefix}z.*", f"{prefix}resid_post.*")
     assert untouched(model)
 
