@@ -1,7 +1,7 @@
 """Beam search as a tree: every candidate of every step, and its outcome.
 
 trace = beam_trace(model, input_ids, num_beams=4)
-trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, fate="running", ...)
+trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
 draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
 """
 
@@ -16,8 +16,8 @@ from ftcore.decoding import generate
 from ftcore.decoding.search import HOPELESS, Hypotheses
 from ftcore.models import Model
 
-Fate = Literal["running", "finished", "displaced", "pruned"]
-_COLOURS: dict[Fate, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
+Status = Literal["running", "finished", "displaced", "pruned"]
+_COLOURS: dict[Status, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Candidate:
     score: float  # sum of log-probabilities so far
     # running: extended in the next step. finished: a returned hypothesis. displaced: finished, but replaced
     # by better ones later. pruned: not among the best.
-    fate: Fate
+    status: Status
     final_score: float | None = None  # of finished and displaced: score / new_tokens ** length_penalty
 
 
@@ -44,7 +44,7 @@ class BeamTrace:
     @property
     def finished(self) -> list[Candidate]:
         """The finished hypotheses, best first; at most num_beams."""
-        ended = [candidate for step in self.steps for candidate in step if candidate.fate == "finished"]
+        ended = [candidate for step in self.steps for candidate in step if candidate.status == "finished"]
         return sorted(ended, key=lambda candidate: -(candidate.final_score or 0.0))
 
     def path(self, candidate: Candidate) -> list[Candidate]:
@@ -104,22 +104,22 @@ class _Recorder:
                 token=ids[-1],
                 log_prob=score - (0.0 if parent is None else parent.score),
                 score=score,
-                fate="pruned",
+                status="pruned",
             )
         self.steps.append(list(step.values()))
 
         self.beams = [None] * running.scores.shape[1]
         for i, ids in _valid(running, prompt_length):
             self.beams[i] = step[ids]
-            step[ids].fate = "running"
+            step[ids].status = "running"
 
         for candidate in self.ended.values():
-            candidate.fate = "displaced"
+            candidate.status = "displaced"
         for i, ids in _valid(complete, prompt_length):
             if complete.ended[0, i]:  # otherwise an empty slot
                 candidate = self.ended[ids] if ids in self.ended else step[ids]
                 self.ended[ids] = candidate
-                candidate.fate, candidate.final_score = "finished", float(complete.scores[0, i])
+                candidate.status, candidate.final_score = "finished", float(complete.scores[0, i])
 
 
 def _valid(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _Ids]]:
@@ -146,18 +146,18 @@ def draw_beams(trace: BeamTrace, name: Callable[[int], str], candidates: int = 8
 def plot_beams(axes: Axes, trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> None:
     """`draw_beams` into given axes."""
     best = {(one.step, one.rank) for one in trace.path(trace.finished[0])} if trace.finished else set()
-    drawn = [one for step in trace.steps for one in step if one.rank < candidates or one.fate != "pruned"]
+    drawn = [one for step in trace.steps for one in step if one.rank < candidates or one.status != "pruned"]
     for one in drawn:
         is_best = (one.step, one.rank) in best
-        colour = "C1" if is_best else _COLOURS[one.fate]
+        colour = "C1" if is_best else _COLOURS[one.status]
         has_ended = one.final_score is not None
         line = [one.step - 1, one.step], [one.parent or 0, one.rank]
         axes.plot(*line, color=colour, lw=2 if is_best else 0.8, zorder=1 + is_best)  # below the boxes
         text = f"{name(one.token)}  {one.final_score if has_ended else one.score:.2f}"
         box = {"boxstyle": "round", "fc": "white", "ec": colour, "lw": 2 if has_ended else 0.8}
         axes.text(one.step, one.rank, text, ha="center", va="center", fontsize=7, bbox=box, parse_math=False)
-    for fate, colour in _COLOURS.items():
-        axes.plot([], [], color=colour, label=fate)
+    for status, colour in _COLOURS.items():
+        axes.plot([], [], color=colour, label=status)
     axes.plot([], [], color="C1", lw=2, label="best hypothesis")
     axes.set_frame_on(False)
     axes.set_xlim(-1, len(trace.steps) - 0.5)

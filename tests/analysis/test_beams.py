@@ -64,7 +64,7 @@ def test_scores_are_the_models_log_probabilities(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=6)
 @given(options=searches, seed=seeds, sampling=st.booleans())
-def test_every_candidate_has_one_fate(family, options, seed, sampling):
+def test_every_candidate_has_one_status(family, options, seed, sampling):
     torch.manual_seed(seed)
     trace = beam_trace(tiny(family, seed), tokens(seed, 1, 5), pad_token_id=0, do_sample=sampling, **options)
     ends = options["eos_token_id"] if isinstance(options["eos_token_id"], list) else [1]
@@ -72,19 +72,19 @@ def test_every_candidate_has_one_fate(family, options, seed, sampling):
     for number, step in enumerate(trace.steps):
         assert [one.rank for one in step] == list(range(len(step)))
         assert {one.step for one in step} == {number}
-        fates = [one.fate for one in step]
-        assert fates.count("running") <= options["num_beams"] >= len(trace.finished)
+        statuses = [one.status for one in step]
+        assert statuses.count("running") <= options["num_beams"] >= len(trace.finished)
         for one in step:
             ended = one.token in ends or number == last
-            assert (one.fate == "running") <= (not ended)
-            assert (one.fate in ("finished", "displaced")) == (one.final_score is not None) <= ended
+            assert (one.status == "running") <= (not ended)
+            assert (one.status in ("finished", "displaced")) == (one.final_score is not None) <= ended
             if one.parent is not None:
-                assert trace.steps[number - 1][one.parent].fate == "running"
+                assert trace.steps[number - 1][one.parent].status == "running"
             else:
                 assert number == 0
         if not sampling:  # the running are the best of those that have not ended
             alive = [one for one in step if one.token not in ends and number != last]
-            running = [one for one in step if one.fate == "running"]
+            running = [one for one in step if one.status == "running"]
             assert running == alive[: len(running)] and len(running) == min(len(alive), options["num_beams"])
 
 
@@ -94,7 +94,7 @@ def test_a_better_answer_displaces_another():
     seen = 0
     for seed in range(6):
         trace = beam_trace(tiny("gpt2", seed), tokens(seed, 1, 5), **options)
-        displaced = [one for step in trace.steps for one in step if one.fate == "displaced"]
+        displaced = [one for step in trace.steps for one in step if one.status == "displaced"]
         assert all(one.final_score <= trace.finished[-1].final_score for one in displaced)
         seen += len(displaced)
     assert seen
