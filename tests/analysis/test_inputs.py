@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftcore import load_tokenizer
-from ftcore.analysis.inputs import inputs_of, logits_of, word_mask, token_names
+from ftcore.analysis.inputs import inputs_of, logits_of, token_names, word_mask
 from tests.helpers.tiny_models import tiny
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
