@@ -1,4 +1,4 @@
-"""Attention maps and hidden states are those of transformers, for batches, padding and generation."""
+"""Attention maps, hidden states and relative position bias equal those of transformers."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from ftcore.analysis.attention import (
     attention_maps,
     attention_while_generating,
     draw_attention,
+    draw_relative_bias,
     hidden_states,
+    relative_bias_curves,
 )
 from ftcore.decoding import generate
 from tests.helpers.oracle import (
@@ -151,4 +153,55 @@ def test_a_panel_for_each_head_with_hostile_tokens():
     figure = draw_attention(maps, [str(n) for n in range(7)], keys, "cross")
     assert len(figure.axes) == 9
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == keys
+    figure.canvas.draw()
+
+
+# -------------------------------------------------------------------------------------------- relative position bias
+
+STACKS = ("encoder", "decoder")
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@settings(deadline=None, max_examples=5)
+@given(drawn=t5_settings, seed=seeds)
+@torch.no_grad()
+def test_the_curves_are_what_transformers_adds(stack, drawn, seed):
+    reference, model = t5_pair(drawn, seed)
+    curves = relative_bias_curves(model, stack, reach=150)
+    attention = getattr(reference, stack).block[0].layer[0].SelfAttention
+    theirs = attention.compute_bias(151, 151)[0]  # (H, T, S)
+    both_ways = torch.cat([theirs[:, 150, :], theirs[:, 0, 1:]], 1)  # distances -150 ... 0, 1 ... 150
+    assert curves.distances.tolist() == list(range(-150, 151 if stack == "encoder" else 1))
+    assert torch.equal(curves.biases[0], both_ways[:, : len(curves.distances)])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_edges_are_where_another_bucket_begins(stack):
+    curves = relative_bias_curves(tiny("t5"), stack)
+    starts = [
+        distance
+        for distance, bucket, before in zip(
+            curves.distances[1:].tolist(), curves.buckets[1:].tolist(), curves.buckets.tolist(), strict=False
+        )
+        if bucket != before
+    ]
+    assert curves.edges == starts
+    assert len(starts) == 32 - 1 - (
+        stack == "encoder"
+    )  # the encoder has two buckets for distance 0, one unused
+    assert curves.distances[0] == -136
+
+
+def test_umt5_has_curves_for_each_block():
+    drawn = {"model_type": "umt5", "d_model": 24, "d_kv": 8, "num_layers": 3, "num_heads": 2}
+    _, model = t5_pair(drawn, 0)
+    curves = relative_bias_curves(model, "encoder")
+    assert curves.biases.shape[:2] == (3, 2)
+    assert not torch.equal(curves.biases[0], curves.biases[1])
+
+
+def test_draw_relative_bias():
+    pytest.importorskip("matplotlib")
+    figure = draw_relative_bias(relative_bias_curves(tiny("t5"), "decoder"))
+    assert len(figure.axes[0].lines) == 31 + 3
     figure.canvas.draw()
