@@ -10,7 +10,7 @@ from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_of_the_stream_before_each_block_and_after_the_last(family):
+def test_residual_norms(family):
     model, inputs = tiny(family), random_inputs(family)
     norms = residual_norms(model, inputs)
     stacks = (

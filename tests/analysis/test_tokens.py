@@ -16,7 +16,7 @@ from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=5)
 @given(seed=seeds, side=st.sampled_from(["left", "right"]))
-def test_token_losses_add_up_to_the_training_loss(family, seed, side):
+def test_token_losses_sum_to_the_training_loss(family, seed, side):
     model = tiny(family, seed).double()
     ids, mask = tokens(seed, 3, 8), padding(seed, 3, 8, side)
     if family == "gpt2":
@@ -34,7 +34,7 @@ def test_token_losses_add_up_to_the_training_loss(family, seed, side):
     )
 
 
-def test_each_loss_is_of_its_own_token():
+def test_token_losses_equal_log_probabilities():
     model, inputs = tiny("gpt2"), random_inputs("gpt2")
     ids = inputs["input_ids"]
     log_probs = logits_of(model, inputs).log_softmax(-1)
@@ -47,7 +47,7 @@ def test_each_loss_is_of_its_own_token():
 
 @settings(deadline=None, max_examples=10)
 @given(seed=seeds, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), k=st.integers(1, 6))
-def test_the_highest_activations_of_a_data_set_however_it_is_batched(seed, sizes, k):
+def test_top_activations_are_independent_of_batching(seed, sizes, k):
     model = tiny("gpt2", 1)
     ids, mask = tokens(seed, sum(sizes), 6), padding(seed, sum(sizes), 6, "right")
     batches = [
@@ -67,7 +67,7 @@ def test_the_highest_activations_of_a_data_set_however_it_is_batched(seed, sizes
     torch.testing.assert_close(there, found.values[:, :count])
 
 
-def test_t5s_neurons_are_masked_by_their_own_stack():
+def test_top_activations_use_the_mask_of_their_stack():
     model, inputs = tiny("t5"), random_inputs("t5", rows=1)
     inputs["attention_mask"] = torch.tensor([[1] * 4 + [0] * 5])
     assert top_activations(model, [inputs], "encoder.neurons.1", 9).positions[0, :4].max() < 4

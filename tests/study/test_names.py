@@ -1,4 +1,4 @@
-"""What activations are called: names lead to modules, patterns to several, mistakes to what is similar."""
+"""Names and patterns of activations; similar names in errors."""
 
 import re
 
@@ -25,7 +25,7 @@ def names_of(places: list[HookPoint]) -> list[str]:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.config.model_type)
-def test_every_short_name_means_one_module(model):
+def test_short_names_are_unique(model):
     names = short_names(model)
     assert len(set(names.values())) == len(names)
     for short, long in names.items():
@@ -36,13 +36,13 @@ def test_every_short_name_means_one_module(model):
             assert [found.long_name for found in find_hook_points(model, long)] == [long]
 
 
-def test_the_stacks_of_t5_may_differ_in_depth():
+def test_t5_stacks_of_different_depth():
     assert names_of(find_hook_points(T5, "encoder.mlp.*")) == ["encoder.mlp.0", "encoder.mlp.1"]
     assert names_of(find_hook_points(T5, "cross.z.*")) == ["cross.z.0", "cross.z.1", "cross.z.2"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.config.model_type)
-def test_every_module_goes_by_its_dotted_name(model):
+def test_every_module_has_its_dotted_name(model):
     for name, module in model.named_modules(remove_duplicate=False):
         for side in ("", "@in", "@stream") if name else ():
             (place,) = find_hook_points(model, name + side)
@@ -50,7 +50,7 @@ def test_every_module_goes_by_its_dotted_name(model):
             assert model.get_submodule(place.module_name) is module
 
 
-def test_patterns_stand_for_what_is_between_two_dots():
+def test_patterns():
     assert names_of(find_hook_points(GPT2, "transformer.h.[02].attn.softmax@in")) == [
         "transformer.h.0.attn.softmax@in",
         "transformer.h.2.attn.softmax@in",
@@ -67,19 +67,19 @@ def test_patterns_stand_for_what_is_between_two_dots():
     assert names_of(find_hook_points(T5, "*")) == ["shared", "encoder", "decoder", "lm_head"]
 
 
-def test_modules_go_before_short_names():
+def test_module_names_take_precedence():
     assert names_of(find_hook_points(T5, "encoder.*.1")) == ["encoder.block.1"]
 
 
 @given(st.lists(segments, min_size=1, max_size=3), st.lists(segments, min_size=1, max_size=3))
 @settings(deadline=None)
-def test_a_pattern_matches_segment_by_segment(name, pattern):
+def test_patterns_match_segment_by_segment(name, pattern):
     each = len(name) == len(pattern) and all(matches(*pair) for pair in zip(name, pattern, strict=True))
     assert matches(".".join(name), ".".join(pattern)) == each
     assert matches(".".join(name), ".".join("*" for _ in name))
 
 
-def test_lora_stands_where_the_layer_stood():
+def test_lora_layers_keep_the_name():
     model = GPT2LMHeadModel(GPT2.config)
     add_lora(model, targets=["attn.c_proj"])
     (place,) = find_hook_points(model, "z.1")
@@ -102,7 +102,7 @@ def test_lora_stands_where_the_layer_stood():
         (torch.nn.Linear(2, 2), "weight", "no modules inside"),
     ],
 )
-def test_a_name_that_means_nothing_is_told_what_is_similar(model, name, near):
+def test_unknown_name_lists_similar_names(model, name, near):
     with pytest.raises(ValueError, match=re.escape(near)) as refused:
         find_hook_points(model, name)
     message = str(refused.value)
@@ -112,6 +112,6 @@ def test_a_name_that_means_nothing_is_told_what_is_similar(model, name, near):
 
 
 @pytest.mark.parametrize("name", ["transformer.h.0@out", "pattern.0@input", "@"])
-def test_an_unknown_side_is_refused(name):
+def test_unknown_side(name):
     with pytest.raises(ValueError, match=r"@in or @stream|nothing called"):
         find_hook_points(GPT2, name)
