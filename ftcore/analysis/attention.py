@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.analysis.figures import Axes, Figure, draw_matrix, new_figure
@@ -41,18 +42,14 @@ def attention_while_generating(
     """
     ids = generate(model, input_ids, attention_mask, **arguments)
     per_source = len(ids) // len(input_ids)
-    source = input_ids.repeat_interleave(per_source, 0)
-    mask = None if attention_mask is None else attention_mask.repeat_interleave(per_source, 0)
     decoder_ids = ids[:, :-1]
     if isinstance(model, GPT2LMHeadModel):
         inputs = {"input_ids": decoder_ids}
-        if mask is not None:
-            new = mask.new_ones(len(ids), decoder_ids.shape[1] - mask.shape[1])
-            inputs["attention_mask"] = torch.cat([mask, new], 1)
     else:
-        inputs = {"input_ids": source, "decoder_input_ids": decoder_ids}
-        if mask is not None:
-            inputs["attention_mask"] = mask
+        inputs = {"input_ids": input_ids.repeat_interleave(per_source, 0), "decoder_input_ids": decoder_ids}
+    if attention_mask is not None:
+        new = inputs["input_ids"].shape[1] - attention_mask.shape[1]  # 0 for T5
+        inputs["attention_mask"] = F.pad(attention_mask.repeat_interleave(per_source, 0), (0, new), value=1)
     return ids, attention_maps(model, inputs)
 
 

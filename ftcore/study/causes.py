@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ftcore.study.fault_injection import VANISHES, AttentionCall, Divergence
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, display_name
 
+NORMS = ("LayerNorm", "RMSNorm")
 AS_GOOD = 10  # a cause that leaves more than this times the difference of the best one is dropped
 
 
@@ -95,18 +96,19 @@ def activation_function(divergence: Divergence) -> Iterator[Cause]:
 
 
 def norms(divergence: Divergence) -> Iterator[Cause]:
-    for right in _NORMS:
+    for right in NORMS:
         parts = {name: part for name, part in divergence.leaves.items() if _norm_name(part) == right}
         if not parts:
             continue
         own_eps = _epsilon(next(iter(parts.values())))
-        for wrong, norm in _NORMS.items():
+        for wrong in NORMS:
             for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0):
                 if wrong != right or eps != own_eps:
+                    norm = partial(_norm, kind=wrong, eps=eps)
                     yield from divergence.try_mistake(
                         "another epsilon" if wrong == right else f"{wrong} for {right}",
                         f"The norm is {wrong} with eps near {eps:g}, expected {right} with {own_eps:g}.",
-                        outputs={name: partial(norm, part=part, eps=eps) for name, part in parts.items()},
+                        outputs={name: partial(norm, part=part) for name, part in parts.items()},
                     )
 
 
@@ -318,24 +320,17 @@ def _epsilon(norm: nn.Module) -> float | None:
 
 
 def _norm_name(part: nn.Module) -> str | None:
-    """A key of _NORMS; None for other modules."""
+    """One of NORMS; None for other modules."""
     weight = getattr(part, "weight", None)
     if _epsilon(part) is None or not isinstance(weight, Tensor) or weight.dim() != 1:
         return None
     return "LayerNorm" if isinstance(part, nn.LayerNorm) else "RMSNorm"
 
 
-def _layer_norm(hidden: Tensor, part: nn.Module, eps: float) -> Tensor:
-    weight, bias = cast(Tensor, part.weight), cast(Tensor | None, getattr(part, "bias", None))
-    return F.layer_norm(hidden, weight.shape, weight, bias, eps)
-
-
-def _rms_norm(hidden: Tensor, part: nn.Module, eps: float) -> Tensor:
-    weight = cast(Tensor, part.weight)
-    return F.rms_norm(hidden, list(weight.shape), weight, eps)
-
-
-_NORMS = {"LayerNorm": _layer_norm, "RMSNorm": _rms_norm}
+def _norm(hidden: Tensor, part: Any, kind: str, eps: float) -> Tensor:
+    if kind == "RMSNorm":
+        return F.rms_norm(hidden, part.weight.shape, part.weight, eps)
+    return F.layer_norm(hidden, part.weight.shape, part.weight, getattr(part, "bias", None), eps)
 
 
 def _embeddings(module: nn.Module, shape: torch.Size) -> list[Tensor]:

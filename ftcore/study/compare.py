@@ -10,6 +10,8 @@ of ftcore or transformers, a whole model.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 from ftcore.study.causes import likely_causes
 from ftcore.study.fault_injection import Divergence
 from ftcore.study.matching import (
-    Arguments,
     Inputs,
     Rename,
     copy_inputs,
@@ -27,7 +28,7 @@ from ftcore.study.matching import (
     renaming,
     unequal_weights,
 )
-from ftcore.study.recording import Call, eval_mode, first_tensor, record_calls
+from ftcore.study.recording import Call, eval_mode, record_calls
 from ftcore.study.report import (
     DIFFERS,
     EQUAL,
@@ -95,64 +96,48 @@ def compare_modules(
         torch.manual_seed(0)  # for dropout in `mine`
         my_calls = record_calls(mine, *my_inputs)
         calls = record_calls(reference, *their_inputs)
-    for side, last in (("mine", my_calls[-1]), ("the reference", calls[-1])):
-        if last.output is None:
-            raise ValueError(f"{side} returns no tensor, expected one or a tuple or mapping with one")
+    my_output, output = my_calls[-1].output, calls[-1].output
+    if my_output is None or output is None:
+        side = "mine" if my_output is None else "the reference"
+        raise ValueError(f"{side} returns no tensor, expected one or a tuple or mapping with one")
 
-    my_calls_by_name = {to_reference(call.name): call for call in my_calls}
-    pairs = {
-        call.name: (my_calls_by_name[call.name], call) for call in calls if call.name in my_calls_by_name
-    }
-    tolerances = _Tolerances(calls, tolerance)
-    my_gradients, gradients = _no_gradients, _no_gradients
-    if backward and (direction := _projection(my_calls[-1].output, calls[-1].output, where)) is not None:
-        my_gradients = _gradients(mine, my_calls, my_inputs, direction)
-        gradients = _gradients(reference, calls, their_inputs, direction)
+    my_names = {to_reference(call.name): call for call in my_calls}
+    pairs = {call.name: (my_names[call.name], call) for call in calls if call.name in my_names}
+    direction = _projection(my_output, output, where) if backward else None
+    my_gradients, gradients = _gradients(my_calls, direction), _gradients(calls, direction)
+
+    # Rounding errors accumulate from call to call, and again in the backward pass.
+    sums = accumulate(rounding_variance(call) for call in calls)
+    variances = {call.name: variance for call, variance in zip(calls, sums, strict=True)}
+    total = 2 * variances[calls[-1].name]
+
+    def limit(tensor: Tensor, variance: float) -> float:
+        return rounding(tensor.dtype, variance) if tolerance is None else tolerance
 
     rows = []
     for name, (my_call, call) in pairs.items():
         if my_call.value is None or call.value is None:
             continue
         value = my_call.value if name == "" else broadcast(my_call.value, call.value)
-        row = _compare(name, value, call.value, tolerances.forward(call), where)
-        one, other = my_gradients.outputs.get(my_call.name), gradients.outputs.get(call.name)
+        row = _compare(name, value, call.value, limit(call.value, variances[name]), where)
+        one, other = my_gradients.outputs.get(my_call.name), gradients.outputs.get(name)
         if one is not None and other is not None and one.shape == other.shape:
             relative = difference(select_tokens(one, where), select_tokens(other, where)).relative
-            differs = row.verdict == EQUAL and relative > tolerances.backward(other.dtype)
+            differs = row.verdict == EQUAL and relative > limit(other, total)
             row = replace(row, gradient=relative, verdict=GRADIENT if differs else row.verdict)
         rows.append(row)
+
+    tokens = output.numel() // max(output.shape[-1], 1) if output.dim() else 1
+    limit_of_sum = partial(limit, variance=total + tokens / 4)  # gradients of parameters are sums over tokens
     report = Report(
         rows=rows,
-        gradients=_gradient_rows(my_gradients, gradients, to_reference, tolerances, where),
-        only_mine=[call.name for name, call in my_calls_by_name.items() if name not in pairs],
+        gradients=_gradient_rows(my_gradients, gradients, to_reference, limit_of_sum, where),
+        only_mine=[call.name for name, call in my_names.items() if name not in pairs],
         only_reference=[call.name for call in calls if call.name not in pairs],
         unequal_weights=unequal_weights(mine, reference, to_reference),
     )
-    _find_first_bad_module(report, mine, reference, pairs, calls, where)
+    _find_first_bad_module(report, pairs, calls, where)
     return report
-
-
-class _Tolerances:
-    """What rounding explains at each call of the reference, given all calls before it."""
-
-    def __init__(self, calls: list[Call], fixed: float | None):
-        self.fixed = fixed
-        self.variance: dict[str, float] = {}  # after each call
-        self.total = 0.0
-        for call in calls:
-            self.total += rounding_variance(call)
-            self.variance[call.name] = self.total
-        output = cast(Tensor, calls[-1].output)
-        self.tokens = output.numel() // max(output.shape[-1], 1) if output.dim() else 1
-
-    def forward(self, call: Call) -> float:
-        dtype = cast(Tensor, call.value).dtype
-        return rounding(dtype, self.variance[call.name]) if self.fixed is None else self.fixed
-
-    def backward(self, dtype: torch.dtype, *, is_sum: bool = False) -> float:
-        """Forward and backward pass; the gradient of a parameter is also a sum over tokens."""
-        variance = 2 * self.total + (self.tokens / 4 if is_sum else 0.0)
-        return rounding(dtype, variance) if self.fixed is None else self.fixed
 
 
 def _compare(
@@ -199,12 +184,8 @@ class _Gradients(NamedTuple):
     main_input: Tensor | None
 
 
-_no_gradients = _Gradients({}, {}, None)
-
-
-def _projection(mine: Tensor | None, reference: Tensor | None, where: Tensor | None) -> Tensor | None:
-    """A random direction with the shape of the output; None if the outputs cannot be differentiated alike."""
-    assert mine is not None and reference is not None
+def _projection(mine: Tensor, reference: Tensor, where: Tensor | None) -> Tensor | None:
+    """A random direction with the shape of the output; None if the outputs have no comparable gradients."""
     if reference.shape != mine.shape or not (reference.requires_grad and mine.requires_grad):
         return None
     # An unusual seed: if the input were drawn from the same one, a norm would have no gradient along it.
@@ -214,20 +195,17 @@ def _projection(mine: Tensor | None, reference: Tensor | None, where: Tensor | N
     return direction
 
 
-def _gradients(module: nn.Module, calls: list[Call], given: Arguments, direction: Tensor) -> _Gradients:
-    outputs = {
-        call.name: call.output for call in calls if call.output is not None and call.output.requires_grad
-    }
-    weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-    main = first_tensor((*given[0], *given[1].values()))
-    inputs = [main] if main is not None and main.requires_grad else []
-    output = outputs[calls[-1].name]
-    found = torch.autograd.grad(
-        output,
-        [*outputs.values(), *weights.values(), *inputs],
-        direction.to(output.dtype),
-        allow_unused=True,
-    )
+def _gradients(calls: list[Call], direction: Tensor | None) -> _Gradients:
+    if direction is None:
+        return _Gradients({}, {}, None)
+    root = calls[-1]
+    differentiable = [call for call in calls if call.output is not None and call.output.requires_grad]
+    outputs = {call.name: cast(Tensor, call.output) for call in differentiable}
+    weights = {name: weight for name, weight in root.module.named_parameters() if weight.requires_grad}
+    inputs = [root.main_input] if root.main_input is not None and root.main_input.requires_grad else []
+    output = outputs[root.name]
+    tensors = [*outputs.values(), *weights.values(), *inputs]
+    found = torch.autograd.grad(output, tensors, direction.to(output.dtype), allow_unused=True)
     named = list(zip([*outputs, *weights], found, strict=False))  # without the input
     return _Gradients(
         {name: gradient for name, gradient in named[: len(outputs)] if gradient is not None},
@@ -240,25 +218,24 @@ def _gradient_rows(
     mine: _Gradients,
     reference: _Gradients,
     to_reference: Callable[[str], str],
-    tolerances: _Tolerances,
+    limit: Callable[[Tensor], float],
     where: Tensor | None,
 ) -> list[Row]:
     """A row for the main input and for each parameter that both modules have."""
     rows = []
     one, other = mine.main_input, reference.main_input
     if one is not None and other is not None and one.shape == other.shape:
-        rows.append(_compare("(input)", one, other, tolerances.backward(other.dtype, is_sum=True), where))
-    for my_name, one in mine.weights.items():
+        rows.append(_compare("(input)", one, other, limit(other), where))
+    for my_name, gradient in mine.weights.items():
         name = parameter_name(my_name, to_reference)
-        other = reference.weights.get(name)
-        if other is None:
+        if name not in reference.weights:
             continue
-        # Relative to the largest gradient in the module: that of a key bias is zero but for rounding, since
+        # Relative to the largest gradient in the module: that of a key bias is zero up to rounding, since
         # softmax is invariant to a constant added to all scores.
         module = name.rpartition(".")[0]
         siblings = [grad for key, grad in reference.weights.items() if key.rpartition(".")[0] == module]
-        tolerance = tolerances.backward(other.dtype, is_sum=True)
-        rows.append(_compare(my_name, one, other, tolerance, None, scale=max(map(largest, siblings))))
+        other = reference.weights[name]
+        rows.append(_compare(my_name, gradient, other, limit(other), None, max(map(largest, siblings))))
     return rows
 
 
@@ -266,12 +243,7 @@ def _gradient_rows(
 
 
 def _find_first_bad_module(
-    report: Report,
-    mine: nn.Module,
-    reference: nn.Module,
-    pairs: dict[str, tuple[Call, Call]],
-    calls: list[Call],
-    where: Tensor | None,
+    report: Report, pairs: dict[str, tuple[Call, Call]], calls: list[Call], where: Tensor | None
 ) -> None:
     """Set `first_divergent`, `first_bad_module` and `causes` of the report."""
     rows = {row.name: row for row in report.rows}
@@ -297,8 +269,8 @@ def _find_first_bad_module(
     observed = [name for name in names[names.index(first) : names.index(bad) + 1] if name in wrong]
     report.causes = likely_causes(
         Divergence(
-            mine=mine,
-            reference=reference,
+            mine=pairs[""][0].module,
+            reference=calls[-1].module,
             my_call=pairs[bad][0],
             call=pairs[bad][1],
             calls={call.name: call for call in calls},

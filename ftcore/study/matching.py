@@ -1,6 +1,6 @@
 """Align two modules for a comparison: their inputs, names and weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -70,6 +70,15 @@ def parameter_name(name: str, to_reference: Callable[[str], str]) -> str:
     return dotted(to_reference(module), parameter)
 
 
+def _parameter_pairs(
+    mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """(name, parameter of mine, parameter of the reference or None)."""
+    theirs = dict(reference.named_parameters(remove_duplicate=False))
+    for name, weight in mine.named_parameters():
+        yield name, weight, theirs.get(parameter_name(name, to_reference))
+
+
 @torch.no_grad()
 def copy_matching_weights(mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]) -> None:
     """Copy into the parameters of `mine` those of the reference with the same name and shape.
@@ -77,38 +86,35 @@ def copy_matching_weights(mine: nn.Module, reference: nn.Module, to_reference: C
     Raises:
         ValueError: there are none.
     """
-    weights = dict(reference.named_parameters(remove_duplicate=False))
     copied = 0
-    for name, weight in mine.named_parameters():
-        other = weights.get(parameter_name(name, to_reference))
+    for _, weight, other in _parameter_pairs(mine, reference, to_reference):
         if other is not None and other.shape == weight.shape:
             weight.copy_(other)
             copied += 1
     if not copied and any(True for _ in mine.parameters()):
+        mine_has, reference_has = (
+            ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
+            for module in (mine, reference)
+        )
         raise ValueError(
             "copy_weights: no parameter of mine has the name and shape of one in the reference; pass rename= "
-            f"(mine: {_shapes(mine)}; the reference: {_shapes(reference)})"
+            f"(mine: {mine_has}; the reference: {reference_has})"
         )
 
 
-def _shapes(module: nn.Module) -> str:
-    return ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
-
-
+@torch.no_grad()
 def unequal_weights(
     mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]
 ) -> dict[str, str]:
     """The parameters of mine that differ from the reference's of the same name, and how."""
-    weights = dict(reference.named_parameters(remove_duplicate=False))
     unequal: dict[str, str] = {}
-    for name, weight in mine.named_parameters():
-        other = weights.get(parameter_name(name, to_reference))
+    for name, weight, other in _parameter_pairs(mine, reference, to_reference):
         if other is None:
             unequal[name] = "not in the reference"
         elif other.shape != weight.shape:
             unequal[name] = f"{tuple(weight.shape)}, expected {tuple(other.shape)}"
-        elif not torch.equal(weight.detach().to(other.dtype), other):
-            unequal[name] = f"relative difference {difference(weight.detach(), other.detach()).relative:.1e}"
+        elif not torch.equal(weight.to(other.dtype), other):
+            unequal[name] = f"relative difference {difference(weight, other).relative:.1e}"
     return unequal
 
 
