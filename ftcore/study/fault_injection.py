@@ -188,6 +188,8 @@ class Divergence:
         """The calls in the reference's first bad module, with a mistake as for `try_mistake`."""
         call = self.call
         prefix = f"{call.module_name}." if call.module_name else ""
+        # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
+        exclude = (Softmax, nn.Dropout) if attention is not None else ()
         with eval_mode(self.reference), ExitStack() as stack:
             for name, function in outputs.items():
                 hook = self.leaves[name].register_forward_hook(_replace_output(function), with_kwargs=True)
@@ -203,9 +205,7 @@ class Divergence:
                 call.kwargs,
                 prefix=call.module_name,
                 weights=own,
-                exclude=(Softmax,)
-                if attention is not None
-                else (),  # hooked, it would bypass the fused kernel
+                exclude=exclude,
             )
 
 
