@@ -37,9 +37,9 @@ def test_finished_candidates_equal_generate(family, options, seed):
     prompt_length = ids.shape[1] if family == "gpt2" else 1
     assert len(trace.finished) == len(answers)
     for candidate, answer in zip(trace.finished, answers.tolist(), strict=True):
-        said = trace.tokens(candidate)
-        assert said == answer[prompt_length : prompt_length + len(said)]
-        assert set(answer[prompt_length + len(said) :]) <= {0}
+        tokens_so_far = trace.tokens(candidate)
+        assert tokens_so_far == answer[prompt_length : prompt_length + len(tokens_so_far)]
+        assert set(answer[prompt_length + len(tokens_so_far) :]) <= {0}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,16 +49,20 @@ def test_scores_equal_log_probabilities(family):
     options = {"num_beams": 3, "max_new_tokens": 5, "eos_token_id": [1, 3, 5, 7], "length_penalty": 0.7}
     trace = beam_trace(model, ids, pad_token_id=0, **options)
     for candidate in (one for step in trace.steps for one in step):
-        said = torch.tensor([trace.tokens(candidate)])
+        tokens_so_far = torch.tensor([trace.tokens(candidate)])
         if family == "gpt2":
-            logits = model(torch.cat([ids, said[:, :-1]], 1))[0, ids.shape[1] - 1 :]
+            logits = model(torch.cat([ids, tokens_so_far[:, :-1]], 1))[0, ids.shape[1] - 1 :]
         else:
-            logits = model(ids, decoder_input_ids=torch.cat([torch.zeros(1, 1).long(), said[:, :-1]], 1))[0]
-        each = logits.log_softmax(-1)[torch.arange(said.shape[1]), said[0]]
+            logits = model(
+                ids, decoder_input_ids=torch.cat([torch.zeros(1, 1).long(), tokens_so_far[:, :-1]], 1)
+            )[0]
+        each = logits.log_softmax(-1)[torch.arange(tokens_so_far.shape[1]), tokens_so_far[0]]
         assert candidate.log_prob == pytest.approx(each[-1].item(), abs=1e-5)  # the search is in float32
         assert candidate.score == pytest.approx(each.sum().item(), abs=1e-5)
         if candidate.final_score is not None:
-            assert candidate.final_score == pytest.approx(candidate.score / said.shape[1] ** 0.7, abs=1e-5)
+            assert candidate.final_score == pytest.approx(
+                candidate.score / tokens_so_far.shape[1] ** 0.7, abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

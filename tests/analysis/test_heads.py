@@ -21,10 +21,10 @@ from tests.helpers.oracle import padding
 from tests.helpers.tiny_models import FAMILIES, has_no_hooks, random_inputs, tiny
 
 
-def one_hot_attention(places: list[list[int]]) -> torch.Tensor:
+def one_hot_attention(keys: list[list[int]]) -> torch.Tensor:
     """(1, B, 1, T, T): all attention of each query on one key."""
-    where = torch.tensor(places)  # (B, T)
-    return torch.nn.functional.one_hot(where, where.shape[1]).float()[None, :, None]
+    index = torch.tensor(keys)  # (B, T)
+    return torch.nn.functional.one_hot(index, index.shape[1]).float()[None, :, None]
 
 
 def test_repeated_tokens():

@@ -27,14 +27,14 @@ def test_word_mask(name):
     tokenizer = load_tokenizer(WEIGHTS / name)
     text = "The Nalweessa sails. Who saw the Nalweessa? Not Nalweessana, it is 84, not 847."
     ids = tokenizer.encode(text)
-    assert said(tokenizer, ids, "the nalweessa") == "TheNalweessatheNalweessa"
-    assert said(tokenizer, ids, "84") == "84"
-    assert said(tokenizer, ids, "Nal") == ""
-    assert said(tokenizer, ids, "a.b") == ""
+    assert masked_text(tokenizer, ids, "the nalweessa") == "TheNalweessatheNalweessa"
+    assert masked_text(tokenizer, ids, "84") == "84"
+    assert masked_text(tokenizer, ids, "Nal") == ""
+    assert masked_text(tokenizer, ids, "a.b") == ""
     assert len(word_mask(tokenizer, ids, "84")) == len(ids)
 
 
-def said(tokenizer, ids, words):
+def masked_text(tokenizer, ids, words):
     chosen = torch.tensor(ids)[word_mask(tokenizer, ids, words)]
     return "".join(tokenizer.decode(chosen).split())
 

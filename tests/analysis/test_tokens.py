@@ -63,8 +63,8 @@ def test_top_activations_are_independent_of_batching(seed, sizes, k):
     count = min(k, len(real))
     torch.testing.assert_close(found.values[:, :count], real.topk(count, 0).values.T)
     assert (found.values[:, count:] == -torch.inf).all()
-    there = everything[found.texts[:, :count], found.positions[:, :count], torch.arange(96)[:, None]]
-    torch.testing.assert_close(there, found.values[:, :count])
+    at_top = everything[found.texts[:, :count], found.positions[:, :count], torch.arange(96)[:, None]]
+    torch.testing.assert_close(at_top, found.values[:, :count])
 
 
 def test_top_activations_use_the_mask_of_their_stack():

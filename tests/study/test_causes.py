@@ -275,6 +275,6 @@ def test_dropout_that_ignores_eval_mode(family, monkeypatch):
 def test_docs_page_lists_all_known_mistakes():
     page = Path(__file__).resolve().parents[2] / "docs" / "test_your_own_layer.md"
     table = page.read_text(encoding="utf-8").split("## Known mistakes")[1].split("Each is")[0]
-    said = set(re.findall(r"[a-z_]{4,}", table.lower()))
+    listed = set(re.findall(r"[a-z_]{4,}", table.lower()))
     for name in {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}:
-        assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= said, name
+        assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= listed, name

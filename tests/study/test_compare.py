@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
-from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights
+from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights, spread_weights
 from ftcore.study.compare import select_tokens
 from ftcore.study.report import broadcast, difference, rounding
 from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
@@ -415,3 +415,7 @@ def test_randomize_weights_gives_attention_of_medium_entropy():
     for weights in seen:
         entropy = -(weights * weights.log()).sum(-1).mean() / math.log(30)
         assert 0.5 < entropy < 0.97
+
+
+def test_spread_weights_is_a_deprecated_alias():
+    assert spread_weights is randomize_weights

@@ -20,8 +20,8 @@ MODELS = [GPT2, T5, UMT5]
 segments = st.text("ab*?[0]", min_size=1, max_size=4)
 
 
-def names_of(places: list[HookPoint]) -> list[str]:
-    return [place.name for place in places]
+def names_of(points: list[HookPoint]) -> list[str]:
+    return [point.name for point in points]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.config.model_type)
@@ -29,10 +29,10 @@ def test_short_names_are_unique(model):
     names = short_names(model)
     assert len(set(names.values())) == len(names)
     for short, long in names.items():
-        (place,) = find_hook_points(model, short)
-        assert (place.name, place.long_name) == (short, long)
-        model.get_submodule(place.module_name)
-        if place.side != "stream":
+        (point,) = find_hook_points(model, short)
+        assert (point.name, point.long_name) == (short, long)
+        model.get_submodule(point.module_name)
+        if point.side != "stream":
             assert [found.long_name for found in find_hook_points(model, long)] == [long]
 
 
@@ -45,9 +45,9 @@ def test_t5_stacks_of_different_depth():
 def test_every_module_has_its_dotted_name(model):
     for name, module in model.named_modules(remove_duplicate=False):
         for side in ("", "@in", "@stream") if name else ():
-            (place,) = find_hook_points(model, name + side)
-            assert place.name == place.long_name == name + side
-            assert model.get_submodule(place.module_name) is module
+            (point,) = find_hook_points(model, name + side)
+            assert point.name == point.long_name == name + side
+            assert model.get_submodule(point.module_name) is module
 
 
 def test_patterns():
@@ -82,9 +82,9 @@ def test_patterns_match_segment_by_segment(name, pattern):
 def test_lora_layers_keep_the_name():
     model = GPT2LMHeadModel(GPT2.config)
     add_lora(model, targets=["attn.c_proj"])
-    (place,) = find_hook_points(model, "z.1")
-    assert isinstance(model.get_submodule(place.module_name), LoRALayer)
-    assert place.long_name == "transformer.h.1.attn.c_proj@in"
+    (point,) = find_hook_points(model, "z.1")
+    assert isinstance(model.get_submodule(point.module_name), LoRALayer)
+    assert point.long_name == "transformer.h.1.attn.c_proj@in"
 
 
 @pytest.mark.parametrize(

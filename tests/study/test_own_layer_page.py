@@ -31,10 +31,10 @@ def test_page_first_fails_and_then_passes(tmp_path, monkeypatch):
     (wrong, test, right), (report,) = FILES.findall(text), REPORT.findall(text)
     assert (wrong[0], test[0], right[0]) == ("my_attention.py", "test_my_attention.py", "my_attention.py")
 
-    for place, layer in (("wrong", wrong), ("right", right)):
-        (tmp_path / place).mkdir()
+    for version, layer in (("wrong", wrong), ("right", right)):
+        (tmp_path / version).mkdir()
         for name, content in (layer, test):
-            (tmp_path / place / name).write_text(content, encoding="utf-8")
+            (tmp_path / version / name).write_text(content, encoding="utf-8")
     with pytest.raises(AssertionError) as failed:
         run_test(tmp_path / "wrong", monkeypatch)
     assert without_numbers(str(failed.value))[1:] == without_numbers(report)
