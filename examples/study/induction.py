@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     panels = figure.subplots(1, 4)
     draw_head_field(panels[0], scores, "random tokens: prefix matching", high=1.0)
     draw_head_field(panels[1], found, "passages: prefix matching", high=1.0)
-    draw_head_field(panels[2], copying, "copying: share of positive eigenvalues", signed=True, high=1.0)
+    draw_head_field(panels[2], copying, "copying scores", signed=True, high=1.0)
     title = "loss increase on repeated names, head ablated"
     draw_head_field(panels[3], change, title, signed=True, high=float(change.abs().max()))
     save_figure(figure, options.out)
