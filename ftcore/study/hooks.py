@@ -70,6 +70,7 @@ def record(model: nn.Module, *names: str, grad: bool = False) -> Iterator["Activ
     with ExitStack() as hooks:
         for name, stack in passes.stacks.items():
             hooks.callback(_Hook(stack, "in", partial(passes.begin, name)).remove)
+            hooks.callback(_Hook(stack, "", partial(passes.end, name)).remove)
         for recording in recordings.values():
             module = model.get_submodule(recording.point.module_name)
             hooks.callback(_Hook(module, recording.point.side, recording.keep, records=True).remove)
@@ -173,19 +174,15 @@ class _Recording:
         self.passes = passes
         self.grad = grad
         self.unseen = -torch.inf if isinstance(module, Softmax) and point.side else 0.0
-        # A module shared by both stacks, such as the embedding, is recorded in the stack named here only.
-        is_shared = sum(part is module for _, part in model.named_modules(remove_duplicate=False)) > 1
-        own = [stack for stack in passes.stacks if point.module_name.startswith(f"{stack}.")]
-        self.only_stack = own[0] if is_shared and own else None
+        stacks = [stack for stack in passes.stacks if not stack or point.module_name.startswith(f"{stack}.")]
+        self.stack = stacks[0] if stacks else None
         self.steps: list[tuple[Pass | None, Tensor]] = []
         self.joined: Tensor | None = None
 
     def keep(self, tensor: Tensor, _: Arguments) -> None:
         current = self.passes.current
-        if self.only_stack is not None and current is not None and current.sequences.stack != self.only_stack:
-            return
-        if torch._C._current_graph_task_id() != -1:  # recomputation by gradient checkpointing during backward
-            return
+        if current is not None and self.stack is not None and self.stack not in self.passes.running:
+            return  # recomputation by gradient checkpointing, or a shared module called by the other stack
         tensor = self._with_gradient(tensor) if self.grad else tensor.detach().clone()
         earlier = [step for step in self.steps if current is not None and current.continues(step[0])]
         self.steps = [*earlier, (current, tensor)]

@@ -22,7 +22,6 @@ from ftcore.models.t5 import T5Decoder, T5Encoder
 class Sequences:
     """The sequences a stack of blocks reads, in one pass or, with a cache, in several."""
 
-    stack: str  # its dotted name
     cache: Callable[[], KVCache | None]  # a weak reference, so that recording does not keep the cache alive
     last: "Pass | None" = None
     # (R, positions): for each row of the last pass, the row in which each position was read at the time
@@ -52,6 +51,7 @@ class Passes:
             if isinstance(part, GPT2Model | T5Encoder | T5Decoder)
         }
         self.current: Pass | None = None  # the one that began last
+        self.running: set[str] = set()  # stacks
         self._sequences: dict[str, Sequences] = {}
 
     def begin(self, stack: str, ids: Tensor, arguments: tuple[Any, ...]) -> None:
@@ -59,12 +59,16 @@ class Passes:
         cache = next((value for value in arguments if isinstance(value, KVCache)), None)
         sequences = self._sequences.get(stack)
         if sequences is None or cache is None or cache.length == 0 or sequences.cache() is not cache:
-            sequences = Sequences(stack, (lambda: None) if cache is None else weakref.ref(cache))
+            sequences = Sequences((lambda: None) if cache is None else weakref.ref(cache))
             self._sequences[stack] = sequences
         start = 0 if cache is None else cache.length
         self.current = sequences.last = Pass(sequences, start, rows=len(ids), length=ids.shape[1])
+        self.running.add(stack)
         if cache is not None:
             sequences.history = _history(cache, self.stacks[stack], ids)
+
+    def end(self, stack: str, _: Tensor, __: tuple[Any, ...]) -> None:
+        self.running.discard(stack)
 
 
 def _history(cache: KVCache, stack: nn.Module, ids: Tensor) -> Tensor:
