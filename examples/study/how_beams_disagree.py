@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ftcore.analysis.beams import beam_trace, plot_beams
+from ftcore.analysis.beams import beam_trace, draw_beams
 from ftcore.analysis.figures import new_figure, save_figure
 from ftcore.data.tasks import prompt
 from ftcore.decoding import generate
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     figure = new_figure(12, 7)
     upper, lower = figure.subfigures(2, 1, height_ratios=[2, 1])
     axes = upper.subplots()
-    plot_beams(axes, trace, lambda token: tokenizer.decode([token], skip_special_tokens=False))
+    draw_beams(trace, lambda token: tokenizer.decode([token], skip_special_tokens=False), axes=axes)
     axes.set_title(f"smallest margin: {question}  gold: {answer}", fontsize=10, parse_math=False)
     axes = lower.subplots()
     bins = torch.linspace(0, max(margins), 30).tolist()

@@ -16,7 +16,7 @@ from gapped_passages import Gapped, filled, gapped_passages
 from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
-from ftcore.analysis.attention import plot_relative_bias, relative_bias_curves
+from ftcore.analysis.attention import draw_relative_bias, relative_bias_curves
 from ftcore.analysis.figures import new_figure, save_figure
 from ftcore.models import T5ForConditionalGeneration
 from ftcore.study import patch
@@ -71,8 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     figure = new_figure(12, 7)
     panels = figure.subplots(2, 2, width_ratios=[1.8, 1])
     for (left, right), stack in zip(panels, ("encoder", "decoder"), strict=True):
-        plot_relative_bias(left, relative_bias_curves(model, stack))
-        left.set_title(f"{stack}: relative position bias", fontsize=10)
+        draw_relative_bias(relative_bias_curves(model, stack), f"{stack}: relative position bias", axes=left)
         right.bar(range(len(all_heads)), one_zeroed[stack], color=[f"C{head}" for head in all_heads])
         right.axhline(baseline, color="black", lw=1, ls=":")
         right.set_xticks(range(len(all_heads)), [f"head {head}" for head in all_heads])

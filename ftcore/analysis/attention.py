@@ -130,17 +130,12 @@ def relative_bias_curves(
     return BiasCurves(distances, buckets, distances[edges].tolist(), tables[:, buckets.to(tables.device)].mT)
 
 
-def draw_relative_bias(curves: BiasCurves, title: str = "", table: int = 0) -> Figure:
-    """A curve for each head, on a symmetric logarithmic axis, with grey lines at the bucket edges."""
-    figure = new_figure(8, 3.6)
-    axes = figure.subplots()
-    plot_relative_bias(axes, curves, table)
+def draw_relative_bias(
+    curves: BiasCurves, title: str = "", table: int = 0, axes: Axes | None = None
+) -> Figure:
+    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure."""
+    axes = axes or new_figure(8, 3.6).subplots()
     axes.set_title(title, fontsize=10)
-    return figure
-
-
-def plot_relative_bias(axes: Axes, curves: BiasCurves, table: int = 0) -> None:
-    """`draw_relative_bias` into given axes."""
     for edge in curves.edges:
         axes.axvline(edge - 0.5, color="0.9", lw=0.8)
     for head, curve in enumerate(curves.biases[table].cpu()):
@@ -151,3 +146,4 @@ def plot_relative_bias(axes: Axes, curves: BiasCurves, table: int = 0) -> None:
     axes.set_xlabel("key position minus query position")
     axes.set_ylabel("added to the score")
     axes.legend(frameon=False, fontsize=8, ncols=2)
+    return axes.figure

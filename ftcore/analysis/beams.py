@@ -130,21 +130,18 @@ def _valid(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _I
             yield i, tuple(hypotheses.ids[0, i, :length].tolist())
 
 
-def draw_beams(trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> Figure:
+def draw_beams(
+    trace: BeamTrace, name: Callable[[int], str], candidates: int = 8, axes: Axes | None = None
+) -> Figure:
     """The search tree: one column per step, most likely candidates at the top, the best path in orange.
 
     Args:
         trace: of `beam_trace`.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
         candidates: maximum number drawn per step; beams and finished hypotheses are always drawn.
+        axes: to draw into, by default those of a new figure.
     """
-    figure = new_figure(1.5 + 1.3 * len(trace.steps), 1.4 + 0.42 * candidates)
-    plot_beams(figure.subplots(), trace, name, candidates)
-    return figure
-
-
-def plot_beams(axes: Axes, trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> None:
-    """`draw_beams` into given axes."""
+    axes = axes or new_figure(1.5 + 1.3 * len(trace.steps), 1.4 + 0.42 * candidates).subplots()
     best = {(one.step, one.rank) for one in trace.path(trace.finished[0])} if trace.finished else set()
     drawn = [one for step in trace.steps for one in step if one.rank < candidates or one.status != "pruned"]
     for one in drawn:
@@ -166,3 +163,4 @@ def plot_beams(axes: Axes, trace: BeamTrace, name: Callable[[int], str], candida
     axes.set_xticks(range(len(trace.steps)))
     axes.set_yticks([])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=5, frameon=False, fontsize=8)
+    return axes.figure
