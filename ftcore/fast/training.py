@@ -8,7 +8,7 @@ from torch import nn
 from ftcore.fast.dropout import FastDropout
 from ftcore.fast.linear import FastConv1D, FastLinear
 from ftcore.fast.norm import FastT5LayerNorm
-from ftcore.fast.t5_attention import FastT5Attention
+from ftcore.fast.layers import FastT5Attention
 from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.t5 import T5Attention, T5LayerNorm

@@ -12,7 +12,7 @@ from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.fast.dropout import FastDropout
 from ftcore.fast.linear import FastConv1D, FastLinear
 from ftcore.fast.norm import FastT5LayerNorm
-from ftcore.fast.t5_attention import FastT5Attention
+from ftcore.fast.layers import FastT5Attention
 from ftcore.fast.training import FAST, use_fast_layers
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
