@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.decoding import generate
-from ftcore.decoding.search import HOPELESS, Hypotheses
+from ftcore.decoding.search import NEG_INF, Hypotheses
 from ftcore.models import Model
 
 Fate = Literal["running", "finished", "displaced", "pruned"]
@@ -124,7 +124,7 @@ _Ids = tuple[int, ...]  # prompt and tokens, without the padding behind them: no
 def _real(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _Ids]]:
     """The places of a source's hypotheses and their ids, without those that only fill a place."""
     for place, score in enumerate(hypotheses.scores[0].tolist()):
-        if score > HOPELESS / 2:
+        if score > NEG_INF / 2:
             length = prompt_length + int(hypotheses.new_tokens[0, place])
             yield place, tuple(hypotheses.ids[0, place, :length].tolist())
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import ftcore.train
-from ftcore.fast import compiled_blocks
-from ftcore.fast.compiler import compile_apart
+from ftcore.fast import compiler
+from ftcore.fast.compiler import compile_separately
 from ftcore.training.meter import Meter
 
 RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -26,7 +26,7 @@ RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A block's program, not written in C++, which takes long."""
-    return compile_apart(forward, backend="eager")
+    return compile_separately(forward, backend="eager")
 
 
 def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
@@ -53,6 +53,6 @@ def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     ftcore.train.save_picture = lambda *_: False
-    compiled_blocks.compile_apart = traced
+    compiler.compile_separately = traced
     results = [run(**row) for row in json.loads((folder / "runs.json").read_text())]
     (folder / f"process-{RANK}.json").write_text(json.dumps(results))

@@ -285,7 +285,7 @@ def check_decoding(cell: Cell) -> None:
     theirs = theirs_generate(cell.truth, ids, mask, drawing)
     torch.manual_seed(cell.configuration.seed)
     distributions: list[Tensor] = []
-    with mock.patch.object(search, "apply_rules", keeping(search.apply_rules, distributions)):
+    with mock.patch.object(search, "apply_processors", keeping(search.apply_processors, distributions)):
         got = generate(cell.witness.model, ids, mask, **drawing)
     cell.ledger.require_equal("sampled ids", f"{drawing}", got, theirs.sequences)
     # What a row would say after its end nobody reads, and the two models are fed other tokens there.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
-from ftcore.fast import compiled_blocks
+from ftcore.fast import compiler
 from ftcore.models import GPT2LMHeadModel
 from ftcore.training import distributed as parallel
 from ftcore.training import interrupt
@@ -161,7 +161,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ftcore.train, "save_picture", lambda *_: False)
-        patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
+        patch.setattr(compiler, "compile_separately", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
 
 
