@@ -15,10 +15,9 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 import torch
 from tqdm import tqdm
 
-from ftcore.train import train
+from ftcore.train import prepare, train
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import prepare
 from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED
 from ftcore.tuning.picture import save_picture
 from ftcore.tuning.results import best, table

@@ -7,7 +7,7 @@ from typing import IO, Any
 import torch
 
 from ftcore.training.inputs import load_checkpoint
-from ftcore.training.options import SIZES, TrainOptions, with_defaults
+from ftcore.training.options import SIZES, TrainOptions, find_files
 from ftcore.training.resize import config_changes, resize
 from ftcore.tuning.journal import (
     Study,
@@ -93,12 +93,11 @@ def _require_possible(trials: Iterable[TrainOptions]) -> None:
     Raises:
         ValueError: no model has such sizes.
     """
-    changed = {tuple(getattr(options, name) for name in SIZES): with_defaults(options) for options in trials}
+    changed = {tuple(getattr(options, name) for name in SIZES): options for options in trials}
     if all(size is None for sizes in changed for size in sizes):
         return
     some = next(iter(changed.values()))
-    assert some.model
-    model, _ = load_checkpoint(some.model, from_scratch=some.from_scratch)
+    model, _ = load_checkpoint(find_files(some).model, from_scratch=some.from_scratch)
     with torch.device("meta"):
         for options in changed.values():
             resize(model, config_changes(options, model.config), keep_weights=False)

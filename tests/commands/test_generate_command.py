@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,6 @@ from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.generate import main
-from ftcore.models import Model
 from tests.helpers import tiny_runs
 
 
@@ -119,26 +117,6 @@ def test_the_output_file_has_the_printed_text(
 def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", gpt2, "--prompt", "Ada "]) == 0
     assert "warning: 1 of 1 prompts end in a space" in capsys.readouterr().err
-
-
-# The model that runs
-
-
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_without_fast_the_models_own_modules_run(
-    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classes: set[type] = set()
-
-    def counted(model: Model, *arguments: Any, **options: Any) -> Any:
-        for module in model.modules():
-            module.register_forward_hook(lambda module, inputs, output: classes.add(type(module)))
-        return generate_texts(model, *arguments, **options)
-
-    monkeypatch.setattr("ftcore.generate.generate_texts", counted)
-    assert main(["--model", request.getfixturevalue(family), "--prompt", "Ada"]) == 0
-    assert len(classes) > 5
-    assert all(kind.__module__.startswith(("torch.nn.", "ftcore.models.")) for kind in classes)
 
 
 # Errors

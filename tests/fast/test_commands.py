@@ -1,4 +1,4 @@
-"""--fast and --compile of generate and evaluate: equal answers, and a line that says so."""
+"""--fast and --compile of the commands: equal results, and a line that says so."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 
 import ftcore.evaluate
 import ftcore.generate
+import ftcore.train
 from tests.helpers import tiny_runs
 
 ON = "--fast is on: decoding with ftcore.fast\n"
@@ -40,6 +41,17 @@ def test_generate_compiled(
     assert ftcore.generate.main([*command, "--compile"]) == 0
     assert capsys.readouterr().out == plain.out
     assert compilations() == 1
+
+
+def test_train(model: str, tmp_path: Path) -> None:
+    data = tiny_runs.questions(tmp_path / "train.jsonl", 12)
+    options = f"--model {model} --train {data} --max-steps 3 --dropout 0 --output".split()
+    for name, fast in (("plain", []), ("fast", ["--fast"])):
+        assert ftcore.train.main([*options, str(tmp_path / name), *fast]) == 0
+    for plain, fast in zip(
+        tiny_runs.metrics(tmp_path / "plain"), tiny_runs.metrics(tmp_path / "fast"), strict=True
+    ):
+        assert fast == pytest.approx(plain, rel=1e-4)
 
 
 def test_evaluate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

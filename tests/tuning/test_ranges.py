@@ -109,7 +109,7 @@ def test_an_option_can_be_varied_in_one_way_only() -> None:
 @pytest.mark.parametrize(
     ("search", "others", "complaint"),
     [
-        ("dropout=0..1", {}, "--search dropout: --dropout is 1.0, expected a rate from 0 to below 1"),
+        ("dropout=0..1", {}, "--search dropout: --dropout is 1.0, expected from 0 to below 1"),
         ("batch_size=0..8", {}, "--search batch_size: --batch-size is 0, expected at least 1"),
         ("lora_alpha=1,2", {}, "--search lora_alpha: --lora-alpha needs --lora-rank"),
         ("lora_rank=2,4", {"freeze": ["encoder"]}, "--search lora_rank: --lora-rank contradicts --freeze"),
