@@ -28,7 +28,7 @@ class EvaluateOptions:
     )
     json: bool = option(False, "print the scores as one JSON object")
 
-    fast: bool = option(False, "generate the answers with a model prepared for it", group="Speed")
+    fast: bool = option(False, "generate the answers with a model prepared for it", group="Computation")
     batch_size: int = option(16, "examples per batch", at_least=1)
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ftcore.cli import REQUIRED, check_bounds, cli_errors, flag, option, parse, warn
-from ftcore.decoding.arguments import Arguments
 
 
 @dataclass
@@ -43,7 +42,7 @@ class GenerateOptions:
     temperature: float | None = option(
         None, "below 1.0 closer to the most likely, above 1.0 more varied (default: 1.0)"
     )
-    top_k: int | None = option(None, "sample from the K most likely tokens, 0 for all (default: 50)")
+    top_k: int | None = option(None, "sample from the N most likely tokens, 0 for all (default: 50)")
     top_p: float | None = option(
         None, "sample from the most likely tokens that together reach this probability (default: 1.0)"
     )
@@ -54,7 +53,7 @@ class GenerateOptions:
     output: str | None = option(None, "file to write instead of printing", metavar="FILE")
 
     fast: bool = option(
-        False, "prepare the model first: packed weights on a CPU, CUDA graphs on a GPU", group="Speed"
+        False, "prepare the model first: packed weights on a CPU, CUDA graphs on a GPU", group="Computation"
     )
     compile: bool = option(False, "--fast, and compile the step to C++ (half a minute); for a CPU")
     batch_size: int = option(8, "prompts of --input per batch", at_least=1)
@@ -101,7 +100,7 @@ from ftcore.checkpoints.files import write_atomically
 from ftcore.data import prompt
 from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
 from ftcore.decoding import generate_texts, stream_text
-from ftcore.decoding.arguments import arguments_for
+from ftcore.decoding.arguments import Arguments, arguments_for
 from ftcore.decoding.text import check_prompts
 from ftcore.training.inputs import find_device, load_checkpoint
 

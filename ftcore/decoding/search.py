@@ -143,13 +143,9 @@ class Hypotheses:
 
     def gather(self, index: Tensor) -> "Hypotheses":
         """The hypotheses at `index` (B, M') of each source."""
-        return Hypotheses(
-            ids=self.ids.take_along_dim(index[:, :, None], 1),
-            scores=self.scores.gather(1, index),
-            ended=self.ended.gather(1, index),
-            new_tokens=self.new_tokens.gather(1, index),
-            parents=self.parents.gather(1, index),
-        )
+        ids = self.ids.take_along_dim(index[:, :, None], 1)
+        others = self.scores, self.ended, self.new_tokens, self.parents
+        return Hypotheses(ids, *(tensor.gather(1, index) for tensor in others))
 
     def cat(self, other: "Hypotheses") -> "Hypotheses":
         """These and then the others, of each source."""
@@ -257,8 +253,8 @@ def propose(
     parents, tokens = chosen // vocabulary, chosen % vocabulary
     candidates = running.gather(parents)
     candidates.ids[:, :, length] = tokens
-    return Hypotheses(
-        ids=candidates.ids,
+    return replace(
+        candidates,
         scores=totals.gather(1, chosen),
         ended=torch.isin(tokens, eos_ids) | (length + 1 == max_length),
         new_tokens=candidates.new_tokens + 1,
