@@ -29,7 +29,7 @@ class GenerateOptions:
     max_new_tokens: int | None = option(None, "most tokens to generate (default: 20)", group="Search")
     min_new_tokens: int | None = option(None, "fewest tokens to generate")
     num_beams: int | None = option(None, "beams of beam search (default: 1, greedy search or sampling)")
-    length_penalty: float | None = option(None, "of beam search: above 0 favours long answers (default: 1.0)")
+    length_penalty: float | None = option(None, "of beam search: above 0 favors long answers (default: 1.0)")
     num_return_sequences: int | None = option(
         None, "answers to each prompt, from beams or samples (default: 1)"
     )

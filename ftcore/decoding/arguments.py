@@ -39,7 +39,7 @@ class Arguments:
 
     # Beam search.
     num_beams: int = 1  # 1: greedy search or sampling
-    # A hypothesis scores its log-probability / (new tokens ** length_penalty): above 0 favours long ones.
+    # A hypothesis scores its log-probability / (new tokens ** length_penalty): above 0 favors long ones.
     length_penalty: float = 1.0
     # True: stop at num_beams complete hypotheses. False: stop when no running beam can beat them at its
     # present length. "never": when none can even at the maximum length.

@@ -182,7 +182,7 @@ def beam_search(
     logits = state.expand(state(prompt), beams)  # (R, V)
     for length in range(prompt_length, max_length):
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
-        # Masked log-probabilities are not renormalised.
+        # Masked log-probabilities are not renormalized.
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
         candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
@@ -274,7 +274,7 @@ def best_complete(
 ) -> Hypotheses:
     """The N best of the complete hypotheses and of the candidates that have ended.
 
-    A sum of log-probabilities falls with every token, which favours short hypotheses. So it is divided by the
+    A sum of log-probabilities falls with every token, which favors short hypotheses. So it is divided by the
     number of new tokens to the power of `length_penalty` (Wu et al. 2016, section 7, has another divisor).
     """
     beams = complete.scores.shape[1]
