@@ -23,10 +23,11 @@ from ftcore.cli import few
 from ftcore.lora.adapter import base_model, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
-from ftcore.models.gpt2 import GPT2Config, GPT2LMHeadModel
-from ftcore.models.t5 import MT5Config, T5Config, T5ForConditionalGeneration, UMT5Config
+from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config
+from ftcore.models.gpt2 import GPT2LMHeadModel
+from ftcore.models.t5 import T5ForConditionalGeneration
 
-AnyModel = TypeVar("AnyModel", GPT2LMHeadModel, T5ForConditionalGeneration)
+AnyModel = TypeVar("AnyModel")
 
 # The files that hold weights, the preferred first: transformers looks for them in the same order.
 WEIGHT_FILES = (

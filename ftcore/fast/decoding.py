@@ -73,7 +73,7 @@ def lay_out(model: Any, layer_of: type[FrozenLinear]) -> None:
             model.set_submodule(name, Centred(matrix(part), layer_of))
         elif isinstance(part, nn.Linear | Conv1D):
             model.set_submodule(name, layer_of(matrix(part), part.bias))
-        elif isinstance(part, nn.Dropout):  # idle, but asked in every step
+        elif type(part) is nn.Dropout:  # idle, but asked in every step; not AttentionDropout
             model.set_submodule(name, nn.Identity())
 
 

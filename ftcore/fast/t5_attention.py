@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftcore.fast.dropout import draw, drop
-from ftcore.models.attention import at_least_float32, is_hooked
+from ftcore.models.attention import at_least_float32, can_fuse
 from ftcore.models.t5 import T5Attention
 
 
 class FastT5Attention(T5Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         is_learned = bias is not None and bias.requires_grad
-        if not is_learned or query.device.type != "cpu" or is_hooked(self.softmax):
+        if not is_learned or query.device.type != "cpu" or not can_fuse(self.softmax, self.dropout):
             return super().attend(query, key, value, bias)
         dropout_p = self.dropout.p if self.training else 0.0
         with torch.autocast("cpu", enabled=False):  # it would round the scores to half precision
