@@ -740,9 +740,9 @@ def test_where_a_directory_is_expected(tmp_path: Path, monkeypatch: pytest.Monke
     reference_directory("gpt2", tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_directory(str(tmp_path / "model")) == resolve_directory("~/model") == tmp_path / "model"
-    with pytest.raises(ValueError, match=r"config\.json: a file, expected the directory that it lies in"):
+    with pytest.raises(ValueError, match=r"config\.json: a file, expected its directory"):
         resolve_directory(tmp_path / "model" / "config.json")
-    with pytest.raises(FileNotFoundError, match="no such directory, and no name on the Hugging Face hub"):
+    with pytest.raises(FileNotFoundError, match="no such directory, and not a name on the Hugging Face hub"):
         resolve_directory(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.json: a file, expected a directory to save the model in"):
         save_model(ours("gpt2"), tmp_path / "model" / "config.json")
