@@ -18,8 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import describe_mismatch, find_weights, read_tensors, write_tensors
-from ftcore.cli import few
+from ftcore.checkpoints.tensors import (
+    describe_mismatch,
+    read_weights,
+    split_into_shards,
+    write_tensors,
+)
 from ftcore.lora.adapter import base_model, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
@@ -79,10 +83,7 @@ def load_model(
         return merge_lora(model)
     with torch.device("meta"), _SkipInitialization():
         model = new_model(directory)
-    path = find_weights(directory, WEIGHT_FILES)
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(path) if path.suffix == ".json" else [path]:
-        tensors.update(read_tensors(file))
+    path, tensors = read_weights(directory, WEIGHT_FILES)
     parameters = {
         key: tensor.to(device=device, dtype=_stored_dtype(key, dtype or tensor.dtype))
         for key, tensor in _fit(model, tensors, path).items()
@@ -151,19 +152,6 @@ class _SkipInitialization(TorchFunctionMode):
         if getattr(function, "__name__", None) == "normal_":  # nn.init.normal_(tensor=...) or Tensor.normal_
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index}: weight_map is no table of tensor names and files")
-    shards = [index.parent / file for file in sorted(set(weight_map.values()))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {few(missing)}"
-        )
-    return shards
 
 
 def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
@@ -260,7 +248,7 @@ def save_model(
     names = [tied[0] for tied in _tied_names(state)]  # tied parameters are written once, as in transformers
     dtypes = {name: _stored_dtype(name, dtype or state[name].dtype) for name in names}
     sizes = {name: state[name].numel() * dtypes[name].itemsize for name in names}
-    shards = _split(sizes, max_shard_size)
+    shards = split_into_shards(sizes, max_shard_size)
 
     writes: dict[Path, Callable[[Path], object]] = {}
     for file, shard in shards.items():
@@ -285,19 +273,3 @@ def save_model(
         ours = path.name in ("generation_config.json", *WEIGHT_FILES[:2]) or _SHARD.fullmatch(path.name)
         if ours and path not in writes:
             path.unlink()
-
-
-def _split(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """File names and the tensors in each: in order, with a new file wherever the limit would be exceeded."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if shards[-1] and filled + size > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    total = len(shards)
-    return {f"model-{n:05d}-of-{total:05d}.safetensors": shard for n, shard in enumerate(shards, start=1)}

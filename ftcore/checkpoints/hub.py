@@ -22,7 +22,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> Path:
-    """The directory of a model's files: `name` itself if it is a directory, otherwise a snapshot from the hub.
+    """The directory of a model's files: `name` itself if it is a directory, else a snapshot from the hub.
 
     Args:
         name: a directory, or a hub name such as "gpt2" or "google-t5/t5-small", which needs the extra `hub`.

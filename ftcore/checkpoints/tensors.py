@@ -9,25 +9,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ftcore.checkpoints.files import read_json
 from ftcore.cli import few, one_line
 
 
-def find_weights(directory: Path, names: Sequence[str]) -> Path:
-    """The first of these files that exists.
+def read_weights(directory: Path, names: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
+    """The first of these files that exists, and its tensors; an index (.json) stands for its shards.
 
     Raises:
-        FileNotFoundError: none does.
+        FileNotFoundError: none of the files exists, or shards are missing.
+        ValueError: see `read_tensors`.
     """
-    for path in (directory / name for name in names):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(names)}")
+    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(names)}")
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(path) if path.suffix == ".json" else [path]:
+        tensors.update(read_tensors(file))
+    return path, tensors
 
 
-def describe_mismatch(wrong: list[str], missing: list[str], unexpected: list[str]) -> str:
-    """Tensors that do not fit a model, in one line; empty if all fit."""
-    kinds = {"wrong": wrong, "missing": missing, "unexpected": unexpected}
-    return "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: weight_map is no table of tensor names and files")
+    shards = [index.parent / file for file in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {few(missing)}"
+        )
+    return shards
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -72,3 +84,25 @@ def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) ->
         save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from None
+
+
+def split_into_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File names and the tensors in each: in order, with a new file wherever the limit would be exceeded."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    total = len(shards)
+    return {f"model-{n:05d}-of-{total:05d}.safetensors": shard for n, shard in enumerate(shards, start=1)}
+
+
+def describe_mismatch(wrong: list[str], missing: list[str], unexpected: list[str]) -> str:
+    """Tensors that do not fit a model, in one line; empty if all fit."""
+    kinds = {"wrong": wrong, "missing": missing, "unexpected": unexpected}
+    return "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)

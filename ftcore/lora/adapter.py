@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import describe_mismatch, find_weights, read_tensors, write_tensors
+from ftcore.checkpoints.tensors import describe_mismatch, read_weights, write_tensors
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
 from ftcore.models.gpt2 import GPT2LMHeadModel
@@ -163,8 +163,7 @@ def _is_plain(key: str, value: Any) -> bool:
 
 def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor]:
     """A and B of each layer under their names in the file; raises ValueError for any other tensor."""
-    file = find_weights(directory, WEIGHT_FILES)
-    tensors = read_tensors(file)
+    file, tensors = read_weights(directory, WEIGHT_FILES)
     layers = linear_layers(model)
     expected: dict[str, tuple[int, int]] = {}
     for name in tensors:

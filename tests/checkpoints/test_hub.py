@@ -186,7 +186,7 @@ def test_a_name_that_the_hub_does_not_know_is_one_clear_line(hub: Hub, tmp_path:
     assert unknown.startswith(
         "google-t5/t6: no such directory, and the download from the Hugging Face hub failed (Repo"
     )
-    assert malformed.startswith("weights/missing..name: no such directory, and the Hugging Face hub does not")
+    assert malformed.startswith("weights/missing..name: no such directory, and the download")
     for message in (unknown, malformed):
         assert "\n" not in message and "config.json, model.safetensors" in message
     assert hub.served == []
