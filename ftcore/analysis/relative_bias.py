@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.models import T5ForConditionalGeneration
-from ftcore.models.relative_position import relative_position_bucket
+from ftcore.models.t5 import relative_position_bucket
 
 
 class BiasCurves(NamedTuple):

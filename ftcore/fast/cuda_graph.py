@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ftcore.decoding.arguments import position_limit
+from ftcore.models.attention import attention_mask_bias
 from ftcore.models.cache import Extent, KVCache, LayerCache
+from ftcore.models.t5 import relative_position_bucket
 
 # Cache sizes are rounded up to a multiple of this, so that similar lengths share a graph.
 LENGTH_MULTIPLE = 64
@@ -113,10 +115,30 @@ class Graph:
         if self.source is None:
             hidden = model.last_hidden(self.new_ids, self.visible, cache=self.cache)
         else:
-            hidden = model.decode_hidden(
-                self.new_ids, self.source, self.source_mask, self.visible, self.cache, self.position
-            )
+            hidden = self.decode_hidden(model, self.source)
         return model.lm_head(hidden)[:, -1].float()
+
+    def decode_hidden(self, model: Any, source: Tensor) -> Tensor:
+        """T5's `decode_hidden`, but with the position of the new tokens in a tensor: (R, 1, D)."""
+        decoder, config = model.decoder, model.config
+        hidden = decoder.embed_tokens(self.new_ids)
+        mask = attention_mask_bias(self.visible, 1, self.sizes.max_length, causal=True, like=hidden)
+        source_bias = attention_mask_bias(self.source_mask, 1, source.shape[1], causal=False, like=hidden)
+        keys = torch.arange(self.sizes.max_length, device=hidden.device)
+        distances = keys[None] - self.position  # (1, S): key minus query
+        buckets = relative_position_bucket(
+            distances,
+            bidirectional=False,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
+        )
+        for layer, block in enumerate(decoder.block):
+            table = block.layer[0].SelfAttention.relative_attention_bias
+            if table is not None:
+                position_bias = table(buckets).permute(2, 0, 1)[None].contiguous() + mask  # (R, H, 1, S)
+            hidden = block(hidden, position_bias, source, source_bias, self.cache.layer(layer))
+        hidden = decoder.final_layer_norm(hidden)
+        return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden
 
     def attach(self, cache: KVCache, mask: Tensor | None) -> None:
         """Copy a cache and its mask into the static tensors, and make the cache use these from now on."""

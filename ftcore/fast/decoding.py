@@ -15,7 +15,6 @@ from ftcore.fast.packed import (
     PackedLinear,
     fused_qkv_slices,
 )
-from ftcore.fast.training import ATTENTION_DROPOUT
 from ftcore.lora.lora import merge_lora
 from ftcore.models import Model
 from ftcore.models.gpt2 import Conv1D
@@ -82,8 +81,8 @@ def replace_linears(model: Any, layer_type: type[PackedLinear]) -> None:
             model.set_submodule(name, MeanCenteredHead(matrix(module), layer_type))
         elif isinstance(module, nn.Linear | Conv1D):
             model.set_submodule(name, layer_type(matrix(module), module.bias))
-        elif isinstance(module, nn.Dropout) and not name.endswith(ATTENTION_DROPOUT):
-            model.set_submodule(name, nn.Identity())  # saves a call of a no-op
+        elif type(module) is nn.Dropout:  # a no-op; AttentionDropout is not called at all
+            model.set_submodule(name, nn.Identity())
 
 
 def matrix(layer: nn.Linear | Conv1D) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ftcore.models.attention import at_least_float32, has_hooks, is_hooked
+from ftcore.models.attention import at_least_float32, can_fuse
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.t5 import T5Attention, T5LayerNorm
 
@@ -147,8 +147,8 @@ def apply_dropout(states: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 class FastT5Attention(T5Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        hooked = is_hooked(self.softmax) or has_hooks(self.dropout) or type(self.dropout) is not nn.Dropout
-        if hooked or bias is None or not bias.requires_grad or query.device.type != "cpu":
+        is_learned = bias is not None and bias.requires_grad
+        if not is_learned or query.device.type != "cpu" or not can_fuse(self.softmax, self.dropout):
             return super().attend(query, key, value, bias)
         p = self.dropout.p if self.training else 0.0
         with torch.autocast("cpu", enabled=False):  # it would compute the scores in half precision

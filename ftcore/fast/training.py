@@ -19,8 +19,6 @@ FAST_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     T5Attention: FastT5Attention,
     T5LayerNorm: FastT5LayerNorm,
 }
-# Attention's dropout stays nn.Dropout: the fused kernels read its rate and do not call it.
-ATTENTION_DROPOUT = ("attn_dropout", "Attention.dropout")
 
 
 def prepare_for_training(model: Model, *, compile: bool = False, device: torch.device | None = None) -> Model:
@@ -50,8 +48,8 @@ def prepare_for_training(model: Model, *, compile: bool = False, device: torch.d
 
 def use_fast_layers(model: Model) -> None:
     """Change the class of each layer in FAST_LAYERS."""
-    for name, module in model.named_modules():
-        if type(module) in FAST_LAYERS and not name.endswith(ATTENTION_DROPOUT):
+    for module in model.modules():
+        if type(module) in FAST_LAYERS:
             module.__class__ = FAST_LAYERS[type(module)]
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore.models.activations import ACTIVATIONS
+from ftcore.models.config import ACTIVATIONS
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, shown
 from ftcore.study.trial import VANISHES, Attention, Suspect

@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ftcore
-from ftcore.checkpoints import checkpoint
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.hub import resolve_directory
+from ftcore.checkpoints.tensors import split_into_shards
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 transformers.logging.set_verbosity_error()
@@ -740,9 +740,9 @@ def test_where_a_directory_is_expected(tmp_path: Path, monkeypatch: pytest.Monke
     reference_directory("gpt2", tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_directory(str(tmp_path / "model")) == resolve_directory("~/model") == tmp_path / "model"
-    with pytest.raises(ValueError, match=r"config\.json: a file, expected the directory that it lies in"):
+    with pytest.raises(ValueError, match=r"config\.json: a file, expected its directory"):
         resolve_directory(tmp_path / "model" / "config.json")
-    with pytest.raises(FileNotFoundError, match="no such directory, and no name on the Hugging Face hub"):
+    with pytest.raises(FileNotFoundError, match="no such directory, and not a name on the Hugging Face hub"):
         resolve_directory(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.json: a file, expected a directory to save the model in"):
         save_model(ours("gpt2"), tmp_path / "model" / "config.json")
@@ -750,10 +750,10 @@ def test_where_a_directory_is_expected(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_shards_are_as_large_as_the_limit_allows() -> None:
     sizes = {"a": 3, "b": 3, "c": 7, "d": 20, "e": 1}
-    assert checkpoint._split(sizes, 10) == {
+    assert split_into_shards(sizes, 10) == {
         "model-00001-of-00004.safetensors": ["a", "b"],
         "model-00002-of-00004.safetensors": ["c"],
         "model-00003-of-00004.safetensors": ["d"],
         "model-00004-of-00004.safetensors": ["e"],
     }
-    assert checkpoint._split(sizes, 34) == {"model.safetensors": [*"abcde"]}
+    assert split_into_shards(sizes, 34) == {"model.safetensors": [*"abcde"]}

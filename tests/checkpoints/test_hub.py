@@ -163,7 +163,10 @@ def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
     """
     hub.server_close()
     message = run(again, hub.url, tmp_path)["unreachable"]
-    assert "google-t5/never-seen: no such directory, and the Hugging Face hub does not give it" in message
+    assert (
+        "google-t5/never-seen: no such directory, and the download from the Hugging Face hub failed"
+        in message
+    )
     assert "\n" not in message
 
 
@@ -181,9 +184,9 @@ def test_a_name_that_the_hub_does_not_know_is_one_clear_line(hub: Hub, tmp_path:
     """
     unknown, malformed = run(script, hub.url, tmp_path)
     assert unknown.startswith(
-        "google-t5/t6: no such directory, and the Hugging Face hub does not give it (Repo"
+        "google-t5/t6: no such directory, and the download from the Hugging Face hub failed (Repo"
     )
-    assert malformed.startswith("weights/missing..name: no such directory, and the Hugging Face hub does not")
+    assert malformed.startswith("weights/missing..name: no such directory, and the download")
     for message in (unknown, malformed):
         assert "\n" not in message and "config.json, model.safetensors" in message
     assert hub.served == []
@@ -197,5 +200,7 @@ def test_without_the_extra_the_error_says_what_to_do(tmp_path: Path, monkeypatch
     with pytest.raises(FileNotFoundError, match=r"^gpt2: no such directory; if it is a name on the Hugging"):
         load_model("gpt2")
     for name in ("./gpt2", "a/b/c", "/nowhere/gpt2", "../gpt2"):
-        with pytest.raises(FileNotFoundError, match="no such directory, and no name on the Hugging Face hub"):
+        with pytest.raises(
+            FileNotFoundError, match="no such directory, and not a name on the Hugging Face hub"
+        ):
             resolve_directory(name)

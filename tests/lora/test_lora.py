@@ -158,10 +158,10 @@ def test_the_mode_stays(training):
             {"targets": ["q", "vv"]},
             "targets: 'vv' names no layer .* (here k, o, q, v, wi, wo), or all-linear",
         ),
-        ({"targets": "SelfAttention"}, "targets: 'SelfAttention' names no layer "),
-        ({"targets": ["shared"]}, "targets: 'shared' names no layer "),
-        ({"targets": ["lm_head"]}, "targets: 'lm_head' names no layer "),
-        ({"targets": ["elfAttention.q"]}, "targets: 'elfAttention.q' names no layer "),
+        ({"targets": "SelfAttention"}, "targets: 'SelfAttention' names no layer;"),
+        ({"targets": ["shared"]}, "targets: 'shared' names no layer;"),
+        ({"targets": ["lm_head"]}, "targets: 'lm_head' names no layer;"),
+        ({"targets": ["elfAttention.q"]}, "targets: 'elfAttention.q' names no layer;"),
     ],
 )
 def test_errors_name_the_argument_and_change_nothing(arguments, message):

@@ -1,4 +1,4 @@
-"""attend: its two ways are one function; masks; what the softmax sees."""
+"""attend: fused kernel and textbook lines agree; hooks and replaced modules; masks."""
 
 import copy
 
@@ -8,12 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ftcore.models.attention import Softmax, attend, attention_mask_bias, is_hooked, merge_heads, split_heads
+from ftcore.models.attention import (
+    AttentionDropout,
+    Softmax,
+    attend,
+    attention_mask_bias,
+    can_fuse,
+    merge_heads,
+    split_heads,
+)
 from tests.helpers.oracle import BOUND, distance, error, seeds
 
 
 def watch(softmax: nn.Module) -> dict[str, Tensor]:
-    """Hooks the softmax, which makes `attend` take the textbook way, and keeps what passes through it."""
+    """Record a softmax's input and output; the hook makes `attend` run the textbook lines."""
     seen: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -59,7 +67,7 @@ def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale
         leaves = inputs(seed, queries, keys, dtype)
         own_bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
         mixed = attend(
-            *leaves, bias=own_bias, causal=causal, scale=scale, softmax=softmax, dropout=nn.Dropout(0.0)
+            *leaves, bias=own_bias, causal=causal, scale=scale, softmax=softmax, dropout=AttentionDropout(0.0)
         )
         mixed.square().sum().backward()
         mixed = mixed.detach()
@@ -75,7 +83,7 @@ def test_a_query_weighs_its_keys_by_the_formula():
     query, key, value = (t.detach() for t in inputs(0, 2, 3))
     softmax = Softmax()
     seen = watch(softmax)
-    mixed = attend(query, key, value, scale=0.5, softmax=softmax, dropout=nn.Dropout(0.0))
+    mixed = attend(query, key, value, scale=0.5, softmax=softmax, dropout=AttentionDropout(0.0))
     for row, head, place in [(0, 0, 0), (1, 2, 1)]:
         scores = torch.stack([0.5 * query[row, head, place].dot(k) for k in key[row, head]])
         weights = scores.exp() / scores.exp().sum()
@@ -91,7 +99,7 @@ def test_dropout_drops_attention_weights(watched, p):
     keys = 200
     query, key = torch.zeros(1, 4, keys, 8), torch.zeros(1, 4, keys, 8)
     value = torch.eye(keys).expand(1, 4, keys, keys)
-    softmax, dropout = Softmax(), nn.Dropout(p)
+    softmax, dropout = Softmax(), AttentionDropout(p)
     if watched:
         watch(softmax)
     torch.manual_seed(0)
@@ -108,26 +116,51 @@ def test_dropout_drops_attention_weights(watched, p):
     assert error(undropped, torch.full_like(undropped, 1 / keys)) < 1e-6
 
 
-def test_any_hook_is_noticed_until_it_is_removed():
-    softmax = Softmax()
-    assert not is_hooked(softmax)
+@pytest.mark.parametrize("hooked", ["softmax", "dropout"])
+def test_any_hook_disables_the_fused_kernel_until_it_is_removed(hooked):
+    modules = {"softmax": Softmax(), "dropout": AttentionDropout(0.0)}
+    assert can_fuse(**modules)
     for register in (
-        softmax.register_forward_hook,
-        softmax.register_forward_pre_hook,
-        softmax.register_full_backward_hook,
-        softmax.register_full_backward_pre_hook,
+        modules[hooked].register_forward_hook,
+        modules[hooked].register_forward_pre_hook,
+        modules[hooked].register_full_backward_hook,
+        modules[hooked].register_full_backward_pre_hook,
     ):
         handle = register(lambda *_: None)
-        assert is_hooked(softmax)
+        assert not can_fuse(**modules)
         handle.remove()
-        assert not is_hooked(softmax)
+        assert can_fuse(**modules)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_a_hook_on_dropout_fires(p):
+    query, key, value = (t.detach() for t in inputs(0, 3, 4))
+    dropout, seen = AttentionDropout(p), []
+    dropout.register_forward_hook(lambda module, args, weights: seen.extend([args[0], weights]))
+    mixed = attend(query, key, value, scale=0.5, softmax=Softmax(), dropout=dropout)
+    before, after = seen
+    assert error(before, (0.5 * query @ key.mT).softmax(-1)) < 1e-14
+    assert torch.equal(mixed, after @ value)
+    assert bool((after == 0).any()) == (p > 0)
+
+
+@pytest.mark.parametrize("replacement", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.9).eval()])
+def test_dropout_may_be_replaced(replacement):
+    query, key, value = (t.detach() for t in inputs(0, 3, 4))
+    results = [
+        attend(query, key, value, scale=0.5, softmax=Softmax(), dropout=dropout)
+        for dropout in (AttentionDropout(0.0), replacement)
+    ]
+    assert error(*results) < 1e-14
 
 
 def test_a_hook_changes_what_attention_does():
     query, key, value = (t.detach() for t in inputs(0, 4, 4))
     softmax = Softmax()
     softmax.register_forward_hook(lambda module, args, weights: torch.eye(4).to(weights).expand_as(weights))
-    assert torch.equal(attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0)), value)
+    assert torch.equal(
+        attend(query, key, value, scale=1.0, softmax=softmax, dropout=AttentionDropout(0.0)), value
+    )
 
 
 def test_a_module_put_in_the_place_of_softmax_is_used():
@@ -136,7 +169,7 @@ def test_a_module_put_in_the_place_of_softmax_is_used():
             return torch.full_like(scores, 1 / scores.shape[-1])
 
     query, key, value = (t.detach() for t in inputs(0, 4, 5))
-    mixed = attend(query, key, value, scale=1.0, softmax=Uniform(), dropout=nn.Dropout(0.0))
+    mixed = attend(query, key, value, scale=1.0, softmax=Uniform(), dropout=AttentionDropout(0.0))
     assert error(mixed, value.mean(-2, keepdim=True).expand_as(mixed)) < 1e-14
 
 
@@ -151,7 +184,7 @@ def test_scores_and_weights_are_float32_in_half_precision(dtype, autocast):
     softmax = Softmax()
     seen = watch(softmax)
     with torch.autocast("cpu", dtype, enabled=autocast):
-        watched = attend(query, key, value, scale=0.1, softmax=softmax, dropout=nn.Dropout(0.0))
+        watched = attend(query, key, value, scale=0.1, softmax=softmax, dropout=AttentionDropout(0.0))
     scores = query.double() @ key.double().transpose(-2, -1) * 0.1
     assert seen["scores"].dtype == seen["weights"].dtype == torch.float32
     assert error(seen["scores"].double(), scores) < 1e-6
@@ -160,7 +193,7 @@ def test_scores_and_weights_are_float32_in_half_precision(dtype, autocast):
     # Weights and values are rounded once each, and the output once: three halves of a unit, plus their sums.
     exact = scores.softmax(-1) @ value.double()
     with torch.autocast("cpu", dtype, enabled=autocast):
-        fused = attend(query, key, value, scale=0.1, softmax=Softmax(), dropout=nn.Dropout(0.0))
+        fused = attend(query, key, value, scale=0.1, softmax=Softmax(), dropout=AttentionDropout(0.0))
     for mixed in (watched, fused):
         assert mixed.dtype == dtype
         assert error(mixed.double(), exact) < 2 * torch.finfo(dtype).eps
@@ -170,7 +203,7 @@ def test_float64_stays_float64():
     softmax = Softmax()
     seen = watch(softmax)
     query, key, value = (t.detach() for t in inputs(0, 3, 3))
-    mixed = attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0))
+    mixed = attend(query, key, value, scale=1.0, softmax=softmax, dropout=AttentionDropout(0.0))
     assert mixed.dtype == seen["weights"].dtype == torch.float64
     assert distance(seen["weights"], seen["scores"].softmax(-1)) == 0
 
@@ -193,7 +226,7 @@ def test_mask_bias_by_hand():
     assert visible(attention_mask_bias(None, 2, 4, causal=True, like=like)) == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert visible(attention_mask_bias(mask, 1, 4, causal=False, like=like)) == [[0, 1, 1, 0]]
     assert visible(attention_mask_bias(mask, 4, 4, causal=True, like=like)) == [
-        [1, 1, 1, 1],  # left padding: would see nothing, so it sees everything, and nobody reads its output
+        [1, 1, 1, 1],  # left padding: fully masked, so left unmasked; its output is unused
         [0, 1, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
@@ -237,4 +270,4 @@ def test_heads_are_slices_of_the_width(rows, length, heads, width):
 def test_a_watched_softmax_can_be_copied():
     softmax = Softmax()
     watch(softmax)
-    assert is_hooked(copy.deepcopy(softmax))
+    assert not can_fuse(copy.deepcopy(softmax), AttentionDropout(0.0))

@@ -110,7 +110,7 @@ def test_other_rows_than_before_are_refused(rows):
     cache = KVCache(5)
     cache.layer(0).append(states(2, 1), states(2, 1))
     cache.advance(1)
-    with pytest.raises(ValueError, match=f"the cache holds 2 rows, {rows} came.*reorder"):
+    with pytest.raises(ValueError, match=f"the cache holds 2 rows, got {rows}.*reorder"):
         cache.layer(0).append(states(rows, 1), states(rows, 1))
 
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.models import GPT2Config, MT5Config, T5Config, UMT5Config
-from ftcore.models.activations import ACTIVATIONS
-from ftcore.models.config import Config
+from ftcore.models.config import ACTIVATIONS, Config
 from tests.helpers.oracle import gpt2_settings, t5_settings
 
 CLASSES = [GPT2Config, T5Config, MT5Config, UMT5Config]
@@ -114,7 +113,7 @@ def test_the_feed_forward_layer_in_one_key_or_two(values):
 
 
 @pytest.mark.parametrize(("cls", "other", "name"), [
-    *((cls, other, name) for cls in CLASSES for other, name in cls.other_names.items()),
+    *((cls, other, name) for cls in CLASSES for other, name in cls.aliases.items()),
     (GPT2Config, "n_ctx", "n_positions"),
 ])  # fmt: skip
 def test_a_key_under_another_name(cls, other, name):
@@ -154,10 +153,10 @@ def test_n_ctx_beside_n_positions_counts_for_nothing():
         (T5Config, {"layer_norm_epsilon": True}, "layer_norm_epsilon is True, expected a number"),
         (T5Config, {"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
         (T5Config, {"scale_decoder_outputs": 0}, "scale_decoder_outputs is 0, expected true or false or"),
-        (T5Config, {"feed_forward_proj": None}, "feed_forward_proj is None, expected a text"),
+        (T5Config, {"feed_forward_proj": None}, "feed_forward_proj is None, expected a string"),
         (T5Config, {"feed_forward_proj": "gated-x"}, "feed_forward_proj is 'gated-x': unknown activation"),
         (T5Config, {"dense_act_fn": "gleu"}, "dense_act_fn is 'gleu': unknown activation function 'gleu'"),
-        (T5Config, {"dense_act_fn": 1}, "dense_act_fn is 1, expected a text or null"),
+        (T5Config, {"dense_act_fn": 1}, "dense_act_fn is 1, expected a string or null"),
         (T5Config, {"is_gated_act": "yes"}, "is_gated_act is 'yes', expected true or false or null"),
         (T5Config, {"feed_forward_proj": "relu", "is_gated_act": True},
             "is_gated_act is True, but feed_forward_proj is 'relu'; remove one of them"),

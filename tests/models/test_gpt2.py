@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache
-from ftcore.models.activations import ACTIVATIONS
+from ftcore.models.config import ACTIVATIONS
 from tests.helpers.oracle import (
     BOUND,
     LENGTHS,

@@ -15,8 +15,12 @@ from transformers.models.t5 import modeling_t5
 from transformers.utils import ModelOutput
 
 from ftcore.models import KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.relative_position import relative_position_bias, relative_position_bucket
-from ftcore.models.t5 import T5LayerNorm, clamp_overflow
+from ftcore.models.t5 import (
+    T5LayerNorm,
+    clamp_overflow,
+    relative_position_bias,
+    relative_position_bucket,
+)
 from tests.helpers.oracle import (
     BOUND,
     LENGTHS,

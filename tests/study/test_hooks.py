@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftcore.decoding import generate
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.attention import Softmax, is_hooked
+from ftcore.models.attention import Softmax, has_hooks
 from ftcore.study import patch, randomize_weights, record
 from ftcore.study.names import short_names
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
@@ -61,7 +61,7 @@ def untouched(model: nn.Module) -> bool:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     kinds += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
     left = [kind for module in model.modules() for kind in kinds if getattr(module, kind)]
-    watched = [module for module in model.modules() if isinstance(module, Softmax) and is_hooked(module)]
+    watched = [module for module in model.modules() if isinstance(module, Softmax) and has_hooks(module)]
     return not left and not watched
 
 
@@ -614,6 +614,6 @@ def test_a_model_moved_inside_is_still_watched(model):
 def test_the_fused_kernel_runs_where_nobody_watches():
     model = tiny("gpt2")
     with record(model, "resid_*.*", "z.*", "mlp.*", "attn.*", "neurons.*", "pattern.1"):
-        watched = [is_hooked(block.attn.softmax) for block in model.transformer.h]
+        watched = [has_hooks(block.attn.softmax) for block in model.transformer.h]
     assert watched == [False, True, False]
     assert untouched(model)
