@@ -1,4 +1,4 @@
-"""Counts what torch.compile compiles."""
+"""Counts the graphs that torch.compile compiles."""
 
 from collections.abc import Callable, Iterator
 
