@@ -10,8 +10,8 @@ from ftcore.cli import REQUIRED, check_bounds, cli_errors, flag, option, parse, 
 class GenerateOptions:
     """Generate text with a checkpoint: GPT-2 continues a prompt, T5 answers one.
 
-    Give a prompt, or a context and a question, or a file of many. The defaults of what is not given below are
-    in the checkpoint's generation_config.json.
+    Give a prompt, or a context and a question, or a file of many. Options that are not given default to the
+    checkpoint's generation_config.json.
     """
 
     model: str = option(REQUIRED, "directory or hub name of a checkpoint", metavar="DIR")

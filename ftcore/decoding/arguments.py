@@ -119,7 +119,7 @@ class Arguments:
             )
         if prompt_length >= maximum:
             raise ValueError(
-                f"a prompt of {prompt_length} tokens leaves no room below the maximum length of {maximum}:"
+                f"a prompt of {prompt_length} tokens reaches the maximum length of {maximum}:"
                 " cut the prompt, raise max_length, or pass max_new_tokens instead"
             )
         minimum = self.min_length if self.min_new_tokens is None else prompt_length + self.min_new_tokens

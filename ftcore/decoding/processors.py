@@ -181,7 +181,7 @@ def within_vocabulary(tokens: list[int], scores: Tensor) -> Tensor:
 def token_set(ids: Tensor, counted: Tensor, scores: Tensor) -> Tensor:
     """(R, V) bool: the tokens that occur in each row of `ids` (R, T) where `counted` (R, T) is True."""
     vocabulary = scores.shape[-1]
-    # A spare last column takes what is not counted, and pad ids beyond the vocabulary.
+    # An extra last column takes uncounted ids, and pad ids beyond the vocabulary.
     columns = ids.masked_fill(~counted, vocabulary).clamp(max=vocabulary)
     found = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
     return found.scatter_(1, columns, True)[:, :vocabulary]

@@ -59,9 +59,9 @@ def generate(
     """
     chosen = arguments_for(model, arguments)
     if streamer is not None and chosen.num_beams > 1:
-        raise ValueError("streamer needs num_beams=1: beam search knows its answer only at the end")
+        raise ValueError("streamer needs num_beams=1: the answer of a beam search is known only at the end")
     if observer is not None and chosen.num_beams == 1:
-        raise ValueError("observer needs num_beams above 1: without beams there is nothing but the answer")
+        raise ValueError("observer needs num_beams above 1: it observes beam search")
     device = next(model.parameters()).device
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
     first_token = None

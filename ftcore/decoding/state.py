@@ -91,7 +91,7 @@ class DecoderState:
         return self.logits
 
     def reorder(self, parents: Tensor, start: int) -> None:
-        """Row n of source b continues what was row `parents[b, n]` of it; `parents` is (B, N).
+        """Row n of source b becomes its former row `parents[b, n]`; `parents` is (B, N).
 
         Positions < start are identical in all rows of a source (common beam prefix) and are not copied.
         """

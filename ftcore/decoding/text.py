@@ -97,7 +97,7 @@ def stream_text(
 ) -> str:
     """Answer or continue one text, and pass the new text to `write` in pieces, as soon as they are final.
 
-    Returns all pieces joined, which is what `generate_texts` returns. Raises ValueError as it does, and for
+    Returns all pieces joined, the text that `generate_texts` returns. Raises ValueError as it does, and for
     several answers or beams, which are known only at the end.
     """
     chosen = arguments_for(model, arguments)

@@ -20,9 +20,9 @@ from ftcore.fast.compiler import compile_separately
 from ftcore.fast.packed import FEW_ROWS, OneDnnLinear
 from ftcore.models import KVCache
 
-# Weights are constants that the compiler may lay out anew.
+# Weights are constants, whose memory layout the compiler may change.
 FREEZING = {"freezing": True}
-# And it generates matrix products for the sizes at hand.
+# Matrix products are generated for their sizes.
 AUTOTUNED = FREEZING | {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 # The fused attention kernel is made for many queries; for one query the compiler does better with the plain
 # operations. Not where beams of a T5 source are several queries: it generates no products for those.

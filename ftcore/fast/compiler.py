@@ -13,27 +13,20 @@ from ftcore.models.attention import has_hooks
 from ftcore.training.blocks import Block, blocks, train_with
 
 
-def require_compiler(device: torch.device, needed_by: str = "compile=True") -> None:
-    """Check that torch.compile can build code for a device.
-
-    Args:
-        needed_by: the argument or option that needs it, for the message.
-
-    Raises:
-        ValueError: no C++ compiler (CPU) or no Triton (other devices).
-    """
+def require_compiler(device: torch.device) -> None:
+    """Raises ValueError where torch.compile lacks a C++ compiler (CPU) or Triton (other devices)."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
 
         try:
             get_cpp_compiler()
         except RuntimeError as error:
-            raise ValueError(f"{needed_by} needs a C++ compiler, such as g++") from error
+            raise ValueError("compile=True needs a C++ compiler, such as g++") from error
     else:
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            raise ValueError(f"{needed_by} needs Triton on {device}: install it, or leave it out")
+            raise ValueError(f"compile=True needs Triton on {device}: install it, or leave compile out")
 
 
 def compile_separately(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 A step is hundreds of kernels of a few microseconds each, and Python takes longer to launch one than a GPU to
 run it. A graph launches them all at once, but repeats exactly the captured kernels on the captured memory. So
 no tensor of the step may grow, and no value that changes may be a Python number: the cache always shows all
-of its positions, a mask says which are filled, and a tensor holds the position of the new token.
+of its positions, a mask selects the filled ones, and a tensor holds the position of the new token.
 """
 
 import weakref
@@ -67,7 +67,7 @@ class GraphStep:
 
 
 class Sizes(NamedTuple):
-    """What two calls must have in common to share a graph."""
+    """Two calls with equal `Sizes` can share a graph."""
 
     weights: tuple[tuple[int, torch.dtype], ...]  # addresses: moving or converting the model changes them
     rows: int
@@ -163,7 +163,7 @@ class Graph:
 class StaticCache(KVCache):
     """A cache that always shows all of its positions, as if the new token were the last to fit.
 
-    `position` (1,) says where the new token's key and value are stored.
+    `position` (1,): where the new token's key and value are stored.
     """
 
     def __init__(self, like: KVCache, max_length: int, position: Tensor):

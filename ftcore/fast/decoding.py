@@ -27,10 +27,10 @@ LAYER_TYPES = {torch.float32: Float32Linear, torch.bfloat16: BFloat16Linear, tor
 def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, compile: bool = False) -> Model:
     """Returns a copy of the model for fast inference on the model's device.
 
-    On a CPU the copy has packed linear layers. On a GPU it is the model in `dtype`, and `generate` runs each
-    decoding step as a CUDA graph, captured at its first use. Hooks work, and disable compiled steps and
-    graphs. The copy cannot be saved, and on a CPU not trained. It shares unconverted tensors with the model,
-    so prepare again after further training. LoRA is merged into the copy.
+    On a CPU the copy has packed linear layers, and cannot be trained or saved. On a GPU it is the model in
+    `dtype`, and `generate` runs each decoding step as a CUDA graph, captured at its first use. Hooks work,
+    and disable compiled steps and graphs. The copy shares unconverted tensors with the model, so prepare
+    again after further training. LoRA is merged into the copy.
 
     Args:
         model: GPT-2 or T5 in float32, on the CPU or a GPU.

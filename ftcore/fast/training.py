@@ -57,7 +57,7 @@ def tune_malloc() -> None:
     """Keep freed memory in the process, where the C library is glibc.
 
     Each step frees its activations and gradients and then allocates as much again. By default glibc returns
-    large blocks to the kernel, which zeroes every page anew: 160,000 pages per step of GPT-2 small, a tenth
+    large blocks to the kernel, which zeroes each page again: 160,000 pages per step of GPT-2 small, a tenth
     of the step's time in float32 and a third in bfloat16. Peak memory is the same, but is held to the end.
     """
     if sys.platform != "linux":

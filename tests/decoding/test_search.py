@@ -118,7 +118,7 @@ def prompt_length(family: str, ids: Tensor) -> int:
 
 
 def both(reference: Any, model: Any, ids: Tensor, mask: Tensor, o: dict[str, Any]) -> list[list[list[int]]]:
-    """What transformers and ftcore generate, with the same random seed."""
+    """The ids of transformers and of ftcore, with the same random seed."""
     torch.manual_seed(5)
     want = reference.generate(ids, attention_mask=mask, use_cache=True, **o)
     torch.manual_seed(5)
@@ -410,7 +410,7 @@ def test_the_head_runs_on_one_position_per_step() -> None:
             {"min_new_tokens": 5, "max_new_tokens": 4},
             "minimum length of 8 tokens exceeds the maximum of 7",
         ),
-        ("gpt2", {"max_length": 3}, "leaves no room below the maximum length of 3"),
+        ("gpt2", {"max_length": 3}, "reaches the maximum length of 3"),
         ("gpt2", {"max_new_tokens": 63}, "3 tokens and 63 new ones exceed the model's 64 positions"),
         ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected more than 0"),
         ("gpt2", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),

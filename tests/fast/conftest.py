@@ -1,4 +1,4 @@
-"""Counts what torch.compile compiles."""
+"""Counts the graphs that torch.compile compiles."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ def compilations() -> Iterator[Callable[[], int]]:
     from torch._dynamo.utils import counters  # takes seconds to import
 
     try:
-        require_compiler(torch.device("cpu"), "this test")
+        require_compiler(torch.device("cpu"))
     except ValueError as error:
         pytest.skip(str(error))
     torch._dynamo.reset()

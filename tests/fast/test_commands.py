@@ -1,4 +1,4 @@
-"""--fast and --compile of the commands: equal results, and a line that says so."""
+"""--fast and --compile of the commands: equal results, and a line of output."""
 
 import json
 import subprocess
