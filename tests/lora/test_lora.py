@@ -156,7 +156,7 @@ def test_the_mode_stays(training):
         ({"targets": []}, "targets is empty, expected names of layers or all-linear"),
         (
             {"targets": ["q", "vv"]},
-            "targets: 'vv' names no layer .* (here k, o, q, v, wi, wo), or all-linear",
+            "targets: 'vv' names no layer; .* (here k, o, q, v, wi, wo), or all-linear",
         ),
         ({"targets": "SelfAttention"}, "targets: 'SelfAttention' names no layer;"),
         ({"targets": ["shared"]}, "targets: 'shared' names no layer;"),

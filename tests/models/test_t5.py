@@ -722,7 +722,8 @@ def test_on_the_meta_device_shapes_are_computed_without_memory():
 
 
 @pytest.mark.study  # half a minute of compiling
-def test_it_compiles_in_one_graph():
+def test_it_compiles_in_one_graph_apart_from_the_id_check(monkeypatch):
+    monkeypatch.setattr("ftcore.models.t5.check_ids", lambda *_: None)  # reads values: a graph break
     _, model = t5_pair(SMALL, 0)
     source, mask, target = tokens(0, 2, 20), padding(0, 2, 20, "left"), tokens(1, 2, 9)
     compiled = torch.compile(model, fullgraph=True)
