@@ -126,13 +126,14 @@ class GPT2Model(nn.Module):
             raise ValueError(
                 f"{key_length} tokens, but n_positions is {self.config.n_positions}: cut the input"
             )
-        if position_ids is None:
-            position_ids = self._position_ids(attention_mask, past_length, query_length, input_ids.device)
-        hidden = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, D)
-
+        embedded = self.wte(input_ids)  # (B, T, D)
         bias = None  # without padding, `attend` needs no bias: it masks the future by its own flag
         if attention_mask is not None or (past_length > 0 and query_length > 1):
-            bias = attention_mask_bias(attention_mask, query_length, key_length, causal=True, like=hidden)
+            bias = attention_mask_bias(attention_mask, query_length, key_length, causal=True, like=embedded)
+        if position_ids is None:
+            position_ids = self._position_ids(attention_mask, past_length, query_length, input_ids.device)
+        hidden = self.drop(embedded + self.wpe(position_ids))
+
         for layer, block in enumerate(self.h):
             hidden = block(hidden, bias, cache.layer(layer) if cache is not None else None)
         if cache is not None:

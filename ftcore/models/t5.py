@@ -197,14 +197,14 @@ class T5LayerCrossAttention(nn.Module):
     def forward(
         self, hidden: Tensor, source: Tensor, bias: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
+        normed = self.layer_norm(hidden)  # (N * B, T, D)
         if cache is None:
-            key, value = self.EncDecAttention.keys_values(source)
+            key, value = self.EncDecAttention.keys_values(source)  # (B, H, S, K)
         else:
             if cache.cross is None:  # computed once; contiguous, since every step reads them
                 key, value = self.EncDecAttention.keys_values(source)
                 cache.cross = key.contiguous(), value.contiguous()
             key, value = cache.cross
-        normed = self.layer_norm(hidden)  # (N * B, T, D)
         return hidden + self.dropout(self.EncDecAttention(normed, key, value, bias))
 
 
@@ -268,7 +268,7 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
-        self.block: Any = nn.ModuleList(
+        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
             EncoderBlock(config, layer == 0 or config.bias_in_every_block)
             for layer in range(config.num_layers)
         )
@@ -299,7 +299,7 @@ class T5Decoder(nn.Module):
         self.config = config
         self.embed_tokens = embed_tokens
         depth = config.num_decoder_layers or config.num_layers
-        self.block: Any = nn.ModuleList(
+        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
             DecoderBlock(config, layer == 0 or config.bias_in_every_block) for layer in range(depth)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ftcore.models.attention import Softmax, attend
+from ftcore.models.attention import AttentionDropout, Softmax, attend
 from ftcore.models.t5 import relative_position_bias
 from ftcore.study.recording import Call, dotted, eval_mode, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, shown
@@ -204,7 +204,7 @@ class Suspect:
                     for name, weight in weights.items()
                     if name.startswith(inside)
                 },
-                leave_out=(Softmax,) if attention is not None else (),
+                leave_out=(Softmax, AttentionDropout) if attention is not None else (),
             )
 
 
