@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ftcore.explorer.packing import packed, token_ids
-from ftcore.explorer.recorder import greedy, head_masks, logits_of, prompt_length
-from ftcore.explorer.structure import heads, stacks
+from ftcore.explorer.recorder import greedy, head_masks, heads, logits_of, prompt_length, stacks
+from ftcore.explorer.serialize import packed, token_ids
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.study import patch, record
 

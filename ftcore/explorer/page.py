@@ -18,7 +18,7 @@ import torch
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.explorer.interventions import Case, every_knock_out, every_transplant
 from ftcore.explorer.recorder import Search, describe, greedy, record_text, source_ids
-from ftcore.explorer.tokens import mentioned, pieces
+from ftcore.explorer.serialize import mentioned, pieces
 from ftcore.models import Model
 
 # Joined in this order into one script.

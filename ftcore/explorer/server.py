@@ -28,9 +28,8 @@ from ftcore.explorer.interventions import (
     outcome,
 )
 from ftcore.explorer.page import as_json, record_other
-from ftcore.explorer.recorder import Search, record_text, source_ids
-from ftcore.explorer.structure import heads, stacks
-from ftcore.explorer.tokens import mentioned, pieces
+from ftcore.explorer.recorder import Search, heads, record_text, source_ids, stacks
+from ftcore.explorer.serialize import mentioned, pieces
 from ftcore.models import Model
 
 ADDRESS = "127.0.0.1"

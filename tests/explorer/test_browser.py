@@ -15,9 +15,9 @@ import torch
 
 from ftcore.decoding import generate
 from ftcore.explorer.interventions import Case, KnockOut, Transplant, outcome
-from ftcore.explorer.packing import unpacked
 from ftcore.explorer.page import as_html, as_json, record_page
 from ftcore.explorer.recorder import Search, logits_of
+from ftcore.explorer.serialize import unpacked
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
 

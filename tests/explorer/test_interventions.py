@@ -13,9 +13,8 @@ from ftcore.explorer.interventions import (
     every_transplant,
     outcome,
 )
-from ftcore.explorer.packing import unpacked
-from ftcore.explorer.recorder import greedy, logits_of, source_ids
-from ftcore.explorer.structure import heads, stacks
+from ftcore.explorer.recorder import greedy, heads, logits_of, source_ids, stacks
+from ftcore.explorer.serialize import unpacked
 from ftcore.study import patch, record
 
 

@@ -7,7 +7,6 @@ import torch
 
 from ftcore import load_model, load_tokenizer
 from ftcore.decoding import generate
-from ftcore.explorer.packing import restored, unpacked
 from ftcore.explorer.page import as_json
 from ftcore.explorer.recorder import (
     TEMPERATURES,
@@ -18,6 +17,7 @@ from ftcore.explorer.recorder import (
     record_text,
     source_ids,
 )
+from ftcore.explorer.serialize import restored, unpacked
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import logit_lens, record
 from ftcore.study.names import short_names

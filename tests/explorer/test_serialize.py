@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore import load_tokenizer
-from ftcore.explorer.packing import packed, quantised, restored, token_ids, unpacked
-from ftcore.explorer.tokens import mentioned, piece, pieces, visible
+from ftcore.explorer.serialize import (
+    mentioned,
+    packed,
+    piece,
+    pieces,
+    quantised,
+    restored,
+    token_ids,
+    unpacked,
+    visible,
+)
 
 
 @settings(deadline=None, max_examples=200)
