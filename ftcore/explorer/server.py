@@ -53,15 +53,19 @@ class Session:
             ),
         }
 
-    def answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The response to one request, with the texts of all token ids in it."""
+    def answer(self, path: str, request: dict[str, Any]) -> str:
+        """The JSON response to one request, with the texts of all token ids in it."""
         with self.lock:
-            response = self.handlers[path](request)
-        return {"pieces": token_texts(self.tokenizer, find_token_ids(response))} | response
+            return self._answer(path, request)
 
     def close(self) -> None:
-        """Wait for the current request and block later ones: Python cannot exit while one runs."""
+        """Wait for the current request and block later ones: exiting while torch runs in a thread aborts."""
         self.lock.acquire()
+
+    def _answer(self, path: str, request: dict[str, Any]) -> str:
+        # A method of its own, so that the tensors are freed before the lock is released; see `close`.
+        response = self.handlers[path](request)
+        return to_json({"pieces": token_texts(self.tokenizer, find_token_ids(response))} | response)
 
     def record(self, request: dict[str, Any]) -> dict[str, Any]:
         search = _field(request, "search", dict)
@@ -201,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(length)))
         if not isinstance(request, dict):
             raise ValueError(f"expected a JSON object, got {type(request).__name__}")
-        return "application/json", to_json(self.server.session.answer(self.path, request)).encode()
+        return "application/json", self.server.session.answer(self.path, request).encode()
 
     def _fail(self, status: HTTPStatus, message: str) -> None:
         """Send a one-line error and close the connection, since the request body may be unread."""
