@@ -83,7 +83,7 @@ panels.next = {
       "tr",
       { class: isChosen ? "chosen" : "", "data-token": id },
       numberCell(String(rank + 1), "rank"),
-      element("td", {}, tokenSpan(id), isChosen ? " ← chosen" : ""),
+      element("td", {}, tokenSpan(id), isChosen ? " ←\u00a0chosen" : ""),
       numberCell(percent(probability)),
       element("td", { class: "share" }, bar(probability, plain)),
     ),
