@@ -145,7 +145,7 @@ def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: in
     ids = tokenizer.encode(text)
     is_gpt2 = isinstance(model, GPT2LMHeadModel)
     if not ids:
-        raise ValueError("the text is empty; GPT-2 can only continue one")
+        raise ValueError("the text is empty; GPT-2 needs at least one token")
     limit = max_text_tokens(model) - (max_new_tokens if is_gpt2 else 0)
     if len(ids) > limit:
         raise ValueError(

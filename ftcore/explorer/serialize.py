@@ -73,7 +73,7 @@ def escape_invisible(text: str) -> str:
 
 
 def find_token_ids(value: Any, *, are_ids: bool = False) -> Iterator[int]:
-    """All token ids in nested recorded values: whatever stands under one of ID_KEYS."""
+    """All token ids in nested recorded data: the values under ID_KEYS, at any depth."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from find_token_ids(item, are_ids=key in ID_KEYS)

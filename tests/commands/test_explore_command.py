@@ -26,9 +26,9 @@ def test_the_default_page_shows_the_embedded_weights(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(SHORT) == 0
     assert capsys.readouterr().out.startswith("page  explore.html (")
-    found = content(tmp_path / "explore.html")
-    assert found["model"]["name"].endswith("weights/t5-mini-qa")
-    assert found["head_ablations"]["answers"] and found["activation_patches"]["answers"]
+    page = content(tmp_path / "explore.html")
+    assert page["model"]["name"].endswith("weights/t5-mini-qa")
+    assert page["head_ablations"]["answers"] and page["activation_patches"]["answers"]
 
 
 def test_a_question_is_formatted_as_in_training(t5, tmp_path):

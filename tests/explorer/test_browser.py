@@ -33,12 +33,12 @@ SEARCH = Search(max_new_tokens=4, num_beams=3)
 def browser():
     with playwright.sync_playwright() as driver:
         names = ("chromium", "chromium-browser", "google-chrome")
-        found = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
-        if not Path(found).exists():
+        path = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        if not Path(path).exists():
             pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
         # Chromium refuses to run as root with its sandbox.
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with driver.chromium.launch(executable_path=found, args=arguments) as chromium:
+        with driver.chromium.launch(executable_path=path, args=arguments) as chromium:
             yield chromium
 
 
@@ -69,7 +69,8 @@ class Visit:
         self.page = self.context.new_page()
         self.errors, self.requests = [], []
         self.page.on(
-            "console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text)
+            "console",
+            lambda message: message.type in ("error", "warning") and self.errors.append(message.text),
         )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
@@ -131,11 +132,11 @@ class Visit:
 
 @pytest.fixture
 def visit(browser, recorded):
-    made = Visit(browser, recorded.address)
-    yield made
-    made.context.close()
-    assert made.errors == []
-    assert {url.partition(":")[0] for url in made.requests} <= {"file", "data"}
+    tab = Visit(browser, recorded.address)
+    yield tab
+    tab.context.close()
+    assert tab.errors == []
+    assert {url.partition(":")[0] for url in tab.requests} <= {"file", "data"}
 
 
 def activations(family, recorded, *names):
@@ -177,7 +178,7 @@ def test_pointing_at_a_token_colors_its_keys(visit, family, recorded):
     visit.settle()
     keys = "Encoder input" if recorded.prefix else "Input and output"
     shown = visit.page.locator(f'[aria-label="{keys}"] button').evaluate_all(
-        '(all) => all.map((one) => Number(one.style.getPropertyValue("--weight")))'
+        '(nodes) => nodes.map((node) => Number(node.style.getPropertyValue("--weight")))'
     )
     expected = acts[name][0, 0, 1].sqrt()
     for key, level in enumerate(expected.tolist()):
@@ -191,8 +192,11 @@ def test_the_heatmap_reads_out_a_weight(visit, family, recorded):
     visit.page.locator(".map canvas").first.focus()
     visit.press(*["ArrowUp"] * recorded.ids.shape[0], "ArrowDown", "ArrowRight")
     expected = acts[name][0, 0, 1, 1].item()
-    said = visit.text(".map p")
-    assert "(1) to" in said and abs(float(said.rpartition(": ")[2]) - expected) < expected**0.5 / 250 + 0.005
+    readout = visit.text(".map p")
+    assert (
+        "(1) to" in readout
+        and abs(float(readout.rpartition(": ")[2]) - expected) < expected**0.5 / 250 + 0.005
+    )
     assert visit.state()["at"] == "1"
 
 
@@ -235,7 +239,7 @@ def test_the_lens_equals_logit_lens(visit, family, recorded):
     lens = logit_lens(family.model, *inputs)[:, 0].softmax(-1)  # (L, T, V)
     visit.click("#tab-lens")
     cells = visit.page.locator("#lens-grid td button").evaluate_all(
-        '(all) => all.map((one) => [one.dataset.key, Number(one.style.getPropertyValue("--weight"))])'
+        '(nodes) => nodes.map((node) => [node.dataset.key, Number(node.style.getPropertyValue("--weight"))])'
     )
     assert len(cells) == lens.shape[0] * lens.shape[1]
     for key, share in cells:
@@ -277,7 +281,7 @@ def test_the_beam_tree_has_every_candidate(visit, family, recorded):
     steps = recorded.content["recording"]["beams"]
     assert visit.page.locator(".beams button").count() == sum(map(len, steps))
     for fate in ("running", "finished", "pruned", "displaced"):
-        expected = sum(one["fate"] == fate for step in steps for one in step)
+        expected = sum(candidate["fate"] == fate for step in steps for candidate in step)
         assert visit.page.locator(f".beams button.{fate}").count() == expected
     answer = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
     length = 1 if recorded.prefix else recorded.source.shape[1]
@@ -293,12 +297,12 @@ def test_ablating_a_head_changes_the_answer(visit, family, recorded):
     name = f"{recorded.prefix}z.1"
     logits, _ = activations(family, recorded, f"{recorded.prefix}pattern.0")
     first = 0 if recorded.prefix else recorded.source.shape[1] - 1
-    said = recorded.ids[first + 1 :]
-    before = logits[first:].log_softmax(-1).gather(1, said[:, None])[:, 0]
+    answer = recorded.ids[first + 1 :]
+    before = logits[first:].log_softmax(-1).gather(1, answer[:, None])[:, 0]
     visit.click("#tab-interventions")
     for head in range(2):
-        found = outcome(family.model, baseline, [HeadAblation(name, head)])
-        after = found["log_probs"]
+        expected = outcome(family.model, baseline, [HeadAblation(name, head)])
+        after = expected["log_probs"]
         visit.click(f'[data-key="{name}:{head}"]')
         shown = visit.text(f'[data-key="{name}:{head}"]')
         assert float(shown.replace("·", "0")) == pytest.approx(
@@ -306,7 +310,7 @@ def test_ablating_a_head_changes_the_answer(visit, family, recorded):
         )
         bars = [row["bar"] for row in visit.rows(".result table")]
         assert bars == pytest.approx(after.exp().tolist(), abs=1e-4)
-        assert visit.page.locator("#answer-is .token").count() == len(found["ids"])
+        assert visit.page.locator("#answer-is .token").count() == len(expected["ids"])
         assert "ablated" in visit.text(".result")
     visit.click("#undo")
     assert "No intervention" in visit.text(".result")
@@ -316,16 +320,16 @@ def test_patching_from_the_second_text_changes_the_answer(visit, family, recorde
     other = torch.tensor(recorded.content["other"]["source"])
     baseline = Baseline(recorded.source, recorded.ids, other, max_new_tokens=4)
     name = "encoder.resid_post.0" if recorded.prefix else "resid_post.0"
-    found = outcome(family.model, baseline, [ActivationPatch(name, 0, 0)])
+    expected = outcome(family.model, baseline, [ActivationPatch(name, 0, 0)])
     visit.click("#tab-interventions")
     visit.click(f'[data-key="{name}@0<0"]')
     bars = [row["bar"] for row in visit.rows(".result table")]
-    assert bars == pytest.approx(found["log_probs"].exp().tolist(), abs=1e-4)
+    assert bars == pytest.approx(expected["log_probs"].exp().tolist(), abs=1e-4)
     step = [row["bar"] for row in visit.rows("#next-now")]
     at = int(visit.page.locator("#position").input_value()) - (
         0 if recorded.prefix else recorded.source.shape[1] - 1
     )
-    assert step == pytest.approx(found["next_log_probs"][at].exp().tolist(), abs=1e-4)
+    assert step == pytest.approx(expected["next_log_probs"][at].exp().tolist(), abs=1e-4)
 
 
 def test_the_url_restores_the_state(visit, browser, recorded):
@@ -333,21 +337,21 @@ def test_the_url_restores_the_state(visit, browser, recorded):
     visit.click("#forward")
     visit.click("#tab-lens")
     visit.click("#theme")
-    kept = visit.state()
-    assert kept["part"] == f"{recorded.prefix}attn.1" and kept["tab"] == "lens" and kept["theme"] == "dark"
-    again = Visit(browser, visit.page.url)
-    assert again.state() == kept
-    assert again.page.locator("#tab-lens").get_attribute("aria-selected") == "true"
-    assert again.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    saved = visit.state()
+    assert saved["part"] == f"{recorded.prefix}attn.1" and saved["tab"] == "lens" and saved["theme"] == "dark"
+    restored = Visit(browser, visit.page.url)
+    assert restored.state() == saved
+    assert restored.page.locator("#tab-lens").get_attribute("aria-selected") == "true"
+    assert restored.page.evaluate("document.documentElement.dataset.theme") == "dark"
     # Invalid values are clamped.
-    again.go(
+    restored.go(
         recorded.address
         + "?#run=99&at=-5&src=x&part=__proto__&head=1e9&tab=constructor&temperature=NaN&k=-1"
         + "&interventions=a:b;z@"
     )
-    assert again.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
-    assert again.errors == []
-    again.context.close()
+    assert restored.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
+    assert restored.errors == []
+    restored.context.close()
 
 
 def test_the_keyboard_reaches_everything(visit, recorded):
@@ -358,7 +362,7 @@ def test_the_keyboard_reaches_everything(visit, recorded):
         if stops[-1] == "panel":
             break
     assert [
-        one for one in ("skip", "theme", "runs", "position", "tokens", "stacks") if one not in stops
+        name for name in ("skip", "theme", "runs", "position", "tokens", "stacks") if name not in stops
     ] == []
     assert len(stops) < 30  # tokens and heads are one stop each
     visit.page.locator('[aria-label*="nput and output"] button[tabindex="0"]').focus()
@@ -376,8 +380,8 @@ def test_every_control_has_an_accessible_name(visit):
         visit.click(f"#tab-{tab}")
         nameless = visit.page.evaluate(
             """() => [...document.querySelectorAll("button, input, select, canvas, [role=img]")]
-              .filter((one) => !one.closest("[aria-hidden=true]") && !one.textContent.trim() &&
-                !one.getAttribute("aria-label") && !one.closest("label")).map((one) => one.outerHTML)"""
+              .filter((node) => !node.closest("[aria-hidden=true]") && !node.textContent.trim() &&
+                !node.getAttribute("aria-label") && !node.closest("label")).map((node) => node.outerHTML)"""
         )
         assert nameless == [], tab
 
@@ -394,11 +398,11 @@ def test_a_phone_does_not_scroll_sideways(browser, recorded, theme):
 
 
 def test_it_works_without_a_network(browser, recorded):
-    alone = Visit(browser, recorded.address, offline=True)
-    alone.click("#tab-next")
-    assert alone.rows("#panel table")
-    assert alone.errors == []
-    alone.context.close()
+    offline = Visit(browser, recorded.address, offline=True)
+    offline.click("#tab-next")
+    assert offline.rows("#panel table")
+    assert offline.errors == []
+    offline.context.close()
 
 
 HOSTILE = [
@@ -430,7 +434,7 @@ def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
         )
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 800
     buttons = tab.page.locator('[aria-label*="nput and output"] button')
-    texts = buttons.evaluate_all("(all) => all.map((one) => one.textContent)")
+    texts = buttons.evaluate_all("(nodes) => nodes.map((node) => node.textContent)")
     for text, token in zip(texts, recorded.ids.tolist(), strict=True):
         expected = shown[str(token)]
         assert text == (expected if len(expected) <= 60 else expected[:60] + "…").lstrip()
@@ -467,7 +471,7 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     # A sweep.
     tab.page.get_by_role("button", name="Measure all heads").click()
     tab.page.wait_for_function(
-        '() => [...document.querySelectorAll("#head-ablations button")].every((one) => one.textContent)'
+        '() => [...document.querySelectorAll("#head-ablations button")].every((node) => node.textContent)'
     )
     # Another text.
     tab.click("#form summary")
@@ -481,14 +485,14 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     # A URL with a text is recorded when opened.
     address = tab.state() and tab.page.url
     assert "Zoe" in address
-    again = Visit(browser, address)
-    assert again.page.locator('[aria-label*="nput and output"] button').count() == count
-    assert again.errors == []
+    restored = Visit(browser, address)
+    assert restored.page.locator('[aria-label*="nput and output"] button').count() == count
+    assert restored.errors == []
     # An error of the server is shown on the page.
     tab.page.locator('textarea[name="text"]').fill("x" * 10_000)
     tab.click("#form button.primary")
     tab.page.wait_for_selector("#error:not([hidden])")
     assert "tokens, expected at most" in tab.text("#error")
-    assert all("400 (Bad Request)" in one for one in tab.errors)  # logged by the browser
-    again.context.close()
+    assert all("400 (Bad Request)" in error for error in tab.errors)  # logged by the browser
+    restored.context.close()
     tab.context.close()

@@ -32,14 +32,14 @@ class Elements(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.found = []
+        self.elements = []
         self.inside = {}
         self.current = None
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.elements.append((tag, dict(attributes)))
         self.current = dict(attributes).get("id", tag) if tag in ("script", "style", "title") else None
 
     def handle_endtag(self, tag):
@@ -62,7 +62,7 @@ def test_the_page_loads_nothing(content):
     page = Elements(as_html(content))
     addresses = [
         value
-        for _, attributes in page.found
+        for _, attributes in page.elements
         for name, value in attributes.items()
         if name in ("src", "href", "action", "data", "srcset")
     ]
@@ -76,7 +76,7 @@ def test_the_page_loads_nothing(content):
 
 def test_the_policy_allows_only_this_script(content):
     page = Elements(as_html(content))
-    (policy,) = [attributes["content"] for tag, attributes in page.found if attributes.get("http-equiv")]
+    (policy,) = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv")]
     for name in ("script", "style"):
         digest = base64.b64encode(hashlib.sha256(page.inside[name].encode()).digest()).decode()
         assert f"{name}-src 'sha256-{digest}'" in policy
@@ -98,7 +98,7 @@ def test_no_token_and_no_name_becomes_markup(content, text):
     }
     hostile = Elements(as_html(changed))
     assert len(hostile.inside["title"]) <= len(text) + len("Inside ")
-    assert hostile.found == plain.found
+    assert hostile.elements == plain.elements
     assert hostile.inside["script"] == plain.inside["script"]
     assert json.loads(hostile.inside["content"])["recording"]["pieces"]["1"] == text
 

@@ -33,8 +33,8 @@ def recording(family):
 
 @pytest.fixture(scope="module", params=["greedy", "sampling", "beams"])
 def run(request, recording):
-    (found,) = [run for run in recording["runs"] if run["name"] == request.param]
-    return found
+    (run,) = [run for run in recording["runs"] if run["name"] == request.param]
+    return run
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def activations(family, recording, run):
 def test_answers_equal_generate(family, recording):
     source = torch.tensor(recording["source"])
     assert source.tolist() == [family.tokenizer.encode(family.text)]
-    drawing = {"do_sample": True, "temperature": 0.7, "top_k": 20}
-    drawing["generator"] = torch.Generator().manual_seed(3)
-    for run, arguments in zip(recording["runs"], ({}, drawing, {"num_beams": 3}), strict=True):
+    sampling = {"do_sample": True, "temperature": 0.7, "top_k": 20}
+    sampling["generator"] = torch.Generator().manual_seed(3)
+    for run, arguments in zip(recording["runs"], ({}, sampling, {"num_beams": 3}), strict=True):
         assert run["ids"] == generate(family.model, source, max_new_tokens=6, **arguments)[0].tolist()
 
 
@@ -86,9 +86,9 @@ def test_probabilities_are_exact_at_every_temperature(run, activations):
     logits = activations["logits"][run["start"] :]
     recorded = {name: unpack(array) for name, array in run["next"].items()}
     ids, top = recorded["ids"].long(), recorded["logits"]
-    for place, temperature in enumerate(TEMPERATURES):
+    for i, temperature in enumerate(TEMPERATURES):
         expected = (logits / temperature).softmax(-1).gather(1, ids)
-        found = (top / temperature - recorded["log_sums"][:, place : place + 1]).exp()
+        found = (top / temperature - recorded["log_sums"][:, i : i + 1]).exp()
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -144,7 +144,7 @@ def test_every_token_has_a_text(family, recording):
     for run in recording["runs"]:
         for token in {*run["ids"], *unpack(run["next"]["ids"]).flatten().tolist()}:
             assert known[str(token)]
-    assert all(str(one["token"]) in known for step in recording["beams"] for one in step)
+    assert all(str(candidate["token"]) in known for step in recording["beams"] for candidate in step)
     assert "".join(known[str(token)] for token in family.tokenizer.encode(family.text)[:3]) == family.text[:3]
 
 
@@ -154,7 +154,7 @@ def test_the_described_activations_exist(family, activations):
     for part in parts:
         for name in filter(None, (part["output"], part["residual"], part["pattern"], part["z"])):
             assert name in activations
-    assert described["parameters"] == sum(one.numel() for one in family.model.parameters())
+    assert described["parameters"] == sum(parameter.numel() for parameter in family.model.parameters())
     assert len(parts) == (4 if family.name == "gpt2" else 13)
 
 
