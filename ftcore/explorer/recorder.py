@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
-from ftcore.analysis.reading import num_heads
+from ftcore.analysis.inputs import num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.study import patch, record
-from ftcore.study.names import find_places
+from ftcore.study.names import find_hook_points
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider
 NEXT_TOP_K = 200  # next tokens recorded at each position
@@ -302,7 +302,7 @@ def _norm(vectors: Tensor) -> Tensor:
 
 def _head_norms(model: Model, name: str, z: Tensor) -> Tensor:
     """(H, T) norm of what each head alone adds to the residual stream, without bias; `z` is (T, H * K)."""
-    (place,) = find_places(model, name)
-    projection = model.get_submodule(place.module_name)
+    (hook_point,) = find_hook_points(model, name)
+    projection = model.get_submodule(hook_point.module_name)
     single_heads = head_masks(model, z)[:, None] * z  # (H, T, H * K)
     return _norm(projection(single_heads) - projection(torch.zeros_like(z)))

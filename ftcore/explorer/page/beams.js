@@ -30,7 +30,7 @@ panels.beams = {
         Object.assign(node, { x, y, name: `${number}.${rank}` });
         if (node.from) {
           const start = [node.from.x + 115, node.from.y + 13];
-          const kind = node.best ? "best" : node.fate === "pruned" ? "" : "kept";
+          const kind = node.best ? "best" : node.status === "pruned" ? "" : "kept";
           lines.append(
             svgElement("path", {
               class: kind,
@@ -40,13 +40,13 @@ panels.beams = {
         }
         const box = button(
           {
-            class: `${node.fate} ${node.best ? "best" : ""}`,
+            class: `${node.status} ${node.best ? "best" : ""}`,
             style: { left: `${x}px`, top: `${y}px` },
             "data-key": node.name,
             click: () => setState({ beam: node.name }),
             "aria-label":
               `Step ${number + 1}, rank ${rank + 1}: ${truncate(piece(node.token), 40)}, ` +
-              `score ${scoreText(node.score)}, ${node.fate}`,
+              `score ${scoreText(node.score)}, ${node.status}`,
           },
           tokenSpan(node.token),
           element("span", { class: "number" }, scoreText(node.score)),
@@ -110,7 +110,7 @@ panels.beams = {
         {},
         `Score ${scoreText(node.score)}; `,
         `probability of the last token ${percent(Math.exp(node.log_prob))}. `,
-        FATE_TEXT[node.fate],
+        STATUS_TEXT[node.status],
         node.final_score === null ? "" : ` Length-normalized score: ${scoreText(node.final_score)}.`,
       ),
     );
@@ -140,7 +140,7 @@ panels.beams = {
                       String(rank + 1),
                       element("span", {}, ...node.tokens.map((id) => tokenSpan(id))),
                       scoreText(node.score),
-                      node.fate,
+                      node.status,
                     ].map((cell) => element("td", {}, cell)),
                   ),
                 ),
@@ -155,7 +155,7 @@ panels.beams = {
 };
 
 const scoreText = (score) => score.toFixed(2);
-const FATE_TEXT = {
+const STATUS_TEXT = {
   running: "Kept as a running beam.",
   pruned: "Pruned: others scored higher.",
   finished: "Finished, and among the best hypotheses.",
