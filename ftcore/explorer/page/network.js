@@ -130,36 +130,36 @@ function buildStream(stack, name, part, number) {
   const picture = svgElement("svg", { "aria-hidden": "true" }, spine);
   const row = element("div", { class: "between" }, picture);
   if (number === null) {
-    const reads = element("span", { class: "says" });
-    row.append(reads);
+    const input = element("span", { class: "stream-label" });
+    row.append(input);
     updaters.push(() =>
       replaceContent(
-        reads,
+        input,
         "input",
         tokenSpan(stack.name === "encoder" ? source()[state.src] : run().ids[state.at]),
       ),
     );
   } else if (stack.name === "decoder") {
-    const says = button({
-      class: "says",
+    const lens = button({
+      class: "stream-label",
       click: () => setState({ tab: "lens", block: number }),
       "data-key": `lens ${number}`,
     });
-    row.append(says);
+    row.append(lens);
     updaters.push(() => {
       const [[id, probability]] = lensAt(number, state.at);
-      says.replaceChildren(
+      lens.replaceChildren(
         `after block ${number}:`,
         tokenSpan(id, { style: { "--weight": probability.toFixed(2) } }),
         element("span", { class: "number" }, percent(probability)),
       );
-      says.setAttribute(
+      lens.setAttribute(
         "aria-label",
         `Logit lens after block ${number}: ${truncate(piece(id))}, ${percent(probability)}`,
       );
     });
   } else {
-    row.append(element("span", { class: "says" }, `after block ${number}`));
+    row.append(element("span", { class: "stream-label" }, `after block ${number}`));
   }
   updaters.push(() => spine.setAttribute("stroke-width", streamWidth(part, name, position(part))));
   return row;

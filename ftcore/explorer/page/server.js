@@ -61,12 +61,14 @@ function requestOutcome(interventions) {
   const key = interventions.join(";");
   if (!outcomes.has(key)) {
     outcomes.set(key, null);
-    post("/outcome", { ...answerRequest(), interventions: interventions.map(parseIntervention) }).then((data) => {
-      if (data) {
-        outcomes.set(key, toOutcome(data.ids, data));
-        render();
-      }
-    });
+    post("/outcome", { ...answerRequest(), interventions: interventions.map(parseIntervention) }).then(
+      (data) => {
+        if (data) {
+          outcomes.set(key, toOutcome(data.ids, data));
+          render();
+        }
+      },
+    );
   }
   return outcomes.get(key);
 }
