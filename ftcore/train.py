@@ -70,7 +70,7 @@ def prepare(options: TrainOptions) -> Run:
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
         train_set, valid_set = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
-        total_steps = settings.max_steps or settings.epochs * train_loader.windows_per_epoch
+        total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
     run = Run(
         options=settings,
         device=device,
@@ -238,7 +238,7 @@ def save_step(run: Run) -> None:
 
 def log_metrics(run: Run, **metrics: float) -> None:
     """Append a line to metrics.jsonl."""
-    epoch = run.progress.step / run.train_loader.windows_per_epoch
+    epoch = run.progress.step / run.train_loader.steps_per_epoch
     line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
     on_main(lambda: run.directory.log(line))
 

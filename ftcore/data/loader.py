@@ -39,7 +39,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: a new order in each epoch; without it the order is always the same.
         seed: seed of the order, 0 or more.
         bucket: group examples of similar length.
-        process, processes: rank and world size. Each rank gets every N-th row of each micro-batch, so that
+        rank, world_size: each rank gets every N-th row of each micro-batch, so that
             the lengths are balanced; of a short micro-batch that may be none.
 
     Only the last step and its last micro-batch may be smaller; no example is dropped.
@@ -54,8 +54,8 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: bool,
         seed: int,
         bucket: bool,
-        process: int = 0,
-        processes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or accumulate < 1:
             raise ValueError(f"batch_size is {batch_size} and accumulate {accumulate}; expected 1 or more")
@@ -65,7 +65,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
             raise ValueError("the data set has no examples")
         self.lengths, self.batch_size, self.accumulate = lengths, batch_size, accumulate
         self.shuffle, self.seed, self.bucket = shuffle, seed, bucket
-        self.process, self.processes = process, processes
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0  # micro-batches of this epoch to skip
 
@@ -105,7 +105,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         # Lazily: as lists of ints the indices of a large corpus take ten times the memory.
         order, size = self.order(), self.batch_size
         starts = range(self.start * size, len(order), size)
-        shard = slice(self.process, None, self.processes)
+        shard = slice(self.rank, None, self.world_size)
         return (order[start : start + size][shard].tolist() for start in starts)
 
 
@@ -125,14 +125,14 @@ class DataLoader(torch.utils.data.DataLoader):
         segment_ids          (B, S)  which example a position belongs to, from 1; 0 for padding
         decoder_segment_ids  (B, T)  the same for T5's labels
 
-    `len(loader)` is the number of micro-batches per epoch, `loader.windows_per_epoch` that of optimizer
+    `len(loader)` is the number of micro-batches per epoch, `loader.steps_per_epoch` that of optimizer
     steps. Every step but the epoch's last has exactly `accumulate` micro-batches.
 
     Args:
         dataset: a `Dataset`, or a `CausalLMDataset` or `SpanCorruption` over a corpus. Its `epoch` is set.
         batch_size: examples per micro-batch.
         pad_id: padding token of input_ids.
-        accumulate, shuffle, seed, bucket, process, processes: see `BucketBatchSampler`.
+        accumulate, shuffle, seed, bucket, rank, world_size: see `BucketBatchSampler`.
         pad_to_max_length: pad to the dataset's limits instead of to the longest example of the batch.
         num_workers: worker processes that prepare batches; their number does not affect the batches.
         padding_side: "right" or "left"; T5's labels are always padded on the right.
@@ -157,8 +157,8 @@ class DataLoader(torch.utils.data.DataLoader):
         padding_side: str = "right",
         pack: bool = False,
         pin_memory: bool = False,
-        process: int = 0,
-        processes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
@@ -169,8 +169,8 @@ class DataLoader(torch.utils.data.DataLoader):
             shuffle=shuffle,
             seed=seed,
             bucket=bucket,
-            process=process,
-            processes=processes,
+            rank=rank,
+            world_size=world_size,
         )
         if pack and pad_to_max_length:
             raise ValueError("pack contradicts pad_to_max_length: packed rows are as long as their examples")
@@ -200,7 +200,7 @@ class DataLoader(torch.utils.data.DataLoader):
         self._taken = 0  # batches of this epoch that have been yielded
 
     @property
-    def windows_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return -(-len(self) // self.batch_sampler.accumulate)
 

@@ -75,17 +75,17 @@ def same_segment(queries: Tensor, keys: Tensor) -> Tensor:
     return (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] != 0)
 
 
-def starts(segment_ids: Tensor) -> Tensor:
+def segment_starts(segment_ids: Tensor) -> Tensor:
     """Mask of the first position of each segment: (B, S) -> (B, S) bool."""
     before = segment_ids.roll(1, dims=1)
     before[:, :1] = 0
     return (segment_ids != before) & (segment_ids != 0)
 
 
-def positions(segment_ids: Tensor) -> Tensor:
+def position_ids(segment_ids: Tensor) -> Tensor:
     """Position ids that restart at 0 in each segment: (B, S) -> (B, S)."""
     here = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand(segment_ids.shape)
-    return here - torch.where(starts(segment_ids), here, 0).cummax(1).values
+    return here - torch.where(segment_starts(segment_ids), here, 0).cummax(1).values
 
 
 def examples_of(batch: dict[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftcore.data.packing import positions, same_segment, starts
+from ftcore.data.packing import position_ids, same_segment, segment_starts
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
@@ -65,14 +65,14 @@ def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
         target_ids = batch["decoder_segment_ids"]
         shifted = model.shift_right(batch["labels"])
         # Every example begins with the start token, not with the last label of the one before it.
-        decoder_input_ids = torch.where(starts(target_ids), shifted[:, :1], shifted)
+        decoder_input_ids = torch.where(segment_starts(target_ids), shifted[:, :1], shifted)
         return model.decode_hidden(
             decoder_input_ids,
             model.encode(input_ids, within),
             same_segment(target_ids, segment_ids),
             same_segment(target_ids, target_ids),
         )
-    return model.last_hidden(input_ids, within, positions(segment_ids))
+    return model.last_hidden(input_ids, within, position_ids(segment_ids))
 
 
 def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:

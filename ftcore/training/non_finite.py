@@ -15,7 +15,7 @@ from ftcore.checkpoints.files import write_text
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
-from ftcore.models.attention import Softmax
+from ftcore.models.attention import AttentionDropout, Softmax
 from ftcore.training.distributed import all_gather, on_main, unsharded
 from ftcore.training.loss import batch_loss
 from ftcore.training.setup import Run
@@ -94,8 +94,9 @@ def _finite_checks(model: nn.Module, report: Callable[[str], None]) -> Iterator[
         if not grad.isfinite().all():
             report(f"first in the gradient with respect to the output of {where}")
 
-    # A hook on Softmax would disable fused attention, whose dropout draws other random numbers.
-    modules = [(name, module) for name, module in model.named_modules() if not isinstance(module, Softmax)]
+    # Hooks on these would disable fused attention, whose dropout draws other random numbers.
+    unhooked = Softmax | AttentionDropout
+    modules = [(name, module) for name, module in model.named_modules() if not isinstance(module, unhooked)]
     handles = [module.register_forward_hook(forward_hook(name or "the model")) for name, module in modules]
     try:
         yield

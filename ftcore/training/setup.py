@@ -74,7 +74,7 @@ class Run:
 
     @property
     def eval_every(self) -> int:
-        return self.options.eval_every or self.train_loader.windows_per_epoch
+        return self.options.eval_every or self.train_loader.steps_per_epoch
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write weights, config and tokenizer: a directory that ftcore and transformers open. A collective.
@@ -227,8 +227,8 @@ def make_loader(
         pack=options.packing,
         pad_to_max_length=options.pad_to_max_length,
         num_workers=options.workers,
-        process=rank(),
-        processes=world_size(),
+        rank=rank(),
+        world_size=world_size(),
     )
 
 

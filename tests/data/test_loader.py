@@ -63,7 +63,7 @@ def test_every_example_once_in_full_steps(lengths: list, order: dict, sizes: dic
     assert len(loader) == len(batches)
 
     accumulate, batch_size = sizes["accumulate"], sizes["batch_size"]
-    assert loader.windows_per_epoch == len(range(0, len(batches), accumulate))
+    assert loader.steps_per_epoch == len(range(0, len(batches), accumulate))
     # Only the last micro-batch may be short.
     short = [batch for batch in batches if len(batch["index"]) < batch_size]
     assert not short or (len(short) == 1 and short[0] is batches[-1])
@@ -77,7 +77,7 @@ def test_ranks_share_each_batch(
     """The shards of a batch are disjoint, complete and balanced, and all ranks save the same position."""
     dataset = make_dataset(lengths, decoder_only)
     whole, *shards = loaders = [
-        DataLoader(dataset, pad_id=PAD, **order, **sizes, process=process, processes=count)
+        DataLoader(dataset, pad_id=PAD, **order, **sizes, rank=process, world_size=count)
         for process, count in ((0, 1), *((process, processes) for process in range(processes)))
     ]
     for loader in loaders:
@@ -110,7 +110,7 @@ def test_a_step_has_the_same_examples_for_any_accumulation(
         contents.append(
             [
                 [i for batch in islice(batches, accumulate) for i in batch["index"].tolist()]
-                for _ in range(loader.windows_per_epoch)
+                for _ in range(loader.steps_per_epoch)
             ]
         )
     assert all(content == contents[0] for content in contents)

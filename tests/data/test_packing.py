@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import DataLoader
-from ftcore.data.packing import examples_of, pack, positions, same_segment, starts
+from ftcore.data.packing import examples_of, pack, position_ids, same_segment, segment_starts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss, count_targets
 
@@ -105,8 +105,8 @@ def test_packing_needs_fewer_rows():
 
 def test_segments_by_hand():
     ids = torch.tensor([[1, 1, 2, 0], [0, 1, 2, 2]])
-    assert starts(ids).tolist() == [[True, False, True, False], [False, True, True, False]]
-    assert positions(ids)[ids > 0].tolist() == [0, 1, 0, 0, 0, 1]
+    assert segment_starts(ids).tolist() == [[True, False, True, False], [False, True, True, False]]
+    assert position_ids(ids)[ids > 0].tolist() == [0, 1, 0, 0, 0, 1]
     assert same_segment(ids[:, :3], ids)[0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
     assert not same_segment(ids, ids)[0, 3].any()  # padding attends to nothing, not even to padding
 

@@ -72,7 +72,7 @@ def one_epoch(
         norms.append(clip_gradients(run))
         optimizer.step()
         optimizer.zero_grad()
-    assert len(losses) == loader.windows_per_epoch
+    assert len(losses) == loader.steps_per_epoch
     return losses, norms, {name: weight.detach() for name, weight in model.named_parameters()}
 
 
