@@ -436,6 +436,19 @@ def test_dropout_calls(drawn, seed, hooked):
     assert calls == []
 
 
+def test_hooks_on_attention_dropout_fire_and_it_may_be_replaced():
+    _, model = t5_pair({**SMALL, "dropout_rate": 0.0}, 0)
+    source, target = tokens(0, 2, 6), tokens(1, 2, 4)
+    want = model.train()(source, None, target)
+    names = [name.replace(".softmax", ".dropout") for name in softmaxes(model)]
+    seen = record_outputs(model, *names)
+    assert error(model(source, None, target), want) < BOUND[torch.float32]
+    assert list(seen) == names
+    for name in names:
+        model.set_submodule(name, nn.Identity())
+    assert error(model(source, None, target), want) < BOUND[torch.float32]
+
+
 # ------------------------------------------------------------------------------------------ half precision
 
 
