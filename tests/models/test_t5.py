@@ -588,10 +588,7 @@ def test_norm(dtype):
     want = hidden.double() / (hidden.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert norm(hidden).dtype == dtype
     assert error(norm(hidden).double(), want) < 2 * torch.finfo(dtype).eps
-    if dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):  # a residual stream in float32 comes back to the weights' type
+    if dtype in (torch.float16, torch.bfloat16):  # a float32 residual stream returns to the weights' dtype
         assert norm(hidden.float()).dtype == dtype
 
 
