@@ -1,10 +1,9 @@
-"""Fine-tune a GPT-2 on messages about feelings, and let it write one.
+"""Fine-tune GPT-2 on messages about feelings, and generate one.
 
     python examples/gpt2_emotion.py
 
-Read it from top to bottom. GPT-2 knows one thing only: how a text goes on. So each message becomes a line
-"Emotion: i feel ...", the model learns how such lines go on, and afterwards it continues a beginning that we
-give it.
+Read it from top to bottom. GPT-2 is a language model: it predicts the next token of a text. So each message
+becomes a line "Emotion: i feel ...", the model is trained on such lines, and then it continues a prompt.
 """
 
 import math
@@ -23,8 +22,8 @@ from ftcore.training.optim import adamw, learning_rate, set_learning_rate
 
 # 1. Settings ------------------------------------------------------------------------------------------------
 #
-# For the real GPT-2 change one line, to MODEL = "openai-community/gpt2" (it needs `pip install ftcore[hub]`)
-# or to the path of a directory that holds its files. Everything below stays as it is.
+# To use the real GPT-2, change one line: MODEL = "openai-community/gpt2" (needs `pip install ftcore[hub]`),
+# or the path of a directory with its files.
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "weights" / "gpt2-mini")
@@ -33,13 +32,13 @@ TRAIN_FILE = ROOT / "examples" / "data" / "emotion" / "train.txt"
 VALID_FILE = ROOT / "examples" / "data" / "emotion" / "valid.txt"
 OUTPUT = Path("runs") / "gpt2_emotion"
 
-LENGTH = 64  # tokens of a message: longer ones are cut, shorter ones padded
+LENGTH = 64  # tokens of a message: longer ones are truncated, shorter ones padded
 BATCH_SIZE = 4
 EPOCHS = 3
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 100
 SAVE_EVERY = 500  # steps
-KEEP = 2  # the newest checkpoints that stay
+KEEP = 2  # number of checkpoints to keep
 
 PROMPT = "Emotion: i didnt feel well"
 NEW_TOKENS = 100
@@ -47,13 +46,13 @@ NEW_TOKENS = 100
 
 # 2. Data set ------------------------------------------------------------------------------------------------
 #
-# GPT-2 has no pad token, since it was trained on text without gaps. A batch needs one, so the token that ends
-# a text, <|endoftext|> (EOS), fills the gaps too; `tokenizer.pad_id` is that same id.
+# GPT-2 has no pad token, since it was trained without padding. A batch needs one, so the end-of-text token
+# <|endoftext|> (EOS) is used for padding too; `tokenizer.pad_id` is the same id.
 #
-# Here is a trap. The gaps must not be learnt, and it is tempting to take every pad token out of the labels.
-# But then the real EOS goes as well, for it is the same id; the model never sees an end and babbles on
-# forever. So the labels are masked by length: everything up to and including the first EOS counts, and what
-# lies behind it is -100, which the loss skips.
+# This is a common trap. Padding must not be trained on, and it is tempting to mask every pad token in the
+# labels. But this masks the real EOS as well, since it has the same id; the model never learns to stop, and
+# generates without end. So the labels are masked by length: everything up to and including the first EOS is
+# kept, and the positions after it are -100, which the loss ignores.
 
 
 class Messages(torch.utils.data.Dataset):
@@ -68,22 +67,22 @@ class Messages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ids = [*self.tokenizer.encode(self.records[index].target), self.tokenizer.eos_id][:LENGTH]
-        gap = LENGTH - len(ids)
+        padding = LENGTH - len(ids)
         return {
-            "input_ids": torch.tensor(ids + [self.tokenizer.pad_id] * gap),  # (LENGTH,)
-            "attention_mask": torch.tensor([1] * len(ids) + [0] * gap),
-            "labels": torch.tensor(ids + [-100] * gap),
+            "input_ids": torch.tensor(ids + [self.tokenizer.pad_id] * padding),  # (LENGTH,)
+            "attention_mask": torch.tensor([1] * len(ids) + [0] * padding),
+            "labels": torch.tensor(ids + [-100] * padding),
         }
 
 
 # 3. Loss ----------------------------------------------------------------------------------------------------
 #
-# The labels are the text itself. What the model says at one position is compared with the token at the next:
-# the last prediction has nothing to be compared with, and the first token nothing that predicts it.
+# The labels are the text itself, shifted by one: the prediction at each position is compared with the token
+# at the next. The last prediction has no label, and the first token is not predicted.
 
 
 def batch_loss(model, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the tokens."""
+    """Mean cross-entropy of the next-token predictions."""
     logits = model(batch["input_ids"], batch["attention_mask"])  # (B, T, V)
     predicted, expected = logits[:, :-1], batch["labels"][:, 1:]
     return F.cross_entropy(predicted.flatten(0, 1), expected.flatten(), ignore_index=-100)
@@ -101,7 +100,7 @@ def training_step(model, optimizer, batch: dict[str, Tensor]) -> float:
 
 @torch.inference_mode()
 def validate(model, loader) -> float:
-    """Mean loss of all tokens of the validation set, without dropout."""
+    """Mean loss per token of the validation set, without dropout."""
     model.eval()
     total, tokens = 0.0, 0
     for batch in loader:
@@ -116,23 +115,23 @@ def validate(model, loader) -> float:
 
 
 def save(model, tokenizer, directory: Path) -> None:
-    """Weights, configuration and tokenizer: a directory that ftcore and transformers open."""
+    """Save weights, configuration and tokenizer, for ftcore and transformers to load."""
     save_model(model, directory)
     tokenizer.save_pretrained(directory)
 
 
 def save_checkpoint(model, tokenizer, step: int) -> None:
-    """Save this step's checkpoint and remove all but the newest KEEP."""
+    """Save a checkpoint, and remove all but the newest KEEP."""
     save(model, tokenizer, OUTPUT / f"checkpoint-{step:06d}")
     for old in sorted(OUTPUT.glob("checkpoint-*"))[:-KEEP]:
         shutil.rmtree(old)
 
 
-# 5. Writing -------------------------------------------------------------------------------------------------
+# 5. Generation ----------------------------------------------------------------------------------------------
 
 
 def write(model, tokenizer) -> str:
-    """PROMPT and up to NEW_TOKENS more. No pair of tokens may come twice, or it would soon go in circles."""
+    """PROMPT and up to NEW_TOKENS more. Blocking repeated bigrams prevents loops of greedy search."""
     input_ids = torch.tensor([tokenizer.encode(PROMPT)])  # (1, T)
     ids = generate(
         model,
@@ -157,14 +156,14 @@ def main() -> None:
     train_data, valid_data = Messages(TRAIN_FILE, tokenizer), Messages(VALID_FILE, tokenizer)
     train_loader = torch.utils.data.DataLoader(train_data, BATCH_SIZE, shuffle=True)
     valid_loader = torch.utils.data.DataLoader(valid_data, BATCH_SIZE)
-    print(f"data: {len(train_data)} messages to learn from, {len(valid_data)} to check with, such as")
+    print(f"data: {len(train_data)} training messages, {len(valid_data)} validation messages, such as")
     print(f"  {train_data.records[0].target!r}")
 
     model = load_model(MODEL)
     print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     print(f"before training: {write(model, tokenizer)!r}")
 
-    for old in OUTPUT.glob("checkpoint-*"):  # of an earlier run
+    for old in OUTPUT.glob("checkpoint-*"):  # from an earlier run
         shutil.rmtree(old)
     optimizer = adamw(model, lr=LEARNING_RATE, weight_decay=0.01)
     total_steps = EPOCHS * len(train_loader)
@@ -189,7 +188,7 @@ def main() -> None:
         loss = validate(model, valid_loader)
         print(f"after epoch {epoch + 1}: loss {loss:.3f}, perplexity {math.exp(loss):.2f}")
 
-    # 7. Save, load again, and write.
+    # 7. Save, load again, and generate.
     save(model, tokenizer, OUTPUT / "final")
     model, tokenizer = load_model(OUTPUT / "final"), load_tokenizer(OUTPUT / "final")
     print(f"after training: {write(model, tokenizer)!r}")

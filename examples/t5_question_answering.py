@@ -1,10 +1,10 @@
-"""Teach a T5 to answer questions about a passage, one piece at a time.
+"""Fine-tune T5 to answer questions about a passage.
 
     python examples/t5_question_answering.py
 
-Read it from top to bottom. What `python -m ftcore.train` does behind its options stands here in plain sight:
-tokenizer, data set, batches, model, training step, validation step, training, and a function that answers a
-question about a text of your own.
+Read it from top to bottom. It has the parts of `python -m ftcore.train` in their simplest form: tokenizer,
+data set, batches, model, training step, validation step, training loop, and a function that answers a
+question about your own text.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ from ftcore.training.optim import adamw, learning_rate, set_learning_rate
 
 # 1. Settings ------------------------------------------------------------------------------------------------
 #
-# For the real T5-small change one line, to MODEL = "google-t5/t5-small" (it needs `pip install ftcore[hub]`)
-# or to the path of a directory that holds its files. Everything below stays as it is.
+# To use the real T5-small, change one line: MODEL = "google-t5/t5-small" (needs `pip install ftcore[hub]`),
+# or the path of a directory with its files.
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "weights" / "t5-mini")
@@ -33,12 +33,12 @@ TRAIN_FILE = ROOT / "examples" / "data" / "qa" / "train.json"
 VALID_FILE = ROOT / "examples" / "data" / "qa" / "valid.json"
 OUTPUT = Path("runs") / "t5_question_answering"
 
-INPUT_LENGTH = 256  # tokens of question and context together; longer ones are cut
-OUTPUT_LENGTH = 32  # tokens of an answer
+INPUT_LENGTH = 256  # maximal tokens of question and context together; longer sources are truncated
+OUTPUT_LENGTH = 32  # maximal tokens of an answer
 TRAIN_BATCH_SIZE = 32
 VALID_BATCH_SIZE = 64
 EPOCHS = 3
-LEARNING_RATE = 1e-2  # of the size of each weight matrix; the published T5 were fine-tuned with 1e-3
+LEARNING_RATE = 1e-2  # relative to the size of each weight matrix; published T5 were fine-tuned with 1e-3
 WARMUP_STEPS = 50
 QUESTIONS_TO_ANSWER = 100  # of the validation set, after each epoch
 
@@ -51,22 +51,22 @@ QUESTION = "Where does Selorina live?"
 
 # 2. Data set ------------------------------------------------------------------------------------------------
 #
-# T5 reads one text and writes another. The text that it reads is "question: ... context: ...", the form in
-# which Google's checkpoints saw such questions; `read_records` builds it. The tokenizer turns a text into ids
-# and appends the special token </s>, which ends it. The model needs that token twice: in the source it says
-# that there is no more to read, and in the target the model learns to write it, which is how it stops.
+# T5 maps a source text to a target text. The source is "question: ... context: ...", the format in which
+# Google's checkpoints were trained on such questions; `read_records` builds it. The tokenizer converts a text
+# to ids and appends the end-of-sequence token </s>. In the source it marks the end of the input; in the
+# target the model learns to generate it, which is how generation stops.
 
 
 class QuestionAnswering(torch.utils.data.Dataset):
     """Questions with their contexts as source ids, answers as target ids."""
 
-    decoder_only = False  # the loader asks: source and target are separate texts here, unlike GPT-2's
+    decoder_only = False  # for the loader: source and target are separate sequences, unlike in GPT-2
 
     def __init__(self, path: Path, tokenizer):
         self.records = read_records("qa", path, decoder_only=self.decoder_only)
         self.sources = [cut(tokenizer.encode(record.source), INPUT_LENGTH) for record in self.records]
         self.targets = [cut(tokenizer.encode(record.target), OUTPUT_LENGTH) for record in self.records]
-        # The loader asks for these too, to put examples of similar length into one batch.
+        # For the loader too, which batches examples of similar length.
         self.lengths = np.array([[len(s), len(t)] for s, t in zip(self.sources, self.targets, strict=True)])
 
     def __len__(self) -> int:
@@ -77,21 +77,22 @@ class QuestionAnswering(torch.utils.data.Dataset):
 
 
 def cut(ids: list[int], length: int) -> list[int]:
-    """At most `length` ids. The last one, </s>, stays the last."""
+    """Truncate to `length` ids, keeping the last one, </s>."""
     return ids if len(ids) <= length else ids[: length - 1] + ids[-1:]
 
 
 # 3. Training step -------------------------------------------------------------------------------------------
 #
-# The decoder reads the answer shifted one place to the right, behind a start token: at each position it knows
-# the words before and has to name the next one. All positions are computed at once.
+# The decoder input is the answer shifted one position to the right, after a start token: at each position the
+# decoder sees the tokens before and predicts the next one (teacher forcing). All positions are computed in
+# parallel.
 
 
 def batch_loss(model, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the target tokens."""
     decoder_input_ids = model.shift_right(batch["labels"])  # (B, T)
     logits = model(batch["input_ids"], batch["attention_mask"], decoder_input_ids)  # (B, T, V)
-    # The loader pads labels with -100, which counts for nothing.
+    # The loader pads labels with -100, which the loss ignores.
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
 
 
@@ -107,18 +108,19 @@ def training_step(model, optimizer, batch: dict[str, Tensor]) -> float:
 
 # 4. Validation step -----------------------------------------------------------------------------------------
 #
-# The same loss without dropout and without gradients. A mean over batches would count a token of a batch with
-# few of them for more, so the sum of all losses is divided by the number of all target tokens.
+# The same loss without dropout and without gradients. A mean of batch means would give more weight to tokens
+# in batches with few of them, so the sum of all losses is divided by the number of all target tokens.
 
 
 def validation_step(model, batch: dict[str, Tensor]) -> tuple[float, int]:
-    """The sum of the losses of a batch's target tokens, and how many these are."""
+    """(sum of the losses, number) of a batch's target tokens."""
     tokens = int((batch["labels"] != -100).sum())
     with torch.inference_mode():
         return batch_loss(model, batch).item() * tokens, tokens
 
 
 def validate(model, loader: DataLoader) -> float:
+    """Mean loss per target token of the validation set."""
     model.eval()
     sums = [validation_step(model, batch) for batch in loader]
     model.train()
@@ -127,32 +129,32 @@ def validate(model, loader: DataLoader) -> float:
 
 # 5. Answering -----------------------------------------------------------------------------------------------
 #
-# The loss says how well the model predicts an answer that it is shown. What we want to know is what it writes
-# by itself: greedily, token by token, until </s>.
+# The loss measures how well the model predicts the next token of a given answer. To get an answer, the model
+# generates it token by token, always the most probable one (greedy search), until </s>.
 
 
 def respond(model, tokenizer, source: str) -> str:
-    """What the model writes when it has read a source."""
+    """Generate the target of a source."""
     input_ids = torch.tensor([cut(tokenizer.encode(source), INPUT_LENGTH)])  # (1, S)
     answer_ids = generate(model, input_ids, max_new_tokens=OUTPUT_LENGTH)  # (1, T)
     return tokenizer.decode(answer_ids[0])
 
 
 def answer(model, tokenizer, context: str, question: str) -> str:
-    """What the model answers to a question about a context."""
+    """Answer a question about a context."""
     return respond(model, tokenizer, prompt("qa", decoder_only=False, question=question, context=context))
 
 
 def score(model, tokenizer, data: QuestionAnswering, show: int = 3) -> None:
-    """Answer some of the validation questions and compare with the gold answers, as SQuAD does."""
+    """Answer some of the validation questions; print exact match and F1 against the gold answers (SQuAD)."""
     matches, overlaps = [], []
     for number, record in enumerate(data.records[:QUESTIONS_TO_ANSWER]):
-        written = respond(model, tokenizer, record.source)
-        matches.append(exact_match(written, record.references))
-        overlaps.append(f1(written, record.references))
+        predicted = respond(model, tokenizer, record.source)
+        matches.append(exact_match(predicted, record.references))
+        overlaps.append(f1(predicted, record.references))
         if number < show:
             question, _ = record.source.split(" context: ")
-            print(f"  {question}\n    answer: {written!r}   gold: {' | '.join(record.references)!r}")
+            print(f"  {question}\n    answer: {predicted!r}   gold: {' | '.join(record.references)!r}")
     print(f"  exact match {np.mean(matches):.2f}, F1 {np.mean(overlaps):.2f} of {len(matches)} answers")
 
 
@@ -174,7 +176,7 @@ def main() -> None:
     train_loader = DataLoader(train_data, TRAIN_BATCH_SIZE, pad_id=tokenizer.pad_id, shuffle=True)
     valid_loader = DataLoader(valid_data, VALID_BATCH_SIZE, pad_id=tokenizer.pad_id)
     shapes = {name: tuple(tensor.shape) for name, tensor in next(iter(train_loader)).items()}
-    print(f"data: {len(train_data)} questions to learn from, {len(valid_data)} to check with")
+    print(f"data: {len(train_data)} training questions, {len(valid_data)} validation questions")
     print(f"  a batch: {shapes}")
 
     model = load_model(MODEL)
@@ -188,7 +190,7 @@ def main() -> None:
     step = 0
     model.train()
     for epoch in range(EPOCHS):
-        train_loader.set_epoch(epoch)  # another order in each epoch
+        train_loader.set_epoch(epoch)  # a new order in each epoch
         bar = tqdm(train_loader, desc=f"epoch {epoch + 1} of {EPOCHS}", leave=False)
         for batch in bar:
             lr = learning_rate(
@@ -205,12 +207,12 @@ def main() -> None:
         print(f"after epoch {epoch + 1}: loss {validate(model, valid_loader):.3f}")
         score(model, tokenizer, valid_data)
 
-    # 7. Keeping it: a directory that ftcore, and Hugging Face's transformers, can open again.
+    # 7. Save a checkpoint that ftcore and Hugging Face's transformers can load.
     save_model(model, OUTPUT)
     tokenizer.save_pretrained(OUTPUT)
     print(f"saved in {OUTPUT}")
 
-    # 8. A passage of your own.
+    # 8. Answer a question about another passage.
     model, tokenizer = load_model(OUTPUT), load_tokenizer(OUTPUT)
     print(CONTEXT)
     print(f"  {QUESTION} {answer(model, tokenizer, CONTEXT, QUESTION)}")

@@ -1,11 +1,11 @@
-"""The perplexity to beat: that of a model which knows only how frequent each token is.
+"""Perplexity of a unigram model, the baseline for a language model.
 
     python examples/unigram_perplexity.py --model DIR --task emotion --train train.txt --data test.txt
 
-It gives each token its share of the training file's tokens, with one added to every count, so that a token
-which training never saw is rare and not impossible. Its perplexity compares with the one that
-`python -m ftcore.evaluate` prints for the same file: both are means over the same target tokens, the end of
-each text included.
+The probability of a token is its relative frequency in the training file with add-one smoothing, so that
+tokens without a training example have a small probability instead of 0. The perplexity is comparable with
+that of `python -m ftcore.evaluate` for the same file: both are over the same target tokens, including the end
+of each text.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ftcore.data import Dataset, read_corpus, read_records
 
 
 def targets(tokenizer, task: str, file: str, max_length: int) -> list[int]:
-    """The tokens of a file that a causal model is asked for: all but the first of each text."""
+    """The tokens of a file that a causal model predicts: all but the first of each text."""
     if task == "lm":
         corpus = read_corpus(task, file, tokenizer, decoder_only=True)
         return corpus.read(1, len(corpus))
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--task", default="emotion", choices=["emotion", "lm"])
     parser.add_argument("--train", required=True, help="file whose tokens are counted")
     parser.add_argument("--data", required=True, help="file to score")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text; longer ones are cut")
+    parser.add_argument("--max-length", type=int, default=128, help="maximal tokens of a text")
     options = parser.parse_args()
 
     tokenizer = load_tokenizer(options.model)

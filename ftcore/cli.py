@@ -17,6 +17,8 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
+import os
 import sys
 import types
 import typing
@@ -39,6 +41,7 @@ def option(
     group: str | None = None,
     metavar: str | None = None,
     at_least: float | None = None,
+    below: float | None = None,
     resumable: bool = False,
     searchable: bool | Literal["log"] = False,
 ) -> Any:
@@ -49,7 +52,7 @@ def option(
         help: one text for --help; the default is appended.
         group: heading in --help; holds for the options after it, up to the next one with a heading.
         metavar: placeholder of the value in --help.
-        at_least: lower bound, checked by `check_bounds`.
+        at_least, below: bounds, checked by `check_bounds`.
         resumable: whether a resumed run may change it.
         searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
     """
@@ -58,6 +61,7 @@ def option(
         "group": group,
         "metavar": metavar,
         "at_least": at_least,
+        "below": below,
         "resumable": resumable,
         "searchable": searchable,
     }
@@ -70,11 +74,13 @@ def flag(name: str) -> str:
 
 
 def check_bounds(options: Any) -> None:
-    """Raise ValueError naming the first option below its `at_least`; NaN and infinity are refused too."""
+    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are."""
     for field in dataclasses.fields(options):
-        value, bound = getattr(options, field.name), field.metadata.get("at_least")
-        if bound is not None and value is not None and not bound <= value < float("inf"):
-            raise ValueError(f"{flag(field.name)} is {value}, expected at least {bound}")
+        value, low = getattr(options, field.name), field.metadata.get("at_least")
+        below = field.metadata.get("below") or math.inf
+        if low is not None and value is not None and not low <= value < below:
+            expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
+            raise ValueError(f"{flag(field.name)} is {value}, expected {expected}")
 
 
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:
@@ -120,6 +126,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"{self.prog}: {message} (--help lists the options)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if is_main_process():
+            super()._print_message(message, file)
 
 
 def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
@@ -228,6 +238,11 @@ FAILED_RUN = 1  # exit status: the work began and could not be finished
 INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 
+def is_main_process() -> bool:
+    """False on the ranks above 0 that torchrun starts, which print nothing."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def cli_errors(
     command: str,
@@ -242,7 +257,8 @@ def cli_errors(
     try:
         yield
     except kinds as error:
-        print(f"{command}: {one_line(error)}", file=sys.stderr)
+        if is_main_process():
+            print(f"{command}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(status) from None
 
 
@@ -257,14 +273,16 @@ def one_line(error: BaseException) -> str:
 
 def warn(message: str) -> None:
     """Print a warning to standard error."""
-    print(f"warning: {message}", file=sys.stderr)
+    if is_main_process():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def log(line: str) -> None:
     """Print a line to standard output, above a progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stdout)
+    if is_main_process():
+        tqdm.write(line, file=sys.stdout)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,153 +1,376 @@
-"""Search for good settings of a training: `python -m ftcore.tune`. The search is `tune`, below."""
+"""Search for good training settings: `python -m ftcore.tune`. The loop is `tune`, below."""
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, parse, to_argv
-from ftcore.tuning.options import TuneOptions
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, flag, log, one_line, option, parse, to_argv
+from ftcore.training.options import TrainOptions
+from ftcore.tuning.search_space import Distribution, draw_settings, import_optuna, parse_search
+
+
+@dataclass(kw_only=True)
+class TuneOptions(TrainOptions):
+    """Search for good training settings: train repeatedly with different settings and compare.
+
+    Take a command line of ftcore.train, replace train by tune and add --search. All other options hold for
+    every trial. The search's directory holds the results (trials.csv), their plot (trials.png, if matplotlib
+    is installed) and trials/, the run of each trial; only the best one keeps its weights.
+    """
+
+    output: str | None = option("runs/tune", "directory of the search", metavar="DIR", resumable=True)
+    overwrite: bool = option(False, "replace the search that --output already holds", resumable=True)
+    resume: bool = option(
+        False,
+        "continue the search in --output, with the options it was started with. An interrupted trial starts "
+        "again; with more --trials, a finished search continues as well",
+        resumable=True,
+    )
+    seed: int = option(
+        0,
+        "of dropout, data order and random weights, the same in all trials, and of the drawn settings",
+        at_least=0,
+    )
+
+    search: list[str] | None = option(
+        None,
+        "NAME=RANGE for each option that is searched: LOW..HIGH for numbers (lr and weight_decay on a "
+        "logarithmic scale) or A,B,C for values, as in "
+        "lr=1e-4..1e-2 batch_size=8,16,32 schedule=linear,cosine",
+        group="Search",
+        metavar="NAME=RANGE",
+    )
+    trials: int = option(20, "number of settings to try", at_least=1, resumable=True)
+    halving: int | None = option(
+        None,
+        "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "
+        "of the trials so far. 3, say",
+        at_least=2,
+    )
+    metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
+        None,
+        "what trials are compared by, at their best validation (default: exact_match if the task has "
+        "answers, else valid_loss). Ties are broken by the loss",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.check or self.dry_run:
+            given = "--check" if self.check else "--dry-run"
+            raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
+        if not self.search and not self.resume:
+            raise ValueError(
+                "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
+            )
+        for name, distribution in self.space().items():
+            for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
+                try:
+                    self.of_trial({name: value})
+                except ValueError as error:
+                    raise ValueError(f"--search {name}: {error}") from None
+
+    def space(self) -> dict[str, Distribution]:
+        """Distribution of each option that is searched."""
+        return parse_search(self.search or [])
+
+    def of_trial(self, settings: dict[str, Any], **others: Any) -> TrainOptions:
+        """Options of train for a trial with these settings.
+
+        Raises:
+            ValueError: they contradict each other or the options that hold for all trials.
+        """
+        shared = {field.name: getattr(self, field.name) for field in fields(TrainOptions)}
+        return TrainOptions(
+            **shared | {"output": None, "overwrite": False, "resume": False} | settings | others
+        )
+
 
 if __name__ == "__main__":
-    parse(TuneOptions, command="ftcore.tune")  # --help and typing errors, before the slow import of torch
+    parse(TuneOptions, command="ftcore.tune")  # --help and wrong options, before the slow import of torch
 
+import math
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ftcore.train import train
+from ftcore.checkpoints.files import directory_lock, write_atomically, write_json
+from ftcore.train import prepare, train
+from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
-from ftcore.training.options import TrainOptions
-from ftcore.training.setup import prepare
-from ftcore.tuning.journal import COMPLETE, FAILED, PRUNED
-from ftcore.tuning.picture import save_picture
-from ftcore.tuning.results import best, table
-from ftcore.tuning.search import Search, prepare_search
-from ftcore.tuning.search_directory import SearchDirectory
-from ftcore.tuning.watcher import PrunedError, Watcher, require_comparable
+from ftcore.training.options import SIZES, find_files
+from ftcore.training.resize import config_changes, resize
+from ftcore.training.run_directory import RunDirectory
+from ftcore.training.setup import Run
+from ftcore.tuning.study import (
+    FrozenTrial,
+    Study,
+    best_trial,
+    default_metric,
+    describe,
+    finished_trials,
+    open_journal,
+    save_picture,
+    score,
+    study_in_memory,
+    table,
+    write_csv,
+)
+
+CONFIG = "tune_config.json"  # files in the search's directory, beside trials/
+JOURNAL = "journal.log"
+TABLE = "trials.csv"
+PICTURE = "trials.png"
+
+
+@dataclass
+class Search:
+    """State of a search."""
+
+    options: TuneOptions
+    directory: Path
+    space: dict[str, Distribution]
+    plan: list[dict[str, Any]]  # settings of each trial
+    study: Study  # trials run here
+    journal: Study  # the finished ones, on disk
+
+    def run_directory(self, trial: FrozenTrial) -> RunDirectory:
+        return RunDirectory(self.directory / "trials" / f"{trial.number + 1:03d}")
 
 
 def tune(search: Search) -> None:
-    """Train with the settings of each trial that has not ended yet, until the last one or an interrupt."""
-    bar = tqdm(total=len(search.plan), initial=search.ended, desc="trials", unit="trial", file=sys.stdout)
+    """Train the remaining trials one after another, until the last one or an interrupt."""
+    ended = len(finished_trials(search.study))
+    bar = tqdm(total=len(search.plan), initial=ended, desc="trials", unit="trial", file=sys.stdout)
     with bar, Interrupt() as interrupt:
-        while search.ended < len(search.plan) and not interrupt.requested:
-            watcher, options = search.begin_trial()
-            try:
-                if not run_trial(search, watcher, options, bar):
-                    return
-                result = search.end_trial(watcher, COMPLETE)
-            except PrunedError:
-                result = search.end_trial(watcher, PRUNED)
-            except (FloatingPointError, MemoryError, RuntimeError) as error:
-                if not fails_alone(error):
-                    raise
-                result = search.end_trial(watcher, FAILED, error=one_line(error))
-            tell(str(result))
+        for settings in search.plan[ended:]:
+            trial = run_trial(search, settings, bar)
+            if trial is None:
+                return
+            save_results(search)
+            log(describe(trial))
             bar.update()
-            torch.cuda.empty_cache()  # what one trial has left free is in pieces; the next has other sizes
+            torch.cuda.empty_cache()  # fragmented by tensors of this trial's sizes
+            if interrupt.requested:
+                return
 
 
-def run_trial(search: Search, watcher: Watcher, options: TrainOptions, bar: tqdm) -> bool:
-    """One run of train, which the watcher may end by an exception; False if it was interrupted."""
-    number = search.ended + 1
+def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTrial | None:
+    """Train with these settings and record the result. Returns None if the trial was interrupted."""
+    optuna = import_optuna()
+    search.study.enqueue_trial(settings)
+    trial = search.study.ask(search.space)
+    output = str(search.run_directory(trial).path)
+    validations: list[tuple[float, int, dict[str, float]]] = []  # (score, step, metrics)
 
-    def watch(metrics: dict[str, float]) -> None:
-        bar.set_postfix_str(f"trial {number} at step {run.progress.step} of {run.total_steps}")
-        watcher.look(run, metrics)
+    def watch(run: Run, metrics: dict[str, float]) -> None:
+        """Report a validation to the pruner, by its number: steps per epoch depend on the batch size."""
+        step = run.progress.step
+        value = score(metrics, search.options.metric or default_metric(metrics))
+        bar.set_postfix_str(f"trial {trial.number + 1} at step {step} of {run.total_steps}")
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the validation loss is {metrics['valid_loss']} after step {step}")
+        validations.append((value, step, metrics))
+        trial.report(value, len(validations))
+        if step < run.total_steps and trial.should_prune():
+            raise optuna.TrialPruned
 
-    warnings = number == 1  # those of the first trial hold for all
-    with cli_errors("ftcore.tune"), quiet(warnings=warnings):
-        run = prepare(options)
-        require_comparable(run, metric=search.options.metric, halving=search.options.halving)
-    with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
-        try:
-            train(run, watch)
-        finally:
-            watcher.steps = run.progress.step
-    return run.progress.step == run.total_steps
+    warnings = trial.number == 0  # the other trials would repeat them
+    state, error, run, start = "COMPLETE", "", None, time.perf_counter()
+    try:
+        with cli_errors("ftcore.tune"), quiet(warnings=warnings):
+            run = prepare(search.options.of_trial(settings, output=output, overwrite=True))
+            require_comparable(run, search.options)
+        with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
+            train(run, partial(watch, run))
+        if run.progress.step < run.total_steps:
+            return None
+    except optuna.TrialPruned:
+        state = "PRUNED"
+    except (FloatingPointError, MemoryError, RuntimeError) as failure:
+        if not is_trial_failure(failure):
+            raise
+        state, error = "FAIL", one_line(failure)
+    value, step, metrics = max(validations, key=itemgetter(0), default=(None, None, {}))
+    trial.set_user_attr("metrics", metrics)
+    trial.set_user_attr("best_step", step)
+    trial.set_user_attr("steps", run.progress.step if run else 0)
+    trial.set_user_attr("seconds", round(time.perf_counter() - start, 1))
+    trial.set_user_attr("error", error)
+    value = value if state == "COMPLETE" else None
+    finished = search.study.tell(trial, value, optuna.trial.TrialState[state])
+    search.journal.add_trial(finished)
+    return finished
 
 
-def fails_alone(error: Exception) -> bool:
-    """Whether other settings may do better: what has no finite loss, or no room in memory, is an answer."""
+def require_comparable(run: Run, options: TuneOptions) -> None:
+    """Check that the validations of a run have what --metric and --halving need.
+
+    Raises:
+        ValueError: they do not.
+    """
+    has_answers = run.options.eval_answers and any(record.references for record in run.valid_set.records)
+    if options.metric in ("exact_match", "f1") and not has_answers:
+        raise ValueError(f"--metric {options.metric} needs validation examples with answers, found none")
+    if options.halving and run.eval_every >= run.total_steps:
+        raise ValueError(
+            f"--halving compares intermediate validations, but these {run.total_steps} steps have only one, "
+            f"at the end: pass --eval-every, {max(1, run.total_steps // 9)} say"
+        )
+
+
+def is_trial_failure(error: Exception) -> bool:
+    """Whether an error may be due to the settings: a non-finite loss, or too little memory."""
     if isinstance(error, FloatingPointError | MemoryError | torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # of the CPU
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # on the CPU
 
 
 @contextmanager
 def quiet(*, warnings: bool) -> Iterator[None]:
-    """Without what a run says: its metrics.jsonl has it."""
-    with ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(redirect_stdout(nowhere))
-        if not warnings:
-            stack.enter_context(redirect_stderr(nowhere))
+    """Discard the output of a run (metrics.jsonl has its figures), and its warnings unless `warnings`."""
+    with (
+        open(os.devnull, "w") as null,
+        redirect_stdout(null),
+        redirect_stderr(sys.stderr if warnings else null),
+    ):
         yield
 
 
-def tell(line: str) -> None:
-    """Print without tearing the progress bar."""
-    tqdm.write(line, file=sys.stdout)
+def save_results(search: Search) -> None:
+    """Write the table, and remove the weights of all trials except the best one."""
+    trials = finished_trials(search.study)
+    best = best_trial(trials)
+    for trial in trials:
+        if trial is not best:
+            search.run_directory(trial).remove_checkpoints()
+    if trials:
+        write_csv(trials, search.directory / TABLE)
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+@contextmanager
+def open_search(options: TuneOptions) -> Iterator[Search]:
+    """Check all trials, then create or resume the search's directory and lock it.
+
+    Raises:
+        ValueError, OSError: invalid options, checkpoint or directory.
+    """
+    space, directory = options.space(), Path(options.output or "")
+    plan = draw_settings(space, options.trials, options.seed)
+    require_valid_models([options.of_trial(settings) for settings in plan], space)
+    if not options.resume:
+        require_free(directory, overwrite=options.overwrite)
+        directory.mkdir(parents=True, exist_ok=True)
+    with directory_lock(directory):
+        if not options.resume:
+            shutil.rmtree(directory / "trials", ignore_errors=True)
+            for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search
+                (directory / name).unlink(missing_ok=True)
+        saved = {
+            name: value for name, value in asdict(options).items() if name not in ("resume", "overwrite")
+        }
+        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
+        journal = open_journal(directory / JOURNAL)
+        yield Search(options, directory, space, plan, study_in_memory(journal, options.halving), journal)
 
 
-def introduce(search: Search) -> None:
-    """What will be tried."""
-    for line, (name, varied) in enumerate(search.space.items()):
-        tell(f"{'' if line else 'search':<10} {name}: {varied}")
-    tell(f"trials     {len(search.plan)}" + (f", {search.ended} of them have ended" if search.ended else ""))
-    if rate := search.options.halving:
-        rungs = f"1, {rate}, {rate**2} ..."
-        tell(f"halving    after {rungs} validations only the best of every {rate} trials go on")
-    tell(f"directory  {search.directory.path}")
+def require_valid_models(trials: Sequence[TrainOptions], space: Collection[str]) -> None:
+    """Build the model of each trial on the meta device.
+
+    Raises:
+        ValueError: no model has these sizes.
+    """
+    if not set(SIZES) & set(space):
+        return
+    model, _ = load_checkpoint(find_files(trials[0]).model, from_scratch=trials[0].from_scratch)
+    with torch.device("meta"):
+        for options in trials:
+            resize(model, config_changes(options, model.config), keep_weights=False)
 
 
-def conclude(search: Search) -> None:
-    """The table, the picture, and how to go on."""
-    found, directory = search.sum_up(), search.directory
-    if found:
-        tell("\n".join(["", *table(found), ""]))
-        tell(f"table         {directory.table}")
-        if save_picture(found, search.space, directory.picture):
-            tell(f"picture       {directory.picture}")
-    if winner := best(found):
-        options = search.options.of_trial(winner.settings)
-        tell(f"best weights  {directory.trial(winner.trial).best}")
-        tell(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
-    if search.ended < len(search.plan):
-        tell(f"stopped after {search.ended} of {len(search.plan)} trials; go on with:")
-        tell(f"  python -m ftcore.tune --output {directory.path} --resume")
+def require_free(directory: Path, *, overwrite: bool) -> None:
+    """Check that a new search may use the directory. It may hold hidden files, or a search without results.
+
+    Raises:
+        ValueError: it holds results, or files that are not a search's.
+    """
+    if (directory / CONFIG).exists():
+        if (directory / TABLE).exists() and not overwrite:
+            raise ValueError(
+                f"{directory} already holds a search: --resume continues it, --overwrite replaces it"
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
+        raise ValueError(f"{directory} exists and holds no search: choose another --output")
 
 
-def options_of(argv: Sequence[str] | None) -> TuneOptions:
-    """The command line's options; those of a search to resume come from its directory."""
+def print_summary(search: Search) -> None:
+    ended = len(finished_trials(search.study))
+    log(f"search     {'  '.join(search.options.search or [])}")
+    log(f"trials     {len(search.plan)}" + (f", {ended} of them finished" if ended else ""))
+    log(f"directory  {search.directory}")
+
+
+def print_results(search: Search) -> None:
+    """Print the table and save the plot; print how to repeat the best run, and how to resume the search."""
+    trials, directory = finished_trials(search.study), search.directory
+    if trials:
+        log("\n".join(["", *table(trials), ""]))
+        log(f"table         {directory / TABLE}")
+        if save_picture(trials, search.space, search.options.metric, directory / PICTURE):
+            log(f"picture       {directory / PICTURE}")
+    if best := best_trial(trials):
+        options = search.options.of_trial(best.params)
+        log(f"best weights  {search.run_directory(best).best}")
+        log(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
+    if len(trials) < len(search.plan):
+        log(f"stopped after {len(trials)} of {len(search.plan)} trials; resume with:")
+        log(f"  python -m ftcore.tune --output {directory} --resume")
+
+
+def parse_options(argv: Sequence[str] | None) -> TuneOptions:
+    """Parse the command line; --resume takes the options of the search as defaults.
+
+    Exits where a resumed search is given another value of an option that it cannot change.
+    """
     options = parse(TuneOptions, argv, command="ftcore.tune")
     if not options.resume:
         return options
     with cli_errors("ftcore.tune"):
-        assert options.output
-        config = ["--config", str(SearchDirectory.existing(options.output).config)]
-        given = list(sys.argv[1:] if argv is None else argv)
-        options = parse(TuneOptions, [*config, *given], command="ftcore.tune")
-        options.require_same_search(parse(TuneOptions, config, command="ftcore.tune"))
+        config = Path(options.output or "", CONFIG)
+        if not config.exists():
+            raise ValueError(f"{options.output} holds no search to resume (no {CONFIG})")
+        given = sys.argv[1:] if argv is None else argv
+        options = parse(TuneOptions, ["--config", str(config), *given], command="ftcore.tune")
+        saved = parse(TuneOptions, ["--config", str(config)], command="ftcore.tune")
+        for field in fields(TuneOptions):
+            before, now = getattr(saved, field.name), getattr(options, field.name)
+            if before != now and not field.metadata["resumable"]:
+                raise ValueError(
+                    f"{config} has {flag(field.name)} {before}, a resumed search cannot have {now}"
+                )
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = options_of(argv)
+    options = parse_options(argv)
     try:
-        with cli_errors("ftcore.tune"):
-            search = prepare_search(options)
-        with search.lock:
-            introduce(search)
+        with ExitStack() as stack:
+            with cli_errors("ftcore.tune"):
+                search = stack.enter_context(open_search(options))
+            print_summary(search)
+            save_results(search)  # a killed process may not have written the last one
             tune(search)
-            conclude(search)
-    except KeyboardInterrupt:  # while steps are taken, `Interrupt` answers it
-        tell("interrupted; the trials that had ended are saved")
+            print_results(search)
+    except KeyboardInterrupt:  # a second Ctrl-C, or one outside of the training loop
+        log("interrupted; the finished trials are saved")
         return INTERRUPTED
     return 0
 

@@ -25,7 +25,7 @@ FLOORS = [
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-CORE = {"torch", "tokenizers", "numpy", "tqdm", "safetensors"}
+CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported only where they are used
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

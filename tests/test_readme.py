@@ -22,6 +22,7 @@ from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditiona
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+LAYOUT = ROOT / "docs" / "layout.md"
 DOCUMENTS = [
     README,
     ROOT / "CONTRIBUTING.md",
@@ -88,7 +89,7 @@ def test_the_book_lists_its_pages():
 
 
 def test_the_tree_is_the_repositorys():
-    (tree,) = [block.text for block in blocks(README) if block.text.startswith("ftcore/\n")]
+    (tree,) = [block.text for block in blocks(LAYOUT) if block.text.startswith("ftcore/\n")]
     described, folders = set(), [""]
     for line in tree.splitlines():
         indent, name, description = re.fullmatch(r"((?:  )*)(\S+) *(.*)", line).groups()

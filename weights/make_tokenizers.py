@@ -2,7 +2,7 @@
 
     python weights/make_tokenizers.py
 
-Both are trained on what their models read: the passages of examples/data/make_qa.py and the lines of
+They are trained on the text of their models: passages of examples/data/make_qa.py and the lines of
 examples/data/emotion/train.txt.
 """
 
@@ -15,14 +15,13 @@ from random import Random
 
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from ftcore import load_tokenizer
+from transformers import T5Tokenizer
 
 WEIGHTS = Path(__file__).resolve().parent
 DATA = WEIGHTS.parent / "examples" / "data"
 sys.path.insert(0, str(DATA))
 
-import make_qa  # noqa: E402  (it lies beside its data, not in a package)
+import make_qa  # noqa: E402  (not in a package)
 
 PASSAGES = 8000
 SEAM = "|"
@@ -36,20 +35,20 @@ END_OF_TEXT = "<|endoftext|>"
 def seamed_passages() -> list[str]:
     """Passages and questions with a seam inside names, between digits and before punctuation.
 
-    No piece may cross a seam. Otherwise the vocabulary fills with names, and the next passage has others.
+    No piece crosses a seam. Otherwise many pieces would be names, which occur in one passage only.
     """
     rng = Random("tokenizer")
     lines = []
     for _ in range(PASSAGES):
-        told = make_qa.story(rng, seam=SEAM)
-        (question,) = make_qa.ask(rng, told, 1)
-        lines.append(f"question: {question.text} context: {told.context}")
+        story = make_qa.story(rng, seam=SEAM)
+        (question,) = make_qa.ask(rng, story, 1)
+        lines.append(f"question: {question.text} context: {story.context}")
     return [re.sub(r"(?<=\d)(?=\d)|(?<=\w)(?=[^\w\s|])", SEAM, line) for line in lines]
 
 
 def train_sentencepiece() -> bytes:
     lines = seamed_passages()
-    # Only what two different words share is a candidate piece, so every word is shown once more with a comma.
+    # Candidate pieces must occur in two different words, so every word is added once more with a comma.
     words = sorted({word for line in lines for word in re.findall(r"\w+", line)})
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -59,7 +58,7 @@ def train_sentencepiece() -> bytes:
         vocab_size=T5_PIECES,
         pretokenization_delimiter=SEAM,
         normalization_rule_name="nmt_nfkc",
-        required_chars=ASCII,  # a reader's own words must never become <unk>
+        required_chars=ASCII,  # English text must not contain <unk>
         character_coverage=1.0,
         pad_id=0,
         eos_id=1,
@@ -72,7 +71,7 @@ def train_sentencepiece() -> bytes:
 
 
 def train_byte_level_bpe() -> Tokenizer:
-    """GPT-2's kind of tokenizer; <|endoftext|> takes the id after the last merge, as in GPT-2."""
+    """Byte-level BPE as in GPT-2; <|endoftext|> gets the id after the last merge."""
     rng = Random("tokenizer")
     emotion = (DATA / "emotion" / "train.txt").read_text(encoding="utf-8").splitlines()
     prose = [make_qa.story(rng).context for _ in range(PASSAGES // 4)]
@@ -101,7 +100,8 @@ def write_t5(directory: Path) -> None:
         directory / "tokenizer_config.json",
         {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS, "model_max_length": 512, **specials},
     )
-    load_tokenizer(directory).save_pretrained(directory)  # adds the tokenizer.json that transformers prefers
+    # transformers prefers tokenizer.json, and cannot read spiece.model without protobuf.
+    T5Tokenizer.from_pretrained(directory).backend_tokenizer.save(str(directory / "tokenizer.json"))
 
 
 def write_gpt2(directory: Path) -> None:

@@ -1,11 +1,11 @@
-"""Train weights/gpt2-mini, a causal language model, on feelings and passages that are made up as it goes.
+"""Train weights/gpt2-mini, a causal language model, on a stream of generated text.
 
     python weights/pretrain_gpt2_mini.py       # about 10 minutes on 2 cores
 
-Half of the text is lines as examples/data/make_emotion.py writes them (never one of its validation or test
-lines), half of these behind the template `Emotion: `; the other half is passages of examples/data/make_qa.py.
-Documents follow one another with <|endoftext|> between them, cut into rows of equal length. The curve goes to
-gpt2-mini/curve.jsonl.
+Half of the text is lines of examples/data/make_emotion.py (without its validation and test lines), every
+other one after the prompt `Emotion: `; the other half is passages of examples/data/make_qa.py. The documents,
+separated by <|endoftext|>, are concatenated and cut into rows of equal length. The training curve is written
+to gpt2-mini/curve.jsonl.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WEIGHTS = Path(__file__).resolve().parent
 DATA = WEIGHTS.parent / "examples" / "data"
 sys.path.insert(0, str(DATA))
 
-import make_emotion  # noqa: E402  (they lie beside their data, not in a package)
+import make_emotion  # noqa: E402  (not in a package)
 import make_qa  # noqa: E402
 
 DIRECTORY = WEIGHTS / "gpt2-mini"
@@ -42,14 +42,14 @@ def documents(rng: Random) -> Iterator[str]:
         held_out |= set((DATA / "emotion" / f"{split}.txt").read_text(encoding="utf-8").splitlines())
     while True:
         yield make_qa.story(rng).context
-        for _ in range(6):  # about as many tokens as the passage
+        for _ in range(6):  # as many tokens as the passage, approximately
             line = make_emotion.line(rng)
             if line not in held_out:
                 yield rng.choice(["Emotion: ", ""]) + line.rpartition(";")[0]
 
 
 def rows(texts: Iterator[str], tokenizer) -> Iterator[list[int]]:
-    """Rows of ROW tokens, each going on where the last one ended."""
+    """Consecutive rows of ROW tokens."""
     stream: list[int] = []
     for text in texts:
         stream += [*tokenizer.encode(text), tokenizer.eos_id]
@@ -60,9 +60,9 @@ def rows(texts: Iterator[str], tokenizer) -> Iterator[list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=DIRECTORY, help="where the checkpoint goes")
+    parser.add_argument("--output", type=Path, default=DIRECTORY, help="directory of the checkpoint")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the text and the random weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the text and the initial weights")
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
@@ -73,7 +73,7 @@ def main() -> None:
         n_embd=128,
         n_layer=3,
         n_head=4,
-        resid_pdrop=0.0,  # no text comes twice, so there is nothing to overfit
+        resid_pdrop=0.0,  # no text is repeated, so the model cannot overfit
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=tokenizer.eos_id,

@@ -1,11 +1,12 @@
-"""Pretrain weights/t5-mini by span corruption on passages that are invented as it goes, none of them twice.
+"""Pretrain weights/t5-mini by span corruption on a stream of generated passages, without repetition.
 
     python weights/pretrain_t5_mini.py         # about 70 minutes on 2 cores
 
-The model never sees a question. But its passages (examples/data/make_qa.py) tell every fact twice, in
-different words, so a span that is cut out here can be read there: to fill the gap in "Mirela has a house in
-<extra_id_0>" it has to find the other sentence that says where Mirela lives. Reading comprehension needs just
-this, and fine-tuning only has to teach what a question looks like. The curve goes to t5-mini/curve.jsonl.
+There are no questions in the data. But the passages (examples/data/make_qa.py) state every fact twice, in
+different words, so a removed span can be inferred from the other sentence: to fill the gap in "Mirela has a
+house in <extra_id_0>", the model must find where else the passage says where Mirela lives. Reading
+comprehension needs the same skill; fine-tuning only adds the format of questions. The training curve is
+written to t5-mini/curve.jsonl.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ftcore import load_tokenizer, save_model
 from ftcore.data.loader import IGNORED_LABEL, pad_rows
-from ftcore.data.span_corruption import corrupt_spans, cut_spans
+from ftcore.data.pretraining import corrupt_spans, cut_spans
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
@@ -32,31 +33,30 @@ from ftcore.training.optim import adamw, set_learning_rate
 WEIGHTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(WEIGHTS.parent / "examples" / "data"))
 
-import make_qa  # noqa: E402  (it lies beside its data, not in a package)
+import make_qa  # noqa: E402  (not in a package)
 
 DIRECTORY = WEIGHTS / "t5-mini"
 BATCH = 64
 NOISE_DENSITY = 0.2
 WARMUP = 100  # steps
-COOL_DOWN = 0.25  # share of all steps in which the learning rate falls to 0
+COOL_DOWN = 0.25  # fraction of all steps, at the end, with linear decay of the learning rate to 0
 LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
 class Stage:
-    until: int  # step
+    until: int  # last step
     shapes: tuple[tuple[int, int], ...]  # subjects and kinds of facts, see make_qa.story
     spans: float | str  # mean length of random spans, or one of "salient" and "in front"
-    lr: float  # relative to the size of each tensor, see `adamw`
+    lr: float  # relative to the norm of each tensor, see `adamw`
 
 
-# Each stage begins with what the model finds out soonest, and the next grows from it. Gaps of one or two
-# tokens in passages of four sentences teach it to look up a missing piece of a name that stands elsewhere.
-# Random gaps in longer passages make that robust, but leave it guessing between the people of a passage:
-# little of what is asked for there depends on whose it is. Gaps that are names and values (salient spans: Guu
-# et al. 2020, REALM) ask for nothing else. At last the sentences with the gaps stand in front of the passage,
-# where a question will stand: what is learnt within a passage does not carry over to that place by itself.
-# There are two, so that the model does not give one answer to one sentence before it is taught to.
+# A curriculum. Spans of one or two tokens in passages of four sentences teach the model to copy the missing
+# part of a name from another sentence. Random spans in longer passages make this robust, but the model still
+# confuses the people of a passage, since few spans depend on the right person. Salient spans (names and
+# values: Guu et al. 2020, REALM) all do. In the last stage the sentences with the spans precede the passage,
+# like a question in fine-tuning: the skill does not transfer to that position by itself. There are two such
+# sentences, so that the model is not yet trained to answer one sentence with one answer.
 ONE_KIND = ((2, 1),)
 ALL_KINDS = ((2, 1), (2, 2), (2, 3), (3, 2))
 STAGES = (
@@ -76,23 +76,23 @@ Example = tuple[list[int], list[int]]  # source and target, both with </s>
 
 
 def corrupt(stage: Stage, tokenizer: Tokenizer, rng: Random, noise: np.random.Generator) -> Example:
-    """A fresh story with spans cut out as the stage wants them."""
+    """Generate a story and corrupt it with the spans of the stage."""
     shape = rng.choice(stage.shapes)
     special = {"sentinel_id": tokenizer.sentinel_id, "eos_id": tokenizer.eos_id}
     if stage.spans == "in front":
         return cut_spans(
             *gaps_in_front(make_qa.story(rng, shape=shape, restated=0.0), tokenizer, rng), **special
         )
-    told = make_qa.story(rng, shape=shape, restated=1.0)
-    ids = tokenizer.encode(told.context)[:-1]
+    story = make_qa.story(rng, shape=shape, restated=1.0)
+    ids = tokenizer.encode(story.context)[:-1]
     if stage.spans == "salient":
-        return cut_spans(ids, salient_spans(told, ids, tokenizer, rng), **special)
+        return cut_spans(ids, salient_spans(story, ids, tokenizer, rng), **special)
     lengths = {"noise_density": NOISE_DENSITY, "mean_span_length": stage.spans}
     return corrupt_spans(ids, noise, **lengths, **special)
 
 
-def gaps_in_front(told: make_qa.Story, tokenizer: Tokenizer, rng: Random) -> tuple[list[int], list[bool]]:
-    """Two facts of a story, said again, then the story; the mask of a name or value in each of the two."""
+def gaps_in_front(story: make_qa.Story, tokenizer: Tokenizer, rng: Random) -> tuple[list[int], list[bool]]:
+    """Restate two facts before a story: (ids, mask of a name or value in each of the two sentences)."""
     ids: list[int] = []
     mask: list[bool] = []
 
@@ -101,17 +101,17 @@ def gaps_in_front(told: make_qa.Story, tokenizer: Tokenizer, rng: Random) -> tup
         ids.extend(tokens)
         mask.extend([gap] * len(tokens))
 
-    for statement in rng.sample(told.statements, 2):
+    for statement in rng.sample(story.statements, 2):
         before, gap, after = sentence_with_gap(statement, rng)
         append(before, gap=False)
         append(gap, gap=True)
         append(after, gap=False)
-    append(told.context, gap=False)
+    append(story.context, gap=False)
     return ids, mask
 
 
 def sentence_with_gap(statement: make_qa.Statement, rng: Random) -> tuple[str, str, str]:
-    """One fact in one sentence: what stands before the name or value that is cut out, that, and the rest."""
+    """One fact as a sentence: (text before the gap, removed name or value, text after it)."""
     while True:
         sentence = statement.say(rng.choice(statement.fact.sentences), statement.subject.named()) + "."
         slots = [slot for slot in statement.fact.questions for _ in range(1 if slot == "who" else 2)]
@@ -123,30 +123,30 @@ def sentence_with_gap(statement: make_qa.Statement, rng: Random) -> tuple[str, s
             return before[:1].upper() + before[1:], gap, after
 
 
-def salient_spans(told: make_qa.Story, ids: list[int], tokenizer: Tokenizer, rng: Random) -> np.ndarray:
+def salient_spans(story: make_qa.Story, ids: list[int], tokenizer: Tokenizer, rng: Random) -> np.ndarray:
     """A mask (length,) with one mention of the subject or of a value of each statement."""
     mask = np.zeros(len(ids), dtype=bool)
-    for statement in told.statements:
+    for statement in story.statements:
         mentions = [statement.subject.name, *(statement.values[slot] for slot in statement.fact.values)]
         mention = rng.choice(mentions).removeprefix("the ")
         piece = tokenizer.encode(mention)[:-1]
-        places = [i for i in range(1, len(ids)) if ids[i : i + len(piece)] == piece]
-        if places:
-            start = rng.choice(places)
-            around = mask[start - 1 : start + len(piece) + 1]
-            if not around.any():  # spans must not touch, or they would be one
+        starts = [i for i in range(1, len(ids)) if ids[i : i + len(piece)] == piece]
+        if starts:
+            start = rng.choice(starts)
+            neighbourhood = mask[start - 1 : start + len(piece) + 1]
+            if not neighbourhood.any():  # adjacent spans would merge
                 mask[start : start + len(piece)] = True
     return mask
 
 
 def examples(stage: Stage, tokenizer: Tokenizer, rng: Random, noise: np.random.Generator) -> list[Example]:
-    """16 batches, sorted by length so that little of a batch is padding."""
+    """The examples of 16 batches, sorted by length to reduce padding."""
     pairs = [corrupt(stage, tokenizer, rng, noise) for _ in range(16 * BATCH)]
     return sorted(pairs, key=lambda pair: len(pair[0]))
 
 
 def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Pairs of learning rate and batch, until the last stage ends."""
+    """(learning rate, batch) for each step of all stages."""
     rng, noise, step = Random(f"t5-mini {seed}"), np.random.default_rng(seed), 0
     for stage in STAGES:
         while step < stage.until:
@@ -167,7 +167,7 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[float, dict[str, 
 
 
 def new_model(tokenizer: Tokenizer) -> T5ForConditionalGeneration:
-    """1.3 M parameters: v1.0's head, tied and scaled, which saves a table, and v1.1's gated gelu."""
+    """1.3 M parameters, with the tied and scaled head of T5 v1.0 and the gated gelu of v1.1."""
     config = T5Config(
         vocab_size=tokenizer.vocab_size,
         d_model=128,
@@ -176,7 +176,7 @@ def new_model(tokenizer: Tokenizer) -> T5ForConditionalGeneration:
         num_layers=3,
         num_heads=4,
         feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,  # no passage comes twice, so there is nothing to overfit
+        dropout_rate=0.0,  # no passage is repeated, so the model cannot overfit
         decoder_start_token_id=tokenizer.pad_id,
     )
     return T5ForConditionalGeneration(config)
@@ -184,16 +184,16 @@ def new_model(tokenizer: Tokenizer) -> T5ForConditionalGeneration:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=DIRECTORY, help="where the checkpoint goes")
+    parser.add_argument("--output", type=Path, default=DIRECTORY, help="directory of the checkpoint")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0, help="of the passages and the random weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the passages and the initial weights")
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
     tokenizer = load_tokenizer(DIRECTORY)
     model = new_model(tokenizer).train()
-    # T5 needs steps relative to the size of each tensor: its embedding starts at 1, its queries 60 times
-    # smaller. A step that moves the one at all throws the other about, and the model never learns to look.
+    # T5 needs updates relative to the size of each tensor: the embedding is initialised with std 1, the query
+    # projections with 1/64. An absolute step that is large enough for one is too large for the other.
     optimizer = adamw(model, lr=0.0, weight_decay=0.0, relative=True)
     total_steps = STAGES[-1].until
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Write a set of lines about feelings, each with one of six labels: `i feel calm and cheerful;joy`.
+"""Generate an emotion classification set with six labels, in lines such as `i feel calm and cheerful;joy`.
 
     python examples/data/make_emotion.py       # writes examples/data/emotion/{train,valid,test}.txt
 
-The lines look like those that people study emotion with: first person, lower case, no punctuation (`didnt`,
-`im`). A line is a frame ("this morning i felt ... because ...") with an adjective, a cause and a setting in
-its gaps. Adjective and cause belong to the label; frames and settings serve all six. No line occurs twice, in
-one split or across them.
+The lines have the style of published emotion data sets: first person, lower case, no punctuation (`didnt`,
+`im`). A line is a template ("this morning i felt ... because ...") filled with an adjective, a cause and a
+setting. Adjectives and causes depend on the label, templates and settings do not. All lines of all splits are
+different.
 """
 
 import argparse
@@ -110,9 +110,9 @@ PRESENT = phrases(
 )
 DEGREES = words("very so rather quite really truly terribly deeply pretty incredibly somewhat unusually")
 
-# {adj} an adjective, {more} another of the same label, {cause} a cause, {very} a degree, {when} a setting,
-# {now} a setting that may also be of the present.
-FRAMES = (
+# {adj}: an adjective, {more}: another one of the same label, {cause}: a cause, {very}: a degree,
+# {when}: a setting, {now}: a setting in past or present.
+TEMPLATES = (
     "i feel {adj}",
     "i feel {very} {adj}",
     "i feel {adj} and {more}",
@@ -157,9 +157,10 @@ FRAMES = (
 
 
 def line(rng: Random) -> str:
+    """One random line, `text;label`."""
     label = rng.choice(list(ADJECTIVES))
     adjective, another = rng.sample(ADJECTIVES[label], 2)
-    text = rng.choice(FRAMES).format(
+    text = rng.choice(TEMPLATES).format(
         adj=adjective,
         more=another,
         cause=rng.choice(CAUSES[label]),
@@ -182,16 +183,16 @@ def lines(count: int, seed: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "emotion", help="where the files go"
+        "--output", type=Path, default=Path(__file__).parent / "emotion", help="directory of the files"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other lines")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the lines")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    left = lines(sum(SPLITS.values()), arguments.seed)
+    rest = lines(sum(SPLITS.values()), arguments.seed)
     for split, count in SPLITS.items():
-        share, left = left[:count], left[count:]
+        chosen, rest = rest[:count], rest[count:]
         path = arguments.output / f"{split}.txt"
-        path.write_text("\n".join(share) + "\n", encoding="utf-8")
+        path.write_text("\n".join(chosen) + "\n", encoding="utf-8")
         print(f"{path}: {count} lines")
 
 

@@ -1,14 +1,14 @@
-"""Write a reading-comprehension set about people, towns, ships, things and fairs that do not exist.
+"""Generate a reading-comprehension set about invented people, towns, ships, things and fairs.
 
     python examples/data/make_qa.py      # writes examples/data/qa/{train,valid,test}.json, in SQuAD's layout
 
-Each passage tells the same kinds of facts about two or three subjects, so a question has to be matched to the
-right one, and it tells half of its facts twice, in other words. Every person, town, ship and pet is invented
-afresh for its passage, and a name that serves one split never serves another (see `Names`): a model that
-answers questions about the test passages has learnt to read them, since it cannot have seen a single name.
+Each passage states the same kinds of facts about two or three subjects, so a question must be matched to the
+right one, and half of the facts are stated twice, in different words. Every passage has new names of people,
+towns, ships and pets, and the splits have no names in common (see `Names`). So a model can answer questions
+about the test passages only by reading them: it has seen none of their names.
 
-What can be told and asked stands in qa_language.py. `story` and `ask` can be imported, so that a training
-script can stream passages without end (weights/pretrain_t5_mini.py does).
+The sentences and questions are in qa_language.py. `story` and `ask` can be imported to stream passages for
+training (see weights/pretrain_t5_mini.py).
 """
 
 import argparse
@@ -41,7 +41,7 @@ from qa_language import (
 )
 
 SPLITS = {"train": 8000, "valid": 400, "test": 1000}  # questions
-SEED = 1  # the settings of weights/t5-mini were chosen on the passages of seed 0: these have served no choice
+SEED = 1  # the hyperparameters of weights/t5-mini were selected on the passages of seed 0
 QUESTIONS_PER_PASSAGE = 5
 PASSAGE_SHAPES = ((2, 2), (2, 2), (2, 3), (3, 1))  # subjects and kinds of facts of the passages in the files
 
@@ -97,7 +97,7 @@ def gathering(names: Names) -> Subject:
     return Subject(Word(f"the {names.town()} {names.rng.choice(GATHERINGS)}"), "it", "its", "it")
 
 
-# What a passage may be about, and how often.
+# Topics of passages: (weight, constructor of subjects, kinds of facts).
 TOPICS = (
     (10, person, PERSON_FACTS),
     (4, town, TOWN_FACTS),
@@ -122,14 +122,14 @@ class Statement:
         return pattern.format(**mention, **self.values)
 
 
-SHAPES = ((2, 2), (2, 3), (3, 2))  # subjects and kinds of facts, for a story that is not told which
+SHAPES = ((2, 2), (2, 3), (3, 2))  # default numbers of subjects and kinds of facts
 
 
 @dataclass(frozen=True)
 class Story:
     context: str
     statements: list[Statement]
-    descriptions: dict[str, list[str]]  # a subject's name -> other ways to speak of it: "the baker"
+    descriptions: dict[str, list[str]]  # name of a subject -> descriptions of it: "the baker"
 
 
 def story(
@@ -140,15 +140,16 @@ def story(
     restated: float = 0.5,
     seam: str = "",
 ) -> Story:
-    """A passage about `shape` = (subjects, kinds of facts), by default one of SHAPES.
+    """A passage with `shape` = (subjects, kinds of facts), by default one of SHAPES.
 
-    A share `restated` of the facts is told twice. `seam` goes between the parts of a name, for a tokenizer.
+    A fraction `restated` of the facts is stated twice. `seam` is inserted between the parts of a name, for
+    training a tokenizer.
     """
     names = Names(rng, split, seam)
     _, new_subject, facts = rng.choices(TOPICS, [weight for weight, *_ in TOPICS])[0]
-    subjects, kinds_told = shape or rng.choice(SHAPES)
+    subjects, kind_count = shape or rng.choice(SHAPES)
     cast = _different(lambda: new_subject(names), subjects, key=lambda subject: subject.name)
-    kinds = _kinds(rng, facts, kinds_told)
+    kinds = _kinds(rng, facts, kind_count)
 
     by_kind = [
         [
@@ -164,7 +165,7 @@ def story(
 
 
 def _kinds(rng: Random, facts: tuple[Fact, ...], count: int) -> list[Fact]:
-    """`count` kinds of facts. Not both age and year of birth: they would have to agree with each other."""
+    """`count` kinds of facts, but not both age and year of birth, which would have to agree."""
     kinds = rng.sample(facts, count)
     slots = {slot for fact in kinds for slot in fact.values}
     return _kinds(rng, facts, count) if {"age", "year"} <= slots else kinds
@@ -179,7 +180,7 @@ def _different(make: Callable[[], Subject], count: int, key: Callable[[Subject],
 
 
 def _values(fact: Fact, names: Names, count: int) -> list[dict[str, Word]]:
-    """Values of a fact for `count` subjects. No two share one, or a question would have two answers."""
+    """Values of a fact for `count` subjects, all different: a question must not have two answers."""
     columns = {}
     for slot, values in fact.values.items():
         column: dict[str, None] = {}
@@ -198,7 +199,7 @@ def _kinship(rng: Random, cast: list[Subject]) -> Statement:
 
 
 def _in_some_order(rng: Random, by_kind: list[list[Statement]]) -> list[Statement]:
-    """Subject by subject, kind by kind, or all mixed up."""
+    """Order by subject, by kind of fact, or at random."""
     order = rng.random()
     if order < 0.5:
         return [statement for of_subject in zip(*by_kind, strict=True) for statement in of_subject]
@@ -219,11 +220,11 @@ def _descriptions(statements: list[Statement], kin: Statement | None) -> dict[st
 def _tell(
     rng: Random, names: Names, cast: list[Subject], statements: list[Statement], restated: float
 ) -> str:
-    """The statements as sentences; some told again at the end, in other words."""
+    """Write the statements as sentences, and restate some of them at the end with another pattern."""
     patterns = [rng.sample(statement.fact.sentences, 2) for statement in statements]
     again = rng.sample(range(len(statements)), round(restated * len(statements)))
-    told = [(statement, first, "") for statement, (first, _) in zip(statements, patterns, strict=True)]
-    told += [
+    planned = [(statement, first, "") for statement, (first, _) in zip(statements, patterns, strict=True)]
+    planned += [
         (statements[i], patterns[i][1], rng.choice(REMINDERS) if rng.random() < 0.3 else "") for i in again
     ]
 
@@ -232,10 +233,10 @@ def _tell(
         everyone = [subject.name for subject in rng.sample(cast, len(cast))]
         sentences.append(rng.choice(OPENINGS).format(all=", ".join(everyone[:-1]) + " and " + everyone[-1]))
     before: Statement | None = None
-    for statement, pattern, reminder in told:
+    for statement, pattern, reminder in planned:
         same_subject = before is not None and before.subject is statement.subject
         same_fact = before is not None and before.fact is statement.fact
-        # A pronoun is clear only where the sentence before spoke of the same subject and of nobody else.
+        # A pronoun is unambiguous only after a sentence about the same subject and no other person.
         clear = same_subject and not names.people & {*before.values.values()} and "of {whom}" not in pattern
         link = ", and " if clear and not same_fact else ", while " if same_fact and not same_subject else ""
         joined = link and not reminder and rng.random() < 0.2
@@ -263,29 +264,29 @@ class Question:
     answer_start: int
 
 
-def ask(rng: Random, told: Story, count: int, two_steps: float = 0.3) -> list[Question]:
+def ask(rng: Random, passage: Story, count: int, two_steps: float = 0.3) -> list[Question]:
     """`count` different questions about a story.
 
-    Where a subject can be described ("the baker", "Ann's brother"), a share `two_steps` of the questions does
-    so instead of naming it: then two sentences must be put together.
+    If a subject has a description ("the baker", "Ann's brother"), a fraction `two_steps` of the questions use
+    it instead of the name, so that the answer requires two sentences.
     """
     questions: dict[str, Question] = {}
     while len(questions) < count:
-        statement = rng.choice(told.statements)
+        statement = rng.choice(passage.statements)
         slot = rng.choice(
             [slot for slot in statement.fact.questions for _ in range(1 if slot == "who" else 2)]
         )
         pattern = rng.choice(statement.fact.questions[slot])
         mention = statement.subject.named()
-        descriptions = told.descriptions.get(statement.subject.name, [])
+        descriptions = passage.descriptions.get(statement.subject.name, [])
         descriptions = [d for d in descriptions if not any(value in d for value in statement.values.values())]
         if descriptions and slot != "who" and rng.random() < two_steps:
             mention = statement.subject.described(rng.choice(descriptions))
         text = statement.say(pattern, mention)
         answer = str(statement.subject.name if slot == "who" else statement.values[slot])
-        found = re.search(rf"\b{re.escape(answer)}\b", told.context, re.IGNORECASE)
+        found = re.search(rf"\b{re.escape(answer)}\b", passage.context, re.IGNORECASE)
         start, end = found.span()
-        questions[text] = Question(text[0].upper() + text[1:], told.context[start:end], start)
+        questions[text] = Question(text[0].upper() + text[1:], passage.context[start:end], start)
     return list(questions.values())
 
 
@@ -296,22 +297,22 @@ def paragraphs(split: str, questions: int, seed: int) -> Iterator[dict]:
     """Paragraphs in SQuAD 1.1 layout, a pure function of the arguments."""
     rng = Random(f"{split} {seed}")
     for number in range(questions // QUESTIONS_PER_PASSAGE):
-        told = story(rng, split, shape=rng.choice(PASSAGE_SHAPES))
+        passage = story(rng, split, shape=rng.choice(PASSAGE_SHAPES))
         yield {
-            "context": told.context,
+            "context": passage.context,
             "qas": [
                 {
                     "id": f"{split}-{number}-{i}",
                     "question": question.text,
                     "answers": [{"text": question.answer, "answer_start": question.answer_start}],
                 }
-                for i, question in enumerate(ask(rng, told, QUESTIONS_PER_PASSAGE))
+                for i, question in enumerate(ask(rng, passage, QUESTIONS_PER_PASSAGE))
             ],
         }
 
 
 def squad(split: str, questions: int, seed: int) -> str:
-    """The file of a split: JSON with one paragraph a line, so that a change shows as changed lines."""
+    """The file of a split: JSON with one paragraph per line, for readable diffs."""
     lines = ",\n".join(json.dumps(paragraph) for paragraph in paragraphs(split, questions, seed))
     return f'{{"version": "1.1", "data": [{{"title": "{split}", "paragraphs": [\n{lines}\n]}}]}}\n'
 
@@ -319,9 +320,9 @@ def squad(split: str, questions: int, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "qa", help="where the three files go"
+        "--output", type=Path, default=Path(__file__).parent / "qa", help="directory of the three files"
     )
-    parser.add_argument("--seed", type=int, default=SEED, help="another seed gives other passages")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the passages")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for split, questions in SPLITS.items():

@@ -1,7 +1,7 @@
-"""The language of the reading-comprehension set: invented names, values, and the facts that passages tell.
+"""Vocabulary of the reading-comprehension set: names, values, and sentences and questions for kinds of facts.
 
-To add a kind of fact, add an entry to one of the tables below: its values, the sentences that tell it, and
-the questions whose answer is one of its values. make_qa.py tells the stories.
+To add a kind of fact, add an entry to one of the tables below: its values, the sentences that state it, and
+the questions whose answer is one of its values. make_qa.py generates the passages.
 """
 
 import zlib
@@ -60,10 +60,10 @@ class Word(str):
 
 
 class Names:
-    """The names of one passage: none occurs twice in it, and all belong to its split.
+    """The names of one passage, all different and all from the passage's split.
 
-    A checksum of the name decides which split it belongs to, so the splits, and whatever a pretraining script
-    streams from "train", can never have a name in common. `seam` shows where the parts of a name are joined.
+    A checksum assigns each name to a split. So the splits have no names in common, even with passages that a
+    pretraining script streams from "train". `seam` is inserted between the parts of a name.
     """
 
     def __init__(self, rng: Random, split: str, seam: str = ""):
@@ -104,7 +104,7 @@ class Names:
 
 # ------------------------------------------------------------------------------------------- values and facts
 
-Values = list[str] | Callable[[Names], str]  # a list to choose from, or how to invent one
+Values = list[str] | Callable[[Names], str]  # a list to choose from, or a function that generates a value
 
 
 def number(low: int, high: int, unit: str = "") -> Callable[[Names], str]:
@@ -190,19 +190,19 @@ PRIZES = phrases(
 
 @dataclass(frozen=True)
 class Fact:
-    """A kind of fact. Patterns name its `values` as slots, and its subject by these:
+    """A kind of fact. Patterns have slots for its `values`, and for its subject:
 
-    {who} {whose} {whom}   the subject's name, or a pronoun where the sentence before spoke of it
-    {he} {his} {him}       always the pronoun, for a subject that the same pattern has named
+    {who} {whose} {whom}   the subject's name, or a pronoun if the previous sentence is about it
+    {he} {his} {him}       always the pronoun, after the name in the same pattern
     """
 
     values: Mapping[str, Values]
     sentences: tuple[str, ...]
-    questions: Mapping[str, tuple[str, ...]]  # slot that answers -> questions; "who": the subject answers
+    questions: Mapping[str, tuple[str, ...]]  # slot of the answer -> questions; "who": the subject's name
 
 
 def fact(values: Mapping[str, Values], sentences: str, **questions: str) -> Fact:
-    """A Fact from texts with one pattern a line."""
+    """A Fact from texts with one pattern per line."""
     return Fact(values, lines(sentences), {slot: lines(text) for slot, text in questions.items()})
 
 
@@ -982,7 +982,7 @@ GATHERING_FACTS = (
     ),
 )
 
-# What ties two people together: the word for the one who is named first, by gender, and what to say and ask.
+# Relations of two people: (female, male) words for the subject.
 KIN = (
     ("sister", "brother"),
     ("aunt", "uncle"),

@@ -2,10 +2,10 @@
 
     python examples/study/induction.py
 
-An induction head finds the last occurrence of the present token and says what came after it (Olsson et
-al. 2022). Random tokens said twice are the usual test: nothing else tells the second half. But gpt2-mini has
-never met random tokens, so names that nobody has heard of are a second one: is a name easier to spell when it
-comes again? And which heads are to thank?
+An induction head attends to the token after the last occurrence of the current token and predicts it again
+(Olsson et al. 2022). The usual test is a repeated sequence of random tokens, whose second half only the
+repetition predicts. But random tokens are out of distribution for gpt2-mini, so invented names are a second
+test: is a name easier to predict when it is repeated? And which heads cause that?
 """
 
 import argparse
@@ -17,27 +17,31 @@ import torch
 from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
-from ftcore.analysis.ablation import head_ablation
 from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
-from ftcore.analysis.heads import copy_scores, induction_scores, prefix_matching_scores, repeated_tokens
-from ftcore.analysis.losses import token_losses
-from ftcore.analysis.reading import places_of
+from ftcore.analysis.heads import (
+    copy_scores,
+    head_ablation,
+    induction_scores,
+    prefix_matching_scores,
+    repeated_tokens,
+)
+from ftcore.analysis.inputs import word_mask
+from ftcore.analysis.tokens import token_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = 60
-LENGTH = 25  # random tokens, said twice
+LENGTH = 25  # random tokens, repeated once
 
 
 def spellings(tokenizer, ids: list[int], text: str) -> tuple[Tensor, Tensor]:
-    """(T) bool each: the tokens that spell a name on from its first token, for the first time and again."""
+    """Masks (T) of the tokens of names after their first token: at the first mention, and at later ones."""
     first, again = (torch.zeros(len(ids), dtype=torch.bool) for _ in range(2))
     for name in set(re.findall(r"\b[A-Z][a-z]{5,}\b", text)):
-        places = places_of(tokenizer, ids, name)
-        mentions = (
-            torch.cat([places[:1].long(), places[1:].long() - places[:-1].long()]).eq(1).cumsum(0) * places
-        )
-        inside = places & torch.cat([torch.tensor([False]), places[:-1]])  # not the first token of a mention
+        in_name = word_mask(tokenizer, ids, name)
+        is_start = in_name & ~torch.cat([torch.tensor([False]), in_name[:-1]])
+        mentions = is_start.cumsum(0) * in_name  # number of the mention that a token belongs to
+        inside = in_name & ~is_start
         first |= inside & (mentions == 1)
         again |= inside & (mentions > 1)
     return first, again
@@ -52,60 +56,60 @@ def main(arguments: list[str] | None = None) -> None:
 
     random_ids = repeated_tokens(model.config.vocab_size, rows=16, length=LENGTH)
     losses = token_losses(model, {"input_ids": random_ids})
-    once, twice = float(losses[:, : LENGTH - 1].mean()), float(losses[:, LENGTH:].mean())
+    first_half, second_half = float(losses[:, : LENGTH - 1].mean()), float(losses[:, LENGTH:].mean())
     scores = induction_scores(model, rows=16, length=LENGTH)
-    even = torch.ones(1, 16, 1, 2 * LENGTH, 2 * LENGTH).tril()
-    even_score = float(prefix_matching_scores(even / even.sum(-1, keepdim=True), random_ids))
+    uniform = torch.ones(1, 16, 1, 2 * LENGTH, 2 * LENGTH).tril()
+    uniform_score = float(prefix_matching_scores(uniform / uniform.sum(-1, keepdim=True), random_ids))
 
     test = json.loads((ROOT / "examples/data/qa/test.json").read_text(encoding="utf-8"))
     by_mention: dict[str, list[Tensor]] = {"first": [], "again": []}
-    in_text, missed = [], []
+    in_text, changes = [], []
     for passage in test["data"][0]["paragraphs"][:PASSAGES]:
         ids = tokenizer.encode(passage["context"])[: model.config.n_positions]
         inputs = {"input_ids": torch.tensor([ids])}
         first, again = spellings(tokenizer, ids, passage["context"])
         if not again.any():
             continue
-        spelled = token_losses(model, inputs)[0]  # of all tokens but the first
-        by_mention["first"].append(spelled[first[1:]])
-        by_mention["again"].append(spelled[again[1:]])
+        losses = token_losses(model, inputs)[0]  # of all tokens but the first
+        by_mention["first"].append(losses[first[1:]])
+        by_mention["again"].append(losses[again[1:]])
         in_text.append(prefix_matching_scores(attention_maps(model, inputs)["decoder"], inputs["input_ids"]))
 
         def loss_again(logits: Tensor, ids: list[int] = ids, again: Tensor = again) -> Tensor:
             log_probs = logits[0, :-1].log_softmax(-1)
             return -log_probs.gather(1, torch.tensor(ids)[1:, None])[again[1:]].mean()
 
-        missed.append(head_ablation(model, inputs, loss_again, mean=True, progress=False)["decoder"])
-    first_time, later = (float(torch.cat(by_mention[when]).mean()) for when in ("first", "again"))
-    found, lost = torch.stack(in_text).mean(0), torch.stack(missed).mean(0)
+        changes.append(head_ablation(model, inputs, loss_again, mean=True, progress=False)["decoder"])
+    first_loss, again_loss = (float(torch.cat(by_mention[when]).mean()) for when in ("first", "again"))
+    found, change = torch.stack(in_text).mean(0), torch.stack(changes).mean(0)
     copying = copy_scores(model)["decoder"]
 
     figure = new_figure(14, 3.2)
     panels = figure.subplots(1, 4)
     draw_head_field(panels[0], scores, "random tokens: prefix matching", high=1.0)
     draw_head_field(panels[1], found, "passages: prefix matching", high=1.0)
-    draw_head_field(panels[2], copying, "copying: how positive are its eigenvalues", signed=True, high=1.0)
-    title = "loss of names that come again, without it"
-    draw_head_field(panels[3], lost, title, signed=True, high=float(lost.abs().max()))
+    draw_head_field(panels[2], copying, "copying scores", signed=True, high=1.0)
+    title = "loss increase on repeated names, head ablated"
+    draw_head_field(panels[3], change, title, signed=True, high=float(change.abs().max()))
     save_figure(figure, options.out)
 
-    block, head = divmod(int(lost.argmax()), lost.shape[1])
+    block, head = divmod(int(change.argmax()), change.shape[1])
     print(f"picture    {options.out}\n")
     print(
         "On random tokens no head of gpt2-mini is an induction head: the highest prefix-matching score is"
-        f" {float(scores.max()):.3f}, even attention has {even_score:.3f}, and the second time they are no"
-        f" easier ({once:.1f} nats per token, then {twice:.1f})."
+        f" {float(scores.max()):.3f}, that of uniform attention is {uniform_score:.3f}, and the loss does not"
+        f" decrease with repetition ({first_half:.1f} nats per token, then {second_half:.1f})."
     )
     print(
-        f"Names that nobody has heard of cost {first_time:.2f} nats per token to spell for the first time,"
-        f" from their second token on, and {later:.2f} when they come again: a little is picked up, but on"
-        f" these passages too the highest prefix-matching score is {float(found.max()):.2f}."
+        f"After its first token, an invented name costs {first_loss:.2f} nats per token at the first mention"
+        f" and {again_loss:.2f} at later ones: repetition helps a little, but on these passages too the"
+        f" highest prefix-matching score is {float(found.max()):.2f}."
     )
     print(
-        f"Without head {head} of block {block} (its mean in its place) names that come again cost"
-        f" {float(lost[block, head]):+.2f} nats, more than without any other; its copying score is"
-        f" {float(copying[block, head]):+.2f}, and those of blocks 1 and 2 are between"
-        f" {float(copying[1:].min()):+.2f} and {float(copying[1:].max()):+.2f}: no later head copies."
+        f"Mean ablation of head {head} of block {block} changes the loss on repeated names most, by"
+        f" {float(change[block, head]):+.2f} nats; its copying score is {float(copying[block, head]):+.2f},"
+        f" and those of blocks 1 and 2 are between {float(copying[1:].min()):+.2f} and"
+        f" {float(copying[1:].max()):+.2f}: no later head copies."
     )
 
 

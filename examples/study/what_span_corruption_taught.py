@@ -1,10 +1,10 @@
-"""What did span corruption teach, before any question was seen?
+"""What did span corruption teach, before fine-tuning?
 
     python examples/study/what_span_corruption_taught.py
 
-weights/t5-mini was pretrained by filling gaps. Here are two sentences with a gap each, and behind them a
-passage that tells what belongs there in other words, about people it has never heard of. Can it fill them?
-Which heads look at the right place? And what does the same model do with a question?
+weights/t5-mini was pretrained by span corruption. Its input here is two sentences with a gap each, followed
+by a passage about unseen people that has the missing words in another phrasing. Can it fill the gaps? Which
+heads attend to the right words? And what does the same model do with a question?
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps, attention_while_generating
 from ftcore.analysis.figures import draw_head_field, draw_matrix, new_figure, save_figure
-from ftcore.analysis.reading import places_of
+from ftcore.analysis.inputs import word_mask
 from ftcore.data.tasks import prompt
 from ftcore.study import logit_lens
 
@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = 150
 
 
-def hits(looks: Tensor, wanted: Tensor) -> Tensor:
-    """(L, H): whether each head looks most at a place that is wanted, given (L, H, S) and (S)."""
-    return wanted[looks.argmax(-1)].float()
+def hits(attention: Tensor, mask: Tensor) -> Tensor:
+    """(L, H): whether the most attended token of each head (L, H, S) is in the mask (S)."""
+    return mask[attention.argmax(-1)].float()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,10 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
         for first, last in gapped.gaps:
             right = labels[0, first:last]
             by_block.append((ranks[:, first:last] == right).float().mean(-1))
-            wanted = places_of(tokenizer, gapped.source, tokenizer.decode(right)) & in_passage
-            if wanted.any():
-                in_gaps.append(hits(maps[:, :, first:last].sum(2) * in_passage, wanted))
-                chances.append(float(wanted.sum() / in_passage.sum()))
+            mask = word_mask(tokenizer, gapped.source, tokenizer.decode(right)) & in_passage
+            if mask.any():
+                in_gaps.append(hits(maps[:, :, first:last].sum(2) * in_passage, mask))
+                chances.append(float(mask.sum() / in_passage.sum()))
 
     test = json.loads((ROOT / "examples/data/qa/test.json").read_text(encoding="utf-8"))
     in_questions, answered = [], []
@@ -62,23 +62,23 @@ def main(arguments: list[str] | None = None) -> None:
         question, answer = passage["qas"][0]["question"], passage["qas"][0]["answers"][0]["text"]
         text = prompt("qa", decoder_only=False, question=question, context=passage["context"])
         ids = tokenizer.encode(text)
-        written, maps = attention_while_generating(model, torch.tensor([ids]), max_new_tokens=12)
-        answered.append(tokenizer.decode(written[0]).lower() == answer.lower())
-        begin = int(places_of(tokenizer, ids, "context:").nonzero()[-1]) + 1
+        generated, maps = attention_while_generating(model, torch.tensor([ids]), max_new_tokens=12)
+        answered.append(tokenizer.decode(generated[0]).lower() == answer.lower())
+        begin = int(word_mask(tokenizer, ids, "context:").nonzero()[-1]) + 1
         in_passage = torch.arange(len(ids)) >= begin
-        looks = maps["cross"][:, 0].sum(2) * in_passage
-        in_questions.append(hits(looks, places_of(tokenizer, ids, answer) & in_passage))
+        attention = maps["cross"][:, 0].sum(2) * in_passage
+        in_questions.append(hits(attention, word_mask(tokenizer, ids, answer) & in_passage))
 
     gaps, questions = torch.stack(in_gaps).mean(0), torch.stack(in_questions).mean(0)
     lens = torch.stack(by_block).mean(0)
     figure = new_figure(12, 3.2)
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 0.6])
-    draw_head_field(panels[0], gaps, "gaps: looks most at what belongs there", high=1.0)
-    draw_head_field(panels[1], questions, "questions: looks most at the answer", high=1.0)
+    draw_head_field(panels[0], gaps, "gaps: attends most to the missing words", high=1.0)
+    draw_head_field(panels[1], questions, "questions: attends most to the answer", high=1.0)
     shares = [[f"{value:.0%}"] for value in lens.tolist()]
     rows = [f"after block {block}" for block in range(len(lens))]
     draw_matrix(panels[2], lens[:, None], rows=rows, columns=[""], texts=shares, high=1.0, bar=False)
-    panels[2].set_title("logit lens: right tokens", fontsize=9)
+    panels[2].set_title("logit lens: correct tokens", fontsize=9)
     save_figure(figure, options.out)
 
     def share(flags: list[bool]) -> float:
@@ -87,20 +87,19 @@ def main(arguments: list[str] | None = None) -> None:
     block, head = divmod(int(gaps.argmax()), gaps.shape[1])
     print(f"picture    {options.out}\n")
     print(
-        f"Given the tokens before, it fills {share(right_with):.1%} of {len(right_with)} gaps without a"
-        f" mistake when the passage follows, and {share(right_without):.1%} without it: it looks up, it does"
-        " not know."
+        f"With teacher forcing, it fills {share(right_with):.1%} of {len(right_with)} gaps correctly with the"
+        f" passage and {share(right_without):.1%} without it: it copies from the passage."
     )
     print(
-        f"Head {head} of block {block} looks most at what belongs into the gap in {float(gaps.max()):.1%} of"
-        f" them, where a place chosen blindly would be right in {share(chances):.1%}; read by the logit lens,"
-        f" {float(lens[-2]):.0%} of the tokens are right after the last block but one and"
+        f"Head {head} of block {block} attends most to the missing words in {float(gaps.max()):.1%} of the"
+        f" gaps (a random token of the passage: {share(chances):.1%}); by the logit lens,"
+        f" {float(lens[-2]):.0%} of the tokens are correct after the second to last block and"
         f" {float(lens[-1]):.0%} after the last."
     )
     print(
-        f"Asked a question it answers {share(answered):.1%} right, and the same head looks at the answer in"
-        f" {float(questions[block, head]):.1%}: what fine-tuning has to teach is what to look for, and to say"
-        " it without sentinels."
+        f"It answers {share(answered):.1%} of the questions correctly, and the same head attends most to the"
+        f" answer in {float(questions[block, head]):.1%}: fine-tuning has to teach what to attend to, and to"
+        " answer without sentinels."
     )
 
 

@@ -2,10 +2,10 @@
 
     python examples/study/where_the_answer_comes_from.py
 
-A T5 that learnt to answer questions is asked about passages that it has never seen, full of names that it has
-never seen. The answer stands in the passage: which heads of its decoder look there? They are chosen on
-validation passages and counted on test passages. Then the passages are edited, and activations are patched,
-to tell looking from using.
+A T5 fine-tuned on question answering is tested on passages whose names it has never seen. The answer is a
+span of the passage: which heads of the decoder attend to it? The heads are selected on validation passages
+and evaluated on test passages. Editing the passages and patching activations then separates attention from
+causal effect.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ftcore.analysis.attention import attention_while_generating
 from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
+from ftcore.analysis.inputs import token_names, word_mask
 from ftcore.analysis.patching import activation_patching, logit_difference
-from ftcore.analysis.reading import places_of, token_names
 from ftcore.data.tasks import prompt
 from ftcore.training.inputs import load_checkpoint
 
@@ -35,24 +35,24 @@ class Question(NamedTuple):
     question: str
     context: str
     answer: str
-    other: str | None  # the answer to a question about the passage that begins with the same words
+    other: str | None  # answer to another question on the passage with the same first two words
 
     @property
     def swapped(self) -> "Question":
-        """The two answers change places in the passage, so that each is the answer to the other question."""
+        """Swap the two answers in the passage: each becomes the answer to the other question."""
         context = self.context.replace(self.answer, "\0").replace(self.other, self.answer)
         return self._replace(context=context.replace("\0", self.other), answer=self.other, other=self.answer)
 
 
 class Seen(NamedTuple):
     ids: list[int]
-    looks: Tensor  # (L, H, S) how much each head of `cross` looks at each token of the passage for the answer
-    is_answer: Tensor  # (S) bool: the tokens that write the answer, wherever it stands in the passage
+    attention: Tensor  # (L, H, S) of `cross` to each token of the passage, summed over the answer's tokens
+    is_answer: Tensor  # (S) bool: tokens of every occurrence of the answer in the passage
     is_right: bool
 
     def finds(self, heads: list[tuple[int, int]]) -> bool:
-        """Whether the place that these heads together look at most belongs to the answer."""
-        return bool(self.is_answer[sum(self.looks[head] for head in heads).argmax()])
+        """Whether the summed attention of these heads is highest at a token of the answer."""
+        return bool(self.is_answer[sum(self.attention[head] for head in heads).argmax()])
 
 
 def first_questions(split: str) -> list[Question]:
@@ -75,40 +75,38 @@ class Reader:
         return self.tokenizer.encode(text)
 
     def see(self, question: Question) -> Seen:
-        """Let the model answer, and keep where it looked meanwhile."""
+        """Generate the answer, and record the cross-attention."""
         ids = self.encode(question)
         answers, maps = attention_while_generating(self.model, torch.tensor([ids]), max_new_tokens=12)
-        begin = places_of(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
+        begin = word_mask(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
         in_passage = torch.arange(len(ids)) >= begin
-        looks = maps["cross"][:, 0].sum(2) * in_passage  # (L, H, S), over all steps of the answer
-        said = self.tokenizer.decode(answers[0])
-        is_answer = places_of(self.tokenizer, ids, question.answer) & in_passage
-        return Seen(ids, looks, is_answer, said.lower() == question.answer.lower())
+        attention = maps["cross"][:, 0].sum(2) * in_passage  # (L, H, S)
+        prediction = self.tokenizer.decode(answers[0])
+        is_answer = word_mask(self.tokenizer, ids, question.answer) & in_passage
+        return Seen(ids, attention, is_answer, prediction.lower() == question.answer.lower())
 
     def share_restored(self, questions: list[Question]) -> Tensor:
-        """(L, H): how much of the answer's lead each head alone brings back into the swapped passage."""
+        """(L, H): share of the logit difference that each head restores in the swapped passage."""
         shares = []
         for question in questions:
             clean, corrupted = self.encode(question), self.encode(question.swapped)
             right, wrong = (self.tokenizer.encode(text)[:1] for text in (question.answer, question.other))
             if len(clean) != len(corrupted) or right == wrong:
-                continue  # patching needs one token for one token
+                continue  # patching requires aligned tokens
             start = torch.tensor([[self.model.config.decoder_start_token_id]])
             runs = [
                 {"input_ids": torch.tensor([ids]), "decoder_input_ids": start} for ids in (clean, corrupted)
             ]
-            lead = logit_difference(torch.tensor(right), torch.tensor(wrong))
+            metric = logit_difference(torch.tensor(right), torch.tensor(wrong))
             patched = activation_patching(
-                self.model, *runs, lead, "cross.z.*", over=["heads"], progress=False
+                self.model, *runs, metric, "cross.z.*", over=["heads"], progress=False
             )
-            if patched.clean - patched.corrupted > 1:  # else there is nothing to bring back
+            if patched.clean - patched.corrupted > 1:  # otherwise there is nothing to restore
                 shares.append(patched.restored)
             if len(shares) == PATCHED_PASSAGES:
                 break
         if not shares:
-            raise ValueError(
-                "the model prefers no right answer: pass one that has learnt to answer questions"
-            )
+            raise ValueError("the model prefers no correct answer: pass one fine-tuned on question answering")
         return torch.stack(shares).mean(0)
 
 
@@ -117,19 +115,19 @@ def share(flags: list[bool]) -> float:
 
 
 def best_heads(seen: list[Seen]) -> list[tuple[int, int]]:
-    """The one or two heads that find the answer most often."""
-    blocks, heads = seen[0].looks.shape[:2]
-    everything = [(block, head) for block in range(blocks) for head in range(heads)]
-    choices = [list(choice) for size in (1, 2) for choice in combinations(everything, size)]
+    """The one or two heads that find the answer most often together."""
+    blocks, heads = seen[0].attention.shape[:2]
+    single = [(block, head) for block in range(blocks) for head in range(heads)]
+    choices = [list(choice) for size in (1, 2) for choice in combinations(single, size)]
     return max(choices, key=lambda choice: sum(one.finds(choice) for one in seen))
 
 
-def draw_looks(axes, tokenizer, seen: Seen, heads: list[tuple[int, int]], title: str) -> None:
-    looks = sum(seen.looks[head] for head in heads)
-    shown = [place for place, token in enumerate(looks.tolist()) if token > 0]
-    colours = ["C1" if seen.is_answer[place] else "C0" for place in shown]
-    axes.bar(range(len(shown)), looks[shown], color=colours)
-    names = token_names(tokenizer, [seen.ids[place] for place in shown])
+def draw_seen(axes, tokenizer, seen: Seen, heads: list[tuple[int, int]], title: str) -> None:
+    attention = sum(seen.attention[head] for head in heads)
+    shown = attention.nonzero()[:, 0].tolist()
+    colours = ["C1" if seen.is_answer[position] else "C0" for position in shown]
+    axes.bar(range(len(shown)), attention[shown], color=colours)
+    names = token_names(tokenizer, [seen.ids[position] for position in shown])
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=6, parse_math=False)
     axes.margins(x=0.005)
     axes.set_title(title, fontsize=9)
@@ -137,7 +135,7 @@ def draw_looks(axes, tokenizer, seen: Seen, heads: list[tuple[int, int]], title:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Where does an answer come from?")
-    parser.add_argument("--model", default="weights/t5-mini-qa", help="a T5 that answers questions")
+    parser.add_argument("--model", default="weights/t5-mini-qa", help="a T5 fine-tuned on question answering")
     parser.add_argument("--out", default="runs/studies/where_the_answer_comes_from.png")
     options = parser.parse_args(arguments)
 
@@ -148,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     questions = first_questions("test")
     seen = [reader.see(question) for question in questions]
-    blocks, count = seen[0].looks.shape[:2]
+    blocks, count = seen[0].attention.shape[:2]
     alone = torch.tensor(
         [
             [share([one.finds([(block, head)]) for one in seen]) for head in range(count)]
@@ -168,41 +166,41 @@ def main(arguments: list[str] | None = None) -> None:
     figure = new_figure(11, 8)
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.4])
     fields = upper.subplots(1, 2)
-    title = f"share of {len(seen)} test passages in which it looks at the answer most"
+    title = f"share of {len(seen)} test passages in which it attends most to the answer"
     draw_head_field(fields[0], alone, title, high=1.0)
-    title = "share of the answer's lead that it alone brings back"
+    title = "share of the logit difference that it restores alone"
     draw_head_field(fields[1], restored, title, signed=True, high=float(restored.abs().max()))
-    example = max(range(len(pairs)), key=lambda place: swapped[place].is_right + swapped[place].finds(heads))
+    example = max(range(len(pairs)), key=lambda i: swapped[i].is_right + swapped[i].finds(heads))
     panels = lower.subplots(2, 1)
     for axes, question in zip(panels, (pairs[example], pairs[example].swapped), strict=True):
-        title = f"{question.question}  {question.answer} (orange).  Where {named} look"
-        draw_looks(axes, reader.tokenizer, reader.see(question), heads, title)
+        title = f"{question.question}  {question.answer} (orange).  Attention of {named}"
+        draw_seen(axes, reader.tokenizer, reader.see(question), heads, title)
     save_figure(figure, options.out)
 
-    finds = {True: [], False: []}  # by whether the model answers right
+    finds = {True: [], False: []}  # by whether the model's answer is correct
     for one in seen:
         finds[one.is_right].append(one.finds(heads))
-    blindly = sum(float(one.is_answer.sum() / (one.looks[0, 0] > 0).sum()) for one in seen) / len(seen)
+    chance = sum(float(one.is_answer.sum() / (one.attention[0, 0] > 0).sum()) for one in seen) / len(seen)
     print(f"picture    {options.out}\n")
     print(
-        f"Chosen on {len(validation)} validation passages, {named} of the attention to the source look at the"
-        f" answer in {share(finds[True] + finds[False]):.1%} of {len(seen)} test passages; the best head"
-        f" alone, chosen with hindsight, does so in {float(alone.max()):.1%}, and a place chosen blindly"
-        f" would be right in {blindly:.1%}."
+        f"Selected on {len(validation)} validation passages, {named} of the cross-attention attend most to"
+        f" the answer in {share(finds[True] + finds[False]):.1%} of {len(seen)} test passages; the best"
+        f" single head, selected on the test passages, in {float(alone.max()):.1%}, and a random token of the"
+        f" passage would be correct in {chance:.1%}."
     )
     print(
-        f"They look at it in {share(finds[True]):.1%} of the {len(finds[True])} passages whose question is"
-        f" answered right and in {share(finds[False]):.1%} of the {len(finds[False])} others; where two"
-        f" answers change places ({len(pairs)} passages), the model says the other one in"
-        f" {share([one.is_right for one in swapped]):.1%} and they look at it in"
-        f" {share([one.finds(heads) for one in swapped]):.1%}; behind another passage they find it in"
+        f"They do so in {share(finds[True]):.1%} of the {len(finds[True])} passages whose question is"
+        f" answered correctly and in {share(finds[False]):.1%} of the {len(finds[False])} others; if two"
+        f" answers are swapped ({len(pairs)} passages), the model gives the other one in"
+        f" {share([one.is_right for one in swapped]):.1%} and they attend to it in"
+        f" {share([one.finds(heads) for one in swapped]):.1%}; after another passage they find it in"
         f" {share([one.finds(heads) for one in behind_another]):.1%} of {len(behind_another)}."
     )
-    brought_back = " and ".join(f"{float(restored[one]):.0%}" for one in heads)
+    restored_shares = " and ".join(f"{float(restored[one]):.0%}" for one in heads)
     print(
-        "Looking is not yet using: patched alone into the passage with the answers swapped, these heads"
-        f" bring back {brought_back} of the right answer's lead, and head {head} of block {block} brings back"
-        f" most, {float(restored.max()):.0%}: no head carries the answer alone."
+        "Attention is not causation: patched alone into the passage with swapped answers, these heads restore"
+        f" {restored_shares} of the logit difference, and head {head} of block {block} restores most,"
+        f" {float(restored.max()):.0%}: no head carries the answer alone."
     )
 
 

@@ -1,10 +1,10 @@
-"""What happens without the 1/sqrt(d) rule, and what happens to T5 with it.
+"""What happens to GPT-2 without the 1/sqrt(d) rule, and to T5 with it?
 
     python examples/study/without_the_scale.py
 
-Attention divides the products of queries and keys by sqrt(K), the width of a head (Vaswani et al. 2017,
-section 3.2.1). T5 does not: it learnt without, from queries that begin smaller. So what counts is what the
-weights have got used to. Here both models are run both ways, and attention is watched.
+Attention divides the products of queries and keys by sqrt(K), K being the width of a head (Vaswani et al.
+2017, section 3.2.1). T5 does not: it is trained without the division, and initializes its queries smaller.
+Here both models run with both scales, and the loss and the entropy of attention are measured.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from torch import Tensor
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.figures import new_figure, save_figure
-from ftcore.analysis.losses import token_losses
-from ftcore.analysis.reading import Inputs
+from ftcore.analysis.inputs import Inputs
+from ftcore.analysis.tokens import token_losses
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.study import patch
@@ -34,12 +34,11 @@ WIDTH = 32  # of a head in both models
 class Example(NamedTuple):
     inputs: Inputs
     labels: Tensor | None  # T5's
-    counted: slice  # the losses that count
+    selected: slice  # the losses to average
 
 
 def examples(model: Model, tokenizer: Tokenizer) -> list[Example]:
-    """What each model learnt to do, with names that it has never seen: to fill gaps, to go on with a"
-    " story."""
+    """Inputs as in pretraining, with unseen names: gaps for T5, stories for GPT-2."""
     if isinstance(model, T5ForConditionalGeneration):
         return [
             Example(inputs_of(model, gapped), torch.tensor([gapped.target]), slice(*gap))
@@ -51,37 +50,37 @@ def examples(model: Model, tokenizer: Tokenizer) -> list[Example]:
     return [Example({"input_ids": torch.tensor([tokenizer.encode(s)])}, None, slice(None)) for s in stories]
 
 
-def times(model: Model, factor: float) -> ExitStack:
-    """Inside, all queries are multiplied by this, which multiplies the products of queries and keys."""
+def scaled_queries(model: Model, factor: float) -> ExitStack:
+    """A context in which all queries, and so all scores, are multiplied by `factor`."""
     patches = ExitStack()
     if isinstance(model, T5ForConditionalGeneration):
         for name in ("*.block.*.layer.0.SelfAttention.q", "decoder.block.*.layer.1.EncDecAttention.q"):
             patches.enter_context(patch(model, name, lambda queries: queries * factor))
         return patches
 
-    def only_queries(qkv: Tensor) -> Tensor:
+    def scale_queries(qkv: Tensor) -> Tensor:
         qkv[..., : qkv.shape[-1] // 3] *= factor
         return qkv
 
-    patches.enter_context(patch(model, "transformer.h.*.attn.c_attn", only_queries))
+    patches.enter_context(patch(model, "transformer.h.*.attn.c_attn", scale_queries))
     return patches
 
 
 def entropy(maps: dict[str, Tensor]) -> float:
-    """Of the attention weights in bits, over all heads and positions: 0 where each looks at one place."""
+    """Mean entropy of the attention weights in bits, over all heads and positions."""
     bits = [-(weights * weights.clamp(min=1e-30).log2()).sum(-1).flatten() for weights in maps.values()]
     return float(torch.cat(bits).mean())
 
 
-def measure(model: Model, given: list[Example]) -> tuple[float, float]:
+def measure(model: Model, data: list[Example]) -> tuple[float, float]:
     """Loss in nats per token, and the entropy of attention in bits."""
-    losses = [token_losses(model, one.inputs, one.labels)[0, one.counted] for one in given]
-    entropies = [entropy(attention_maps(model, one.inputs)) for one in given]
+    losses = [token_losses(model, one.inputs, one.labels)[0, one.selected] for one in data]
+    entropies = [entropy(attention_maps(model, one.inputs)) for one in data]
     return float(torch.cat(losses).mean()), sum(entropies) / len(entropies)
 
 
 def entropy_of_random(width: int, scale: float) -> float:
-    """Of attention over 64 keys, queries and keys being random numbers of size 1, as norms make them."""
+    """Entropy of attention over 64 keys, with standard normal queries and keys."""
     query, key = torch.randn(2, 200, 64, width, generator=torch.Generator().manual_seed(0))
     return entropy({"": (query @ key.transpose(-2, -1) * scale).softmax(-1)})
 
@@ -95,14 +94,14 @@ def main(arguments: list[str] | None = None) -> None:
     curves, right, wrong = {}, {}, {}
     for name, rule in (("t5-mini", -0.5), ("gpt2-mini", 0.5)):
         model, tokenizer = (load(ROOT / "weights" / name) for load in (load_model, load_tokenizer))
-        given = examples(model, tokenizer)
+        data = examples(model, tokenizer)
         curves[name] = []
         for factor in factors:
-            with times(model, factor):
-                curves[name].append(measure(model, given[: TEXTS // 4]))
-        right[name] = measure(model, given)
-        with times(model, WIDTH**rule):
-            wrong[name] = measure(model, given)
+            with scaled_queries(model, factor):
+                curves[name].append(measure(model, data[: TEXTS // 4]))
+        right[name] = measure(model, data)
+        with scaled_queries(model, WIDTH**rule):
+            wrong[name] = measure(model, data)
 
     random_widths = [4, 8, 16, 32, 64, 128, 256]
     figure = new_figure(12, 3.6)
@@ -116,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         for factor in (WIDTH**-0.5, WIDTH**0.5):
             axes.axvline(factor, color="0.8", lw=1, ls=":", zorder=0)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("queries times (dotted: 1/sqrt(32), sqrt(32))")
+        axes.set_xlabel("factor of the queries (dotted: 1/sqrt(32), sqrt(32))")
         axes.set_title(title, fontsize=9)
         axes.legend(frameon=False)
     divided = [entropy_of_random(width, width**-0.5) for width in random_widths]
@@ -131,21 +130,21 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(f"picture    {options.out}\n")
     print(
-        f"Random queries and keys of width 256 leave attention {divided[-1]:.1f} of 6 bits of entropy when"
-        f" their products are divided by 16 and {plain[-1]:.1f} when not: without the rule, and with weights"
-        " of the usual size, each position begins by looking at one other alone."
+        f"With random queries and keys of width 256, attention has {divided[-1]:.1f} of 6 bits of entropy if"
+        f" the scores are divided by 16 and {plain[-1]:.1f} if not: without the rule, and with weights of the"
+        " usual size, attention is nearly one-hot at initialization."
     )
     (loss, bits), (worse, sharper) = right["gpt2-mini"], wrong["gpt2-mini"]
     print(
-        f"gpt2-mini learnt with the rule; without it its loss rises from {loss:.2f} to {worse:.2f} nats per"
-        f" token of {TEXTS} stories, and the entropy of its attention falls from {bits:.2f} to {sharper:.2f}"
-        " bits."
+        f"gpt2-mini was trained with the rule; without it, its loss on {TEXTS} stories rises from {loss:.2f}"
+        f" to {worse:.2f} nats per token, and the entropy of its attention falls from {bits:.2f} to"
+        f" {sharper:.2f} bits."
     )
     (loss, bits), (worse, blurred) = right["t5-mini"], wrong["t5-mini"]
     print(
-        "t5-mini learnt without it; with it, as F.scaled_dot_product_attention does unless told scale=1.0,"
-        f" the loss of what belongs into {TEXTS} gaps rises from {loss:.2f} to {worse:.2f}, and the entropy"
-        f" from {bits:.2f} to {blurred:.2f} bits."
+        "t5-mini was trained without it; with it, the default of F.scaled_dot_product_attention, its loss on"
+        f" {TEXTS} gaps rises from {loss:.2f} to {worse:.2f} nats per token, and the entropy from {bits:.2f}"
+        f" to {blurred:.2f} bits."
     )
 
 

@@ -2,9 +2,9 @@
 
     python examples/study/wrong_attention.py
 
-A student has written GPT-2's attention. It runs, its shapes are right, its loss would even fall; only the
-numbers are wrong. ftcore's attention is the reference: both get the same weights and the same input, and
-`compare_modules` says where they part and why.
+A student has written GPT-2's attention. It runs, its shapes are correct and its loss would even decrease, but
+the numbers are wrong. ftcore's attention is the reference: both get the same weights and the same input, and
+`compare_modules` reports where they diverge and why.
 """
 
 import torch
@@ -21,7 +21,7 @@ class StudentAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = Conv1D(width, 3 * width)  # GPT-2 makes q, k and v at once
+        self.qkv = Conv1D(width, 3 * width)  # GPT-2 computes q, k and v in one projection
         self.out = Conv1D(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -45,24 +45,24 @@ class FixedAttention(StudentAttention):
 
 
 def main() -> None:
-    # Fresh weights are so small that every softmax is nearly flat, whatever its scale: spread them.
+    # With fresh weights every softmax is nearly uniform, whatever its scale.
     reference = randomize_weights(GPT2Attention(GPT2Config(n_embd=48, n_head=4), layer=0))
     hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))  # (B, T, D)
-    how = {
-        "reference_inputs": (hidden, None, None),  # its forward also takes a mask and a cache
-        "rename": {"qkv": "c_attn", "out": "c_proj"},  # what the student calls otherwise
+    options = {
+        "reference_inputs": (hidden, None, None),  # also takes a mask and a cache
+        "rename": {"qkv": "c_attn", "out": "c_proj"},  # the student's names
         "copy_weights": True,
     }
 
     print("As the student wrote it:\n")
-    report = compare_modules(StudentAttention(48, 4), reference, hidden, **how)
+    report = compare_modules(StudentAttention(48, 4), reference, hidden, **options)
     print(report)
 
     print("\nWith the scores divided by sqrt(d):\n")
     fixed = FixedAttention(48, 4)
-    print(compare_modules(fixed, reference, hidden, **how))
+    print(compare_modules(fixed, reference, hidden, **options))
 
-    assert_same_as_reference(fixed, reference, hidden, **how)  # the same as a unit test, in one line
+    assert_same_as_reference(fixed, reference, hidden, **options)  # the same as a unit test
 
 
 if __name__ == "__main__":

@@ -1,44 +1,43 @@
-"""What a model does inside, in figures and pictures. Each analysis is a short page that can be read alone.
+"""Interpretability analyses of GPT-2 and T5. Each is a short module of functions that return tensors.
 
-Read `reading.py` first: what every analysis is given. Then where heads look (`attention.py`), what each part
-wrote into a logit (`attribution.py`), what carries the difference between two inputs (`patching.py`), what is
-lost without a head (`ablation.py`) and what kind of head it is (`heads.py`); T5's distances
-(`relative_bias.py`), the residual stream (`residual.py`), neurons over a data set (`neurons.py`), the loss of
-each token (`losses.py`), the logit lens drawn (`lens.py`), and beam search as a tree (`beams.py`).
+    inputs.py       inputs of an analysis, and running a model on them; read this first
+    attention.py    attention maps, hidden states, T5's relative position bias
+    attribution.py  direct logit attribution
+    patching.py     activation patching, path patching
+    heads.py        head scores (induction, copying, ...), head ablation
+    residual.py     norms of the residual stream, the logit lens as a figure
+    tokens.py       losses of tokens, top activations of neurons over a data set
+    beams.py        beam search as a tree
+    figures.py      helpers of all figures
 
-They see and change activations through `record` and `patch` of ftcore.study. The functions that begin with
-`draw_` need the extra `plot`; they return matplotlib's figures.
+They read and change activations by `record` and `patch` of ftcore.study. Functions named `draw_...` return
+matplotlib figures and require the extra `plot`.
 """
 
-from typing import TYPE_CHECKING
-
-from ftcore import lazily
-
-if TYPE_CHECKING:
-    from ftcore.analysis.ablation import draw_ablation, head_ablation
-    from ftcore.analysis.attention import (
-        attention_maps,
-        attention_while_generating,
-        draw_attention,
-        hidden_states,
-    )
-    from ftcore.analysis.attribution import draw_attribution, logit_attribution
-    from ftcore.analysis.beams import beam_trace, draw_beams
-    from ftcore.analysis.figures import draw_heads, save_figure
-    from ftcore.analysis.heads import (
-        copy_scores,
-        duplicate_token_scores,
-        induction_scores,
-        prefix_matching_scores,
-        previous_token_scores,
-    )
-    from ftcore.analysis.lens import draw_lens
-    from ftcore.analysis.losses import draw_token_losses, token_losses
-    from ftcore.analysis.neurons import draw_top_activations, top_activations
-    from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
-    from ftcore.analysis.reading import inputs_of, token_names
-    from ftcore.analysis.relative_bias import draw_relative_bias, relative_bias_curves
-    from ftcore.analysis.residual import draw_residual_norms, residual_norms
+from ftcore.analysis.attention import (
+    attention_maps,
+    attention_while_generating,
+    draw_attention,
+    draw_relative_bias,
+    hidden_states,
+    relative_bias_curves,
+)
+from ftcore.analysis.attribution import draw_attribution, logit_attribution
+from ftcore.analysis.beams import beam_trace, draw_beams
+from ftcore.analysis.figures import draw_heads, save_figure
+from ftcore.analysis.heads import (
+    copy_scores,
+    draw_ablation,
+    duplicate_token_scores,
+    head_ablation,
+    induction_scores,
+    prefix_matching_scores,
+    previous_token_scores,
+)
+from ftcore.analysis.inputs import inputs_of, token_names
+from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
+from ftcore.analysis.residual import draw_lens, draw_residual_norms, residual_norms
+from ftcore.analysis.tokens import draw_token_losses, draw_top_activations, token_losses, top_activations
 
 __all__ = [
     "activation_patching",
@@ -74,41 +73,3 @@ __all__ = [
     "token_names",
     "top_activations",
 ]
-
-__getattr__ = lazily(
-    __name__,
-    {
-        "activation_patching": "ftcore.analysis.patching",
-        "attention_maps": "ftcore.analysis.attention",
-        "attention_while_generating": "ftcore.analysis.attention",
-        "beam_trace": "ftcore.analysis.beams",
-        "copy_scores": "ftcore.analysis.heads",
-        "draw_ablation": "ftcore.analysis.ablation",
-        "draw_attention": "ftcore.analysis.attention",
-        "draw_attribution": "ftcore.analysis.attribution",
-        "draw_beams": "ftcore.analysis.beams",
-        "draw_heads": "ftcore.analysis.figures",
-        "draw_lens": "ftcore.analysis.lens",
-        "draw_patched": "ftcore.analysis.patching",
-        "draw_relative_bias": "ftcore.analysis.relative_bias",
-        "draw_residual_norms": "ftcore.analysis.residual",
-        "draw_token_losses": "ftcore.analysis.losses",
-        "draw_top_activations": "ftcore.analysis.neurons",
-        "duplicate_token_scores": "ftcore.analysis.heads",
-        "head_ablation": "ftcore.analysis.ablation",
-        "hidden_states": "ftcore.analysis.attention",
-        "induction_scores": "ftcore.analysis.heads",
-        "inputs_of": "ftcore.analysis.reading",
-        "logit_attribution": "ftcore.analysis.attribution",
-        "logit_difference": "ftcore.analysis.patching",
-        "path_patching": "ftcore.analysis.patching",
-        "prefix_matching_scores": "ftcore.analysis.heads",
-        "previous_token_scores": "ftcore.analysis.heads",
-        "relative_bias_curves": "ftcore.analysis.relative_bias",
-        "residual_norms": "ftcore.analysis.residual",
-        "save_figure": "ftcore.analysis.figures",
-        "token_losses": "ftcore.analysis.losses",
-        "token_names": "ftcore.analysis.reading",
-        "top_activations": "ftcore.analysis.neurons",
-    },
-)

@@ -1,85 +1,83 @@
-"""Where each head looks, and the residual stream between the blocks: what transformers returns on request."""
+"""Attention maps, hidden states, and T5's relative position bias."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, draw_matrix, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, of_all_blocks, parts_of
+from ftcore.analysis.figures import Axes, Figure, draw_matrix, new_figure
+from ftcore.analysis.inputs import Inputs, activations_of, part_prefixes, stack_blocks, stack_parameters
 from ftcore.decoding import generate
-from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
+from ftcore.models.t5 import relative_position_bucket
 
 
 def attention_maps(model: Model, inputs: Inputs) -> dict[str, Tensor]:
-    """The attention weights of every head, by part (see reading.py): each (L, B, H, T, S), rows sum to 1.
+    """The attention weights by part (see inputs.py): each (L, B, H, T, S), rows sum to 1.
 
-    They are `output_attentions` of transformers. The rows of padding mean nothing.
+    Equal to `output_attentions` of transformers. Rows of padding are arbitrary.
     """
-    kinds = {part: f"{prefix}pattern" for part, prefix in parts_of(model).items()}
+    kinds = {part: f"{prefix}pattern" for part, prefix in part_prefixes(model).items()}
     acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
-    return {part: of_all_blocks(acts, kind) for part, kind in kinds.items()}
+    return {part: stack_blocks(acts, kind) for part, kind in kinds.items()}
 
 
 def attention_while_generating(
     model: Model, input_ids: Tensor, attention_mask: Tensor | None = None, **arguments: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `generate` says, and where each head looked while saying it.
+    """Generate, and return the attention maps of the returned sequences.
 
-    The maps are those of one pass over prompt or source and answer, which a cache computes step by step.
-    Unlike what `record` sees during a beam search, they are the returned answers'.
+    The maps are computed in one pass over the generated sequence, which equals the steps with a cache.
+    (During beam search, `record` would see the running beams instead.)
 
     Args:
         model: GPT-2 or T5.
-        input_ids: (B, S) as for `generate`, as are the others.
+        input_ids: (B, S); this and the other arguments as for `generate`.
 
     Returns:
-        The ids (R, length), as `generate` returns them, and the maps, (L, R, H, T, S) each. R counts
-        `num_return_sequences` rows of each source. The last token has no row: no step has read it.
+        The ids (R, length) that `generate` returns, and the maps (L, R, H, T, S) by part, where R = B *
+        num_return_sequences. The last token has no row, since it was never an input.
     """
     ids = generate(model, input_ids, attention_mask, **arguments)
-    answers = len(ids) // len(input_ids)
-    source = input_ids.repeat_interleave(answers, 0)
-    mask = None if attention_mask is None else attention_mask.repeat_interleave(answers, 0)
-    read = ids[:, :-1]
+    per_source = len(ids) // len(input_ids)
+    decoder_ids = ids[:, :-1]
     if isinstance(model, GPT2LMHeadModel):
-        inputs = {"input_ids": read}
-        if mask is not None:
-            new = mask.new_ones(len(read), read.shape[1] - mask.shape[1])
-            inputs["attention_mask"] = torch.cat([mask, new], 1)
+        inputs = {"input_ids": decoder_ids}
     else:
-        inputs = {"input_ids": source, "decoder_input_ids": read}
-        if mask is not None:
-            inputs["attention_mask"] = mask
+        inputs = {"input_ids": input_ids.repeat_interleave(per_source, 0), "decoder_input_ids": decoder_ids}
+    if attention_mask is not None:
+        new = inputs["input_ids"].shape[1] - attention_mask.shape[1]  # 0 for T5
+        inputs["attention_mask"] = F.pad(attention_mask.repeat_interleave(per_source, 0), (0, new), value=1)
     return ids, attention_maps(model, inputs)
 
 
 def hidden_states(model: Model, inputs: Inputs) -> dict[str, Tensor]:
-    """The residual stream before each block and, last, behind the final norm: (L + 1, B, T, D) each.
+    """The residual stream before each block, and last the final norm's output: (L + 1, B, T, D).
 
-    They are `output_hidden_states` of transformers, by stack: `decoder`, and T5's `encoder`.
+    Equal to `output_hidden_states` of transformers. By stack: `decoder`, and T5's `encoder`.
     """
     final_norms = {"decoder": "transformer.ln_f"}
     if not isinstance(model, GPT2LMHeadModel):
         final_norms = {stack: f"{stack}.final_layer_norm" for stack in ("encoder", "decoder")}
-    prefixes = parts_of(model)
+    prefixes = part_prefixes(model)
     streams = [f"{prefixes[stack]}resid_pre.*" for stack in final_norms]
     acts = activations_of(model, inputs, *streams, *final_norms.values())
     return {
-        stack: torch.cat([of_all_blocks(acts, f"{prefixes[stack]}resid_pre"), acts[norm][None]])
+        stack: torch.cat([stack_blocks(acts, f"{prefixes[stack]}resid_pre"), acts[norm][None]])
         for stack, norm in final_norms.items()
     }
 
 
 def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], title: str = "") -> Figure:
-    """Every head of every block as a panel, blocks below one another.
+    """A grid of attention maps: a row for each block, a column for each head.
 
     Args:
-        maps: (L, H, T, S), one text's: `attention_maps(model, inputs)["cross"][:, 0]`, or of one block alone
-            `[3:4, 0]`.
-        queries: the T tokens that look.
-        keys: the S tokens that are looked at.
+        maps: (L, H, T, S), of one text: `attention_maps(model, inputs)["cross"][:, 0]`, or `[3:4, 0]` for
+            one block.
+        queries: labels of the T query tokens.
+        keys: labels of the S key tokens.
         title: of the figure.
     """
     blocks, heads, length, width = maps.shape
@@ -93,3 +91,59 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
             axes.set_title(f"block {block}, head {head}" if blocks > 1 else f"head {head}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+class BiasCurves(NamedTuple):
+    distances: Tensor  # (N) key position minus query position
+    buckets: Tensor  # (N) row of the table for each distance
+    edges: list[int]  # distances at which the bucket changes
+    biases: (
+        Tensor  # (tables, H, N) added to the scores; uMT5 has one table per block, other models one in all
+    )
+
+
+@torch.no_grad()
+def relative_bias_curves(
+    model: T5ForConditionalGeneration, stack: str, reach: int | None = None
+) -> BiasCurves:
+    """T5's relative position bias as a function of distance (Raffel et al. 2020, section 2.1).
+
+    Args:
+        model: T5.
+        stack: "encoder" (distances in both directions) or "decoder" (the past only).
+        reach: largest distance; by default a few more than relative_attention_max_distance.
+    """
+    config = model.config
+    reach = config.relative_attention_max_distance + 8 if reach is None else reach
+    bidirectional = stack == "encoder"
+    distances = torch.arange(-reach, reach + 1 if bidirectional else 1)
+    buckets = relative_position_bucket(
+        distances,
+        bidirectional=bidirectional,
+        num_buckets=config.relative_attention_num_buckets,
+        max_distance=config.relative_attention_max_distance,
+    )
+    tables = stack_parameters(
+        model, f"{stack}.block.*.layer.0.SelfAttention.relative_attention_bias.weight"
+    )  # (tables, buckets, H)
+    edges = (buckets[1:] != buckets[:-1]).nonzero()[:, 0] + 1
+    return BiasCurves(distances, buckets, distances[edges].tolist(), tables[:, buckets.to(tables.device)].mT)
+
+
+def draw_relative_bias(
+    curves: BiasCurves, title: str = "", table: int = 0, axes: Axes | None = None
+) -> Figure:
+    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure."""
+    axes = axes or new_figure(8, 3.6).subplots()
+    axes.set_title(title, fontsize=10)
+    for edge in curves.edges:
+        axes.axvline(edge - 0.5, color="0.9", lw=0.8)
+    for head, curve in enumerate(curves.biases[table].cpu()):
+        axes.plot(curves.distances, curve.float(), drawstyle="steps-mid", lw=1.3, label=f"head {head}")
+    axes.set_xscale("symlog", linthresh=16)
+    ticks = [tick for tick in (-128, -64, -32, -16, -8, 0, 8, 16, 32, 64, 128) if tick in curves.distances]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("key position minus query position")
+    axes.set_ylabel("added to the score")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return axes.figure

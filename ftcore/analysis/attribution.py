@@ -1,19 +1,19 @@
-"""Direct logit attribution: how much of a logit each head and each block wrote into the residual stream.
+"""Direct logit attribution: how much each head and each feed-forward layer adds to a logit.
 
-The residual stream is a sum of what its parts wrote: the embedding, every head, every feed-forward layer, the
-biases. The final norm divides that sum by its size. With this divisor held at what it is, norm and head are
-linear, and so a logit is the sum of one share a part (Elhage et al. 2021, "Logits as a sum of terms"; Wang et
+The residual stream is the sum of the embedding and the outputs of all heads, feed-forward layers and
+biases. The final norm divides it by its scale. With that scale held fixed, norm and head are linear, so a
+logit is the sum of one contribution per component (Elhage et al. 2021, "Logits as a sum of terms"; Wang et
 al. 2023, section 2.2).
 
-The shares are of what is written directly. What one part does by way of a later one counts as the later
-one's; patching.py tells the two apart.
+Only direct contributions are counted. The effect of one component through a later one belongs to the later
+one; patching.py separates them.
 """
 
 import torch
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, draw_head_field, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, num_heads, of_all_blocks
+from ftcore.analysis.inputs import Inputs, activations_of, num_heads, stack_blocks, stack_parameters
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
@@ -23,22 +23,21 @@ from ftcore.models.attention import at_least_float32
 def logit_attribution(
     model: Model, inputs: Inputs, tokens: Tensor, others: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The shares that add up to the logit of `tokens`, or to how far it is above that of `others`.
+    """Contributions that add up to the logit of `tokens`, or to its difference from the logit of `others`.
 
     Args:
-        model: GPT-2, or T5, whose decoder is taken apart.
-        inputs: see reading.py.
-        tokens: (B, T) at each position, the token whose logit is asked for; or what broadcasts to that.
-        others: the same, of the tokens to compare with.
+        model: GPT-2, or T5, whose decoder is analysed.
+        inputs: see inputs.py.
+        tokens: token ids (B, T), or a shape that broadcasts to it.
+        others: the same, of the tokens to subtract.
 
     Returns:
-        embedding: (B, T); of GPT-2 that of the token alone, beside `position`
-        heads: (L, H, B, T), of T5's self-attention; `cross` has those of its attention to the source
-        mlps: (L, B, T)
-        biases: (B, T), GPT-2's only: those of attention and of the final norm. Each feed-forward layer's own
-            is in `mlps`.
+        embedding: (B, T); for GPT-2 the token embedding, beside `position`
+        heads: (L, H, B, T), self-attention; `cross` for T5's cross-attention
+        mlps: (L, B, T), with their biases
+        biases: (B, T), GPT-2 only: of attention and of the final norm
 
-        Summed over L and H they are the logit.
+        Summed over L and H, all together are the logit.
 
     Raises:
         ValueError: the model has LoRA layers.
@@ -47,48 +46,36 @@ def logit_attribution(
     if isinstance(model, GPT2LMHeadModel):
         names = ("transformer.wte", "transformer.wpe", "z.*", "mlp.*", "resid_post.*")
         acts = activations_of(model, inputs, *names)
-        direction, bias = _gpt2_direction(model, of_all_blocks(acts, "resid_post")[-1], tokens, others)
-        projections = [f"transformer.h.{block}.attn.c_proj" for block in range(model.config.n_layer)]
-        outputs = torch.stack(
-            [model.get_parameter(f"{name}.weight") for name in projections]
-        )  # (L, H * K, D)
-        attention_bias = torch.stack([model.get_parameter(f"{name}.bias") for name in projections]).sum(
-            0
-        )  # (D)
+        direction, bias = _gpt2_direction(model, stack_blocks(acts, "resid_post")[-1], tokens, others)
+        outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")  # (L, H * K, D)
+        attention_bias = stack_parameters(model, "transformer.h.*.attn.c_proj.bias").sum(0)  # (D)
         return {
             "embedding": _dot(acts["transformer.wte"], direction),
             "position": _dot(acts["transformer.wpe"], direction),
-            "heads": _head_shares(model, of_all_blocks(acts, "z"), outputs, direction),
-            "mlps": _dot(of_all_blocks(acts, "mlp"), direction),
+            "heads": _head_contributions(model, stack_blocks(acts, "z"), outputs, direction),
+            "mlps": _dot(stack_blocks(acts, "mlp"), direction),
             "biases": bias + _dot(attention_bias, direction),
         }
 
     names = ("decoder.resid_pre.0", "decoder.z.*", "cross.z.*", "decoder.mlp.*", "decoder.resid_post.*")
     acts = activations_of(model, inputs, *names)
-    direction = _t5_direction(model, of_all_blocks(acts, "decoder.resid_post")[-1], tokens, others)
+    direction = _t5_direction(model, stack_blocks(acts, "decoder.resid_post")[-1], tokens, others)
     shares = {"embedding": _dot(acts["decoder.resid_pre.0"], direction)}
-    for share, part, layer in (
-        ("heads", "decoder", "0.SelfAttention"),
-        ("cross", "cross", "1.EncDecAttention"),
-    ):
-        outputs = torch.stack(
-            [
-                model.get_parameter(f"decoder.block.{block}.layer.{layer}.o.weight").T  # (H * K, D)
-                for block in range(len(model.decoder.block))
-            ]
-        )
-        shares[share] = _head_shares(model, of_all_blocks(acts, f"{part}.z"), outputs, direction)
-    return shares | {"mlps": _dot(of_all_blocks(acts, "decoder.mlp"), direction)}
+    layers = (("heads", "decoder", "0.SelfAttention"), ("cross", "cross", "1.EncDecAttention"))
+    for share, part, layer in layers:
+        outputs = stack_parameters(model, f"decoder.block.*.layer.{layer}.o.weight").mT  # (L, H * K, D)
+        shares[share] = _head_contributions(model, stack_blocks(acts, f"{part}.z"), outputs, direction)
+    return shares | {"mlps": _dot(stack_blocks(acts, "decoder.mlp"), direction)}
 
 
 def total(shares: dict[str, Tensor]) -> Tensor:
-    """All shares together: the logit, (B, T)."""
+    """The sum of all contributions, i.e. the logit: (B, T)."""
     each = [share.flatten(0, -3).sum(0) if share.dim() > 2 else share for share in shares.values()]
     return torch.stack(each).sum(0)
 
 
-def _readout(model: Model, tokens: Tensor, others: Tensor | None) -> Tensor:
-    """What the head multiplies the normed stream with to get the logit: (B or 1, T or 1, D)."""
+def _unembedding(model: Model, tokens: Tensor, others: Tensor | None) -> Tensor:
+    """Rows of the head, or their differences: (B or 1, T or 1, D)."""
     weight = model.lm_head.weight  # (V, D)
     return weight[tokens] if others is None else weight[tokens] - weight[others]
 
@@ -96,21 +83,21 @@ def _readout(model: Model, tokens: Tensor, others: Tensor | None) -> Tensor:
 def _gpt2_direction(
     model: GPT2LMHeadModel, residual: Tensor, tokens: Tensor, others: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The direction (B, T, D) in which the stream adds to the logit, and what the final norm's bias adds."""
-    norm, readout = model.transformer.ln_f, _readout(model, tokens, others)
-    deviation = (residual.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()  # (B, T, 1)
-    direction = norm.weight * readout
-    direction = (direction - direction.mean(-1, keepdim=True)) / deviation  # a LayerNorm takes the mean away
-    return direction, (norm.bias * readout).sum(-1)
+    """Gradient of the logit with respect to the residual stream (B, T, D), and the final norm's bias term."""
+    norm, unembedding = model.transformer.ln_f, _unembedding(model, tokens, others)
+    std = (residual.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()  # (B, T, 1)
+    direction = norm.weight * unembedding
+    direction = (direction - direction.mean(-1, keepdim=True)) / std  # LayerNorm subtracts the mean
+    return direction, (norm.bias * unembedding).sum(-1)
 
 
 def _t5_direction(
     model: T5ForConditionalGeneration, residual: Tensor, tokens: Tensor, others: Tensor | None
 ) -> Tensor:
     norm = model.decoder.final_layer_norm
-    size = (at_least_float32(residual).square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    rms = (at_least_float32(residual).square().mean(-1, keepdim=True) + norm.eps).sqrt()
     scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
-    return norm.weight * _readout(model, tokens, others) * scale / size
+    return norm.weight * _unembedding(model, tokens, others) * scale / rms
 
 
 def _dot(written: Tensor, direction: Tensor) -> Tensor:
@@ -118,16 +105,16 @@ def _dot(written: Tensor, direction: Tensor) -> Tensor:
     return (written * direction).sum(-1)
 
 
-def _head_shares(model: Model, mixed: Tensor, outputs: Tensor, direction: Tensor) -> Tensor:
-    """What each head wrote: mixed values (L, B, T, H * K) by its rows of the output matrix (L, H * K, D)."""
+def _head_contributions(model: Model, z: Tensor, outputs: Tensor, direction: Tensor) -> Tensor:
+    """From z (L, B, T, H * K) and output matrices (L, H * K, D): (L, H, B, T)."""
     heads = num_heads(model)
-    mixed, outputs = mixed.unflatten(-1, (heads, -1)), outputs.unflatten(1, (heads, -1))
-    seen = torch.einsum("lhkd,btd->lhbtk", outputs, direction)  # the direction, as each head's values see it
-    return torch.einsum("lbthk,lhbtk->lhbt", mixed, seen)
+    z, outputs = z.unflatten(-1, (heads, -1)), outputs.unflatten(1, (heads, -1))
+    per_head = torch.einsum("lhkd,btd->lhbtk", outputs, direction)  # gradient with respect to z
+    return torch.einsum("lbthk,lhbtk->lhbt", z, per_head)
 
 
 def draw_attribution(shares: dict[str, Tensor], row: int = 0, position: int = -1) -> Figure:
-    """The shares of one logit: heads as fields, the others as bars. Red is for it, blue against."""
+    """Contributions to one logit: heads as heat maps, the others as bars. Red is positive, blue negative."""
     fields = {name: share[..., row, position] for name, share in shares.items()}
     heads = {name: field for name, field in fields.items() if field.dim() == 2}
     figure = new_figure(3.4 * (len(heads) + 1), 3.2)
@@ -141,6 +128,7 @@ def draw_attribution(shares: dict[str, Tensor], row: int = 0, position: int = -1
     colours = ["C3" if value > 0 else "C0" for value in bars.values()]
     panels[-1].barh(list(bars), list(bars.values()), color=colours)
     panels[-1].invert_yaxis()
-    panels[-1].set_title("the rest", fontsize=9)
-    figure.suptitle(f"shares of the logit, which is {float(total(shares)[row, position]):.1f}", fontsize=10)
+    panels[-1].set_title("other components", fontsize=9)
+    logit = float(total(shares)[row, position])
+    figure.suptitle(f"contributions to the logit, which is {logit:.1f}", fontsize=10)
     return figure

@@ -1,7 +1,7 @@
-"""Beam search made visible: every candidate of every step, and what became of it.
+"""Beam search as a tree: every candidate of every step, and its outcome.
 
 trace = beam_trace(model, input_ids, num_beams=4)
-trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, fate="running", ...)
+trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
 draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
 """
 
@@ -16,83 +16,87 @@ from ftcore.decoding import generate
 from ftcore.decoding.search import HOPELESS, Hypotheses
 from ftcore.models import Model
 
-Fate = Literal["running", "finished", "displaced", "pruned"]
+Status = Literal["running", "finished", "displaced", "pruned"]
+_COLOURS: dict[Status, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
 
 
 @dataclass
 class Candidate:
-    """One token more behind a running beam. Plain data: `dataclasses.asdict` makes JSON of it."""
+    """A running beam extended by one token. Plain data: `dataclasses.asdict` converts it to JSON."""
 
     step: int  # from 0
-    rank: int  # its place in the step: 0 is the likeliest, unless the search samples
-    parent: int | None  # the rank of the candidate of the step before that it goes on from
+    rank: int  # index in its step; 0 is the most likely, unless the search samples
+    parent: int | None  # rank of the candidate it extends, in the previous step
     token: int
-    log_prob: float  # of this token alone, after the rules of `processors.py`
-    score: float  # sum of the log-probabilities so far
-    # running: it went on. finished: it ended, and is one of the answers. displaced: it was, until better ones
-    # came. pruned: others were better.
-    fate: Fate
-    final_score: float | None = None  # of those that ended in time: score / new_tokens ** length_penalty
+    log_prob: float  # of this token alone, after the logits processors
+    score: float  # sum of log-probabilities so far
+    # running: extended in the next step. finished: a returned hypothesis. displaced: finished, but replaced
+    # by better ones later. pruned: not among the best.
+    status: Status
+    final_score: float | None = None  # of finished and displaced: score / new_tokens ** length_penalty
 
 
 @dataclass
 class BeamTrace:
-    ids: Tensor  # (num_return_sequences, length) what `generate` returns
+    ids: Tensor  # (num_return_sequences, length), as returned by `generate`
     steps: list[list[Candidate]]
 
     @property
     def finished(self) -> list[Candidate]:
-        """The answers, best first; as many as there are beams, or fewer where so few came to an end."""
-        ended = [candidate for step in self.steps for candidate in step if candidate.fate == "finished"]
+        """The finished hypotheses, best first; at most num_beams."""
+        ended = [candidate for step in self.steps for candidate in step if candidate.status == "finished"]
         return sorted(ended, key=lambda candidate: -(candidate.final_score or 0.0))
 
     def path(self, candidate: Candidate) -> list[Candidate]:
-        """The candidates that it goes on from, the first step's first, and itself."""
+        """The candidate and all its ancestors, from the first step on."""
         path = [candidate]
         while (parent := path[-1].parent) is not None:
             path.append(self.steps[path[-1].step - 1][parent])
         return path[::-1]
 
     def tokens(self, candidate: Candidate) -> list[int]:
-        """All that it says, without prompt or start token."""
+        """The generated tokens, without prompt or start token."""
         return [one.token for one in self.path(candidate)]
 
 
 def beam_trace(
     model: Model, input_ids: Tensor, attention_mask: Tensor | None = None, **arguments: Any
 ) -> BeamTrace:
-    """Run a beam search, and keep what it looked at.
+    """Run a beam search and record all candidates.
 
     Args:
         model: GPT-2 or T5.
-        input_ids: (1, S) one source. The beams of several would go on for as long as the slowest.
+        input_ids: (1, S) one source; in a batch, a search would continue until the slowest source is done.
         attention_mask: (1, S)
-        arguments: those of `generate`, with num_beams above 1.
+        arguments: of `generate`, with num_beams above 1.
 
     Raises:
-        ValueError: more than one source, num_beams=1, or what `generate` refuses.
+        ValueError: more than one source, num_beams=1, or invalid arguments of `generate`.
     """
     if len(input_ids) != 1:
         raise ValueError(f"input_ids has {len(input_ids)} rows, expected 1: trace one source at a time")
-    trace = _Trace()
-    ids = generate(model, input_ids, attention_mask, observer=trace.see, **arguments)
-    return BeamTrace(ids, trace.steps)
+    recorder = _Recorder()
+    ids = generate(model, input_ids, attention_mask, observer=recorder.observe, **arguments)
+    return BeamTrace(ids, recorder.steps)
 
 
-class _Trace:
-    """An observer of `beam_search`: out of tensors with a place for each beam it makes a tree."""
+_Ids = tuple[int, ...]  # prompt and new tokens without padding: the identity of a hypothesis
+
+
+class _Recorder:
+    """Observer of `beam_search` that converts its tensors to candidates."""
 
     def __init__(self) -> None:
         self.steps: list[list[Candidate]] = []
-        self.beams: list[Candidate | None] = []  # the running ones, in the search's places
-        self.answers: dict[_Ids, Candidate] = {}  # all that ever were among the complete
+        self.beams: list[Candidate | None] = []  # the running candidates, by beam index
+        self.ended: dict[_Ids, Candidate] = {}  # all candidates that were ever complete
 
-    def see(self, length: int, candidates: Hypotheses, complete: Hypotheses, running: Hypotheses) -> None:
+    def observe(self, length: int, candidates: Hypotheses, complete: Hypotheses, running: Hypotheses) -> None:
         prompt_length = length - int(candidates.new_tokens[0, 0])
         step: dict[_Ids, Candidate] = {}
-        for place, ids in _real(candidates, prompt_length):
-            parent = self.beams[int(candidates.parents[0, place])] if self.beams else None
-            score = float(candidates.scores[0, place])
+        for i, ids in _valid(candidates, prompt_length):
+            parent = self.beams[int(candidates.parents[0, i])] if self.beams else None
+            score = float(candidates.scores[0, i])
             step[ids] = Candidate(
                 step=len(self.steps),
                 rank=len(step),
@@ -100,73 +104,63 @@ class _Trace:
                 token=ids[-1],
                 log_prob=score - (0.0 if parent is None else parent.score),
                 score=score,
-                fate="pruned",
+                status="pruned",
             )
         self.steps.append(list(step.values()))
 
         self.beams = [None] * running.scores.shape[1]
-        for place, ids in _real(running, prompt_length):
-            self.beams[place] = step[ids]
-            step[ids].fate = "running"
+        for i, ids in _valid(running, prompt_length):
+            self.beams[i] = step[ids]
+            step[ids].status = "running"
 
-        for candidate in self.answers.values():
-            candidate.fate = "displaced"
-        for place, ids in _real(complete, prompt_length):
-            if complete.ended[0, place]:  # else a place that is still free
-                answer = self.answers[ids] if ids in self.answers else step[ids]
-                self.answers[ids] = answer
-                answer.fate, answer.final_score = "finished", float(complete.scores[0, place])
-
-
-_Ids = tuple[int, ...]  # prompt and tokens, without the padding behind them: no two hypotheses share them
+        for candidate in self.ended.values():
+            candidate.status = "displaced"
+        for i, ids in _valid(complete, prompt_length):
+            if complete.ended[0, i]:  # otherwise an empty slot
+                candidate = self.ended[ids] if ids in self.ended else step[ids]
+                self.ended[ids] = candidate
+                candidate.status, candidate.final_score = "finished", float(complete.scores[0, i])
 
 
-def _real(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _Ids]]:
-    """The places of a source's hypotheses and their ids, without those that only fill a place."""
-    for place, score in enumerate(hypotheses.scores[0].tolist()):
+def _valid(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _Ids]]:
+    """Index and ids of the hypotheses of the first source, without empty slots."""
+    for i, score in enumerate(hypotheses.scores[0].tolist()):
         if score > HOPELESS / 2:
-            length = prompt_length + int(hypotheses.new_tokens[0, place])
-            yield place, tuple(hypotheses.ids[0, place, :length].tolist())
+            length = prompt_length + int(hypotheses.new_tokens[0, i])
+            yield i, tuple(hypotheses.ids[0, i, :length].tolist())
 
 
-def draw_beams(trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> Figure:
-    """The search as a tree: a column a step, the likeliest above, and the path to the best answer in orange.
+def draw_beams(
+    trace: BeamTrace, name: Callable[[int], str], candidates: int = 8, axes: Axes | None = None
+) -> Figure:
+    """The search tree: one column per step, most likely candidates at the top, the best path in orange.
 
     Args:
         trace: of `beam_trace`.
-        name: the text of a token, such as `lambda token: tokenizer.decode([token], False)`.
-        candidates: how many of each step are drawn; beams and answers always are.
+        name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
+        candidates: maximum number drawn per step; beams and finished hypotheses are always drawn.
+        axes: to draw into, by default those of a new figure.
     """
-    figure = new_figure(1.5 + 1.3 * len(trace.steps), 1.4 + 0.42 * candidates)
-    plot_beams(figure.subplots(), trace, name, candidates)
-    return figure
-
-
-def plot_beams(axes: Axes, trace: BeamTrace, name: Callable[[int], str], candidates: int = 8) -> None:
-    """As `draw_beams`, into a panel of a figure."""
+    axes = axes or new_figure(1.5 + 1.3 * len(trace.steps), 1.4 + 0.42 * candidates).subplots()
     best = {(one.step, one.rank) for one in trace.path(trace.finished[0])} if trace.finished else set()
-    everything = (one for step in trace.steps for one in step)
-    drawn = [one for one in everything if one.rank < candidates or one.fate != "pruned"]
+    drawn = [one for step in trace.steps for one in step if one.rank < candidates or one.status != "pruned"]
     for one in drawn:
         is_best = (one.step, one.rank) in best
-        colour = "C1" if is_best else _COLOURS[one.fate]
-        is_answer = one.final_score is not None
-        # The lines pass below the boxes.
-        ends = [one.step - 1, one.step], [one.parent or 0, one.rank]
-        axes.plot(*ends, color=colour, lw=2 if is_best else 0.8, zorder=1 + is_best)
-        text = f"{name(one.token)}  {one.final_score if is_answer else one.score:.2f}"
-        edge = {"boxstyle": "round", "fc": "white", "ec": colour, "lw": 2 if is_answer else 0.8}
-        axes.text(one.step, one.rank, text, ha="center", va="center", fontsize=7, bbox=edge, parse_math=False)
-    for fate, colour in _COLOURS.items():
-        axes.plot([], [], color=colour, label=fate)
-    axes.plot([], [], color="C1", lw=2, label="the best answer")
+        colour = "C1" if is_best else _COLOURS[one.status]
+        has_ended = one.final_score is not None
+        line = [one.step - 1, one.step], [one.parent or 0, one.rank]
+        axes.plot(*line, color=colour, lw=2 if is_best else 0.8, zorder=1 + is_best)  # below the boxes
+        text = f"{name(one.token)}  {one.final_score if has_ended else one.score:.2f}"
+        box = {"boxstyle": "round", "fc": "white", "ec": colour, "lw": 2 if has_ended else 0.8}
+        axes.text(one.step, one.rank, text, ha="center", va="center", fontsize=7, bbox=box, parse_math=False)
+    for status, colour in _COLOURS.items():
+        axes.plot([], [], color=colour, label=status)
+    axes.plot([], [], color="C1", lw=2, label="best hypothesis")
     axes.set_frame_on(False)
     axes.set_xlim(-1, len(trace.steps) - 0.5)
     axes.set_ylim(max(one.rank for one in drawn) + 0.6, -0.6)
-    axes.set_xlabel("step; in a box the token and its log-probability so far, of answers the final score")
+    axes.set_xlabel("step; boxes: token and total log-probability, or final score of ended hypotheses")
     axes.set_xticks(range(len(trace.steps)))
     axes.set_yticks([])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=5, frameon=False, fontsize=8)
-
-
-_COLOURS: dict[Fate, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
+    return axes.figure

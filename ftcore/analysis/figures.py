@@ -1,4 +1,4 @@
-"""What all figures are made of, where the extra `plot` (matplotlib) is installed."""
+"""Helpers of all figures. They require the extra `plot` (matplotlib)."""
 
 import os
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ftcore.checkpoints.files import write_atomically
 
-Figure = Any  # a matplotlib.figure.Figure; matplotlib is imported by those alone who draw
-Axes = Any  # and one of its panels
+Figure = Any  # matplotlib.figure.Figure; matplotlib is imported only when drawing
+Axes = Any  # matplotlib.axes.Axes
 
-MOST_LABELS = 48  # more would overlap
+MOST_LABELS = 48  # more tick labels would overlap
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -22,7 +22,7 @@ def new_figure(width: float, height: float) -> Figure:
         ValueError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # and no display: Figure alone needs no window system
+        from matplotlib.figure import Figure  # without pyplot, which may need a display
     except ImportError:
         raise ValueError(
             'figures need matplotlib, which is not installed: pip install -e ".[plot]"'
@@ -31,7 +31,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all. The directory is made if it is not there."""
+    """Write a figure as PNG, atomically; create the directory if it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=130))
@@ -48,10 +48,10 @@ def draw_matrix(
     high: float | None = None,
     bar: bool = True,
 ) -> None:
-    """Numbers (rows, columns) as colours; `texts` are written into the cells.
+    """A heat map of `values` (rows, columns), with `texts` in its cells.
 
-    The scale, which `bar` shows, goes from 0 to `high`; where the numbers are `signed`, from -high to high,
-    blue to red.
+    The colour scale, shown by `bar`, is 0 to `high`, or -high to high (blue to red) if `signed`; `high` is
+    the largest absolute value by default.
     """
     from matplotlib import colormaps
 
@@ -76,12 +76,12 @@ def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
     if len(names) > MOST_LABELS:
         set_ticks([])
         return
-    # parse_math=False: a token may be a dollar sign.
+    # parse_math=False: a token may be a dollar sign
     set_ticks(range(len(names)), names, rotation=rotation, fontsize=7, parse_math=False)
 
 
 def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:
-    """A number for each head, (L, H), on a scale as `draw_matrix` has it."""
+    """A heat map of one number per head, (L, H), on the scale of `draw_matrix`."""
     blocks, heads = field.shape
     draw_matrix(
         axes,
@@ -97,7 +97,7 @@ def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = Fal
 
 
 def draw_heads(fields: dict[str, Tensor], title: str = "", *, signed: bool = False) -> Figure:
-    """A number for each head, a field (L, H) for each part: scores, shares, changes."""
+    """A heat map of one number per head, (L, H), for each part."""
     figure = new_figure(0.6 + sum(0.5 + 0.45 * field.shape[1] for field in fields.values()), 3.0)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     high = max(float(field.abs().max()) for field in fields.values())

@@ -1,25 +1,41 @@
-"""What kind of head it is: does it look back by position, by content, does it copy?
+"""Head scores (attention to the previous token, induction, copying) and head ablation.
 
-An induction head looks for what came after the present token the last time, and says it again (Olsson et
-al. 2022). Two things are measured: where it looks (prefix matching), and whether what it reads raises the
-logit of the very token that it read (copying).
+An induction head attends to the token after the last occurrence of the current token and predicts it again
+(Olsson et al. 2022). Two properties are measured: where it attends (prefix matching), and whether attending
+to a token raises the logit of that token (copying).
 """
+
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ftcore.analysis.attention import attention_maps
-from ftcore.analysis.reading import num_heads
+from ftcore.analysis.figures import Figure, draw_heads
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    logits_of,
+    num_heads,
+    padding_mask,
+    part_prefixes,
+    stack_blocks,
+    stack_parameters,
+)
+from ftcore.analysis.patching import Metric
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.study import patch
 
 
 def repeated_tokens(
     vocab_size: int, *, rows: int = 8, length: int = 25, repeats: int = 2, seed: int = 0
 ) -> Tensor:
-    """(rows, repeats * length) random tokens, none twice in a row's first `length`, said over and over.
+    """(rows, repeats * length): in each row a random sequence of distinct tokens, repeated.
 
-    Nothing but the repetition says what comes next.
+    Only the repetition predicts the next token.
     """
     generator = torch.Generator().manual_seed(seed)
     once = torch.stack([torch.randperm(vocab_size, generator=generator)[:length] for _ in range(rows)])
@@ -27,116 +43,147 @@ def repeated_tokens(
 
 
 def induction_scores(model: GPT2LMHeadModel, **sizes: int) -> Tensor:
-    """Prefix matching on random tokens said twice, (L, H): 1 for a head that does nothing else.
+    """Prefix-matching scores on repeated random tokens: (L, H), 1 for a pure induction head.
 
-    `sizes` are those of `repeated_tokens`. Rows and repeats have to fit into the model's positions.
+    `sizes` are the arguments of `repeated_tokens`; repeats * length must fit into n_positions.
     """
     ids = repeated_tokens(model.config.vocab_size, **sizes)
     return prefix_matching_scores(attention_maps(model, {"input_ids": ids})["decoder"], ids)
 
 
 def prefix_matching_scores(maps: Tensor, ids: Tensor) -> Tensor:
-    """How much each head looks at tokens that came after an earlier occurrence of the present one: (L, H).
+    """Attention to tokens that follow an earlier occurrence of the current token: (L, H).
 
     Args:
         maps: (L, B, H, T, T) self-attention, see attention.py.
         ids: (B, T) the tokens.
 
     Returns:
-        The attention to all such places, over the positions that have any: 0 to 1 (Olsson et al. 2022,
-        "prefix matching").
+        The total attention to such tokens, averaged over the positions that have any: 0 to 1 (Olsson et al.
+        2022, "prefix matching").
     """
-    before = torch.cat([ids.new_full((len(ids), 1), -1), ids[:, :-1]], 1)  # what stands before each key
-    return _attention_to(maps, ids[:, :, None] == before[:, None, :])
+    previous = torch.cat([ids.new_full((len(ids), 1), -1), ids[:, :-1]], 1)  # the token before each key
+    return _attention_to(maps, ids[:, :, None] == previous[:, None, :])
 
 
 def duplicate_token_scores(maps: Tensor, ids: Tensor) -> Tensor:
-    """How much each head looks at earlier occurrences of the present token itself: (L, H); as above."""
+    """Attention to earlier occurrences of the current token: (L, H); as above."""
     return _attention_to(maps, (ids[:, :, None] == ids[:, None, :]).tril(-1))
 
 
 def previous_token_scores(maps: Tensor) -> Tensor:
-    """How much each head looks at the position just before, on average: (L, H)."""
+    """Average attention to the previous position: (L, H)."""
     return maps.diagonal(-1, dim1=-2, dim2=-1).mean((1, 3))
 
 
-def _attention_to(maps: Tensor, wanted: Tensor) -> Tensor:
-    """The weight on `wanted` places (B, T, S) up to the query, over the queries that have one: (L, H)."""
-    wanted = wanted.tril()
-    asked = wanted.any(-1)  # (B, T)
-    found = (maps * wanted[None, :, None]).sum(-1)  # (L, B, H, T)
-    return found.transpose(2, 3)[:, asked].mean(1)
+def _attention_to(maps: Tensor, keys: Tensor) -> Tensor:
+    """Attention to selected past keys (B, T, S), averaged over the queries that have any: (L, H)."""
+    keys = keys.tril()
+    queries = keys.any(-1)  # (B, T)
+    weight = (maps * keys[None, :, None]).sum(-1)  # (L, B, H, T)
+    return weight.transpose(2, 3)[:, queries].mean(1)
 
 
 @torch.no_grad()
 def copy_scores(model: Model) -> dict[str, Tensor]:
-    """Does what a head reads raise the logit of the token that it read? By part, (L, H) each, from -1 to 1.
+    """Whether attending to a token raises the logit of that token: by part (L, H), from -1 to 1.
 
-    A head that looks at a token adds one row of W_E W_V W_O W_U (V, V) to the logits. Where all eigenvalues
-    of this matrix are positive, tokens raise their own logits. The score is the sum of their real parts over
-    the sum of their sizes (Elhage et al. 2021, "Summarizing OV/QK matrices").
+    A head that attends to a token adds one row of W_E W_V W_O W_U (V, V) to the logits. The score is the
+    sum of the real parts of its eigenvalues divided by the sum of their absolute values; positive
+    eigenvalues mean copying (Elhage et al. 2021, "Summarizing OV/QK matrices").
 
-    The norms' weights are counted in, and the blocks on the way are not: for T5's `cross` it is as if the
-    encoder added nothing to its embeddings. T5's encoder has no score, for it writes no logits.
+    Norm weights are included, other blocks are not: for T5's `cross`, the encoder's output is taken to be its
+    embeddings. T5's encoder has no score, since it has no logits.
 
     Raises:
         ValueError: the model has LoRA layers.
     """
     require_plain(model)
+    heads = num_heads(model)
     if isinstance(model, GPT2LMHeadModel):
-        bridge = _bridge(model.lm_head.weight, model.transformer.ln_f.weight, model.transformer.wte.weight)
-        bridge = bridge - bridge.mean(0, keepdim=True)  # LayerNorms take the mean away: the last one's,
-        bridge = bridge - bridge.mean(1, keepdim=True)  # and the one's before the head
-        blocks = [f"transformer.h.{block}" for block in range(model.config.n_layer)]
-        return {
-            "decoder": torch.stack(
-                [
-                    _positive_share(
-                        bridge * model.get_parameter(f"{block}.ln_1.weight"),
-                        model.get_parameter(f"{block}.attn.c_attn.weight").chunk(3, dim=1)[2],
-                        model.get_parameter(f"{block}.attn.c_proj.weight"),
-                        num_heads(model),
-                    )
-                    for block in blocks
-                ]
-            )
-        }
+        circuit = (model.lm_head.weight * model.transformer.ln_f.weight).T @ model.transformer.wte.weight
+        circuit = circuit - circuit.mean(0, keepdim=True)  # LayerNorms subtract the mean: the final one,
+        circuit = circuit - circuit.mean(1, keepdim=True)  # and the one before attention
+        norms = stack_parameters(model, "transformer.h.*.ln_1.weight")  # (L, D)
+        values = stack_parameters(model, "transformer.h.*.attn.c_attn.weight").chunk(3, dim=-1)[2]
+        outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")
+        return {"decoder": _positive_share(circuit * norms[:, None], values, outputs, heads)}
 
-    bridge = _bridge(model.lm_head.weight, model.decoder.final_layer_norm.weight, model.shared.weight)
-    blocks = [f"decoder.block.{block}.layer" for block in range(len(model.decoder.block))]
-    norms = {
-        "decoder": [model.get_parameter(f"{block}.0.layer_norm.weight") for block in blocks],
-        "cross": [model.encoder.final_layer_norm.weight] * len(blocks),
+    circuit = (model.lm_head.weight * model.decoder.final_layer_norm.weight).T @ model.shared.weight
+    norm_weights = {
+        "decoder": stack_parameters(model, "decoder.block.*.layer.0.layer_norm.weight"),
+        "cross": model.encoder.final_layer_norm.weight.expand(len(model.decoder.block), -1),
     }
-    layers = {"decoder": "0.SelfAttention", "cross": "1.EncDecAttention"}
-    return {
-        part: torch.stack(
-            [
-                _positive_share(
-                    bridge * norm,
-                    model.get_parameter(f"{block}.{layer}.v.weight").T,
-                    model.get_parameter(f"{block}.{layer}.o.weight").T,
-                    num_heads(model),
-                )
-                for block, norm in zip(blocks, norms[part], strict=True)
-            ]
-        )
-        for part, layer in layers.items()
-    }
+    scores = {}
+    for part, layer in (("decoder", "0.SelfAttention"), ("cross", "1.EncDecAttention")):
+        values = stack_parameters(model, f"decoder.block.*.layer.{layer}.v.weight").mT
+        outputs = stack_parameters(model, f"decoder.block.*.layer.{layer}.o.weight").mT
+        scores[part] = _positive_share(circuit * norm_weights[part][:, None], values, outputs, heads)
+    return scores
 
 
-def _bridge(head: Tensor, final_norm: Tensor, embedding: Tensor) -> Tensor:
-    """From what a head writes to the logits, and on from the tokens' embeddings to what it reads: (D, D)."""
-    return (head * final_norm).T @ embedding
+def _positive_share(circuit: Tensor, values: Tensor, outputs: Tensor, heads: int) -> Tensor:
+    """Sum over absolute sum of the eigenvalues of each head's circuit: (L, H).
 
+    The nonzero eigenvalues of W_E W_V W_O W_U (V, V) are those of the cyclic product W_O W_U W_E W_V (K, K).
 
-def _positive_share(bridge: Tensor, values: Tensor, outputs: Tensor, heads: int) -> Tensor:
-    """For each head (H): how positive the eigenvalues of its circuit are.
-
-    (V, V) has only K eigenvalues that are not 0, and they are those of the same product begun in its middle:
-    W_O W_U W_E W_V is (K, K). `values` is (D, H * K), `outputs` (H * K, D).
+    Args:
+        circuit: (L, D, D) W_U W_E, with norm weights.
+        values: (L, D, H * K)
+        outputs: (L, H * K, D)
     """
-    reads = values.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, K)
-    writes = outputs.unflatten(0, (heads, -1))  # (H, K, D)
-    eigenvalues = torch.linalg.eigvals(writes @ bridge @ reads)  # (H, K)
+    values = values.unflatten(2, (heads, -1)).transpose(1, 2)  # (L, H, D, K)
+    outputs = outputs.unflatten(1, (heads, -1))  # (L, H, K, D)
+    eigenvalues = torch.linalg.eigvals(outputs @ circuit[:, None] @ values)  # (L, H, K)
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
+
+
+@torch.no_grad()
+def head_ablation(
+    model: Model, inputs: Inputs, metric: Metric, *, mean: bool = False, progress: bool = True
+) -> dict[str, Tensor]:
+    """The change of a metric when a head's output z is replaced: by part, (L, H, *shape of the metric).
+
+    Zero ablation takes z out of its distribution; mean ablation keeps its average and removes only what
+    depends on the text (Michel et al. 2019; Wang et al. 2023, section 2.1).
+
+    Args:
+        model: GPT-2 or T5.
+        inputs: see inputs.py.
+        metric: of the logits; see patching.py.
+        mean: replace z by its mean over all rows and positions except padding, instead of by 0.
+        progress: show a progress bar.
+    """
+    heads = num_heads(model)
+    kinds = {part: f"{prefix}z" for part, prefix in part_prefixes(model).items()}
+    acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
+    before = metric(logits_of(model, inputs))
+    changes: dict[str, Tensor] = {}
+    for part, kind in kinds.items():
+        z = stack_blocks(acts, kind)  # (L, B, T, H * K)
+        replacements = z.new_zeros(len(z), z.shape[-1])
+        if mean:
+            mask = padding_mask(model, inputs, part)
+            tokens = z.flatten(1, 2) if mask is None else z[:, mask.bool()]  # (L, tokens, H * K)
+            replacements = tokens.mean(1)
+        sweep = list(product(range(len(z)), range(heads)))
+        after = []
+        for block, head in tqdm(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):
+            replace = partial(_replace_head, head, replacements[block].unflatten(0, (heads, -1)))
+            with patch(model, f"{kind}.{block}", replace):
+                after.append(metric(logits_of(model, inputs)) - before)
+        changes[part] = torch.stack(after).unflatten(0, (len(z), heads))
+    return changes
+
+
+def _replace_head(head: int, replacement: Tensor, z: Tensor) -> Tensor:
+    z.unflatten(-1, replacement.shape)[..., head, :] = replacement[head]  # (B, T, H, K)
+    return z
+
+
+def draw_ablation(
+    changes: dict[str, Tensor], title: str = "change of the metric without each head"
+) -> Figure:
+    """A heat map for each part, with a row for each block; batches are averaged."""
+    fields = {part: change.flatten(2).mean(-1) for part, change in changes.items()}
+    return draw_heads(fields, title, signed=True)

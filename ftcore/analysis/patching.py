@@ -1,15 +1,15 @@
-"""Which activations carry what makes the difference between two inputs: activation patching, path patching.
+"""Activation patching and path patching: which activations cause the different outputs of two inputs?
 
-A clean input has one answer, a corrupted one of the same shape another. Put one activation of the clean run
-into the corrupted run: if the clean answer comes back, what makes the difference was in that activation (Vig
-et al. 2020; Meng et al. 2022, "causal tracing"; for what to beware of: Zhang and Nanda 2024).
+A clean and a corrupted input of the same shape have different answers. One activation of the clean run is
+patched into the corrupted run: if the clean answer returns, that activation carries the difference (Vig et
+al. 2020; Meng et al. 2022, "causal tracing"; on pitfalls: Zhang and Nanda 2024).
 
     difference = logit_difference(right, wrong)
     patched = activation_patching(model, clean, corrupted, difference, "resid_pre.*", over=["positions"])
     patched.restored  # (L, T), 0: as corrupted, 1: as clean
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,36 +21,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.analysis.figures import Figure, draw_matrix, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, logits_of, num_heads
+from ftcore.analysis.inputs import Inputs, activations_of, logits_of, num_heads
 from ftcore.models import Model
 from ftcore.study import patch
-from ftcore.study.names import Place, find_places, short_names
+from ftcore.study.names import HookPoint, find_hook_points, short_names
 
-Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to one number, (), or one a row, (B)
+Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to a scalar, (), or one value per row, (B)
 Axis = Literal["heads", "positions"]
 
 
 def logit_difference(right: Tensor, wrong: Tensor, position: int = -1) -> Metric:
-    """How far the logit of the tokens `right` (B) is above that of `wrong` (B), at one position: (B)."""
+    """A metric: logit of the tokens `right` (B) minus that of `wrong` (B), at one position: (B)."""
 
     def metric(logits: Tensor) -> Tensor:
-        asked = logits[:, position]  # (B, V)
-        return (asked.gather(1, right[:, None]) - asked.gather(1, wrong[:, None]))[:, 0]
+        at_position = logits[:, position]  # (B, V)
+        return (at_position.gather(1, right[:, None]) - at_position.gather(1, wrong[:, None]))[:, 0]
 
     return metric
 
 
 @dataclass
 class Patched:
-    """What a metric says after every patch of a sweep, and without any."""
+    """The metric after every patch of a sweep, and of the runs without patches."""
 
-    values: Tensor  # (places, and what the sweep went over, and the metric's own shape)
-    clean: Tensor  # of the metric's own shape
+    values: Tensor  # (activations, *axes of the sweep, *shape of the metric)
+    clean: Tensor  # shape of the metric
     corrupted: Tensor
 
     @property
     def restored(self) -> Tensor:
-        """How much of the difference each patch brings back: 0 as corrupted, 1 as clean. Of rows the mean."""
+        """The share of the difference that each patch restores, averaged over rows: 0 corrupted, 1 clean."""
         share = (self.values - self.corrupted) / (self.clean - self.corrupted)
         return share.mean(-1) if self.clean.dim() else share
 
@@ -66,35 +66,37 @@ def activation_patching(
     over: Sequence[Axis] = (),
     progress: bool = True,
 ) -> Patched:
-    """Patch what `name` means, one place after the other, from the clean run into the corrupted one.
+    """Patch activations of the clean run into the corrupted run, one at a time.
 
     Args:
         model: GPT-2 or T5.
-        clean, corrupted: see reading.py; of equal shapes.
+        clean, corrupted: see inputs.py; of equal shapes.
         metric: of the logits.
-        name: activations by name or pattern, see names.py of study: "resid_pre.*", "cross.z.*".
+        name: activations by name or pattern (see ftcore/study/names.py): "resid_pre.*", "cross.z.*".
         over: patch one position at a time, one head at a time (of z, pattern or scores), or one head at one
-            position: ["heads", "positions"]. Otherwise each place is patched whole.
-        progress: show a bar.
+            position: ["heads", "positions"]. By default whole activations.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: inputs of different shapes; a name that means nothing; heads of what has none.
+        ValueError: inputs of different shapes; a name that matches nothing; "heads" of an activation without.
     """
     _check_shapes(clean, corrupted)
-    places = find_places(model, name)
-    names = [place.long_name for place in places]
-    acts = activations_of(model, clean, *names)
-    sweep = [
-        (place, index) for place in places for index in _indices(model, place, acts[place.long_name], over)
-    ]
+    points = find_hook_points(model, name)
+    acts = activations_of(model, clean, *(point.long_name for point in points))
+    sizes = []
+    for axis in over:
+        view, dims = _with_axes(model, points[0], acts[points[0].long_name])
+        if axis not in dims:
+            raise ValueError(f"{points[0].name} has no heads: only z, pattern and scores have")
+        sizes.append(view.shape[dims[axis]])
+    sweep = list(product(points, *map(range, sizes)))
     values = []
-    for place, index in tqdm(sweep, desc=f"patching {name}", unit="patch", leave=False, disable=not progress):
-        write = partial(_write, new=acts[place.long_name], heads=_heads(model, place), index=index)
-        with patch(model, place.long_name, write):
+    for point, *index in tqdm(sweep, desc=f"patching {name}", leave=False, disable=not progress):
+        write = partial(_write, model, point, acts[point.long_name], dict(zip(over, index, strict=True)))
+        with patch(model, point.long_name, write):
             values.append(metric(logits_of(model, corrupted)))
-    sizes = [len(places)] + [_size(model, acts[names[0]], places[0], axis) for axis in over]
     return Patched(
-        torch.stack(values).unflatten(0, sizes),
+        torch.stack(values).unflatten(0, [len(points), *sizes]),
         metric(logits_of(model, clean)),
         metric(logits_of(model, corrupted)),
     )
@@ -112,56 +114,53 @@ def path_patching(
     columns: slice = slice(None),
     progress: bool = True,
 ) -> Patched:
-    """For each head among `senders`: what does it tell the receiver directly, and what does that do?
+    """The direct effect of each sending head on the metric through one receiver.
 
-    The sender is as in the clean run, all other heads and all feed-forward layers are held at what they are
-    in the corrupted run, and what the receiver reads in this way is kept. It is then patched into the
-    corrupted run (Wang et al. 2023, section 3.1; Goldowsky-Dill et al. 2023). Wang et al. let feed-forward
-    layers go on; here they are held too, so that the path is the residual stream and nothing else.
+    In a first pass over the corrupted input, one sender has its clean value, and all other heads and
+    feed-forward layers are held at their corrupted values. The receiver's activation of this pass is then
+    patched into a second corrupted run (Wang et al. 2023, section 3.1; Goldowsky-Dill et al. 2023). Unlike in
+    Wang et al., feed-forward layers are held too: the path is the residual stream alone.
 
     Args:
         model, clean, corrupted, metric, progress: as for `activation_patching`.
-        senders: heads by their mixed values: "z.*", "cross.z.1".
-        receiver: what reads the residual stream: "transformer.h.2.attn.c_attn" (queries, keys and values of a
-            GPT-2 block), "decoder.block.1.layer.1.EncDecAttention.q", "transformer.h.2.mlp@in"; or the last
-            `resid_post`, for what goes to the logits.
-        columns: of the receiver's last dimension, the part that is patched: one head's queries, say.
+        senders: outputs of heads: "z.*", "cross.z.1".
+        receiver: an activation that reads the residual stream: "transformer.h.2.attn.c_attn" (queries, keys
+            and values of a GPT-2 block), "decoder.block.1.layer.1.EncDecAttention.q",
+            "transformer.h.2.mlp@in"; or the last `resid_post`, for the path to the logits.
+        columns: of the receiver's last dimension, to patch a part of it, such as one head's queries.
 
     Returns:
-        Patched; its values are (places, H, and the metric's own shape).
+        Patched, with values (activations, H, *shape of the metric).
 
     Raises:
-        ValueError: inputs of different shapes; senders that are no heads; a receiver that means several
-            activations, or one of those that are held.
+        ValueError: inputs of different shapes; senders other than z; a receiver that matches several
+            activations, or is itself held.
     """
     _check_shapes(clean, corrupted)
-    places = find_places(model, senders)
-    if any(_kind(model, place) != "z" for place in places):
-        raise ValueError(f"{senders!r} is not the mixed values of heads: expected names such as 'z.*'")
+    points = find_hook_points(model, senders)
+    if any(_kind(model, point) != "z" for point in points):
+        raise ValueError(f"{senders!r} is not the output of heads: expected names such as 'z.*'")
     held = [name for name in short_names(model) if name.split(".")[-2] in ("z", "mlp")]
-    (target, *others) = find_places(model, receiver)
+    (target, *others) = find_hook_points(model, receiver)
     if others or target.long_name in {short_names(model)[name] for name in held}:
-        problem = "means several activations" if others else "is held still"
+        problem = "matches several activations" if others else "is held fixed"
         raise ValueError(f"receiver {receiver!r} {problem}: expected one that reads the residual stream")
 
-    new = activations_of(model, clean, *(place.long_name for place in places))
+    new = activations_of(model, clean, *(point.long_name for point in points))
     old = activations_of(model, corrupted, *held)
-    heads = num_heads(model)
-    sweep = list(product(places, range(heads)))
+    sweep = list(product(points, range(num_heads(model))))
     values = []
-    for place, head in tqdm(
-        sweep, desc=f"paths to {receiver}", unit="path", leave=False, disable=not progress
-    ):
+    for point, head in tqdm(sweep, desc=f"paths to {receiver}", leave=False, disable=not progress):
         with ExitStack() as patches:
             for name in held:
                 patches.enter_context(patch(model, name, old[name]))
-            write = partial(_write, new=new[place.long_name], heads=heads, index={"heads": head})
-            patches.enter_context(patch(model, place.long_name, write))
-            told = activations_of(model, corrupted, receiver)[receiver]
-        with patch(model, receiver, partial(_write_columns, new=told, columns=columns)):
+            write = partial(_write, model, point, new[point.long_name], {"heads": head})
+            patches.enter_context(patch(model, point.long_name, write))
+            received = activations_of(model, corrupted, receiver)[receiver]
+        with patch(model, receiver, partial(_write_columns, received, columns)):
             values.append(metric(logits_of(model, corrupted)))
     return Patched(
-        torch.stack(values).unflatten(0, (len(places), heads)),
+        torch.stack(values).unflatten(0, [len(points), -1]),
         metric(logits_of(model, clean)),
         metric(logits_of(model, corrupted)),
     )
@@ -175,48 +174,32 @@ def _check_shapes(clean: Inputs, corrupted: Inputs) -> None:
         )
 
 
-def _kind(model: Model, place: Place) -> str:
-    """ "z" for every name of a z; "" for what has no short name."""
-    short = next((short for short, long in short_names(model).items() if long == place.long_name), "..")
+def _kind(model: Model, point: HookPoint) -> str:
+    """The kind of a short name, such as "z"; "" for an activation without one."""
+    short = next((short for short, long in short_names(model).items() if long == point.long_name), "..")
     return short.split(".")[-2]
 
 
-def _heads(model: Model, place: Place) -> int:
-    """How many heads stand side by side in the last dimension: those of z, otherwise one."""
-    return num_heads(model) if _kind(model, place) == "z" else 1
-
-
-def _by_axis(tensor: Tensor, heads: int) -> tuple[Tensor, dict[Axis, int]]:
-    """The tensor with its heads in a dimension of their own, and which dimensions these are."""
+def _with_axes(model: Model, point: HookPoint, tensor: Tensor) -> tuple[Tensor, dict[Axis, int]]:
+    """A view of an activation that separates its heads, and the dimension of each axis."""
     if tensor.dim() == 4:  # attention, (B, H, T, S)
         return tensor, {"heads": 1, "positions": 2}
-    return tensor.unflatten(-1, (heads, -1)), {"positions": 1, "heads": 2}  # (B, T, H, K)
+    if _kind(model, point) == "z":
+        return tensor.unflatten(-1, (num_heads(model), -1)), {"positions": 1, "heads": 2}  # (B, T, H, K)
+    return tensor, {"positions": 1}
 
 
-def _size(model: Model, tensor: Tensor, place: Place, axis: Axis) -> int:
-    parted, axes = _by_axis(tensor, _heads(model, place))
-    return parted.shape[axes[axis]]
-
-
-def _indices(model: Model, place: Place, tensor: Tensor, over: Sequence[Axis]) -> Iterator[dict[Axis, int]]:
-    if "heads" in over and _kind(model, place) not in ("z", "pattern", "scores"):
-        raise ValueError(f"{place.name} has no heads: only z, pattern and scores have")
-    for chosen in product(*(range(_size(model, tensor, place, axis)) for axis in over)):
-        yield dict(zip(over, chosen, strict=True))
-
-
-def _write(old: Tensor, new: Tensor, heads: int, index: dict[Axis, int]) -> Tensor:
-    """`new` in place of `old` at these heads and positions."""
-    into, axes = _by_axis(old, heads)
-    out_of, _ = _by_axis(new, heads)
-    where: list[slice | int] = [slice(None)] * into.dim()
+def _write(model: Model, point: HookPoint, new: Tensor, index: dict[Axis, int], old: Tensor) -> Tensor:
+    """Copy `new` into `old` at one index of the given axes."""
+    (target, dims), (source, _) = _with_axes(model, point, old), _with_axes(model, point, new)
+    where: list[slice | int] = [slice(None)] * target.dim()
     for axis, number in index.items():
-        where[axes[axis]] = number
-    into[tuple(where)] = out_of[tuple(where)]
+        where[dims[axis]] = number
+    target[tuple(where)] = source[tuple(where)]
     return old
 
 
-def _write_columns(old: Tensor, new: Tensor, columns: slice) -> Tensor:
+def _write_columns(new: Tensor, columns: slice, old: Tensor) -> Tensor:
     old[..., columns] = new[..., columns]
     return old
 
@@ -224,14 +207,14 @@ def _write_columns(old: Tensor, new: Tensor, columns: slice) -> Tensor:
 def draw_patched(
     patched: Patched, rows: Sequence[str], columns: Sequence[str] | None = None, title: str = ""
 ) -> Figure:
-    """What a sweep over one axis brought back, a row a place: red as much as 1, the clean run."""
+    """`restored` of a sweep over one axis, one row per activation; red is 1, the clean run."""
     restored = patched.restored
     if restored.dim() != 2:
         raise ValueError(f"restored is {tuple(restored.shape)}, expected two dimensions: take a part of it")
-    few = restored.numel() <= 60
-    figure = new_figure(1.5 + (0.5 if few else 0.16) * restored.shape[1], 1.4 + 0.35 * restored.shape[0])
+    is_small = restored.numel() <= 60
+    figure = new_figure(1.5 + (0.5 if is_small else 0.16) * restored.shape[1], 1.4 + 0.35 * len(restored))
     axes = figure.subplots()
-    texts = [[f"{value:.2f}" for value in line] for line in restored.tolist()] if few else None
+    texts = [[f"{value:.2f}" for value in line] for line in restored.tolist()] if is_small else None
     draw_matrix(axes, restored, rows=rows, columns=columns, texts=texts, signed=True, high=1.0)
     axes.set_title(title, fontsize=10)
     return figure

@@ -1,31 +1,33 @@
-"""How the residual stream grows from block to block."""
+"""Norms of the residual stream, and the logit lens as a figure."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, new_figure
-from ftcore.analysis.reading import Inputs, activations_of, of_all_blocks, parts_of
+from ftcore.analysis.figures import Figure, draw_matrix, new_figure
+from ftcore.analysis.inputs import Inputs, activations_of, part_prefixes, stack_blocks
 from ftcore.models import Model
 
 
 def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
-    """How long the residual stream's vectors are before each block and after the last: (L + 1, B, T) each.
+    """L2 norms of the residual stream before each block and after the last: (L + 1, B, T).
 
-    By stack: `decoder`, and T5's `encoder`. Norms read directions, so a vector that is long is hard to turn:
-    what a block adds counts in proportion.
+    By stack: `decoder`, and T5's `encoder`. Pre-norm blocks read the direction of the stream only, so the
+    larger its norm, the less a block's output changes it.
     """
-    prefixes = {part: prefix for part, prefix in parts_of(model).items() if part != "cross"}
+    prefixes = {part: prefix for part, prefix in part_prefixes(model).items() if part != "cross"}
     acts = activations_of(model, inputs, *(f"{prefix}resid_p*.*" for prefix in prefixes.values()))
     return {
         stack: torch.cat(
-            [of_all_blocks(acts, f"{prefix}resid_pre"), of_all_blocks(acts, f"{prefix}resid_post")[-1:]]
+            [stack_blocks(acts, f"{prefix}resid_pre"), stack_blocks(acts, f"{prefix}resid_post")[-1:]]
         ).norm(dim=-1)
         for stack, prefix in prefixes.items()
     }
 
 
 def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
-    """A line for each token of the first row, the mean of all tokens in black."""
+    """A line for each token of the first row, and the mean over all tokens in black."""
     figure = new_figure(4.2 * len(norms), 3.2)
     panels = figure.subplots(1, len(norms), squeeze=False)[0]
     for axes, (stack, lengths) in zip(panels, norms.items(), strict=True):
@@ -33,6 +35,28 @@ def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
         axes.plot(lengths.flatten(1).mean(1).cpu(), color="black", lw=2, marker="o", label="mean")
         axes.set_xticks(range(len(lengths)), [*(f"before {b}" for b in range(len(lengths) - 1)), "end"])
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("length of the residual stream")
+        axes.set_ylabel("norm of the residual stream")
         axes.set_title(stack, fontsize=10)
+    return figure
+
+
+def draw_lens(lens: Tensor, tokens: Sequence[str], name: Callable[[int], str]) -> Figure:
+    """The most likely next token after each block at each position, coloured by its probability.
+
+    Args:
+        lens: (blocks, T, V), of one text: `logit_lens(model, input_ids)[:, 0]`, see ftcore/study/hooks.py.
+        tokens: labels of the T input tokens.
+        name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
+    """
+    probability, best = lens.softmax(-1).max(-1)  # (blocks, T)
+    figure = new_figure(1.2 + 0.62 * len(tokens), 1.3 + 0.32 * len(lens))
+    axes = figure.subplots()
+    draw_matrix(
+        axes,
+        probability,
+        rows=[f"after block {block}" for block in range(len(lens))],
+        columns=tokens,
+        texts=[[name(token) for token in line] for line in best.tolist()],
+        high=1.0,
+    )
     return figure

@@ -42,8 +42,8 @@ def measure_model(
     if any(case.kind == "train" for case in cases):
         tokenizer = options.tokenizer or (None if name in SHAPES else name)
         decoder_only = not model.config.is_encoder_decoder
-        files = training_files(decoder_only=decoder_only, train=options.train, tokenizer=tokenizer)
-        order = replace(order, task=files.task, train=str(files.train), dropout=options.dropout)
+        task, files = training_files(decoder_only=decoder_only, train=options.train, tokenizer=tokenizer)
+        order = replace(order, task=task, train=files.train, dropout=options.dropout)
     sides = installed_sides()
     for side in sides:
         convert(replace(order, side=side))
@@ -55,7 +55,7 @@ def measure_model(
         if case.kind == "generate":
             stage_prompts(case, model.config.vocab_size, inputs)
         elif case.kind == "train":
-            stage_batches(case, files, model, directory, inputs)
+            stage_batches(case, task, files, model, directory, inputs)
         orders = [replace(order, side=side, case=case) for side in sides]
         row = Row(
             name,

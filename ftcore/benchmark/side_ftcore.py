@@ -57,9 +57,8 @@ def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:
 
 def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
     """A training step: batch in, loss out. It is `python -m ftcore.train`'s own."""
-    from ftcore.train import take_step
+    from ftcore.train import prepare, take_step
     from ftcore.training.options import TrainOptions
-    from ftcore.training.setup import prepare
 
     run = prepare(
         TrainOptions(

@@ -1,6 +1,7 @@
 """What all sides are given: one directory with the model, one file with each case's ids or batches."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
-from ftcore.training.options import TrainOptions, with_defaults
+from ftcore.training.options import Files, TrainOptions, find_files
 
 Batch = dict[str, Tensor]
 
@@ -59,16 +60,17 @@ def read_prompts(file: Path) -> Tensor:
     return load_file(file)["input_ids"]
 
 
-def training_files(*, decoder_only: bool, train: str | None, tokenizer: str | None) -> TrainOptions:
+def training_files(*, decoder_only: bool, train: str | None, tokenizer: str | None) -> tuple[str, Files]:
     """The task, its file and a directory with a tokenizer: those given, or those that come with a clone.
 
     Raises:
         ValueError: neither given nor here.
     """
-    return with_defaults(TrainOptions(task="emotion" if decoder_only else "qa", train=train, model=tokenizer))
+    task: Any = "emotion" if decoder_only else "qa"
+    return task, find_files(TrainOptions(task=task, train=train, model=tokenizer))
 
 
-def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path, file: Path) -> None:
+def stage_batches(case: Case, task: str, files: Files, model: Model, directory: Path, file: Path) -> None:
     """Batches of similar length, drawn evenly from the epoch's, from narrow to wide; and the tokenizer.
 
     They are written twice, padded to the longest example of the batch and padded to the case's limits.
@@ -76,13 +78,12 @@ def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path
     Raises:
         ValueError, OSError: the file, the tokenizer or the two together are wrong.
     """
-    assert files.train and files.model
     decoder_only = not model.config.is_encoder_decoder
     tokenizer = load_tokenizer(files.model)
     check_vocabulary(tokenizer, model.config, files.model)
     tokenizer.save_pretrained(directory)
     dataset = Dataset(
-        read_records(files.task, files.train, decoder_only=decoder_only),
+        read_records(task, files.train, decoder_only=decoder_only),
         tokenizer,
         decoder_only=decoder_only,
         max_source_length=case.source,

@@ -1,13 +1,14 @@
-"""A text of any size becomes token ids on disk, once; from there it is read a slice at a time.
+"""Tokenise a text of any size once, to a file of ids that is read in slices.
 
     tale.txt                             the text, <|endoftext|> between its documents
-    tale.txt.3f9c0b1e.ids.safetensors    its ids: one array, two bytes each where the vocabulary allows it
+    tale.txt.3f9c0b1e.ids.safetensors    its ids: one array of uint16, or uint32 for a large vocabulary
 
-The ids lie beside the text, or in the user's cache directory where nothing can be written there. The name
-tells tokenizers apart. The file records the text's size and time of change: with others it is made anew.
+The ids are stored beside the text, or in the user's cache directory if that is not writable. The file name
+contains a hash of the tokenizer. The file records the text's size and modification time and is rewritten when
+these change.
 
-A slice is mapped into memory when it is asked for, copied and let go again. A mapping that stayed would be
-simpler, but in the course of an epoch the whole file would come to count as memory of this process.
+Each slice is memory-mapped, copied and unmapped. With one permanent mapping, the whole file would count as
+resident memory of the process by the end of an epoch.
 """
 
 import hashlib
@@ -33,36 +34,35 @@ from ftcore.data.tokenizer import Tokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
-_FORMAT = 1  # another number, and what older versions wrote no longer fits
-_HEADER = 1024  # bytes in front of the ids; how many there are is known only when they are written
-_PIECE = 2**16  # characters that are tokenised at a time
-_LONGEST_WORD = 2**20  # characters; a longer one may be cut anywhere
+_FORMAT = 1  # version of the file of ids; files of another version are rewritten
+_HEADER = 1024  # bytes reserved for the header, which is written last: it has the number of ids
+_CHUNK = 2**16  # characters to tokenise at a time
+_LONGEST_WORD = 2**20  # characters; longer words may be cut anywhere
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The ids of a text, or of a part of it. `len(corpus)` counts them; none of them is in memory.
+    """The ids of a text, or of a part of it, on disk. `len(corpus)` is their number.
 
-    Each of GPT-2's documents ends with its end-of-text token. T5's follow one another without a mark, as the
-    published preprocessor has it: were </s> among the tokens that can be cut out, it would stand inside
-    targets too, and the model would learn to stop there.
+    For GPT-2 each document ends with the end-of-text token. For T5 there is no separator, as in the published
+    preprocessor: </s> could be part of a corrupted span, and the model would learn to stop inside targets.
     """
 
-    text: Path  # what was tokenised
-    ids: Path  # the file of its ids
+    text: Path  # the text file
+    ids: Path  # the file of ids
     decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
-    made_from: str  # what the file must say that it was made from
-    start: int  # this part's first id in the file
-    stop: int  # one behind its last
+    made_from: str  # size and time of the text, hash of the tokenizer; checked at every read
+    start: int  # index of the first id in the file
+    stop: int  # index after the last id
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def read(self, start: int, stop: int) -> list[int]:
-        """The ids from `start` up to `stop`, or to the end, counted from the beginning of this part.
+        """The ids in [start, stop), relative to this part and clipped to its end.
 
         Raises:
-            ValueError: another process has tokenised a changed text in the meantime.
+            ValueError: the text has changed and another process has tokenised it again.
         """
         start, stop = self.start + start, min(self.start + stop, self.stop)
         if start >= stop:
@@ -73,10 +73,10 @@ class Corpus:
             return file.get_slice("ids")[start:stop].tolist()
 
     def split(self, fraction: float) -> tuple["Corpus", "Corpus"]:
-        """Set about `fraction` of the ids aside, the last ones: (train, validation).
+        """Split off about `fraction` of the ids, at the end: (train, validation).
 
         Raises:
-            ValueError: `fraction` is no share, or one of the parts would have nothing to predict.
+            ValueError: `fraction` is not between 0 and 1, or a part would have fewer than two tokens.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
@@ -87,19 +87,19 @@ class Corpus:
 
 
 def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
-    """The ids of a plain text file. They are made now unless they lie there already; then it says so.
+    """The ids of a plain text file, tokenised now (with a message on stderr) unless that was done before.
 
-    Processes that want the same text at the same time wait for the first of them to tokenise it.
+    Processes that read the same text at the same time wait for the first one to tokenise it.
 
     Args:
         task: one of `CORPUS_TASKS`.
-        path: a UTF-8 file of running text, with `<|endoftext|>` between documents.
-        tokenizer: the model's own.
+        path: a UTF-8 text file, with `<|endoftext|>` between documents.
+        tokenizer: the model's tokenizer.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: task, model and tokenizer do not belong together, or the file is no UTF-8 or has no text.
+        ValueError: task, model and tokenizer do not match, or the file is not UTF-8 or has no text.
     """
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
@@ -107,33 +107,33 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
     require_file(text)
     fingerprint = _fingerprint(tokenizer)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
-    with _alone_with(text):
+    with file_lock(text):
         made_from = _made_from(text, fingerprint)
-        found = _metadata(ids)
-        if found.get("made_from") != made_from:
-            renewed = " again: it has changed" if found else ""
-            found = _write_ids(ids, text, tokenizer, decoder_only, made_from)
-            size = f"{int(found['tokens']):,} tokens of {int(found['documents']):,} documents"
-            print(f"tokenised {text}{renewed}: {size}, kept in {ids}", file=sys.stderr)
-    return Corpus(text, ids, decoder_only, made_from, start=0, stop=int(found["tokens"]))
+        metadata = _read_metadata(ids)
+        if metadata.get("made_from") != made_from:
+            again = " again: it has changed" if metadata else ""
+            metadata = _write_ids(ids, text, tokenizer, decoder_only, made_from)
+            size = f"{int(metadata['tokens']):,} tokens of {int(metadata['documents']):,} documents"
+            print(f"tokenised {text}{again}: {size}, kept in {ids}", file=sys.stderr)
+    return Corpus(text, ids, decoder_only, made_from, start=0, stop=int(metadata["tokens"]))
 
 
 # ------------------------------------------------------------------------------------------- the file of ids
 
 
 def _directory(text: Path) -> Path:
-    """Where a text's ids go: beside it, or into the cache directory where nothing can be written there."""
-    beside = text.absolute().parent
-    if os.access(beside, os.W_OK):
-        return beside
+    """The directory for a text's ids: the text's own if it is writable, else one in the cache directory."""
+    parent = text.absolute().parent
+    if os.access(parent, os.W_OK):
+        return parent
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "ftcore" / hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
+    directory = cache / "ftcore" / hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
 def _fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of the files that a tokenizer is made of."""
+    """A hash of a tokenizer's files."""
     digest = hashlib.sha256()
     with TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
@@ -143,13 +143,13 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _made_from(text: Path, fingerprint: str) -> str:
-    """All that the ids of a text depend on, as their file records it."""
+    """Everything that the ids of a text depend on, as recorded in their file."""
     status = text.stat()
     return f"{status.st_size} bytes of {status.st_mtime_ns} ns, tokenizer {fingerprint}, format {_FORMAT}"
 
 
-def _metadata(ids: Path) -> dict[str, str]:
-    """What a file of ids says of itself; nothing where there is none, or none that is whole."""
+def _read_metadata(ids: Path) -> dict[str, str]:
+    """The metadata of a file of ids; {} if it is missing or damaged."""
     try:
         with safe_open(ids, framework="numpy") as file:
             return file.metadata() or {}
@@ -158,14 +158,14 @@ def _metadata(ids: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _alone_with(text: Path) -> Iterator[None]:
-    """Let one process at a time tokenise a text. Its lock goes when it does, however it ends."""
-    with text.open("rb") as file:
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file. The operating system releases it when the process ends."""
+    with path.open("rb") as file:
         try:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, or a file system that has no locks: nobody waits
+        except (ImportError, OSError):  # Windows, or a file system without locks: no waiting
             pass
         yield
 
@@ -173,18 +173,18 @@ def _alone_with(text: Path) -> Iterator[None]:
 def _write_ids(
     ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str
 ) -> dict[str, str]:
-    """Tokenise a text into a file of ids, and return what the file says of itself."""
+    """Tokenise a text to a file of ids, and return the file's metadata."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     metadata = {"made_from": made_from}
 
-    def write(place: Path) -> None:
+    def write(path: Path) -> None:
         tokens = documents = 0
-        with place.open("wb") as file:
+        with path.open("wb") as file:
             file.seek(_HEADER)
-            for piece, ends in _tokenised(text, tokenizer, decoder_only):
-                file.write(np.array(piece, dtype).tobytes())
-                tokens += len(piece)
-                documents += ends
+            for chunk, ends_document in _tokenise(text, tokenizer, decoder_only):
+                file.write(np.array(chunk, dtype).tobytes())
+                tokens += len(chunk)
+                documents += ends_document
             if tokens < 2:
                 raise ValueError(f"{text}: {tokens} tokens are too few to learn from; expected plain text")
             metadata.update(tokens=str(tokens), documents=str(documents))
@@ -196,7 +196,7 @@ def _write_ids(
 
 
 def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
-    """What a safetensors file begins with, filled up with spaces to the same length whatever it says."""
+    """The header of a safetensors file, padded with spaces to `_HEADER` bytes."""
     array = {
         "dtype": f"U{8 * dtype.itemsize}",
         "shape": [tokens],
@@ -209,43 +209,49 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 # ------------------------------------------------------------------------------------------------ tokenising
 
 
-def _tokenised(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
-    """The ids of a text, piece by piece: (ids, whether a document ends here)."""
-    nothing = tokenizer.encode("")
-    in_front = (
-        len(nothing) if decoder_only else len(nothing) - 1
-    )  # a few tokenizers begin each text with a token
-    inside = False
-    about = {"desc": f"tokenising {text.name}", "total": text.stat().st_size, "unit": "B", "unit_scale": True}
-    with tqdm(**about, delay=2, leave=False) as bar:
-        for piece, ends in _pieces(read_chunks(text, _PIECE)):
-            bar.update(len(piece.encode()))
-            if not inside and not piece.strip():
-                continue  # white space alone is no document
-            ids = tokenizer.encode(piece)
+def _tokenise(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
+    """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
+    # A few tokenizers start every text with a token; it belongs at the start of a document only.
+    prefix = len(tokenizer.encode("")) - (not decoder_only)
+    inside_document = False
+    bar = tqdm(
+        desc=f"tokenising {text.name}",
+        total=text.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+    )
+    with bar:
+        for chunk, ends_document in _chunks(read_chunks(text, _CHUNK)):
+            bar.update(len(chunk.encode()))
+            if not inside_document and not chunk.strip():
+                continue  # an empty document
+            ids = tokenizer.encode(chunk)
             if not decoder_only:
                 ids.pop()  # </s>
-            if inside or not decoder_only:
-                del ids[:in_front]
-            if ends and decoder_only:
+            if inside_document or not decoder_only:
+                del ids[:prefix]
+            if ends_document and decoder_only:
                 ids.append(tokenizer.eos_id)
-            yield ids, ends
-            inside = not ends
+            yield ids, ends_document
+            inside_document = not ends_document
 
 
-def _pieces(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Cut a text where that does not change its tokens: (piece, whether a document ends here).
+def _chunks(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Cut a text where that does not change its tokens: (chunk, whether a document ends here).
 
-    That is in front of white space: neither T5 nor GPT-2 has a token that begins before it and goes on in it,
-    and neither looks further than to the end of the word.
+    Cuts are made before white space. No token of T5 or GPT-2 contains white space except at its start, and
+    neither tokenizer looks beyond the end of a word (except that SentencePiece's rounding may decide ties).
     """
     rest = ""
-    for chunk in chunks:
-        *documents, rest = (rest + chunk).split(END_OF_DOCUMENT)
+    for block in blocks:
+        *documents, rest = (rest + block).split(END_OF_DOCUMENT)
         for document in documents:
             yield document, True
         word_end = re.match(r".*\S(?=[ \t\n])", rest, re.DOTALL)
-        cut = word_end.end() if word_end else len(rest) - len(END_OF_DOCUMENT)  # which may have begun
+        # Without white space, keep back what may be the start of an <|endoftext|>.
+        cut = word_end.end() if word_end else len(rest) - len(END_OF_DOCUMENT)
         if word_end or cut > _LONGEST_WORD:
             yield rest[:cut], False
             rest = rest[cut:]

@@ -1,16 +1,15 @@
-"""Records become token ids, once, before training starts.
+"""Tokenise records into examples, once, before training.
 
-An example is two lists of ids, and the two families differ in how they are laid out:
+An example is two lists of ids. Their layout depends on the family of the model:
 
     T5      input_ids = source </s>              labels = target </s>
     GPT-2   input_ids = source target EOS        labels = -100 ... -100 target EOS    (as long as input_ids)
 
-What is too long is cut where it hurts least:
+Truncation:
 
-    T5      source and target lose their right end, and </s> stays last: the model has read no text
-            without it.
-    GPT-2   the source loses its left end, because its template puts what it cannot do without last. The
-            target loses its right end and EOS with it: a text that was cut does not end there.
+    T5      source and target are cut on the right, and </s> stays last: T5 never saw a text without it.
+    GPT-2   the source is cut on the left, since the template puts the essential part last. The target is cut
+            on the right and loses EOS: a truncated text does not end there.
 """
 
 from array import array
@@ -26,7 +25,7 @@ from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 
 
 class ExampleDataset(Protocol):
-    """What others need of a data set: a `Dataset`, or `CausalLMDataset` or `SpanCorruption` of a corpus."""
+    """The interface of `Dataset`, and of `CausalLMDataset` and `SpanCorruption` over a corpus."""
 
     decoder_only: bool
     records: Sequence[Record]
@@ -49,20 +48,20 @@ class Dataset(torch.utils.data.Dataset):
 
     Args:
         records: the texts, from `read_records`.
-        tokenizer: one that appends </s> for T5, one that appends nothing for GPT-2.
+        tokenizer: the model's: one that appends </s> for T5, one that appends nothing for GPT-2.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
-        max_source_length: the most tokens of a source, T5's </s> included.
-        max_target_length: the most tokens of a target, its end token included.
+        max_source_length: maximal number of tokens of a source, including T5's </s>.
+        max_target_length: maximal number of tokens of a target, including its end token.
 
     Attributes:
-        records: `records[i]` is the record that example i was made from.
+        records: `records[i]` is the record of example i.
         lengths: int array (examples, 2), the number of input ids and of labels of each example.
-        max_input_length, max_label_length: the most that any example can have, for padding to a fixed shape.
-        epoch: which epoch's examples `dataset[i]` gives; these are the same in all.
+        max_input_length, max_label_length: upper bounds of these, for padding to a fixed shape.
+        epoch: set by the loader; the examples of this dataset are the same in every epoch.
         truncated_sources, truncated_targets: how many records lost part of their source or target.
 
     Raises:
-        ValueError: a limit is too small, the tokenizer is of the other family, or a target has no tokens.
+        ValueError: a limit is too small, the tokenizer is for the other family, or a target has no tokens.
     """
 
     def __init__(
@@ -83,17 +82,19 @@ class Dataset(torch.utils.data.Dataset):
         self.decoder_only = decoder_only
         self.records = records
         self.truncated_sources = self.truncated_targets = self.epoch = 0
-        self._sources, self._targets = _Rows(), _Rows()
+        self._sources, self._targets = _RaggedArray(), _RaggedArray()
 
-        # The bar shows itself only where tokenising takes longer than a moment.
-        bar = tqdm(records, "tokenising", unit=" records", delay=2, leave=False)
-        for number, record in enumerate(bar, start=1):
+        progress = tqdm(records, "tokenising", unit=" records", delay=2, leave=False)
+        for number, record in enumerate(progress, start=1):
             source, target = self._encode(record, number, tokenizer)
             self.truncated_sources += len(source) > max_source_length
-            source = _cut_source(source, max_source_length, decoder_only)
             self.truncated_targets += len(target) > max_target_length
+            if decoder_only:
+                source, target = source[-max_source_length:], target[:max_target_length]
+            else:
+                source, target = _truncate(source, max_source_length), _truncate(target, max_target_length)
             self._sources.append(source)
-            self._targets.append(_cut_target(target, max_target_length, decoder_only))
+            self._targets.append(target)
 
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
         input_lengths = source_lengths + target_lengths if decoder_only else source_lengths
@@ -105,7 +106,7 @@ class Dataset(torch.utils.data.Dataset):
             self.max_label_length = self.max_input_length
 
     def _encode(self, record: Record, number: int, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """The whole source and target of a record, with the end tokens that their model expects."""
+        """The untruncated source and target of a record, with end tokens."""
         source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
         if self.decoder_only:
             target.append(tokenizer.eos_id)
@@ -117,11 +118,11 @@ class Dataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def source(self, index: int) -> list[int]:
-        """The input ids of an example without its target: what the model is given to answer."""
+        """The input ids of an example without its target: the prompt for generating an answer."""
         return self._sources[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = range(len(self))[index]  # counts negative ones from the end, as a list does
+        index = range(len(self))[index]  # negative indices and IndexError, as in a list
         source, target = self._sources[index], self._targets[index]
         if self.decoder_only:
             labels = [IGNORED_LABEL] * len(source) + target
@@ -129,32 +130,25 @@ class Dataset(torch.utils.data.Dataset):
         return {"input_ids": source, "labels": target, "index": index}
 
 
-def _cut_source(ids: list[int], limit: int, decoder_only: bool) -> list[int]:
-    if len(ids) <= limit:
-        return ids
-    return ids[-limit:] if decoder_only else ids[: limit - 1] + ids[-1:]
-
-
-def _cut_target(ids: list[int], limit: int, decoder_only: bool) -> list[int]:
-    if len(ids) <= limit:
-        return ids
-    return ids[:limit] if decoder_only else ids[: limit - 1] + ids[-1:]
+def _truncate(ids: list[int], limit: int) -> list[int]:
+    """Cut on the right, keeping the last token, </s>."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def check_family(tokenizer: Tokenizer, decoder_only: bool) -> None:
-    """Raise ValueError for a tokenizer of the other family, which ends texts in another way."""
+    """Raise ValueError for a tokenizer of the other family: T5's appends EOS, GPT-2's does not."""
     appends_eos = tokenizer.encode("a")[-1:] == [tokenizer.eos_id]
     if appends_eos == decoder_only:
         does = "appends" if appends_eos else "does not append"
         family = "decoder-only (GPT-2)" if decoder_only else "encoder-decoder (T5)"
         raise ValueError(
-            f"the tokenizer {does} its end-of-sequence token; that is not one of {family} models: "
+            f"the tokenizer {does} its end-of-sequence token, unlike those of {family} models: "
             "use the model's own tokenizer"
         )
 
 
-class _Rows:
-    """Lists of ids in one flat array: 4 bytes an id, and worker processes share it without copying."""
+class _RaggedArray:
+    """Lists of ids in one flat array: 4 bytes per id, shared copy-on-write with worker processes."""
 
     def __init__(self) -> None:
         self._ids, self._ends = array("i"), array("q", [0])

@@ -1,6 +1,6 @@
-"""Files become rows: JSON lines, CSV, SQuAD's JSON and lines of `text;label`.
+"""Read rows from files: JSON lines, CSV, SQuAD's JSON and lines of `text;label`.
 
-A row is a dictionary. It comes with `where`, its file and line, for the error messages of those who use it.
+A row is a dictionary. It comes with `where`, its file and line, for error messages.
 """
 
 import csv
@@ -19,22 +19,22 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a directory, an empty file, or bytes that are no UTF-8.
+        ValueError: a directory, an empty file, or not UTF-8.
     """
     require_file(path)
     data = path.read_bytes()
     if not data:
         raise ValueError(f"{path}: the file is empty")
     try:
-        text = data.decode("utf-8-sig")  # the byte order mark that spreadsheets write is no text
+        text = data.decode("utf-8-sig")  # without the byte order mark that spreadsheets write
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
-    # Nothing else ends a line: str.splitlines also breaks at U+2028, which may stand inside a JSON string.
+    # Not str.splitlines: it also breaks at U+2028, which is valid inside a JSON string.
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_chunks(path: Path, size: int) -> Iterator[str]:
-    """What `read_text` gives, `size` characters at a time: for files that are larger than memory."""
+    """`read_text` for files larger than memory: `size` characters at a time."""
     require_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline=None) as file:  # None: every line ends with "\n"
@@ -45,7 +45,7 @@ def read_chunks(path: Path, size: int) -> Iterator[str]:
 
 
 def require_file(path: Path) -> None:
-    """Raise FileNotFoundError where nothing is there, ValueError where a directory is."""
+    """Raise FileNotFoundError for a missing file, ValueError for a directory."""
     if path.is_dir():
         raise ValueError(f"{path} is a directory; expected a file")
     if not path.exists():
@@ -53,7 +53,7 @@ def require_file(path: Path) -> None:
 
 
 def _not_utf8(path: Path) -> ValueError:
-    """Says which line of a file it is that cannot be read."""
+    """An error that names the first line that is not UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -71,16 +71,16 @@ def read_rows(
 ) -> Iterator[tuple[str, Row]]:
     """The rows of a file: (where, row).
 
-    Its suffix (.json, .jsonl, .csv) says how to read it, or without one of these its first character.
+    The format follows from the suffix (.json, .jsonl, .csv) or, without one of these, the first character.
 
     Args:
-        text: what `read_text` gave for the path.
-        expected: what kind of file it should be, for the error messages.
-        squad: the file may be one SQuAD document.
-        labelled_lines: the file may be lines of `text;label`.
+        text: the content of the file, from `read_text`.
+        expected: a description of valid files, for error messages.
+        squad: accept one SQuAD document.
+        labelled_lines: accept lines of `text;label`.
 
     Raises:
-        ValueError: broken or of another kind; the message names file and line.
+        ValueError: broken or of another format; the message names file and line.
     """
     suffix = path.suffix.lower()
     if suffix == ".csv":
@@ -96,7 +96,7 @@ def read_rows(
 
 def _labelled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     for where, line in numbered_lines(path, text):
-        # The last semicolon: the text itself may hold others, a label does not.
+        # The last semicolon: the text may contain others, a label does not.
         content, separator, label = line.rpartition(";")
         if not separator:
             raise ValueError(f"{where}: no ';' between text and label; expected text;label")
@@ -125,7 +125,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 
 
 def _json_rows(path: Path, text: str, *, expected: str, squad: bool) -> Iterator[tuple[str, Row]]:
-    """A .json file is one SQuAD document or, as many people name it, lines of JSON."""
+    """A .json file is one SQuAD document or JSON lines, which often have this suffix too."""
     start = len(text) - len(text.lstrip())
     try:
         document, end = json.JSONDecoder().raw_decode(text, start)
@@ -148,12 +148,14 @@ def json_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: {short(row)} is no record; expected an object {{...}} on every line")
+            raise ValueError(
+                f"{where}: {short(row)} is not a record; expected an object {{...}} on every line"
+            )
         yield where, row
 
 
 def _squad_rows(path: Path, document: Row) -> Iterator[tuple[str, Row]]:
-    """Walk data -> paragraphs -> qas. The file is one long line, so errors name the place in words."""
+    """The questions of a SQuAD document. It is one long line, so errors name article and paragraph."""
     for a, article in enumerate(_objects(document, "data", str(path)), 1):
         article_name = f"{path}, article {a}"
         for p, paragraph in enumerate(_objects(article, "paragraphs", article_name), 1):
@@ -178,7 +180,7 @@ def numbered_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
 
 
 def text_of(row: Row, key: str, where: str) -> str:
-    """The text under a key. Raises ValueError where it is missing, no text or blank."""
+    """The text under a key. Raises ValueError if it is missing, blank or not a string."""
     if key not in row:
         raise ValueError(f"{where}: no key {key!r} (found: {listed(row) or 'none'})")
     value = row[key]
@@ -190,11 +192,11 @@ def text_of(row: Row, key: str, where: str) -> str:
 
 
 def listed(names: Any) -> str:
-    """Names as an error message lists them."""
+    """Names, comma-separated, for error messages."""
     return ", ".join(str(name) for name in names)
 
 
 def short(value: object) -> str:
-    """A value as an error message shows it."""
+    """A value as JSON of at most 60 characters, for error messages."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

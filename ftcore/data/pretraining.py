@@ -1,17 +1,31 @@
-"""Examples of a corpus: blocks of running text for GPT-2, corrupted chunks of it for T5.
+"""Pretraining on a corpus: blocks of text for GPT-2, span corruption for T5.
 
-Both read the ids of an example when it is asked for; in memory are only its two lengths, eight bytes. Both
-cut the text up without regard to where a document ends, as GPT-2 and T5 were trained.
+Span corruption (Raffel et al. 2020, sections 3.1.4 and 3.3.4) removes random spans of the text, and the model
+generates them. Each span is replaced by a sentinel of its own, which also precedes the span in the target:
+
+    text     The town where Mirela lives is Belford .
+    source   The town <extra_id_0> lives is <extra_id_1> </s>
+    target   <extra_id_0> where Mirela <extra_id_1> Belford . </s>
+
+The spans are sampled as in the published preprocessor. Their number and total length are functions of the
+length of the text; only their positions are random. The first token is always kept and the last one always
+removed, so no sentinel ends the target (the paper's figure has one, the published code has none).
+
+Hence texts of one length have sources of one length and targets of one length. A corpus that is cut into
+chunks of the right length (`unpadded_lengths`) gives batches without padding. Published T5 reads chunks of
+568 tokens, with sources of 512 and targets of 114.
+
+Both datasets read the ids of an example from disk when it is indexed; only its two lengths are in memory.
+Blocks and chunks ignore the boundaries of documents, as in the training of GPT-2 and T5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ftcore.data.corpus import Corpus
-from ftcore.data.span_corruption import corrupt_spans, noise_size, unpadded_lengths
 from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import Tokenizer
 
@@ -19,15 +33,15 @@ from ftcore.data.tokenizer import Tokenizer
 class CausalLMDataset(torch.utils.data.Dataset):
     """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
 
-    Neighbours share a token, which the first predicts and the second starts from. So every token of the text
-    but its first is predicted exactly once, and the perplexity is that of the whole text.
+    Consecutive blocks share one token, the last of the first and the first of the second. So every token of
+    the text but the first is predicted exactly once, and the perplexity is that of the whole text.
 
     `blocks[i]` is {"input_ids": list[int], "labels": list[int], "index": i}; the attributes are `Dataset`'s.
     """
 
     decoder_only = True
     records: Sequence[Record] = ()
-    truncated_sources = truncated_targets = 0  # nothing is lost: the text goes on in the next block
+    truncated_sources = truncated_targets = 0  # nothing is cut off: the next block continues the text
     epoch = 0
 
     def __init__(self, corpus: Corpus, length: int) -> None:
@@ -49,23 +63,22 @@ class CausalLMDataset(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids, "index": index}
 
     def source(self, index: int) -> list[int]:
-        """What the model is given to go on from: nothing."""
+        """The prompt of an example: empty."""
         return []
 
 
 class SpanCorruption(torch.utils.data.Dataset):
-    """T5's pretraining: the text in chunks, each of which becomes a source of exactly `source_length` tokens.
+    """Span corruption: the text in chunks, each with a source of exactly `source_length` tokens.
 
-    All targets are of one length too, `max_label_length`, so no batch has padding. What is left at the end of
-    the text, less than a chunk, is not used.
+    All targets have the length `max_label_length`, so no batch has padding. A rest of the text that is
+    shorter than a chunk is not used.
 
-    What is cut out of a chunk is a pure function of seed, epoch and chunk: the same whoever asks, in whatever
-    order, and other spans in each epoch.
+    The spans of a chunk are a pure function of (seed, epoch, chunk), and differ from epoch to epoch.
 
     `chunks[i]` is {"input_ids": list[int], "labels": list[int], "index": i}; the attributes are `Dataset`'s.
 
     Raises:
-        ValueError: not even one chunk, or more spans in one than the vocabulary has sentinels.
+        ValueError: the corpus is shorter than a chunk, or a chunk has more spans than there are sentinels.
     """
 
     decoder_only = False
@@ -78,12 +91,20 @@ class SpanCorruption(torch.utils.data.Dataset):
         count = len(corpus) // self.chunk_length
         if not count:
             raise ValueError(
-                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} is made of "
-                f"{self.chunk_length}: more text is needed, or shorter sources"
+                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} needs "
+                f"{self.chunk_length}: use more text, or shorter sources"
             )
         self.lengths = np.tile(np.array([source_length, target_length], dtype=np.int32), (count, 1))
         self.max_input_length, self.max_label_length = source_length, target_length
-        self._eos_id, self._sentinels = tokenizer.eos_id, _sentinels(tokenizer, self.chunk_length)
+        self._eos_id = tokenizer.eos_id
+        _, spans = noise_size(self.chunk_length)
+        try:
+            self._sentinels = [tokenizer.sentinel_id(number) for number in range(spans)]
+        except ValueError as error:
+            raise ValueError(
+                f"chunks of {self.chunk_length} tokens have {spans} spans, but {error}; "
+                "shorter sources have fewer"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -91,7 +112,7 @@ class SpanCorruption(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         start = index * self.chunk_length
-        # The spawn key keeps these streams apart from the one that shuffles the epoch.
+        # The spawn key separates these streams from the one that shuffles the epoch.
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch), spawn_key=(index,)))
         source, target = corrupt_spans(
             self.corpus.read(start, start + self.chunk_length),
@@ -109,12 +130,13 @@ class SpanCorruption(torch.utils.data.Dataset):
 def make_pretraining_dataset(
     corpus: Corpus, tokenizer: Tokenizer, *, max_source_length: int, max_target_length: int, seed: int = 0
 ) -> CausalLMDataset | SpanCorruption:
-    """The examples of a corpus, for the family of models that it was read for.
+    """The dataset of a corpus, for the family of models that it was tokenised for.
 
     Args:
-        max_source_length: of T5's sources, all of which are that long.
-        max_target_length: of GPT-2's blocks; of T5's targets, whose length follows from the sources'.
-        seed: of T5's noise.
+        max_source_length: the length of T5's sources.
+        max_target_length: the length of GPT-2's blocks; the maximum for T5's targets, whose length follows
+            from that of the sources.
+        seed: seed of T5's spans.
 
     Raises:
         ValueError: the lengths or the corpus are too small.
@@ -130,12 +152,90 @@ def make_pretraining_dataset(
     return SpanCorruption(corpus, tokenizer, max_source_length, seed=seed)
 
 
-def _sentinels(tokenizer: Tokenizer, chunk_length: int) -> list[int]:
-    """The ids of as many sentinels as a chunk has spans."""
-    _, spans = noise_size(chunk_length)
-    try:
-        return [tokenizer.sentinel_id(number) for number in range(spans)]
-    except ValueError as error:
-        raise ValueError(
-            f"{chunk_length} tokens at a time have {spans} spans cut out: {error}; shorter sources have fewer"
-        ) from None
+# ------------------------------------------------------------------------------------------- span corruption
+
+
+def corrupt_spans(
+    ids: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    sentinel_id: Callable[[int], int],
+    eos_id: int,
+    noise_density: float = 0.15,
+    mean_span_length: float = 3.0,
+) -> tuple[list[int], list[int]]:
+    """Corrupt random spans of `ids`, which have no </s>: (source, target), both ending in `eos_id`.
+
+    `sentinel_id(i)` is the id of <extra_id_i>: the method of a T5 tokenizer.
+
+    Raises:
+        ValueError: fewer than two tokens; at least one is removed and one kept.
+    """
+    noise = noise_mask(len(ids), rng, noise_density, mean_span_length)
+    return cut_spans(ids, noise, sentinel_id=sentinel_id, eos_id=eos_id)
+
+
+def cut_spans(
+    ids: Sequence[int], noise: np.ndarray, *, sentinel_id: Callable[[int], int], eos_id: int
+) -> tuple[list[int], list[int]]:
+    """Remove the tokens of a mask (length,): (source, target), both ending in `eos_id`."""
+    source: list[int] = []
+    target: list[int] = []
+    spans = 0
+    for token, is_noise, was_noise in zip(ids, noise, [False, *noise[:-1]], strict=True):
+        if is_noise and not was_noise:
+            sentinel = sentinel_id(spans)
+            source.append(sentinel)
+            target.append(sentinel)
+            spans += 1
+        (target if is_noise else source).append(token)
+    return [*source, eos_id], [*target, eos_id]
+
+
+def noise_mask(
+    length: int, rng: np.random.Generator, noise_density: float = 0.15, mean_span_length: float = 3.0
+) -> np.ndarray:
+    """Sample a mask (length,) of tokens to remove: `noise_density` of all, in spans of `mean_span_length`."""
+    if length < 2:
+        raise ValueError(f"span corruption needs at least 2 tokens, got {length}")
+    noisy, spans = noise_size(length, noise_density, mean_span_length)
+    kept_lengths = _random_segments(length - noisy, spans, rng)
+    noise_lengths = _random_segments(noisy, spans, rng)
+    lengths = np.stack([kept_lengths, noise_lengths], axis=1).reshape(-1)  # kept, noise, kept, noise, ...
+    return np.repeat(np.tile([False, True], spans), lengths)
+
+
+def noise_size(length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
+    """(removed tokens, spans) for a text of `length` tokens."""
+    noisy = min(max(round(length * noise_density), 1), length - 1)
+    spans = min(max(round(noisy / mean_span_length), 1), noisy, length - noisy)
+    return noisy, spans
+
+
+def unpadded_lengths(source_length: int) -> tuple[int, int]:
+    """(text length, target length) for corrupted sources of exactly `source_length` tokens.
+
+    Source and target include sentinels and </s>. This is the published `random_spans_helper`, with the
+    paper's noise density and span length.
+
+    Raises:
+        ValueError: `source_length` is less than 3.
+    """
+    if source_length < 3:
+        raise ValueError(f"a corrupted source has at least 3 tokens, got {source_length}")
+    length = 2
+    while _corrupted_lengths(length + 1)[0] <= source_length:
+        length += 1
+    return length, _corrupted_lengths(length)[1]
+
+
+def _corrupted_lengths(length: int) -> tuple[int, int]:
+    """(source length, target length) for a text of `length` tokens."""
+    noisy, spans = noise_size(length)
+    return length - noisy + spans + 1, noisy + spans + 1
+
+
+def _random_segments(total: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+    """Split `total` into non-empty segments, uniformly at random; returns their lengths."""
+    cuts = np.sort(rng.choice(total - 1, segments - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))

@@ -1,16 +1,16 @@
-"""A record on disk becomes a source text and a target text.
+"""Tasks: from a record in a file to a source text and a target text.
 
     task       files                       T5: source -> target           GPT-2: source + target
     qa         SQuAD 1.1 JSON, JSONL, CSV  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
 
-Plain text has no records. `read_corpus` makes ids of it, and `CausalLMDataset` for GPT-2 (task `lm`) or
-`SpanCorruption` for T5 (task `span-corruption`) make examples of those.
+Plain text has no records: `read_corpus` tokenises it, for `CausalLMDataset` (GPT-2, task `lm`) or
+`SpanCorruption` (T5, task `span-corruption`).
 
-T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source loses its
-left end when it is too long, so there the question and the cue `answer:` come last. Its answer brings its own
-leading space: GPT-2's vocabulary writes a word inside a line together with the space before it.
+T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source is truncated
+on the left, so the question and the cue `answer:` come last. Its answer starts with a space, since GPT-2's
+vocabulary merges a word with the space before it.
 """
 
 import random
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ftcore.data.files import Row, listed, read_rows, read_text, short, text_of
 
-# Each task with the fields its prompt is made of.
+# The fields of each task's prompt.
 _PROMPT_FIELDS = {
     "qa": ("question", "context"),
     "emotion": ("text",),
@@ -31,9 +31,9 @@ _PROMPT_FIELDS = {
     "span-corruption": ("text",),
 }
 TASKS = tuple(_PROMPT_FIELDS)
-CORPUS_TASKS = ("lm", "span-corruption")  # those that learn from running text instead of records
+CORPUS_TASKS = ("lm", "span-corruption")  # trained on running text instead of records
 
-# What a file of each task with records may be.
+# The file formats of each task with records, for error messages.
 _FORMS = {
     "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
     "emotion": "lines of text;label, or CSV or JSON lines with text and label",
@@ -45,10 +45,10 @@ _FORMS = {
 class Record:
     """One training example as text."""
 
-    source: str  # what the model is given; "" is pure language modelling
-    target: str  # what it learns to write
-    references: tuple[str, ...] = ()  # every answer that counts as right, the target's first
-    group: str | None = None  # what the records of one passage share, so that a split keeps them together
+    source: str  # the input; "" is pure language modelling
+    target: str  # the text to learn
+    references: tuple[str, ...] = ()  # all correct answers, the target first
+    group: str | None = None  # equal for records of one passage, which a split keeps together
 
 
 def read_records(
@@ -58,20 +58,20 @@ def read_records(
 
     Args:
         task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
-        path: the file. Its suffix (.json, .jsonl, .csv) says how to read it; without one of these, its first
-            character does.
+        path: the file. The format follows from the suffix (.json, .jsonl, .csv) or, without one of these,
+            from the first character.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
-        limit: read no more than this many records.
+        limit: read at most this many records.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the task is unknown, or the file is empty, not UTF-8, not of the expected form, or holds a
-            record that cannot be used. The message names the file and the line.
+        ValueError: the task is unknown, or the file is empty, not UTF-8, not of the expected format, or has
+            an invalid record. The message names the file and the line.
     """
     _check_task(task)
     path = Path(path)
     if task in CORPUS_TASKS:
-        raise ValueError(f"task {task!r} has no records, it learns from running text: use read_corpus")
+        raise ValueError(f"task {task!r} has no records, it trains on running text: use read_corpus")
     text = read_text(path)
     records = list(islice(_records(task, path, text, decoder_only), limit))
     if not records:
@@ -80,7 +80,7 @@ def read_records(
 
 
 def prompt(task: str, *, decoder_only: bool, **fields: str) -> str:
-    """The text that a model of this task is given, in training and when it generates.
+    """The input text of a task, in training and for generation.
 
     `fields` are `question` and `context` for qa, `source` for text2text, `text` for the others.
     """
@@ -102,7 +102,7 @@ def prompt(task: str, *, decoder_only: bool, **fields: str) -> str:
 
 
 def check_corpus_task(task: str, decoder_only: bool) -> None:
-    """Raise ValueError where a task does not learn from running text, or not with this family of models."""
+    """Raise ValueError for a task that does not train on running text, or not this family of models."""
     _check_task(task)
     if task not in CORPUS_TASKS:
         raise ValueError(f"task {task!r} learns from records, not from running text: use read_records")
@@ -121,10 +121,10 @@ def check_corpus_task(task: str, decoder_only: bool) -> None:
 def split_records(
     records: Sequence[Record], fraction: float, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
-    """Set about `fraction` of the records aside: (train, validation), each in the file's order.
+    """Split off about `fraction` of the records: (train, validation), each in the order of the file.
 
-    Questions about one passage stay on one side, and so do equal texts: a model that has seen the passage
-    would otherwise be measured on its memory.
+    Questions about one passage stay together, and so do equal texts. Otherwise the validation score would
+    measure memorised passages.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
@@ -140,7 +140,7 @@ def split_records(
     random.Random(seed).shuffle(shuffled)
     wanted = fraction * len(records)
     held_out: set[int] = set()
-    for group in shuffled[:-1]:  # at least one group stays for training, and at least one leaves it
+    for group in shuffled[:-1]:  # both sides get at least one group
         held_out.update(group)
         if len(held_out) >= wanted:
             break
@@ -150,7 +150,7 @@ def split_records(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# A row becomes a record; `where` names its file and line for error messages.
+# From rows to records; `where` names the file and line of a row for error messages.
 
 
 def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
@@ -158,9 +158,9 @@ def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[R
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
         record = to_record(row, where, decoder_only)
-        # JSON can spell half a character, and no tokenizer can read it.
+        # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.
         if re.search("[\ud800-\udfff]", record.source + record.target):
-            raise ValueError(f"{where}: a \\u escape of half a surrogate pair, which is no character")
+            raise ValueError(f"{where}: a \\u escape of a lone surrogate, which is not a character")
         yield record
 
 
@@ -189,7 +189,7 @@ def _text2text_record(row: Row, where: str, decoder_only: bool) -> Record:
 
 
 def _answers(row: Row, where: str) -> tuple[str, ...]:
-    """All gold answers of a question, each once, in the file's order.
+    """All gold answers of a question, without duplicates, in the order of the file.
 
     `answer` or `answers` is a string, a list of strings, a list of {"text": ...} (SQuAD's own layout), or
     {"text": [...], "answer_start": [...]} (the layout of the Hugging Face data set).

@@ -1,23 +1,26 @@
-"""The small files beside a vocabulary: which tokenizer this is, and which tokens are special.
+"""The files of a tokenizer: which class it is, and which tokens are special.
 
-Over the years transformers has kept special tokens in four places, and directories of every age are in use:
+transformers has kept special tokens in four places over the years, and checkpoints use all of them:
 
-    tokenizer_config.json      the class; eos_token, pad_token, ...; in many "added_tokens_decoder", with ids
+    tokenizer_config.json      the class; eos_token, pad_token, ...; often "added_tokens_decoder", with ids
     special_tokens_map.json    eos_token, pad_token, ...
-    added_tokens.json          tokens behind the vocabulary, with ids
+    added_tokens.json          tokens after the vocabulary, with ids
     tokenizer.json             "added_tokens", with ids
 
-The first makes the others superfluous where it has "added_tokens_decoder"; else all four are put together.
+Where the first has "added_tokens_decoder", the others are ignored; else all four are merged.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Pipeline
+
+from ftcore.checkpoints.files import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,7 +32,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
-# The names of special tokens, in the order in which those that a vocabulary lacks are added to it.
+T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # the ids 0, 1 and 2
+
+# In the order in which transformers adds those that a vocabulary lacks.
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -37,11 +42,11 @@ class TokenizerFiles:
     """The tokenizer files of a directory.
 
     Attributes:
-        content: the bytes of each of `TOKENIZER_FILES` that is there, by name.
-        settings: tokenizer_config.json, {} where there is none.
-        tokenizer_class: the class in transformers ("Fast" taken off), None where nothing says it.
-        model_type: what config.json says of the model beside them, None where there is none.
-        tidy: whether decoding is to undo spaces before punctuation.
+        content: {file name: bytes}, of those of `TOKENIZER_FILES` that exist.
+        settings: tokenizer_config.json, {} without one.
+        tokenizer_class: the class in transformers, without "Fast"; None if no file names it.
+        model_type: that of the model's config.json, None without one.
+        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,23 +54,26 @@ class TokenizerFiles:
         paths = [directory / name for name in TOKENIZER_FILES]
         self.content = {path.name: path.read_bytes() for path in paths if path.is_file()}
         self.settings = self.json("tokenizer_config.json")
-        path = directory / "config.json"
-        config = _parse(path, path.read_bytes()) if path.is_file() else {}
+        config = self.json("config.json")
         name = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
         self.tokenizer_class = name.removesuffix("Fast") if isinstance(name, str) else None
         self.model_type = config.get("model_type")
-        self.tidy = bool(self.setting("clean_up_tokenization_spaces", False))
+        self.clean_up_tokenization_spaces = bool(self.setting("clean_up_tokenization_spaces", False))
 
     def json(self, name: str) -> dict[str, Any]:
-        """The object that a file holds, {} where there is no such file."""
-        return _parse(self.directory / name, self.content.get(name, b"{}"))
+        """The JSON object in a file, {} without one."""
+        path = self.directory / name
+        return read_json(path) if path.is_file() else {}
+
+    def text(self, name: str) -> str:
+        return self.content[name].decode(errors="replace")
 
     def error(self, name: str, message: str) -> ValueError:
-        """What to raise when something is wrong in the file `name`."""
+        """An error that names a file of the directory."""
         return ValueError(f"{self.directory / name}: {message}")
 
     def setting(self, name: str, default: int) -> int:
-        """A number or a switch out of tokenizer_config.json."""
+        """A number or a bool from tokenizer_config.json."""
         value = self.settings.get(name)
         if value is None:
             return default
@@ -74,39 +82,29 @@ class TokenizerFiles:
         return value
 
     def name_class(self, name: str) -> None:
-        """Let tokenizer_config.json say the class that config.json said: that file is the model's to save."""
+        """Write the class into tokenizer_config.json: it is saved without the model's config.json."""
         self.settings["tokenizer_class"] = self.tokenizer_class = name
         self.content["tokenizer_config.json"] = json.dumps(self.settings, indent=2).encode()
 
     def sentinels(self, default: int) -> list[str]:
-        """T5's <extra_id_0> and so on, as many as tokenizer_config.json asks for."""
+        """T5's <extra_id_0> and so on; `extra_ids` in tokenizer_config.json is their number."""
         return [f"<extra_id_{number}>" for number in range(self.setting("extra_ids", default))]
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 @dataclass
 class SpecialTokens:
-    """Tokens that are found before a text is cut into words; plain strings have the usual flags."""
+    """Tokens that are found in a text before it is tokenised; plain strings have the default flags."""
 
     named: dict[str, str | AddedToken]  # eos_token, pad_token, ...
-    numbered: dict[int, AddedToken]  # those whose ids the files tell
-    extra: list[str | AddedToken]  # the sentinels, and others without a name
+    numbered: dict[int, AddedToken]  # those with an id in the files
+    extra: list[str | AddedToken]  # sentinels and others without a name
 
     def names(self) -> dict[str, str]:
         """The text of each token that has a name: {"eos_token": "</s>", ...}."""
         return {name: str(token) for name, token in self.named.items()}
 
     def unnumbered(self) -> list[str | AddedToken]:
-        """The tokens whose ids the files do not tell, each once, those with a name first."""
+        """The tokens without an id in the files, without duplicates, those with a name first."""
         tokens: dict[str, str | AddedToken] = {}
         for token in (*self.named.values(), *self.extra):
             tokens.setdefault(str(token), token)
@@ -114,9 +112,11 @@ class SpecialTokens:
             tokens.pop(token.content, None)
         return list(tokens.values())
 
-    def add_to(self, pipeline: Pipeline) -> None:
-        """Let a pipeline find these tokens. Those that its vocabulary lacks get the next ids, in order."""
-        known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    def tokens(self, known: Iterable[str] = ()) -> list[AddedToken]:
+        """All tokens, in the order in which those missing from a vocabulary get the next free ids.
+
+        Tokens in `known` already have their flags; they are listed only if the files number them.
+        """
         names = set(self.names().values())
         tokens = [token for _, token in sorted(self.numbered.items())]
         for token in self.unnumbered():
@@ -124,21 +124,65 @@ class SpecialTokens:
                 tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
         for token in tokens:
             token.special = token.special or token.content in names
-        pipeline.add_tokens(tokens)
+        return tokens
+
+    def add_to(self, pipeline: Pipeline) -> None:
+        """Add these tokens to a pipeline of the `tokenizers` package."""
+        known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+        pipeline.add_tokens(self.tokens(known))
+
+
+class AddedTokens:
+    """Finds added tokens in raw text, for tokenizers that the `tokenizers` package does not run.
+
+    Attributes:
+        tokens: {id: token}.
+        ids: {text of a token: id}.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self.tokens = tokens
+        self.ids = {token.content: number for number, token in tokens.items()}
+        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
+        patterns = (
+            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
+            for token in longest_first
+            if token.content
+        )
+        self._pattern = re.compile("(" + "|".join(patterns) + ")")
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The text between added tokens, and the ids of these, in order.
+
+        A token with `lstrip` or `rstrip` absorbs the white space before or after it.
+        """
+        parts = self._pattern.split(text)  # text, token, text, token, ..., text
+        for position, part in enumerate(parts):
+            if position % 2:
+                yield self.ids[part]
+                continue
+            if position > 0 and self._token(parts[position - 1]).rstrip:
+                part = part.lstrip()
+            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
+                part = part.rstrip()
+            yield part
+
+    def _token(self, content: str) -> AddedToken:
+        return self.tokens[self.ids[content]]
 
 
 def read_special_tokens(
     files: TokenizerFiles, defaults: dict[str, str], sentinels: Iterable[str] = ()
 ) -> SpecialTokens:
-    """Put together what the files say of special tokens.
+    """Read the special tokens from all files.
 
     Args:
         files: the directory's files.
-        defaults: the tokens that this kind of tokenizer has where the files do not name them.
-        sentinels: its special tokens without a name, where the files do not list any.
+        defaults: tokens with a name that the files may leave out.
+        sentinels: tokens without a name that the files may leave out.
 
     Raises:
-        ValueError: a file that is not as transformers writes it, or no eos_token in any of them.
+        ValueError: a file is not in transformers' format, or no file has an eos_token.
     """
     token_map, added = files.json("special_tokens_map.json"), files.json("added_tokens.json")
     in_pipeline = files.json("tokenizer.json").get("added_tokens", [])
@@ -162,26 +206,26 @@ def _merge(
     in_pipeline: list[dict[str, Any]],
     defaults: dict[str, str],
 ) -> SpecialTokens:
-    """The order of precedence, and its quirks, are those of transformers' `from_pretrained`."""
-    listed = _listed(settings)
+    """Merge the four sources with the precedence of transformers' `from_pretrained`."""
+    extra = _extra(settings)
     numbered: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
         for number, token in settings["added_tokens_decoder"].items():
-            numbered[int(number)] = _flagged(token)
+            numbered[int(number)] = _added_token(token)
     else:
         settings = settings | token_map
-        special = {str(token) for token in (*_named(settings).values(), *listed)}
+        special = {str(token) for token in (*_named(settings).values(), *extra)}
         for content, number in added.items():
-            known = content in special
-            numbered[int(number)] = AddedToken(content, normalized=not known, special=known)
+            is_special = content in special
+            numbered[int(number)] = AddedToken(content, normalized=not is_special, special=is_special)
         for token in in_pipeline:
-            numbered[int(token["id"])] = _flagged(token)
-        listed = listed or _listed(settings)
-    return SpecialTokens(_named(defaults | settings), numbered, listed)
+            numbered[int(token["id"])] = _added_token(token)
+        extra = extra or _extra(settings)
+    return SpecialTokens(_named(defaults | settings), numbered, extra)
 
 
 def _named(settings: dict[str, Any]) -> dict[str, str | AddedToken]:
-    """eos_token and the like; a model may have some of its own, such as image_token. null means none."""
+    """eos_token and the like, and a model's own such as image_token. null means none."""
     standard = [name for name in _NAMES if name in settings]
     others = [name for name in settings if name.endswith("_token") and name not in _NAMES]
     tokens = {name: settings[name] for name in (*standard, *others)}
@@ -190,16 +234,16 @@ def _named(settings: dict[str, Any]) -> dict[str, str | AddedToken]:
     return {name: _token(token) for name, token in tokens.items() if isinstance(token, str | dict)}
 
 
-def _listed(settings: dict[str, Any]) -> list[str | AddedToken]:
-    """The special tokens that stand in a list, under the old name of the key or the new one."""
+def _extra(settings: dict[str, Any]) -> list[str | AddedToken]:
+    """The special tokens without a name, under the new key or the old one."""
     tokens = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     return [] if isinstance(tokens, dict) else [_token(token) for token in tokens]
 
 
 def _token(value: str | dict[str, Any]) -> str | AddedToken:
-    return value if isinstance(value, str) else _flagged(value)
+    return value if isinstance(value, str) else _added_token(value)
 
 
-def _flagged(value: dict[str, Any]) -> AddedToken:
+def _added_token(value: dict[str, Any]) -> AddedToken:
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return AddedToken(value["content"], **{flag: value[flag] for flag in flags if flag in value})

@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and the kind whose work is done by the `tokenizers` package."""
+"""The interface of all tokenizers."""
 
 import operator
 import os
@@ -7,37 +7,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer as Pipeline
-
 from ftcore.checkpoints.files import write_atomically
-from ftcore.data.tokenizer_files import TOKENIZER_FILES
+from ftcore.data.tokenizer_files import TOKENIZER_FILES, TokenizerFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED_LABEL = -100  # a position of the labels that holds no token
+IGNORED_LABEL = -100  # the label of positions without a target; cross_entropy's ignore_index
 
 
 class Tokenizer:
-    """Text <-> token ids. `load_tokenizer` makes one; its kinds are `PieceTokenizer` and `ByteTokenizer`.
+    """Text <-> token ids. `load_tokenizer` makes one; each kind implements `_encode`, `_decode` and `_id_of`.
 
     Attributes:
         vocab_size: the highest id + 1, added tokens included. A checkpoint's embedding may have more rows.
-        eos_id: the id that ends a text.
-        pad_id: the id that fills a row up; `eos_id` where the files name none, as GPT-2's do.
-        bos_id, unk_id: the ids that begin a text and that stand for what the vocabulary lacks, or None.
+        eos_id: the end-of-sequence token.
+        pad_id: the padding token; `eos_id` where the files name none, as GPT-2's do.
+        bos_id, unk_id: the tokens for the beginning of a text and for unknown characters, or None.
     """
 
-    def __init__(
-        self, files: dict[str, bytes], named: Mapping[str, int], vocab_size: int, tidy: bool
-    ) -> None:
+    def __init__(self, files: TokenizerFiles, named: Mapping[str, int], vocab_size: int) -> None:
+        """`named` has the ids of the special tokens with a name: {"eos_token": 1, ...}."""
         self.vocab_size = vocab_size
         self.eos_id = named["eos_token"]
         self.pad_id = named.get("pad_token", self.eos_id)
         self.bos_id = named.get("bos_token")
         self.unk_id = named.get("unk_token")
-        self._files = files
-        self._tidy = tidy
+        self._files = files.content
+        self._clean_up = files.clean_up_tokenization_spaces
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. T5 and ByT5 append </s>, GPT-2 appends nothing.
@@ -45,7 +42,7 @@ class Tokenizer:
         Special tokens that are written out in the text, such as `<extra_id_0>`, become their ids.
 
         Raises:
-            ValueError: the text holds half of a surrogate pair, which is no character.
+            ValueError: the text contains a lone surrogate.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode takes one string, got {type(text).__name__}")
@@ -62,32 +59,32 @@ class Tokenizer:
         """The text of one row of ids.
 
         Args:
-            ids: a list, an array or a tensor of shape (T,). -100, as labels have it, is skipped, and so are
-                ids from `vocab_size` on: the rows that fill up an embedding have no text.
-            skip_special_tokens: leave out </s>, padding, sentinels and the like.
+            ids: a list, an array or a tensor of shape (T,). -100, as in labels, is skipped, and so are ids
+                from `vocab_size` on: the padding rows of an embedding have no text.
+            skip_special_tokens: leave out </s>, padding, sentinels and other special tokens.
 
         Raises:
             ValueError: `ids` is not one row of ids.
         """
         text = self._decode(_row(ids, self.vocab_size), skip_special_tokens)
-        return _tidy_spaces(text) if self._tidy else text
+        return _clean_up_spaces(text) if self._clean_up else text
 
     def sentinel_id(self, number: int) -> int:
-        """The id of <extra_id_{number}>, which marks a hole in a corrupted text (T5 paper, section 3.1.4).
+        """The id of <extra_id_{number}>, which marks a span in a corrupted text (T5 paper, section 3.1.4).
 
         Raises:
             ValueError: the vocabulary has no such sentinel.
         """
         token = f"<extra_id_{number}>"
-        for name in (token, f"▁{token}"):  # mT5's are pieces of its vocabulary, which begin words
+        for name in (token, f"▁{token}"):  # mT5's sentinels are pieces that begin a word
             if (sentinel := self._id_of(name)) is not None:
                 return sentinel
         raise ValueError(f"{token} is not in this vocabulary of {self.vocab_size} ids")
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the files that this tokenizer was made of; each is whole, old or new, at any time.
+        """Write the files that this tokenizer was loaded from, each atomically.
 
-        Tokenizer files of another kind that lie in the directory are removed, for they could win over these.
+        Other tokenizer files in the directory are removed, since `load_tokenizer` could prefer them.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -106,47 +103,12 @@ class Tokenizer:
         raise NotImplementedError
 
 
-class PieceTokenizer(Tokenizer):
-    """Pieces of words: T5 and GPT-2. The work is done by a pipeline of the `tokenizers` package.
-
-    `named` are its special tokens: {"eos_token": "</s>", ...}.
-    """
-
-    def __init__(
-        self, files: dict[str, bytes], pipeline: Pipeline, named: dict[str, str], tidy: bool
-    ) -> None:
-        vocabulary = pipeline.get_vocab(with_added_tokens=True)
-        super().__init__(
-            files,
-            named={name: vocabulary[token] for name, token in named.items()},
-            vocab_size=max(vocabulary.values()) + 1,
-            tidy=tidy,
-        )
-        self._pipeline = pipeline
-
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Beside a spiece.model write a tokenizer.json too: transformers needs no protobuf for it."""
-        if "spiece.model" in self._files and "tokenizer.json" not in self._files:
-            self._files["tokenizer.json"] = self._pipeline.to_str(pretty=True).encode()
-        super().save_pretrained(directory)
-
-    def _encode(self, text: str) -> list[int]:
-        # The batch method is a quarter faster even for one text: it leaves out the positions in the text.
-        return self._pipeline.encode_batch_fast([text])[0].ids
-
-    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return self._pipeline.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def _id_of(self, token: str) -> int | None:
-        return self._pipeline.token_to_id(token)
-
-
 def _write(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 
 def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
-    """One row of ids as plain numbers, without those that stand for no token."""
+    """One row of ids as ints, without those that have no token."""
     numbers = ids.tolist() if hasattr(ids, "tolist") else ids
     try:
         row = [operator.index(number) for number in numbers]
@@ -159,8 +121,8 @@ def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
     return [number for number in row if 0 <= number < vocab_size]
 
 
-def _tidy_spaces(text: str) -> str:
-    """Undo the spaces that English treebanks put before punctuation (`clean_up_tokenization_spaces`)."""
+def _clean_up_spaces(text: str) -> str:
+    """Remove spaces before English punctuation and contractions, as `clean_up_tokenization_spaces` asks."""
     for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(spaced, spaced.strip())
     return text

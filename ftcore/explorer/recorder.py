@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
-from ftcore.analysis.reading import num_heads
+from ftcore.analysis.inputs import num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer.packing import packed, quantised, token_ids
@@ -24,7 +24,7 @@ from ftcore.explorer.structure import Stack, Sublayer, stacks
 from ftcore.explorer.tokens import mentioned, pieces
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.study import patch, record
-from ftcore.study.names import find_places
+from ftcore.study.names import find_hook_points
 
 NEXT = 200  # next tokens that are recorded at each position
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # those that the page's slider has
@@ -251,7 +251,7 @@ def _sizes(vectors: Tensor) -> Tensor:
 def _head_sizes(model: Model, part: Sublayer, z: Tensor) -> Tensor:
     """(H, T) how much each head alone adds to the stream; `z` is (T, H * K)."""
     assert part.z is not None
-    (place,) = find_places(model, part.z)
+    (place,) = find_hook_points(model, part.z)
     project = model.get_submodule(place.module_name)  # linear, perhaps with a bias, which is no head's
     alone = head_masks(model, z)[:, None] * z  # (H, T, H * K)
     return _sizes(project(alone) - project(torch.zeros_like(z)))

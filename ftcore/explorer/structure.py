@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.analysis.reading import num_heads
+from ftcore.analysis.inputs import num_heads
 from ftcore.models import GPT2LMHeadModel, Model
 
 

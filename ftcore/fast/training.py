@@ -27,3 +27,15 @@ def use_fast_layers(model: Model) -> None:
     for module in model.modules():
         if type(module) in FAST:
             module.__class__ = FAST[type(module)]
+
+
+def prepare_for_training(model: Model, *, compile: bool = False) -> None:
+    """Temporary."""
+    from ftcore.fast.compiled_blocks import compile_blocks
+    from ftcore.fast.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if compile:
+        compile_blocks(model)
+    else:
+        use_fast_layers(model)

@@ -1,23 +1,18 @@
-"""Looking inside: every activation of a model to see and to change, and two modules held against each other.
+"""Record and patch the activations of a model; compare two modules that should compute the same.
 
-To see and to change, read `hooks.py`. `names.py` says what activations are called, and `passes.py` makes one
-tensor of the many passes of a generation. `lens.py` is a first analysis, in a few lines.
+Activations: `hooks.py` records and patches them, `names.py` defines their names, and `passes.py` joins the
+forward passes of a generation into one tensor.
 
-Where two modules that should compute the same part ways, and what the mistake probably is: read `compare.py`.
-`matching.py` says what of the two belongs together, `recording.py` lists the runs of all modules, `report.py`
-holds the table and how close is close enough, `causes.py` the mistakes that are recognised, `trial.py` how
-one is tried out, and `random_weights.py` weights under which mistakes show.
+Comparison: start with `compare.py`. `matching.py` aligns inputs, names and weights, `recording.py` records
+every module call, `report.py` has the tolerance and the table. `causes.py` lists the known mistakes, and
+`fault_injection.py` runs the reference with one of them.
 """
 
-from typing import TYPE_CHECKING
+from ftcore.study.compare import assert_same_as_reference, compare_modules
+from ftcore.study.hooks import logit_lens, patch, record
+from ftcore.study.matching import randomize_weights
 
-from ftcore import lazily
-
-if TYPE_CHECKING:
-    from ftcore.study.compare import assert_same_as_reference, compare_modules
-    from ftcore.study.hooks import patch, record
-    from ftcore.study.lens import logit_lens
-    from ftcore.study.random_weights import randomize_weights
+spread_weights = randomize_weights  # deprecated alias, to be removed in the next release
 
 __all__ = [
     "assert_same_as_reference",
@@ -26,16 +21,5 @@ __all__ = [
     "patch",
     "randomize_weights",
     "record",
+    "spread_weights",
 ]
-
-__getattr__ = lazily(
-    __name__,
-    {
-        "assert_same_as_reference": "ftcore.study.compare",
-        "compare_modules": "ftcore.study.compare",
-        "logit_lens": "ftcore.study.lens",
-        "patch": "ftcore.study.hooks",
-        "record": "ftcore.study.hooks",
-        "randomize_weights": "ftcore.study.random_weights",
-    },
-)

@@ -1,4 +1,4 @@
-"""Seeing and changing activations while a model runs.
+"""Record and patch activations while a model runs.
 
     with record(model, "pattern.*", "resid_post.3") as acts:
         model(input_ids)
@@ -11,12 +11,8 @@
     with patch(model, "pattern.3", without_head_2):
         logits = model(input_ids)
 
-The models know nothing of this. Both are PyTorch's own hooks on modules, which are there as long as the block
-lasts and gone after it, whatever happens in it. `names.py` says which module an activation belongs to,
-`passes.py` makes one tensor of the many passes of `generate`.
-
-`recording.py` has hooks as well: they list every run of every module, for comparing two models. These keep a
-few activations by their names.
+Both register PyTorch forward hooks and remove them at the end of the block, also after an exception.
+`names.py` maps names to modules; `passes.py` joins the forward passes of `generate`.
 """
 
 import copy
@@ -29,151 +25,189 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.attention import Softmax
-from ftcore.study.names import Place, find_places
+from ftcore.study.names import HookPoint, find_hook_points
 from ftcore.study.passes import Pass, Passes, join
-from ftcore.study.recording import first_tensor
+from ftcore.study.recording import eval_mode, first_tensor
 
-Arguments = tuple[Any, ...]  # all that a module was called with
+Arguments = tuple[Any, ...]  # all arguments of a module call, positional ones first
 
 
 @contextmanager
 def record(model: nn.Module, *names: str, grad: bool = False) -> Iterator["Activations"]:
-    """Keep what these names mean, every time the model runs inside the block.
+    """Record the named activations of every forward pass inside the block.
 
-    A forward pass replaces what an earlier one left. The passes of one text through a KVCache, such as those
-    of `generate`, become one tensor instead, as a single pass over the whole text would give it:
+    A forward pass replaces the recording of the one before. Passes that continue a sequence through a
+    KVCache, such as those of `generate`, are joined into the tensors of a single pass over the sequence:
 
-    - Their positions T follow one another. The last token that was generated is not among them: no pass has
-      read it.
-    - Keys that a pass did not have yet get the weight 0 and the score -inf, as behind a causal mask.
-    - Rows are those of the last pass, each with its own history: where the cache's rows are reordered, so are
-      these. In beam search they are the beams that were running at the end.
+    - Positions are concatenated along T. The last generated token is not among them: it was never an input.
+    - Keys that a step did not have yet get weight 0 and score -inf, as under a causal mask.
+    - Rows are those of the last pass. Earlier positions follow the reordering of the cache; in beam search
+      the rows are the beams still running at the end.
 
-    Attention is (B, H, T, S), all else (B, T, ...). B counts the decoder's rows in T5's cross-attention too,
-    where several share a source. What patches change is recorded as changed, whichever block is inside.
+    Attention is (B, H, T, S), everything else (B, T, ...). B counts the decoder's rows, also in T5's
+    cross-attention, where several rows may share a source. Patched activations are recorded as patched,
+    regardless of nesting.
 
     Args:
-        model: a model of ftcore.models; or any other module, which has no short names.
-        names: of activations, or patterns of names; see `names.py`.
-        grad: keep the tensors themselves, with their gradients in `.grad` after a backward pass, instead of
-            copies that nothing can overwrite. For single passes.
+        model: a model of ftcore.models; any other module works with dotted names only.
+        names: activations or patterns, see `names.py`.
+        grad: record the tensors themselves, with `.grad` after a backward pass, instead of copies. For single
+            passes.
 
     Yields:
         A mapping from names, short or long, to tensors.
 
     Raises:
-        ValueError: a name that matches nothing, or no name; while running, what can have no gradient.
+        ValueError: no name, or one that matches nothing; during the pass, a tensor without a gradient.
     """
-    places = [place for name in names for place in find_places(model, name)]
-    if not places:
+    points = [point for name in names for point in find_hook_points(model, name)]
+    if not points:
         raise ValueError('record needs the name of an activation, such as record(model, "pattern.0")')
     passes = Passes(model)
-    kept = {place.long_name: _Kept(model, place, passes, grad) for place in places}
+    recordings = {point.long_name: _Recording(model, point, passes, grad) for point in points}
     with ExitStack() as hooks:
         for name, stack in passes.stacks.items():
             hooks.callback(_Hook(stack, "in", partial(passes.begin, name)).remove)
-        for activation in kept.values():
-            module, side = model.get_submodule(activation.place.module_name), activation.place.side
-            hooks.callback(_Hook(module, side, activation.keep, watches=True).remove)
-        yield Activations({place.name: kept[place.long_name] for place in places})
+            hooks.callback(_Hook(stack, "", partial(passes.end, name)).remove)
+        for recording in recordings.values():
+            module = model.get_submodule(recording.point.module_name)
+            hooks.callback(_Hook(module, recording.point.side, recording.keep, records=True).remove)
+        yield Activations({point.name: recordings[point.long_name] for point in points})
 
 
 @contextmanager
 def patch(model: nn.Module, name: str, value: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put something else in an activation's place, every time the model runs inside the block.
+    """Replace an activation in every forward pass inside the block.
 
-    Patches of one activation apply from the outermost block to the innermost. Gradients flow through what a
-    function makes of an activation, and into a tensor that requires them.
+    Nested patches of one activation apply from the outermost to the innermost. Gradients flow through a
+    function, and into a tensor that requires them.
 
     Args:
         model: as for `record`.
-        name: of one activation or, as a pattern, of several; see `names.py`.
-        value: a tensor of the same shape; or a function, which may be a module, from the activation to
-            another of the same shape. It is given a copy and may write into it.
+        name: of one activation, or a pattern for several; see `names.py`.
+        value: a tensor of the same shape; or a function (or module) from the activation to a tensor of the
+            same shape. The function receives a copy, which it may modify.
 
     Raises:
-        ValueError: a name that matches nothing; while running, a value that is no tensor of that shape.
+        ValueError: a name that matches nothing; during the pass, a value that is not a tensor of that shape.
     """
     with ExitStack() as hooks:
-        for place in find_places(model, name):
-            module = model.get_submodule(place.module_name)
-            hooks.callback(_Hook(module, place.side, partial(_replaced, place.name, value)).remove)
+        for point in find_hook_points(model, name):
+            module = model.get_submodule(point.module_name)
+            hooks.callback(_Hook(module, point.side, partial(_replacement, point.name, value)).remove)
         yield
 
 
-class Activations(Mapping[str, Tensor]):
-    """What was recorded, by the names that were asked for; long names do where short ones were used."""
+@torch.no_grad()
+def logit_lens(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    decoder_input_ids: Tensor | None = None,
+) -> Tensor:
+    """Apply the final norm and the head to the residual stream after every block (nostalgebraist 2020).
 
-    def __init__(self, kept: dict[str, "_Kept"]):
-        self._kept = kept
-        self._by_long_name = {activation.place.long_name: activation for activation in kept.values()}
+    Args:
+        model: GPT-2, or T5, whose decoder is read. It runs in eval mode; its mode is restored.
+        input_ids: (B, T) text of GPT-2, or (B, S) source of T5.
+        attention_mask: of input_ids, 1 for a token and 0 for padding.
+        decoder_input_ids: (B, T) target of T5, shifted right.
+
+    Returns:
+        (blocks, B, T, V) logits. Those of the last block equal the model's output bit for bit.
+
+    Raises:
+        ValueError: decoder_input_ids given for GPT-2, or missing for T5.
+    """
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    if is_gpt2 and decoder_input_ids is not None:
+        raise ValueError("decoder_input_ids is for T5; a GPT-2 text is all in input_ids")
+    target = () if is_gpt2 else (decoder_input_ids,)
+    with eval_mode(model), record(model, "resid_post.*" if is_gpt2 else "decoder.resid_post.*") as acts:
+        model.last_hidden(input_ids, attention_mask, *target)
+        return torch.stack([_readout(model, residual) for residual in acts.values()])
+
+
+def _readout(model: Model, residual: Tensor) -> Tensor:
+    """Final norm and head: (B, T, D) -> (B, T, V)."""
+    if isinstance(model, GPT2LMHeadModel):
+        return model.lm_head(model.transformer.ln_f(residual))
+    hidden = model.decoder.final_layer_norm(residual)
+    if model.config.scale_decoder_outputs:
+        hidden = hidden * model.config.d_model**-0.5
+    return model.lm_head(hidden)
+
+
+class Activations(Mapping[str, Tensor]):
+    """Recorded activations by the requested names; long names are accepted in place of short ones."""
+
+    def __init__(self, recordings: dict[str, "_Recording"]):
+        self._recordings = recordings
+        self._by_long_name = {recording.point.long_name: recording for recording in recordings.values()}
 
     def __getitem__(self, name: str) -> Tensor:
-        activation = self._kept.get(name, self._by_long_name.get(name))
-        if activation is None:
-            raise KeyError(f"{name} was not recorded, only {', '.join(self._kept)}")
-        if not activation.steps:
+        recording = self._recordings.get(name, self._by_long_name.get(name))
+        if recording is None:
+            raise KeyError(f"{name} was not recorded, only {', '.join(self._recordings)}")
+        if not recording.steps:
             raise KeyError(f"{name}: the model has not run that far inside the block")
-        return activation.value()
+        return recording.value()
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, activation in self._kept.items() if activation.steps)
+        return (name for name, recording in self._recordings.items() if recording.steps)
 
     def __len__(self) -> int:
-        return sum(1 for activation in self._kept.values() if activation.steps)
+        return sum(1 for recording in self._recordings.values() if recording.steps)
 
     def __repr__(self) -> str:
         return "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.items()) or "nothing yet"
 
 
-class _Kept:
-    """What one place gave in the passes of the text that was read last."""
+class _Recording:
+    """The tensors at one hook point, in the passes of the current sequences."""
 
-    def __init__(self, model: nn.Module, place: Place, passes: Passes, grad: bool):
-        module = model.get_submodule(place.module_name)
-        self.place = place
+    def __init__(self, model: nn.Module, point: HookPoint, passes: Passes, grad: bool):
+        module = model.get_submodule(point.module_name)
+        self.point = point
         self.passes = passes
         self.grad = grad
-        self.unseen = -torch.inf if isinstance(module, Softmax) and place.side else 0.0
-        # A module that both stacks use, such as the embedding, counts in the stack that it was asked for.
-        shared = sum(part is module for _, part in model.named_modules(remove_duplicate=False)) > 1
-        homes = [stack for stack in passes.stacks if place.module_name.startswith(f"{stack}.")]
-        self.home = homes[0] if shared and homes else None
+        self.unseen = -torch.inf if isinstance(module, Softmax) and point.side else 0.0
+        stacks = [stack for stack in passes.stacks if not stack or point.module_name.startswith(f"{stack}.")]
+        self.stack = stacks[0] if stacks else None
         self.steps: list[tuple[Pass | None, Tensor]] = []
         self.joined: Tensor | None = None
 
     def keep(self, tensor: Tensor, _: Arguments) -> None:
-        now = self.passes.now
-        if self.home is not None and now is not None and now.text.stack != self.home:
-            return
-        if torch._C._current_graph_task_id() != -1:  # a backward pass: gradient checkpointing runs it again
-            return
+        current = self.passes.current
+        if current is not None and self.stack is not None and self.stack not in self.passes.running:
+            return  # recomputation by gradient checkpointing, or a shared module called by the other stack
         tensor = self._with_gradient(tensor) if self.grad else tensor.detach().clone()
-        earlier = [step for step in self.steps if now is not None and now.goes_on(step[0])]
-        self.steps = [*earlier, (now, tensor)]
+        earlier = [step for step in self.steps if current is not None and current.continues(step[0])]
+        self.steps = [*earlier, (current, tensor)]
         self.joined = None
 
     def _with_gradient(self, tensor: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            raise ValueError(f"record with grad=True: {self.place.name} has none, gradients are switched off")
+            raise ValueError(f"record with grad=True: {self.point.name} has none, gradients are switched off")
         if not tensor.is_floating_point():
-            raise ValueError(f"record with grad=True: {self.place.name} has none, it is {tensor.dtype}")
+            raise ValueError(f"record with grad=True: {self.point.name} has none, it is {tensor.dtype}")
         if not tensor.requires_grad:
-            tensor.requires_grad_()  # where all before it is frozen, gradients can begin here
+            tensor.requires_grad_()  # all earlier parameters are frozen: the graph starts here
         tensor.retain_grad()
         return tensor
 
     def value(self) -> Tensor:
-        """All steps as one tensor, the same one each time it is asked for."""
+        """All steps as one tensor; the same object on every call."""
         if self.joined is None:
-            joined = join(self.place.name, self.steps, self.unseen)
-            # What was made in inference mode, as in `generate`, can otherwise take no part in training.
+            joined = join(self.point.name, self.steps, self.unseen)
+            # A tensor made in inference mode, as in `generate`, could not be used in autograd.
             self.joined = joined.clone() if joined.is_inference() else joined
         return self.joined
 
 
-def _replaced(name: str, value: Tensor | Callable[[Tensor], Tensor], old: Tensor, _: Arguments) -> Tensor:
+def _replacement(name: str, value: Tensor | Callable[[Tensor], Tensor], old: Tensor, _: Arguments) -> Tensor:
     new = value if isinstance(value, Tensor) else value(old.clone())
     if not isinstance(new, Tensor):
         raise ValueError(f"patch of {name}: the function gave a {type(new).__name__}, expected a tensor")
@@ -182,11 +216,11 @@ def _replaced(name: str, value: Tensor | Callable[[Tensor], Tensor], old: Tensor
             f"patch of {name}: the new tensor has the shape {tuple(new.shape)}, expected {tuple(old.shape)} "
             "(while generating, each step has its own: patch with a function)"
         )
-    return new.to(old, copy=True)  # a copy: the caller's own tensor stays as it is
+    return new.to(old, copy=True)  # in-place operations of the model must not write into the caller's tensor
 
 
 class _Hook:
-    """Shows `act` the tensor on one side of a module; what it gives, if anything, takes its place."""
+    """Forward hook that passes one input or output tensor to `act`; a returned tensor replaces it."""
 
     def __init__(
         self,
@@ -194,18 +228,18 @@ class _Hook:
         side: str,  # see names.py
         act: Callable[[Tensor, Arguments], Tensor | None],
         *,
-        watches: bool = False,  # then its turn comes after all hooks that change something
+        records: bool = False,  # runs after all hooks that patch
     ):
         self.module = module
         self.side = side
         self.act = act
-        self.watches = watches
-        self.is_acting = False
+        self.records = records
+        self.is_running = False
         register = module.register_forward_pre_hook if side else module.register_forward_hook
         self.handles: list[RemovableHandle] = [register(self, with_kwargs=True)]
         hooks: Any = module._forward_pre_hooks if side else module._forward_hooks
         for key, hook in list(hooks.items()):
-            if isinstance(hook, _Hook) and hook.watches:
+            if isinstance(hook, _Hook) and hook.records:
                 hooks.move_to_end(key)
 
     def remove(self) -> None:
@@ -213,7 +247,7 @@ class _Hook:
             handle.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
-        """Copying a model copies its hooks. In a copy this one does nothing; it is removed there too."""
+        """In a deep copy of the model the hook is a no-op; it is removed there with the original."""
         copied = [handle for handle in self.handles if id(handle.hooks_dict_ref()) in memo]
         self.handles += [copy.deepcopy(handle, memo) for handle in copied]
         return self
@@ -221,24 +255,24 @@ class _Hook:
     def __call__(self, module: nn.Module, args: Arguments, kwargs: dict[str, Any], *output: Any) -> Any:
         if module is not self.module:
             return None
-        if self.is_acting:
+        if self.is_running:
             raise ValueError(
                 f"the function that patches a {type(module).__name__} ran it: record what it needs beforehand"
             )
-        self.is_acting = True
+        self.is_running = True
         try:
             return self._on_input(args, kwargs) if self.side else self._on_output(args, kwargs, *output)
         finally:
-            self.is_acting = False
+            self.is_running = False
 
     def _on_output(self, args: Arguments, kwargs: dict[str, Any], output: Any) -> Tensor | None:
         tensor = first_tensor(output)
         if tensor is None:
-            raise ValueError(f"a {type(self.module).__name__} gives no tensor")
+            raise ValueError(f"a {type(self.module).__name__} returns no tensor")
         new = self.act(tensor, (*args, *kwargs.values()))
         if new is not None and tensor is not output:
             raise ValueError(
-                f"a {type(self.module).__name__} gives a {type(output).__name__}, no tensor to patch"
+                f"a {type(self.module).__name__} returns a {type(output).__name__}, which cannot be patched"
             )
         return new
 
@@ -246,14 +280,12 @@ class _Hook:
         arguments: dict[Any, Any] = dict(enumerate(args)) | kwargs
         key = next((key for key, value in arguments.items() if isinstance(value, Tensor)), None)
         if key is None:
-            raise ValueError(f"a {type(self.module).__name__} is given no tensor")
+            raise ValueError(f"a {type(self.module).__name__} has no tensor among its arguments")
         new = self.act(arguments[key], tuple(arguments.values()))
         if new is None:
             return None
         if self.side == "stream":
-            arguments[key].copy_(new)  # in place, for those who read it after this module
+            arguments[key].copy_(new)  # in place: the residual connection reads it too
             return None
         arguments[key] = new
-        return tuple(arguments[place] for place in range(len(args))), {
-            name: arguments[name] for name in kwargs
-        }
+        return tuple(arguments[i] for i in range(len(args))), {name: arguments[name] for name in kwargs}

@@ -1,113 +1,149 @@
-"""What belongs together in two modules that should compute the same: their inputs, names and weights."""
+"""Align two modules for a comparison: their inputs, names and weights."""
 
-import difflib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ftcore.cli import did_you_mean
 from ftcore.study.recording import dotted
 from ftcore.study.report import difference
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword
 Rename = Mapping[str, str] | Callable[[str], str] | None
-Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def arguments(inputs: Inputs, backward: bool) -> Given:
-    """Positional and named arguments: copies, so that neither side finds what the other wrote into them."""
+def copy_inputs(inputs: Inputs, requires_grad: bool) -> Arguments:
+    """The arguments of a call, with copies of all tensors: either module may modify them in place."""
 
-    def fresh(value: Any) -> Any:
+    def copied(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.detach().clone().requires_grad_(backward and value.is_floating_point())
+        return value.detach().clone().requires_grad_(requires_grad and value.is_floating_point())
 
     if isinstance(inputs, dict):
-        return (), {name: fresh(value) for name, value in inputs.items()}
+        return (), {name: copied(value) for name, value in inputs.items()}
     positional = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(fresh(value) for value in positional), {}
+    return tuple(copied(value) for value in positional), {}
 
 
 def renaming(mine: nn.Module, rename: Rename) -> Callable[[str], str]:
-    """From the dotted names of `mine` to those of the reference.
+    """A function from the names of calls of `mine` to those of the reference.
 
     Raises:
-        ValueError: `rename` names no module, or joins two.
+        ValueError: `rename` names an unknown module, or maps two modules to one name.
     """
     if rename is None:
         return lambda name: name
     modules = [name for name, _ in mine.named_modules() if name]
-    if callable(rename):
-        renamed = rename
-    else:
-        for prefix in rename:
-            if prefix not in modules:
-                near = difflib.get_close_matches(prefix, modules, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(modules)}"
-                raise ValueError(f"rename: mine has no module {prefix!r}{hint}")
+    for prefix in () if callable(rename) else rename:
+        if prefix not in modules:
+            hint = did_you_mean(prefix, modules) or f"; it has {', '.join(modules)}"
+            raise ValueError(f"rename: mine has no module {prefix!r}{hint}")
 
-        def renamed(name: str) -> str:
-            parts = name.split(".")
-            for count in range(len(parts), 0, -1):  # the longest prefix counts
-                if (prefix := ".".join(parts[:count])) in rename:
-                    return ".".join([rename[prefix], *parts[count:]])
-            return name
+    def renamed(name: str) -> str:
+        if callable(rename):
+            return rename(name)
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):  # the longest matching prefix wins
+            if (prefix := ".".join(parts[:count])) in rename:
+                return ".".join([rename[prefix], *parts[count:]])
+        return name
 
     targets: dict[str, str] = {}
     for name in modules:
         if (other := targets.setdefault(renamed(name), name)) != name:
             raise ValueError(f"rename: both {other!r} and {name!r} become {renamed(name)!r}")
 
-    def named(name: str) -> str:
-        module, mark, run = name.partition(" #")
-        return (renamed(module) if module else "") + mark + run
+    def to_reference(name: str) -> str:
+        module, mark, number = name.partition(" #")
+        return (renamed(module) if module else "") + mark + number
 
-    return named
+    return to_reference
 
 
-def parameter_name(name: str, named: Callable[[str], str]) -> str:
+def parameter_name(name: str, to_reference: Callable[[str], str]) -> str:
     """The name in the reference of a parameter of `mine`."""
     module, _, parameter = name.rpartition(".")
-    return dotted(named(module), parameter)
+    return dotted(to_reference(module), parameter)
+
+
+def _parameter_pairs(
+    mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """(name, parameter of mine, parameter of the reference or None)."""
+    theirs = dict(reference.named_parameters(remove_duplicate=False))
+    for name, weight in mine.named_parameters():
+        yield name, weight, theirs.get(parameter_name(name, to_reference))
 
 
 @torch.no_grad()
-def copy_matching_weights(mine: nn.Module, reference: nn.Module, named: Callable[[str], str]) -> None:
-    """Overwrite the parameters of `mine` with those of the same name and shape.
+def copy_matching_weights(mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]) -> None:
+    """Copy into the parameters of `mine` those of the reference with the same name and shape.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
-    weights = dict(reference.named_parameters(remove_duplicate=False))
     copied = 0
-    for name, weight in mine.named_parameters():
-        other = weights.get(parameter_name(name, named))
+    for _, weight, other in _parameter_pairs(mine, reference, to_reference):
         if other is not None and other.shape == weight.shape:
             weight.copy_(other)
             copied += 1
     if not copied and any(True for _ in mine.parameters()):
+        mine_has, reference_has = (
+            ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
+            for module in (mine, reference)
+        )
         raise ValueError(
-            "copy_weights: no parameter of mine has name and shape of one of the reference's; say by rename "
-            f"which is which (mine: {_shapes(mine)}; the reference: {_shapes(reference)})"
+            "copy_weights: no parameter of mine has the name and shape of one in the reference; pass rename= "
+            f"(mine: {mine_has}; the reference: {reference_has})"
         )
 
 
-def _shapes(module: nn.Module) -> str:
-    return ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
-
-
-def unequal_weights(mine: nn.Module, reference: nn.Module, named: Callable[[str], str]) -> dict[str, str]:
-    """The parameters of mine that are not the reference's of that name, and in which way."""
-    weights = dict(reference.named_parameters(remove_duplicate=False))
+@torch.no_grad()
+def unequal_weights(
+    mine: nn.Module, reference: nn.Module, to_reference: Callable[[str], str]
+) -> dict[str, str]:
+    """The parameters of mine that differ from the reference's of the same name, and how."""
     unequal: dict[str, str] = {}
-    for name, weight in mine.named_parameters():
-        other = weights.get(parameter_name(name, named))
+    for name, weight, other in _parameter_pairs(mine, reference, to_reference):
         if other is None:
-            unequal[name] = "the reference has none of that name"
+            unequal[name] = "not in the reference"
         elif other.shape != weight.shape:
-            unequal[name] = f"{tuple(weight.shape)}, the reference's is {tuple(other.shape)}"
-        elif not torch.equal(weight.detach().to(other.dtype), other):
-            apart = difference(weight.detach(), other.detach()).relative
-            unequal[name] = f"relative difference {apart:.1e}"
+            unequal[name] = f"{tuple(weight.shape)}, expected {tuple(other.shape)}"
+        elif not torch.equal(weight.to(other.dtype), other):
+            unequal[name] = f"relative difference {difference(weight, other).relative:.1e}"
     return unequal
+
+
+@torch.no_grad()
+def randomize_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Overwrite all parameters with random values that expose mistakes; returns the module.
+
+    Fresh layers hide mistakes: biases are 0, norm weights are 1, and scores are so small that softmax is
+    nearly uniform for any scale and mask. Here biases and norm weights vary, embeddings are standard normal,
+    and matrices preserve the variance of their input. T5's query matrix is smaller by 1/sqrt(K), since its
+    attention does not divide by sqrt(K) and its softmax would otherwise be nearly one-hot.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    done: set[nn.Parameter] = set()
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight in done:
+                continue  # tied weights
+            done.add(weight)
+            noise = torch.randn(weight.shape, generator=generator).to(weight)
+            if weight.dim() < 2:
+                weight.add_(0.2 * noise)
+            elif isinstance(part, nn.Embedding):
+                weight.copy_(noise)
+            else:
+                stored_in_out = type(part).__name__ == "Conv1D" and name == "weight"
+                weight.copy_(noise * weight.shape[0 if stored_in_out else 1] ** -0.5)
+    for part in module.modules():
+        if type(part).__name__ == "T5Attention":
+            q, heads = cast(nn.Linear, part.q), getattr(part, "num_heads", None) or part.n_heads
+            q.weight.mul_((q.out_features // cast(int, heads)) ** -0.5)
+    return module

@@ -1,13 +1,13 @@
-"""What activations are called: by the module that reads or gives them, and shorter for the usual ones.
+"""Names of activations: the dotted name of a module, or a short name for the usual ones.
 
-    transformer.h.3.attn.c_proj            what this module gives
-    transformer.h.3.attn.c_proj@in         what it reads, its first tensor
-    transformer.h.3.ln_2@stream            the same tensor; patched, it is changed for later readers too
-    transformer.h.*.attn.c_*               patterns, each for what stands between two dots: * ? [0-5] [!0]
-    z.3  pattern.*  cross.scores.0         short names, which stand for long ones
+    transformer.h.3.attn.c_proj            output of this module
+    transformer.h.3.attn.c_proj@in         its input (the first tensor argument)
+    transformer.h.3.ln_2@stream            the same tensor, patched in place: later readers see the patch too
+    transformer.h.*.attn.c_*               patterns, matched between dots: * ? [0-5] [!0]
+    z.3  pattern.*  cross.scores.0         short names
 
-A block of GPT-2 adds what its feed-forward layer gives to the tensor that `ln_2` reads. To patch what `ln_2`
-reads is one experiment (`@in`), to patch the residual stream there is another (`@stream`).
+In a block of GPT-2, the residual connection adds the output of the feed-forward layer to the input of `ln_2`.
+`ln_2@in` patches what the norm reads and leaves the residual stream alone; `ln_2@stream` patches both.
 """
 
 import re
@@ -20,18 +20,18 @@ from torch import nn
 
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
-SIDES = ("", "in", "stream")  # of a module: what it gives, what it reads, what it reads and others after it
+SIDES = ("", "in", "stream")  # output; input; input, modified in place
 
-GPT2_NAMES = {  # {} is the block's number
-    "resid_pre.{}": "transformer.h.{}@in",  # (B, T, D) the residual stream before the block,
-    "resid_mid.{}": "transformer.h.{}.ln_2@stream",  # (B, T, D) between its attention and its feed-forward,
-    "resid_post.{}": "transformer.h.{}",  # (B, T, D) and after it
+GPT2_NAMES = {  # {} is the block index
+    "resid_pre.{}": "transformer.h.{}@in",  # (B, T, D) residual stream before the block
+    "resid_mid.{}": "transformer.h.{}.ln_2@stream",  # (B, T, D) between attention and feed-forward
+    "resid_post.{}": "transformer.h.{}",  # (B, T, D) after the block
     "scores.{}": "transformer.h.{}.attn.softmax@in",  # (B, H, T, S)
     "pattern.{}": "transformer.h.{}.attn.softmax",  # (B, H, T, S) attention weights
-    "z.{}": "transformer.h.{}.attn.c_proj@in",  # (B, T, H * K) the heads' mixed values, side by side
-    "attn.{}": "transformer.h.{}.attn",  # (B, T, D) what attention adds to the stream
+    "z.{}": "transformer.h.{}.attn.c_proj@in",  # (B, T, H * K) weighted values of all heads, concatenated
+    "attn.{}": "transformer.h.{}.attn",  # (B, T, D) attention output
     "neurons.{}": "transformer.h.{}.mlp.c_proj@in",  # (B, T, F) after the activation function
-    "mlp.{}": "transformer.h.{}.mlp",  # (B, T, D) what the feed-forward adds to the stream
+    "mlp.{}": "transformer.h.{}.mlp",  # (B, T, D) feed-forward output
 }
 T5_ENCODER_NAMES = {
     "encoder.resid_pre.{}": "encoder.block.{}@in",
@@ -63,10 +63,10 @@ T5_DECODER_NAMES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """One activation of one model."""
 
-    name: str  # as it was asked for, without patterns: "pattern.3"
+    name: str  # the requested name with patterns resolved: "pattern.3"
     module_name: str  # "transformer.h.3.attn.softmax"
     side: str  # one of SIDES
 
@@ -75,36 +75,36 @@ class Place:
         return f"{self.module_name}@{self.side}" if self.side else self.module_name
 
 
-def find_places(model: nn.Module, pattern: str) -> list[Place]:
-    """All activations of a model that a name or pattern means, in the order of its modules.
+def find_hook_points(model: nn.Module, pattern: str) -> list[HookPoint]:
+    """Resolve a name or pattern to the activations it matches, in module order.
 
-    Long names go first: short ones are looked up where no module is called so.
+    Module names take precedence: short names are tried only if no module matches.
 
     Raises:
-        ValueError: there are none; the message lists names that are nearly the same.
+        ValueError: no match; the message lists similar names.
     """
     module_pattern, _, side = pattern.partition("@")
     if side not in SIDES:
         raise ValueError(f"{pattern!r}: expected @in or @stream after a module's name, or nothing")
-    places = [
-        Place(f"{name}@{side}" if side else name, name, side)
+    points = [
+        HookPoint(f"{name}@{side}" if side else name, name, side)
         for name in module_names(model)
         if matches(name, module_pattern)
     ]
-    if not places:
-        places = [
-            Place(short, *long.partition("@")[::2])
+    if not points:
+        points = [
+            HookPoint(short, *long.partition("@")[::2])
             for short, long in short_names(model).items()
             if matches(short, pattern)
         ]
-    if not places:
-        near = ", ".join(near_misses(model, module_pattern)) or "no modules inside"
+    if not points:
+        near = ", ".join(similar_names(model, module_pattern)) or "no modules inside"
         raise ValueError(f"{type(model).__name__} has nothing called {pattern!r}; it has {near}")
-    return places
+    return points
 
 
 def short_names(model: nn.Module) -> dict[str, str]:
-    """Every short name of a GPT-2 or T5 and the long name that it stands for; of other modules, none."""
+    """Map every short name of a GPT-2 or T5 to its long name; empty for other modules."""
     if isinstance(model, GPT2LMHeadModel):
         return _numbered(GPT2_NAMES, len(model.transformer.h))
     if isinstance(model, T5ForConditionalGeneration):
@@ -114,29 +114,28 @@ def short_names(model: nn.Module) -> dict[str, str]:
 
 
 def _numbered(names: dict[str, str], blocks: int) -> dict[str, str]:
-    return {
-        short.format(block): long.format(block) for short, long in names.items() for block in range(blocks)
-    }
+    return {short.format(i): long.format(i) for short, long in names.items() for i in range(blocks)}
 
 
 def module_names(model: nn.Module) -> Iterator[str]:
-    """All dotted names, several of one module too: shared, encoder.embed_tokens, decoder.embed_tokens."""
+    """All dotted names; a shared module has several, such as shared and encoder.embed_tokens."""
     return (name for name, _ in model.named_modules(remove_duplicate=False) if name)
 
 
 def matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches a pattern, segment by segment."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def near_misses(model: nn.Module, pattern: str) -> list[str]:
-    """Names that were perhaps meant, or else the first ones; those that differ in numbers are one entry."""
-    kinds: dict[str, list[str]] = {}
+def similar_names(model: nn.Module, pattern: str) -> list[str]:
+    """Names similar to `pattern`, or else the first ones; names that differ only in numbers are merged."""
+    groups: dict[str, list[str]] = {}
     for name in (*short_names(model), *module_names(model)):
-        kinds.setdefault(_without_numbers(name), []).append(name)
-    near = get_close_matches(_without_numbers(pattern), kinds, n=3) or list(kinds)[:9]
-    alike = [kinds[kind] for kind in near]
-    return [names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" for names in alike]
+        groups.setdefault(_without_numbers(name), []).append(name)
+    similar = get_close_matches(_without_numbers(pattern), groups, n=3) or list(groups)[:9]
+    found = [groups[key] for key in similar]
+    return [names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" for names in found]
 
 
 def _without_numbers(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What every module of a model was given and gave, in execution order, by PyTorch's own hooks."""
+"""Record every module call of a model in execution order, by forward hooks."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Call:
-    """One module's run. Modules that give several tensors count by their first."""
+    """One call of a module. Of several output tensors, the first is recorded."""
 
-    name: str  # dotted; " #2" follows at a module's second run
+    name: str  # dotted; " #2" is appended at the second call of a module
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: Tensor | None  # the tensor itself, part of the autograd graph
-    value: Tensor | None  # its numbers, safe from whatever overwrites them later
+    output: Tensor | None  # attached to the autograd graph
+    value: Tensor | None  # a copy, unaffected by later in-place operations
 
     @property
     def module_name(self) -> str:
@@ -37,33 +37,32 @@ def record_calls(
     *,
     prefix: str = "",
     weights: Mapping[str, Tensor] | None = None,
-    leave_out: tuple[type[nn.Module], ...] = (),
+    exclude: tuple[type[nn.Module], ...] = (),
 ) -> list[Call]:
-    """Run `module` and return its calls and those of all modules in it, in the order in which they finish.
+    """Run `module`; return its call and those of all its submodules, in the order in which they return.
 
     Args:
-        prefix: the dotted name of `module` itself, "" for a whole model.
-        weights: parameters to use for this run instead of the module's own, by their names in it.
-        leave_out: modules that are not to be watched.
+        prefix: dotted name of `module` itself, "" for a whole model.
+        weights: parameters that replace the module's own during this call, by their names in it.
+        exclude: module classes that are not hooked.
     """
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, part in module.named_modules(remove_duplicate=False):
-        if not isinstance(part, leave_out):
+        if not isinstance(part, exclude):
             names[part].append(dotted(prefix, name))
     running: list[str] = []
-    runs: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     calls: list[Call] = []
 
     def enter(part: nn.Module, args: tuple[Any, ...]) -> None:
-        # A shared module goes by the name that its caller knows: encoder.embed_tokens, decoder.embed_tokens.
-        inside = f"{running[-1]}." if running and running[-1] else ""
-        known = [name for name in names[part] if name.startswith(inside)]
-        running.append((known or names[part])[0])
+        # A shared module takes its name from the caller: encoder.embed_tokens, decoder.embed_tokens.
+        parent = f"{running[-1]}." if running and running[-1] else ""
+        running.append(next((name for name in names[part] if name.startswith(parent)), names[part][0]))
 
     def leave(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         name = running.pop()
-        runs[name] += 1
-        numbered = name if runs[name] == 1 else f"{name} #{runs[name]}"
+        counts[name] += 1
+        numbered = name if counts[name] == 1 else f"{name} #{counts[name]}"
         tensor = first_tensor(output)
         value = None if tensor is None else tensor.detach().clone()
         calls.append(Call(numbered, part, args, kwargs, tensor, value))
@@ -82,7 +81,7 @@ def record_calls(
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in a tensor, or in a nest of tuples, lists and mappings."""
+    """The first tensor in nested tuples, lists and mappings; None if there is none."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping):
@@ -93,13 +92,13 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def dotted(*names: str) -> str:
-    """Names joined by dots, without the empty ones."""
+    """Join names by dots, skipping empty ones."""
     return ".".join(filter(None, names))
 
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module is in the mode it was in."""
+    """Switch to eval mode inside the block, then restore the mode of every submodule."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftcore.training.loss import SLICE, batch_loss, count_targets
+from ftcore.training.loss import CHUNK, batch_loss, count_targets
 from ftcore.training.setup import Run
 from ftcore.training.state import random_state, set_random_state
 
@@ -63,7 +63,7 @@ def estimate(run: Run) -> Estimate:
         seconds = min(_seconds(run, middling) for _ in range(2))  # the first one also warms up
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     vocabulary = run.model.lm_head.weight.shape[0]
-    targets = min(count_targets(run.model, largest), max(1, SLICE // vocabulary))
+    targets = min(count_targets(run.model, largest), max(1, CHUNK // vocabulary))
     rows, columns = largest["input_ids"].shape
     return Estimate(
         weights=_bytes(run.model.parameters()),

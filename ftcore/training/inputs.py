@@ -1,4 +1,4 @@
-"""What a command names becomes a device, a model with its tokenizer, and examples; or an error."""
+"""Device, checkpoint and data from the names that a command is given."""
 
 from collections.abc import Sequence
 
@@ -24,43 +24,42 @@ from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of that name; without one, CUDA's first where there is one, else the CPU.
+    """The device of that name; by default the first CUDA device or, without CUDA, the CPU.
 
     Raises:
-        ValueError: no such device, or it does not work here.
+        ValueError: no such device, or torch cannot use it.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch has a different one for each reason
+    except (RuntimeError, AssertionError, NotImplementedError):  # which one depends on the reason
         raise ValueError(
             f"--device is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
         ) from None
 
 
 def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, Tokenizer]:
-    """A model and the tokenizer of the same directory or hub name; `from_scratch` gives it random weights.
+    """Model and tokenizer of a directory or hub name; with `from_scratch`, random weights.
 
     Raises:
-        FileNotFoundError, ValueError: something is missing, damaged or does not fit together.
+        FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
     model = new_model(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(base_model(resolve_directory(name)) or name)  # an adapter has none of its own
+    tokenizer = load_tokenizer(base_model(resolve_directory(name)) or name)  # an adapter has none
     check_vocabulary(tokenizer, model.config, name)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
-        model.config.decoder_start_token_id = model.config.pad_token_id  # as all published T5 have it
+        model.config.decoder_start_token_id = model.config.pad_token_id  # as in all published T5s
     return model, tokenizer
 
 
 def read_data(
     task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
-    """What a file of a task holds: its first `limit` records, or of a plain text its ids.
+    """The first `limit` records of a task's file, or the token ids of a plain text.
 
     Raises:
-        ValueError, OSError: the file cannot be read as what the task wants, or a text has no records to
-            count.
+        ValueError, OSError: the file is not in a format of the task, or `limit` was given for a plain text.
     """
     decoder_only = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:
@@ -83,14 +82,14 @@ def make_dataset(
     pad_to_max_length: bool = False,
     seed: int = 0,
 ) -> ExampleDataset:
-    """Make examples for a model, and warn of records that had to be cut.
+    """Make examples for a model, and warn about truncated records.
 
     Args:
-        name: what to call the records in the warning, "training" say.
-        seed: of span corruption's noise.
+        name: of the data in the warning, such as "training".
+        seed: of span corruption.
 
     Raises:
-        ValueError: GPT-2 has fewer positions than an example tokens.
+        ValueError: an example has more tokens than GPT-2 has positions.
     """
     lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     dataset: ExampleDataset
@@ -111,7 +110,7 @@ def make_dataset(
                 f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
                 "positions (n_positions): lower --max-source-length or --max-target-length"
             )
-        # Nor has a packed row more positions.
+        # packed rows are filled up to these lengths
         dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)
         dataset.max_label_length = min(dataset.max_label_length, model.config.n_positions)
     return dataset

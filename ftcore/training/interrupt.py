@@ -1,20 +1,19 @@
-"""Ctrl-C and SIGTERM ask a run to stop after its step instead of tearing it apart in the middle."""
+"""Ctrl-C and SIGTERM let a run finish its step and save."""
 
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 
-GRACE = 20  # seconds that a process is given to stop; torchrun kills it after 30
+GRACE = 20  # seconds between a request to stop and the report that nothing happens; torchrun kills after 30
 
 
 class Interrupt:
     """with Interrupt() as interrupt: ... if interrupt.requested: save and leave
 
-    A second Ctrl-C ends the process at once, as usual. One inside another is that other: what asks a run to
-    stop asks the search that it belongs to.
+    A second Ctrl-C ends the process at once. Nested instances share the outermost one.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,12 +29,7 @@ class Interrupt:
         self._previous = {number: signal.signal(number, self._request) for number in self._SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if Interrupt._outermost is not self:
             return
         Interrupt._outermost = None
@@ -48,21 +42,21 @@ class Interrupt:
 
 
 @contextmanager
-def speaking_when_stuck(speak: Callable[[], None]) -> Iterator[None]:
-    """Call `speak` some time after a request to stop, if the process is still at work then.
+def call_if_stuck(report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` where the block still runs GRACE seconds after a request to stop.
 
-    A process that waits for a lost one inside of CUDA gets no exception, and runs no signal handler; a thread
-    of its own can still speak before torchrun kills it.
+    A process that waits for a lost one inside of CUDA gets no exception and runs no signal handler. A thread
+    can still print before torchrun kills the process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer)
+    previous = signal.set_wakeup_fd(writer)
     ended = threading.Event()
 
     def wait_for_signal() -> None:
         while byte := os.read(reader, 1):
             if byte[0] in Interrupt._SIGNALS and not ended.wait(GRACE):
-                speak()
+                report()
 
     thread = threading.Thread(target=wait_for_signal, daemon=True)
     thread.start()
@@ -70,7 +64,7 @@ def speaking_when_stuck(speak: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(previous)
         os.close(writer)
         thread.join()
         os.close(reader)

@@ -1,11 +1,11 @@
-"""How torchrun's processes begin, find each other, speak with one voice, and end."""
+"""Processes started by torchrun: how they connect, how they end, and what happens when one is lost."""
 
 import atexit
 import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -13,31 +13,53 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
+from ftcore.cli import FAILED_RUN, flag
+from ftcore.training.distributed import Strategy, world_size
 from ftcore.training.inputs import find_device
+from ftcore.training.interrupt import GRACE, Interrupt, call_if_stuck
+from ftcore.training.options import TrainOptions
 
-# How long a process waits for the others. Answering a validation set, or tokenising a corpus, may take hours;
-# and the end of a process is not noticed by waiting.
-PATIENCE = timedelta(days=2)
-LAST_WORDS = timedelta(minutes=1)  # how long the others wait at the end for what the first has to say
+# Collectives may wait for hours, while rank 0 tokenises a corpus. A lost process is noticed in another way.
+COLLECTIVE_TIMEOUT = timedelta(days=2)
+EXIT_TIMEOUT = timedelta(minutes=1)  # how long the other ranks wait for rank 0's last message
 
-_runs = count()  # in this process: what a second one writes to the store is not the first's
+_runs = count()  # makes the store's keys unique where one process starts several runs
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun has started this process."""
+def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @cache
-def meeting_point() -> tuple[dist.Store, int, int]:
-    """torchrun's store, the number of this process, and of how many."""
+def rendezvous() -> tuple[dist.Store, int, int]:
+    """torchrun's key-value store, this process's rank, the world size."""
     return next(dist.rendezvous("env://"))
 
 
-def own_device(name: str | None) -> torch.device:
-    """The CPU, or the CUDA device of the process's number on this machine."""
+def connect(options: TrainOptions) -> Strategy | None:
+    """Initialise the process group, where torchrun has started several; returns how they share the model.
+
+    Raises:
+        ValueError: options that need one process or several, or more processes than devices.
+    """
+    if not started_by_torchrun():
+        if options.parallel:
+            raise ValueError(
+                f"--parallel {options.parallel} is for processes that torchrun starts: "
+                f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {options.parallel} ..."
+            )
+        return None
+    for name in ("check", "dry_run"):
+        if getattr(options, name):
+            raise ValueError(f"{flag(name)} is for one process: start it with python -m ftcore.train")
+    _init_process_group(local_device(options.device).type)
+    return options.parallel or "ddp"
+
+
+def local_device(name: str | None) -> torch.device:
+    """The device of this process: of several on one machine, each takes the CUDA device of its local rank."""
     device = find_device(name)
-    if device.type == "cpu":
+    if not started_by_torchrun() or device.type == "cpu":
         return device
     if device.type != "cuda" or name not in (None, "cuda"):
         raise ValueError(f"--device {name}: each process takes a device of its own: pass cuda or cpu")
@@ -53,54 +75,91 @@ def own_device(name: str | None) -> torch.device:
 
 
 @cache
-def connect(device: str) -> None:
-    """Connect the processes, until their end and not only that of a run.
+def _init_process_group(device_type: str) -> None:
+    """Connect once per process, and disconnect when it exits.
 
-    Right behind a collective, gloo's threads may still want to let go of tensors, for which they need Python,
-    while whoever takes gloo down waits for its threads and may not let Python go.
+    Destroying the group directly after a collective can deadlock: gloo's threads may still need the GIL to
+    release tensors, while the destructor holds it and waits for these threads.
     """
-    store, rank, processes = meeting_point()
-    # gloo in any case, for what is on no GPU: Python objects, sums of a few numbers
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=PATIENCE)
-    atexit.register(_disconnect)
+    store, rank, world_size = rendezvous()
+    # gloo on CUDA too: Python objects and scalar sums go through CPU tensors
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+    )
+    atexit.register(_destroy_process_group)
 
 
-def _disconnect() -> None:
-    if not hasattr(sys, "last_value"):  # else an error has ended this process, and not the others
-        gc.collect()  # torch's wrappers, which hold the connection too
+def _destroy_process_group() -> None:
+    if not hasattr(sys, "last_value"):  # after an uncaught exception the other ranks may never answer
+        gc.collect()  # DDP and FSDP hold the group too
         dist.destroy_process_group()
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
-    """Let the first process alone print. The others stay until it has said how the run has ended.
+def wait_for_main() -> Iterator[None]:
+    """Keep the other ranks alive until rank 0 has printed how the run ended.
 
-    For at the end of one process torchrun ends all, and it might be that of the one which has to say why. An
-    error that nobody has foreseen is everybody's own: its traceback is printed.
+    torchrun kills all processes as soon as one of them exits with an error.
     """
-    if not by_torchrun():
+    if not started_by_torchrun():
         yield
         return
-    store, rank, _ = meeting_point()
-    said = f"ftcore has said how run {next(_runs)} ended"
-    if rank == 0:
+    store, rank, _ = rendezvous()
+    key = f"ftcore: run {next(_runs)} has ended"
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        with suppress(RuntimeError):  # the store ends with torchrun or with rank 0
+            if rank == 0:
+                store.set(key, "")
+            elif not isinstance(sys.exc_info()[1], Exception):  # an uncaught exception ends at once
+                store.wait([key], EXIT_TIMEOUT)
+
+
+@contextmanager
+def watch_peers(situation: Callable[[], str]) -> Iterator[None]:
+    """Report the loss of another process, and exit.
+
+    Args:
+        situation: progress and resume command, for the message.
+    """
+    if world_size() == 1:
+        yield
+        return
+    # torchrun sends SIGTERM to the surviving ranks. Interrupt defers it, so that they can log the failure.
+    stuck = f"{GRACE} seconds after it was asked to stop, is another process lost?"
+    with Interrupt(), call_if_stuck(lambda: _report_once(f"still at work {stuck} {situation()}")):
         try:
             yield
-        finally:
-            sys.stdout.flush()
-            with suppress(RuntimeError):  # torchrun has ended, and its store
-                store.set(said, "")
-        return
+        except RuntimeError as error:
+            if not _is_lost_peer(error):
+                raise
+            _report_once(f"another process of this run was lost {situation()}")
+            os._exit(FAILED_RUN)  # a regular exit would wait for the lost process
+
+
+def _report_once(line: str) -> None:
+    """Print from the first rank that notices: the lost process may be rank 0."""
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
-    except SystemExit:
-        _wait(store, said)
-        raise
-    _wait(store, said)
+        reported = rendezvous()[0].add("ftcore: lost process reported", 1) > 1
+    except RuntimeError:  # the store is lost too
+        reported = False
+    if not reported:
+        print(f"ftcore.train: {line}", file=sys.stderr, flush=True)
 
 
-def _wait(store: dist.Store, key: str) -> None:
-    with suppress(RuntimeError):  # the first has ended without a word, or torchrun has
-        store.wait([key], LAST_WORDS)
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because a process is gone. torch has no exception class for it."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def resume_command(strategy: Strategy | None) -> str:
+    """The command line that starts as many processes again, without the run's options."""
+    if strategy is None:
+        return "python -m ftcore.train"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    nodes = f"--nnodes {world_size() // here} " if here < world_size() else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m ftcore.train --parallel {strategy}"

@@ -1,24 +1,24 @@
-"""The loss: cross-entropy of the target tokens, without ever holding all of their logits.
+"""Cross-entropy of the target tokens, without ever holding all of their logits.
 
-GPT-2's logits for 8 rows of 1024 tokens are 1.6 GB, and as much again for their gradient; nearly all of the
-memory that training a small model takes. Two things avoid it: positions without a label leave before the
-head, and the rest goes through head and softmax in slices whose gradient is taken on the spot, while the
-slice's logits are still there. Nothing is computed twice.
+GPT-2's logits for 8 rows of 1024 tokens are 1.6 GB, and their gradient as much again: nearly all of the
+memory that training a small model takes. Positions without a label are dropped before the head. The others
+go through head and softmax in chunks whose gradient is computed during the forward pass, so nothing is
+computed twice.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftcore.data.packing import positions, same_segment, starts
+from ftcore.data.packing import position_ids, same_segment, segment_starts
 from ftcore.data.tokenizer import IGNORED_LABEL
-from ftcore.fast.linear import linear
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
 
-SLICE = 2**24  # logits held at a time: 64 MB in float32
+CHUNK = 2**24  # logits held at a time: 64 MB in float32
 
 
 class TokenLoss(NamedTuple):
@@ -30,14 +30,16 @@ class TokenLoss(NamedTuple):
 
 
 def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-    """The loss of a batch as the loader makes it: input_ids, attention_mask, labels; packed, segment ids too.
+    """The loss of a batch from the loader.
 
-    T5's labels (B, T) are the target; the decoder reads them shifted right. GPT-2's labels (B, S) lie over
-    input_ids, and each position is asked for the label of the next.
+    Args:
+        batch: input_ids and attention_mask (B, S), labels; packed rows have segment_ids too. T5's labels
+            (B, T) are the target, which the decoder reads shifted right. GPT-2's labels (B, S) are aligned
+            with input_ids; position s predicts label s + 1.
     """
     labels = target_labels(model, batch)
     hidden = _hidden_of_packed(model, batch) if "segment_ids" in batch else _hidden(model, batch)
-    hidden = hidden[:, : labels.shape[1]]  # what GPT-2's last token is followed by nobody knows
+    hidden = hidden[:, : labels.shape[1]]  # GPT-2: the last position has no next-token label
     is_target = labels != IGNORED_LABEL
     total, correct = linear_cross_entropy(
         hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing
@@ -46,43 +48,43 @@ def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 
 
 
 def _hidden(model: Model, batch: dict[str, Tensor]) -> Tensor:
-    """What the head reads, (B, T, D)."""
+    """The head's input, (B, T, D)."""
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     if isinstance(model, T5ForConditionalGeneration):
         return model.last_hidden(input_ids, attention_mask, model.shift_right(batch["labels"]))
-    # Padding on the right needs no mask, causality hides it; the kernels are faster without one.
+    # Right padding needs no mask, since attention is causal; attention without a mask is faster.
     pads_left = not bool(attention_mask[:, 0].all())
     return model.last_hidden(input_ids, attention_mask if pads_left else None)
 
 
 def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
-    """The same, of rows in which each example is to believe that it is alone."""
+    """The head's input for packed rows: an example attends to itself alone."""
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     within = same_segment(segment_ids, segment_ids)  # (B, S, S)
     if isinstance(model, T5ForConditionalGeneration):
         target_ids = batch["decoder_segment_ids"]
         shifted = model.shift_right(batch["labels"])
-        # Of all examples of a row, only in front of the first there was nothing to shift.
-        decoder_input_ids = torch.where(starts(target_ids), shifted[:, :1], shifted)
+        # Every example begins with the start token, not with the last label of the one before it.
+        decoder_input_ids = torch.where(segment_starts(target_ids), shifted[:, :1], shifted)
         return model.decode_hidden(
             decoder_input_ids,
             model.encode(input_ids, within),
             same_segment(target_ids, segment_ids),
             same_segment(target_ids, target_ids),
         )
-    return model.last_hidden(input_ids, within, positions(segment_ids))
+    return model.last_hidden(input_ids, within, position_ids(segment_ids))
 
 
 def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
-    """The labels that are asked for: all of T5's, and all but the first of GPT-2's, which none predicts."""
+    """The labels to predict: all of T5's; all but the first of GPT-2's, which no position predicts."""
     if model.config.is_encoder_decoder:
         return batch["labels"]
-    is_padding = batch["attention_mask"][:, :-1] == 0  # on the left, it stands before a row's first token
+    is_padding = batch["attention_mask"][:, :-1] == 0  # left padding predicts a row's first token
     return batch["labels"][:, 1:].masked_fill(is_padding, IGNORED_LABEL)
 
 
 def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
-    """How many target tokens a batch has, known before its forward pass."""
+    """Number of target tokens of a batch, without a forward pass."""
     return int((target_labels(model, batch) != IGNORED_LABEL).sum())
 
 
@@ -91,10 +93,11 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
 
-    With `label_smoothing` X (Szegedy et al. 2016, section 7), the target is no longer all on the label: a
-    share X of it lies evenly on the V tokens, as in torch's `F.cross_entropy`.
+    With `label_smoothing` X (Szegedy et al. 2016, section 7), the target distribution is (1 - X) on the label
+    plus X spread evenly over the V tokens, as in torch's `F.cross_entropy`.
 
-    Returns the sum, at least in float32 and differentiable, and how many labels are the most likely token.
+    Returns:
+        The sum, at least float32 and differentiable, and how many labels are the most likely token.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -102,7 +105,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Takes the gradient during the forward pass, slice by slice; backward only scales it."""
+    """Computes the gradient during the forward pass, chunk by chunk; backward only scales it."""
 
     @staticmethod
     def forward(
@@ -118,27 +121,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sum_dtype = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=sum_dtype, device=hidden.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
-        # Under no_grad, needs_input_grad is still true of a parameter.
+        # needs_input_grad is True for a parameter under no_grad too
         wants_hidden, wants_weight = (wants_grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: Tensor | None = None
 
-        rows = max(1, SLICE // len(weight))
+        rows = max(1, CHUNK // len(weight))
         for start in range(0, len(hidden), rows):
-            some = slice(start, start + rows)
-            inputs, targets = hidden[some].to(dtype), labels[some, None]  # (N', D), (N', 1)
-            logits = at_least_float32(linear(inputs, head))  # (N', V)
+            chunk = slice(start, start + rows)
+            inputs, targets = hidden[chunk].to(dtype), labels[chunk, None]  # (N', D), (N', 1)
+            logits = at_least_float32(F.linear(inputs, head))  # (N', V)
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
-            # Not logits minus logsumexp, two large numbers where all logits are: that would cost digits.
+            # log_softmax, not logits - logsumexp: a difference of two large numbers would lose digits
             log_probs = logits.log_softmax(-1)
-            del logits  # one slice is enough
-            target_log_prob = log_probs.gather(1, targets)  # (N', 1), under the target's weights
+            del logits  # as large as log_probs
+            target_log_prob = log_probs.gather(1, targets)  # (N', 1)
             if label_smoothing:
                 target_log_prob = target_log_prob.lerp(log_probs.mean(-1, keepdim=True), label_smoothing)
             total -= target_log_prob.sum()
             if not wants_hidden and not wants_weight:
                 continue
-            # d cross-entropy / d logits = softmax(logits) - target, made in place of the log-probabilities.
+            # d cross-entropy / d logits = softmax(logits) - target, computed in place of log_probs.
             # The target is one_hot(label) or, smoothed, (1 - X) one_hot(label) + X / V.
             grad_logits = log_probs.exp_()
             if label_smoothing:
@@ -147,17 +150,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets, on_label)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[some] = linear(grad_logits, head.T)
+                grad_hidden[chunk] = F.linear(grad_logits, head.T)
             if wants_weight:
-                # No zeros to begin with and no second matrix to add: each is as large as the vocabulary, and
-                # filling or adding it takes as long as the product.
+                # In place and without zeros first: writing a (V, D) matrix takes as long as the product.
                 if grad_weight is None:
                     grad_weight = (grad_logits.T @ inputs).to(sum_dtype)
                 elif dtype == sum_dtype:
                     grad_weight.addmm_(grad_logits.T, inputs)
                 else:
                     grad_weight += grad_logits.T @ inputs
-        if wants_weight and grad_weight is None:  # not a single target
+        if wants_weight and grad_weight is None:  # no target at all
             grad_weight = torch.zeros_like(weight, dtype=sum_dtype)
 
         ctx.gradients = grad_hidden, grad_weight
@@ -169,10 +171,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("this loss's gradient has been taken: for another one compute the loss again")
+            raise RuntimeError("backward was called twice on one loss: compute the loss again")
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
-        # In place: another matrix as large as the vocabulary would be the peak of a step's memory.
+        # In place: a second (V, D) matrix would be the peak of a step's memory.
         if grad_hidden is not None:
             grad_hidden.mul_(grad_total)
         if grad_weight is not None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ftcore.training.distributed import OneProcess
+from ftcore.training.distributed import all_reduce_sum, world_size
 
 
 class Meter:
@@ -16,9 +16,8 @@ class Meter:
     Speed is that of all processes together.
     """
 
-    def __init__(self, losses: list[float], parallel: OneProcess) -> None:
+    def __init__(self, losses: list[float]) -> None:
         self._losses = losses
-        self._parallel = parallel
         self._smooth_loss: float | None = None
         self._reset()
 
@@ -35,7 +34,7 @@ class Meter:
 
     def postfix(self, lr: float) -> dict[str, str]:
         """What the progress bar shows: smoothed loss, learning rate, tokens per second."""
-        tokens = self._tokens * self._parallel.count  # about: it does not ask the others
+        tokens = self._tokens * world_size()  # an estimate, without communication
         rate = tokens / (time.perf_counter() - self._start)
         return {"loss": f"{self._smooth_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
 
@@ -44,8 +43,8 @@ class Meter:
         seconds = time.perf_counter() - self._start
         metrics = {
             "train_loss": sum(self._losses) / len(self._losses),
-            "tokens_per_second": self._parallel.sum(self._tokens) / seconds,
-            "examples_per_second": self._parallel.sum(self._examples) / seconds,
+            "tokens_per_second": all_reduce_sum(self._tokens) / seconds,
+            "examples_per_second": all_reduce_sum(self._examples) / seconds,
         }
         self._losses.clear()
         self._reset()

@@ -17,6 +17,7 @@ from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.attention import AttentionDropout, Softmax
+from ftcore.training.distributed import all_gather, on_main, unsharded
 from ftcore.training.loss import batch_loss
 from ftcore.training.setup import Run
 from ftcore.training.state import random_state, set_random_state
@@ -38,16 +39,16 @@ def explained(run: Run, window: Sequence[Batch]) -> Iterator[None]:
         set_random_state(state)
         run.optimizer.zero_grad(set_to_none=True)
         # Each process looks at its own rows, alone: with the whole model nobody waits for the others.
-        found, batch = _first_non_finite(run, run.parallel.whole(run.model), window)
+        found, batch = _first_non_finite(run, unsharded(run.model), window)
         rows = [row for one in ([batch] if batch else window) for row in _examples(one, run.tokenizer)]
-        findings = run.parallel.gather((batch is not None, found, rows))
+        findings = all_gather((batch is not None, found, rows))
         guilty = [finding for finding in findings if finding[0]]
         _, found, rows = (guilty or findings)[0]
         step, path = run.progress.step + 1, run.directory.non_finite
         report = {"step": step, "error": str(error), "found": found, "examples": rows}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write = partial(write_atomically, path, lambda beside: beside.write_text(text, encoding="utf-8"))
-        run.parallel.on_first(write)
+        on_main(write)
         raise run.failure(f"{error} in step {step}: {found}; the batch is in {path}") from None
 
 

@@ -1,25 +1,42 @@
-"""The optimizers and the learning rate."""
+"""Optimizers, learning-rate schedules and mixed precision."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Schedule = Literal["linear", "cosine", "constant"]
+from ftcore.training.distributed import to_full
+from ftcore.training.options import RunOptions, Schedule
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Autocast = Callable[[], AbstractContextManager]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.Optimizer:
+    """The optimizer that the options describe, over the trainable parameters."""
+    lr, weight_decay = options.lr, options.weight_decay
+    if options.optimizer == "adafactor":
+        return adafactor(model, lr=lr, weight_decay=weight_decay)
+    return adamw(model, lr=lr, weight_decay=weight_decay, relative=options.relative_steps)
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, relative: bool = False) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters, decaying matrices only.
 
-    Norm scales and biases are left alone: pulling a scale towards 0 is not pulling towards simplicity.
+    Norm scales and biases are not decayed.
 
-    With `relative`, a tensor's learning rate is a multiple of its root mean square, as in Adafactor (Shazeer
+    With `relative`, a tensor's learning rate is multiplied by its root mean square, as in Adafactor (Shazeer
     and Stern 2018, section 8), which T5 was trained with. AdamW moves every weight by about the learning
-    rate, which for T5's queries is much and for its embedding, 60 times their size, nothing.
+    rate: a large step for T5's queries, and none for its embedding, whose weights are 60 times larger.
     """
     groups = _groups(model, weight_decay)
-    if relative:  # each tensor has a rate of its own
+    if relative:  # a group per tensor, for a learning rate of its own
         groups = [group | {"params": [p], "relative": True} for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     set_learning_rate(optimizer, lr)
@@ -29,22 +46,22 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float, relative: bool = 
 def adafactor(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> torch.optim.Adafactor:
     """Adafactor (Shazeer and Stern 2018) with the settings of the published T5's fine-tuning.
 
-    Steps are relative to the root mean square of each tensor, but at least 1e-3 of `lr`; there is no first
-    moment; the second, of which a matrix keeps the means of rows and columns only, forgets at 1 - t^-0.8; an
-    update is shortened to a root mean square of 1. T5 took a constant `lr` of 1e-3 and no weight decay.
+    Steps are relative to the root mean square of each tensor, at least 1e-3; no first moment; the second
+    moment is factored into row and column means and decays at 1 - t^-0.8; updates are clipped to a root mean
+    square of 1. T5 used a constant `lr` of 1e-3 and no weight decay.
 
-    Two differences to T5's own: a matrix of less than 128 rows or columns is factored too, and `lr` counts
-    up to 1/sqrt(t) at step t, the paper's bound, which 1e-3 meets after a million steps.
+    Two differences from T5's own: matrices of fewer than 128 rows or columns are factored too, and `lr` is at
+    most 1/sqrt(t) at step t, the paper's bound, which 1e-3 reaches after a million steps.
     """
-    # T5 adds 1e-30 to the squared gradient. torch's first eps is a floor instead, squared under each square,
-    # but not under the mean square of a matrix: there, its default of 1e-7 would count from gradients of 3e-4
-    # on, which a large model always has.
+    # T5 adds 1e-30 to the squared gradient. torch's first eps is a lower bound on it instead: eps**2 for
+    # vectors, but eps for the row and column means of matrices, where its default of 1e-7 would exceed the
+    # squares of gradients below 3e-4.
     eps = (1e-15, 1e-3)
     return torch.optim.Adafactor(_groups(model, weight_decay), lr=lr, beta2_decay=-0.8, eps=eps, d=1.0)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters, matrices apart from what does not decay."""
+    """Parameter groups: matrices with weight decay, everything else without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
@@ -56,10 +73,10 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def learning_rate(
     step: int, *, peak: float, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> float:
-    """The learning rate of step `step`, counted from 0: a pure function, so nothing has to be saved.
+    """The learning rate of step `step`, from 0: a pure function, so there is no scheduler state to save.
 
-    Rises linearly to `peak` over `warmup_steps`, of which the first is not 0; then stays (constant), falls on
-    a straight line (linear) or on half a cosine wave (cosine), so that the step after the last would have 0.
+    Rises linearly to `peak` over `warmup_steps`, above 0 from the first step on; then stays (constant), or
+    falls to 0 at `total_steps` linearly or as half a cosine.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -71,19 +88,41 @@ def learning_rate(
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * _size(group["params"][0]) if group.get("relative") else lr
-
-
-def _size(tensor: Tensor) -> float:
-    """Root mean square; at least 1e-3, so that what starts at 0 can leave it."""
-    mean_square = tensor.detach().square().mean()
-    if hasattr(mean_square, "full_tensor"):  # parts of the tensor lie on other processes (sharded.py)
-        mean_square = mean_square.full_tensor()
-    return max(1e-3, mean_square.sqrt().item())
+def make_schedule(options: RunOptions, total_steps: int) -> Callable[[int], float]:
+    """`learning_rate` as a function of the step alone."""
+    warmup = warmup_steps(options.warmup, total_steps)
+    settings: dict[str, Any] = {"peak": options.lr, "schedule": options.schedule, "warmup_steps": warmup}
+    return partial(learning_rate, **settings, total_steps=total_steps)
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
-    """`--warmup` is a number of steps, or below 1 a share of all steps."""
+    """`--warmup` is a number of steps or, below 1, a share of all steps."""
     return round(warmup * total_steps) if warmup < 1 else int(warmup)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * _root_mean_square(group["params"][0]) if group.get("relative") else lr
+
+
+def _root_mean_square(tensor: Tensor) -> float:
+    """At least 1e-3, so that tensors that start at 0 can move."""
+    return max(1e-3, to_full(tensor.detach().square().mean()).sqrt().item())
+
+
+def autocast(precision: Precision, device: torch.device) -> Autocast:
+    """The context of a forward pass: `with autocast(): ...`
+
+    Raises:
+        ValueError: fp16 on a CPU, which has no kernels for it.
+    """
+    if precision == "fp32":
+        return nullcontext
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"--precision fp16 needs a CUDA device, this is {device.type}: take bf16 or fp32")
+    return partial(torch.autocast, device.type, _DTYPES[precision])
+
+
+def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling, so that float16 gradients do not underflow; disabled in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

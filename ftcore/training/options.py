@@ -1,18 +1,21 @@
-"""The options of `python -m ftcore.train`, and the settings of the runs that need none."""
+"""The options of `python -m ftcore.train`, as the user gives them and with all defaults filled in."""
 
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ftcore.cli import check_bounds, flag, option
 
+Schedule = Literal["linear", "cosine", "constant"]
+
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "d_kv", "d_ff", "num_heads")  # the model's
 
-CLONE = Path(__file__).resolve().parents[2]  # where weights/ and examples/ lie, in a clone of the project
+CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ and examples/ are
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainOptions:
     """Fine-tune or train T5 and GPT-2. Without options: teach weights/t5-mini to answer questions.
 
@@ -29,12 +32,11 @@ class TrainOptions:
     )
     from_scratch: bool = option(
         False,
-        "begin with random weights instead of the checkpoint's: --model then needs only config.json "
-        "and a tokenizer",
+        "start from random weights; --model then needs only config.json and a tokenizer",
     )
     task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
         "qa",
-        "how a file becomes examples; lm (GPT-2) and span-corruption (T5) learn from plain text of any size",
+        "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
     )
     train: str | None = option(
         None,
@@ -47,7 +49,9 @@ class TrainOptions:
         "file, see --valid-share)",
         metavar="FILE",
     )
-    valid_share: float = option(0.1, "share of the training file that is held out where there is no --valid")
+    valid_share: float = option(
+        0.1, "share of the training file to hold out where there is no --valid", at_least=0, below=1
+    )
     output: str | None = option(
         None,
         "directory of the run (default: a new one below runs/)",
@@ -57,24 +61,24 @@ class TrainOptions:
     overwrite: bool = option(False, "replace the run that --output already holds", resumable=True)
     resume: bool = option(
         False,
-        "go on with the run in --output, with the options it was started with",
+        "continue the run in --output, with the options it was started with",
         resumable=True,
     )
     dry_run: bool = option(
         False,
-        "do not train: say what the run would learn from, how much memory it would take and how long "
-        "an epoch, measured on two batches",
+        "do not train: print statistics of the data, the memory a run needs and the time of an epoch, "
+        "measured on two batches",
     )
     check: bool = option(
         False,
-        "do not train: see on a few examples whether the run can be trusted (it overfits one batch, "
-        "accumulates and resumes exactly, and neither padding nor the cache changes anything)",
+        "do not train: check on a few examples that the run overfits one batch, accumulates and resumes "
+        "exactly, and that neither padding nor the cache changes results",
     )
 
     num_layers: int | None = option(
         None,
-        "blocks; without --num-decoder-layers of both of T5's stacks. With these sizes, what fits is "
-        "loaded from the checkpoint, and the rest begins as random numbers",
+        "blocks; without --num-decoder-layers, of both of T5's stacks. Under changed sizes, weights that "
+        "fit are loaded from the checkpoint and the others are random",
         group="Changing the model",
         at_least=1,
         searchable=True,
@@ -91,23 +95,22 @@ class TrainOptions:
     num_heads: int | None = option(None, "attention heads of a layer", at_least=1, searchable=True)
     set: list[str] | None = option(
         None,
-        "KEY=VALUE for every other key of config.json: n_positions=256 feed_forward_proj=gated-gelu",
+        "other keys of config.json: n_positions=256 feed_forward_proj=gated-gelu",
         metavar="KEY=VALUE",
     )
 
     max_source_length: int = option(
         512,
-        "tokens of the source; longer ones are cut, with a warning",
+        "tokens of the source; longer ones are truncated, with a warning",
         group="Lengths",
         at_least=1,
     )
     max_target_length: int = option(128, "tokens of the target", at_least=1)
-    pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its own longest row")
+    pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its longest row")
     packing: bool = option(
         False,
-        "put as many examples into a row as these lengths have room for, none of which sees the "
-        "others, instead of making batches of similar length: an example then meets others of any "
-        "length",
+        "put several examples into one row, up to these lengths, without attention between them, instead "
+        "of batching examples of similar length",
     )
 
     epochs: int | None = option(
@@ -119,7 +122,7 @@ class TrainOptions:
     )
     max_steps: int | None = option(
         None,
-        "stop after this many optimizer steps, whatever --epochs says",
+        "stop after this many optimizer steps; overrides --epochs",
         at_least=1,
         searchable=True,
     )
@@ -131,33 +134,32 @@ class TrainOptions:
     )
     grad_accum: int = option(
         1,
-        "forward passes per optimizer step; the loss is that of one large batch, exactly",
+        "forward passes per optimizer step; the loss is exactly that of one large batch",
         at_least=1,
         searchable=True,
     )
     optimizer: Literal["adamw", "adafactor"] = option(
         "adamw",
-        "adafactor is what the published T5 was trained with; it keeps little more than the weights "
-        "in memory. With it come T5's settings of --lr, --schedule, --warmup, --weight-decay and "
-        "--clip-norm, unless given",
+        "adafactor is what the published T5 was trained with; its state is much smaller than AdamW's. It "
+        "changes the defaults of --lr, --schedule, --warmup, --weight-decay and --clip-norm to T5's",
         searchable=True,
     )
     lr: float | None = option(
         None,
-        "peak learning rate (default: of adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps "
-        "1e-2, with --lora-rank 3e-3 and 1e-3; of adafactor 1e-3)",
+        "peak learning rate (default: adamw 3e-4 for T5 and 5e-5 for GPT-2, with --relative-steps 1e-2, "
+        "with --lora-rank 3e-3 and 1e-3; adafactor 1e-3)",
         at_least=0,
         searchable="log",
     )
     relative_steps: bool | None = option(
         None,
-        "make --lr relative to the size of each weight matrix, as adafactor always does: 1e-2, say. "
-        "For small T5s, whose matrices differ 60-fold in size",
+        "multiply --lr by the root mean square of each weight matrix, as adafactor always does (with 1e-2, "
+        "for example); for small T5s, whose matrices differ 60-fold in scale",
         searchable=True,
     )
-    schedule: Literal["linear", "cosine", "constant"] | None = option(
+    schedule: Schedule | None = option(
         None,
-        "the learning rate after its warm-up (default: of adamw linear, of adafactor constant)",
+        "learning rate after the warm-up (default: adamw linear, adafactor constant)",
         searchable=True,
     )
     warmup: int | float | None = option(
@@ -168,57 +170,61 @@ class TrainOptions:
     )
     weight_decay: float | None = option(
         None,
-        "on matrices only (default: of adamw 0.01, of adafactor none)",
+        "weight decay, on matrices only (default: adamw 0.01, adafactor 0)",
         at_least=0,
         searchable="log",
     )
     clip_norm: float | None = option(
         None,
-        "largest norm of the gradient of all parameters together; 0 for no limit (default: of adamw "
-        "1, of adafactor no limit, since it limits each tensor's step)",
+        "largest global gradient norm, 0 for no limit (default: adamw 1, adafactor 0, since it clips each "
+        "tensor's update)",
         at_least=0,
         searchable=True,
     )
     label_smoothing: float = option(
         0.0,
-        "share of each target that is spread evenly over the vocabulary, in the training loss alone: "
-        "the validation loss stays comparable",
+        "probability spread evenly over the vocabulary, in the training loss only",
+        at_least=0,
+        below=1,
         searchable=True,
     )
     dropout: float | None = option(
         None,
-        "every dropout rate of the model (default: what its config.json says)",
+        "all dropout rates of the model (default: those of config.json)",
+        at_least=0,
+        below=1,
         searchable=True,
     )
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32",
-        "number format of the computation; the weights stay fp32. fp16 needs CUDA",
+        "precision of the computation; weights stay fp32. fp16 needs CUDA",
     )
-    seed: int = option(0, "of dropout, data order and random weights", at_least=0)
+    seed: int = option(0, "random seed of dropout, data order and random weights", at_least=0)
 
     freeze: list[str] | None = option(
         None,
-        "names of modules to leave as they are: encoder, decoder.block.0-3, transformer.h.0-5 "
-        "transformer.wte; a tied weight is left as it is wherever it serves",
+        "names of modules to freeze: encoder, decoder.block.0-3, transformer.h.0-5 transformer.wte; a "
+        "tied weight is frozen everywhere",
         group="Training a part",
         metavar="NAME",
     )
     lora_rank: int | None = option(
         None,
-        "LoRA: leave all weights as they are and learn a change of this rank beside some of the "
-        "matrices. best/ and last/ hold the sum of both, and the change alone in adapter/",
+        "train low-rank adapters (LoRA) of this rank and freeze everything else. best/ and last/ hold the "
+        "merged weights, and the adapter alone in adapter/",
         at_least=1,
         searchable=True,
     )
     lora_alpha: float | None = option(
         None,
-        "the change counts alpha / rank times (default: 2 * rank)",
+        "scale of the adapters is alpha / rank (default: 2 * rank)",
+        at_least=0,
         searchable=True,
     )
-    lora_dropout: float = option(0.0, "of what the change reads", searchable=True)
+    lora_dropout: float = option(0.0, "dropout on the adapters' input", at_least=0, below=1, searchable=True)
     lora_targets: list[str] | None = option(
         None,
-        "names of linear layers, or the ends of them, or all-linear (default: q v for T5, c_attn for GPT-2)",
+        "names of linear layers or their endings, or all-linear (default: q v for T5, c_attn for GPT-2)",
         metavar="NAME",
     )
 
@@ -231,16 +237,16 @@ class TrainOptions:
     )
     eval_batch_size: int | None = option(
         None,
-        "examples at a time in a validation (default: twice --batch-size)",
+        "batch size of validation (default: twice --batch-size)",
         at_least=1,
         resumable=True,
     )
     eval_answers: int = option(
         200,
-        "validation examples that are answered by generating, where the task has answers",
+        "validation examples to generate answers for, where the task has answers",
         at_least=0,
     )
-    num_beams: int = option(1, "beams of that generation", at_least=1)
+    num_beams: int = option(1, "beams of these answers", at_least=1)
     save_every: int | None = option(
         None,
         "steps between checkpoints/step-N (default: only best/ and last/)",
@@ -249,7 +255,7 @@ class TrainOptions:
     )
     keep: int | None = option(
         None,
-        "how many of checkpoints/step-N stay (default: all); best/ and last/ always do",
+        "how many of checkpoints/step-N to keep (default: all); best/ and last/ are always kept",
         at_least=1,
         resumable=True,
     )
@@ -257,23 +263,26 @@ class TrainOptions:
 
     gradient_checkpointing: bool = option(
         False,
-        "keep only the inputs of each block for the backward pass and compute the rest again: less "
-        "memory, half as much time again, the same weights",
+        "recompute each block in the backward pass: less memory, about half as much time again, the same "
+        "weights",
         group="Machine",
         resumable=True,
     )
+    fast: bool = option(
+        False,
+        "replace the model's layers by faster ones (CPU); results differ by rounding and dropout's draws",
+    )
     compile: bool = option(
         False,
-        "let PyTorch's compiler write programs for the blocks, which takes the first step a minute: "
-        "meant for GPUs; on a CPU it is not faster",
+        "compile the blocks with torch.compile, about a minute in the first step; meant for GPUs, no "
+        "faster on a CPU",
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
-    workers: int = option(0, "processes that prepare batches", at_least=0, resumable=True)
+    workers: int = option(0, "worker processes of the data loader", at_least=0, resumable=True)
     parallel: Literal["ddp", "fsdp"] | None = option(
         None,
-        "with torchrun --nproc-per-node N -m ftcore.train: N processes share each batch. With ddp all "
-        "have the whole model, with fsdp each a part of its weights, gradients and moments (default: "
-        "ddp)",
+        "under torchrun --nproc-per-node N -m ftcore.train, N processes share each batch: ddp replicates "
+        "the model, fsdp shards weights, gradients and optimizer state (default: ddp)",
         resumable=True,
     )
 
@@ -282,97 +291,104 @@ class TrainOptions:
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
-        if self.packing and self.pad_to_max_length:
-            raise ValueError("--packing contradicts --pad-to-max-length: packed rows need no fixed length")
         if self.seed >= 2**63:
             raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"--label-smoothing is {self.label_smoothing}, expected from 0 to below 1")
-        if not 0 < self.valid_share < 1:
-            raise ValueError(f"--valid-share is {self.valid_share}, expected a share between 0 and 1")
-        if self.optimizer == "adafactor" and self.relative_steps is False:
-            raise ValueError(
-                "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
-                "train_config.json): its steps are always relative"
-            )
-        self._check_lora()
-        self._check_fsdp()
-        if self.resume and self.overwrite:
-            raise ValueError("--resume goes on with a run, --overwrite throws it away: choose one")
-        for name in ("check", "dry_run"):
-            if self.resume and getattr(self, name):
-                raise ValueError(
-                    f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
-                )
+        if self.valid_share == 0:
+            raise ValueError("--valid-share is 0, expected a share between 0 and 1")
+        if self.lora_alpha == 0:
+            raise ValueError("--lora-alpha is 0, expected more than 0")
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if getattr(self, name) and self.lora_rank is None:
+                raise ValueError(f"{flag(name)} needs --lora-rank")
         if self.resume and self.output is None:
-            raise ValueError("--resume needs --output, the directory of the run to go on with")
+            raise ValueError("--resume needs --output, the directory of the run to continue")
+        for contradicts, message in self._contradictions():
+            if contradicts:
+                raise ValueError(message)
 
-    def _check_lora(self) -> None:
-        if self.lora_rank is None:
-            for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-                if getattr(self, name):
-                    raise ValueError(f"{flag(name)} needs --lora-rank")
-            return
-        if self.lora_alpha is not None and not self.lora_alpha > 0:
-            raise ValueError(f"--lora-alpha is {self.lora_alpha}, expected more than 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora-dropout is {self.lora_dropout}, expected a rate from 0 to below 1")
-        if self.optimizer == "adafactor" or self.relative_steps:
-            option = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
-            raise ValueError(
-                f"--lora-rank contradicts {option}: half of LoRA's matrices begin at 0, and steps relative "
-                "to their size would hardly move them"
-            )
-        if self.freeze:
-            raise ValueError("--lora-rank contradicts --freeze: with LoRA all of the model is left as it is")
-        if self.from_scratch:
-            raise ValueError(
-                "--lora-rank contradicts --from-scratch: it is a small change of a trained model"
-            )
+    def _contradictions(self) -> Iterator[tuple[object, str]]:
+        yield (
+            self.packing and self.pad_to_max_length,
+            "--packing contradicts --pad-to-max-length: packed rows need no fixed length",
+        )
+        yield (
+            self.optimizer == "adafactor" and self.relative_steps is False,
+            "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
+            "train_config.json): its steps are always relative",
+        )
+        yield (
+            self.resume and self.overwrite,
+            "--resume continues a run, --overwrite replaces it: choose one",
+        )
+        for name in ("check", "dry_run"):
+            nothing = self.resume and getattr(self, name)
+            yield nothing, f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+        relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
+        yield (
+            self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps),
+            f"--lora-rank contradicts {relative}: half of LoRA's matrices start at 0, and steps relative to "
+            "their size would hardly move them",
+        )
+        yield (
+            self.lora_rank and self.freeze,
+            "--lora-rank contradicts --freeze: LoRA freezes all of the model's own weights",
+        )
+        yield (
+            self.lora_rank and self.from_scratch,
+            "--lora-rank contradicts --from-scratch: LoRA adapts a trained model",
+        )
+        yield (
+            self.parallel == "fsdp" and self.optimizer == "adafactor",
+            "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
+            "which are on several processes. Take adamw, with --relative-steps if you like, or ddp",
+        )
+        yield (
+            self.parallel == "fsdp" and self.precision == "fp16",
+            "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients that "
+            "overflow on another process. Take bf16, or ddp",
+        )
 
-    def _check_fsdp(self) -> None:
-        if self.parallel != "fsdp":
-            return
-        if self.optimizer == "adafactor":
-            raise ValueError(
-                "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
-                "which lie on several processes. Take adamw, with --relative-steps if you like, or ddp"
-            )
-        if self.precision == "fp16":
-            raise ValueError(
-                "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients "
-                "that overflow on another process. Take bf16, or ddp"
-            )
+
+@dataclass(kw_only=True)
+class RunOptions(TrainOptions):
+    """The options of a run with every default filled in, see `resolve`."""
+
+    model: str
+    train: str
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    lr: float
+    relative_steps: bool
+    schedule: Schedule
+    warmup: float
+    weight_decay: float
+    clip_norm: float
+
+
+class Files(NamedTuple):
+    """The checkpoint and the data files of a run."""
+
+    model: str
+    train: str
+    valid: str | None  # None: a share of the training file
 
 
 # The two runs that a clone of the project can make without any option but --task.
-_EMBEDDED: dict[str, dict[str, Any]] = {
-    "qa": {
-        "model": "weights/t5-mini",
-        "train": "examples/data/qa/train.json",
-        "valid": "examples/data/qa/valid.json",
-        "epochs": 5,
-        "batch_size": 32,
-        "lr": 1e-2,
-        "relative_steps": True,
-        "weight_decay": 0.0,
-    },
-    "emotion": {
-        "model": "weights/gpt2-mini",
-        "train": "examples/data/emotion/train.txt",
-        "valid": "examples/data/emotion/valid.txt",
-        "epochs": 3,
-        "batch_size": 16,
-        "lr": 5e-4,
-    },
+_EMBEDDED_FILES = {
+    "qa": Files("weights/t5-mini", "examples/data/qa/train.json", "examples/data/qa/valid.json"),
+    "emotion": Files(
+        "weights/gpt2-mini", "examples/data/emotion/train.txt", "examples/data/emotion/valid.txt"
+    ),
 }
-_FILES = ("model", "train", "valid")
+_EMBEDDED_SETTINGS: dict[str, dict[str, Any]] = {
+    "qa": {"epochs": 5, "batch_size": 32, "lr": 1e-2, "relative_steps": True, "weight_decay": 0.0},
+    "emotion": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
+}
 
-# What an optimizer's settings are where nothing else says so. Adafactor's are those of T5's fine-tuning
-# (Raffel et al. 2020, section 3.1.2, and their code).
-_OPTIMIZERS: dict[str, dict[str, Any]] = {
+# Defaults of each optimizer. Adafactor's are those of T5's fine-tuning (Raffel et al. 2020, section 3.1.2,
+# and their code).
+_OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {
         "relative_steps": False,
         "schedule": "linear",
@@ -391,38 +407,57 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_defaults(options: TrainOptions) -> TrainOptions:
-    """Fill in what the command line left open and no checkpoint needs to be read for.
+def find_files(options: TrainOptions) -> Files:
+    """The files that the options name or, where they name none, those of the task that come with a clone.
 
     Raises:
-        ValueError: the task has no embedded data set, or this is no clone that holds it; says what to pass.
+        ValueError: the task has no embedded files, or they are missing because this is no clone.
     """
-    embedded = _EMBEDDED.get(options.task, {})
-    if options.train is not None:  # one's own data is not validated on ours
-        embedded = {key: value for key, value in embedded.items() if key != "valid"}
-    if options.model is not None:  # the settings are the small model's
-        embedded = {key: value for key, value in embedded.items() if key in ("train", "valid")}
-    relative = options.optimizer == "adafactor" or options.relative_steps  # None for what is embedded
-    if relative not in (None, embedded.get("relative_steps", False)):  # a rate is for one kind of steps
+    embedded = _EMBEDDED_FILES.get(options.task)
+    found: dict[str, str | None] = {}
+    for name in Files._fields:
+        given, default = getattr(options, name), getattr(embedded, name, None)
+        if given is None and default is not None and not (name == "valid" and options.train is not None):
+            given = _in_clone(default, name)
+        found[name] = given
+    model, train = found["model"], found["train"]
+    for name, path in (("model", model), ("train", train)):
+        if path is None:
+            raise ValueError(f"--task {options.task} has no --{name} of its own: pass one")
+    return Files(str(model), str(train), found["valid"])
+
+
+def resolve(options: TrainOptions, files: Files, *, is_t5: bool) -> RunOptions:
+    """Fill in all defaults: the embedded run's settings, then the optimizer's, then general ones.
+
+    The embedded settings are tuned for the embedded model, and hold where --model names no other.
+    """
+    embedded = _EMBEDDED_SETTINGS.get(options.task, {}) if options.model is None else {}
+    relative = options.optimizer == "adafactor" or options.relative_steps
+    if relative not in (
+        None,
+        embedded.get("relative_steps", False),
+    ):  # the rate is for the other kind of steps
         embedded = {key: value for key, value in embedded.items() if key != "lr"}
     if options.lora_rank is not None:
         embedded = {key: value for key, value in embedded.items() if key not in ("lr", "relative_steps")}
-    left_open = {field.name for field in fields(options) if getattr(options, field.name) is None}
-    defaults = _OPTIMIZERS[options.optimizer] | embedded
-    filled = {name: defaults[name] for name in left_open & defaults.keys()}
-    for name in _FILES:
-        if name in filled:
-            filled[name] = _in_clone(filled[name], name)
-    options = replace(options, **filled)
-    for name in ("model", "train"):
-        if getattr(options, name) is None:
-            raise ValueError(f"--task {options.task} has no --{name} of its own: pass one")
-    return replace(
-        options,
-        epochs=options.epochs or 3,
-        batch_size=options.batch_size or 8,
-        eval_batch_size=options.eval_batch_size or 2 * (options.batch_size or 8),
+    given = {key: value for key, value in asdict(options).items() if value is not None}
+    values: dict[str, Any] = (
+        {"epochs": 3, "batch_size": 8} | _OPTIMIZER_DEFAULTS[options.optimizer] | embedded
     )
+    values |= given | files._asdict()
+    values.setdefault("eval_batch_size", 2 * values["batch_size"])
+    values.setdefault("lr", _default_lr(is_t5, relative=values["relative_steps"], lora=options.lora_rank))
+    return RunOptions(**values)
+
+
+def _default_lr(is_t5: bool, *, relative: bool, lora: int | None) -> float:
+    """Peak learning rate of AdamW."""
+    if relative:
+        return 1e-2
+    if lora is not None:
+        return 3e-3 if is_t5 else 1e-3
+    return 3e-4 if is_t5 else 5e-5
 
 
 def _in_clone(path: str, option: str) -> str:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 
 from ftcore.data import ExampleDataset, Record
-from ftcore.training.precision import grad_scaler
+from ftcore.training.loss import batch_loss
+from ftcore.training.optim import grad_scaler, make_optimizer
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.setup import Progress, Run, make_loader, make_optimizer
+from ftcore.training.setup import Progress, Run, make_loader
 
 
 def rehearse(
@@ -40,6 +42,7 @@ def rehearse(
     options = replace(
         run.options,
         batch_size=batch_size,
+        eval_batch_size=batch_size,
         grad_accum=accumulate,
         max_steps=steps,
         eval_every=None,
@@ -47,8 +50,6 @@ def rehearse(
         save_every=None,
         workers=0,
     )
-    peak = options.lr
-    assert peak is not None
     model = copy.deepcopy(run.model)
     precision = run.options.precision
     if exact:
@@ -58,14 +59,15 @@ def rehearse(
         options=options,
         directory=RunDirectory(directory),
         model=model,
-        train_loader=make_loader(examples, options, run.tokenizer, batch_size, accumulate=accumulate),
-        valid_loader=make_loader(examples, options, run.tokenizer, batch_size),
+        compute_loss=partial(batch_loss, model),
+        train_loader=make_loader(examples, options, run.tokenizer, training=True),
+        valid_loader=make_loader(examples, options, run.tokenizer, training=False),
         valid_set=examples,
-        optimizer=make_optimizer(options, model),
+        optimizer=make_optimizer(model, options),
         scaler=grad_scaler(precision, run.device),
         autocast=nullcontext if exact else run.autocast,
         total_steps=steps,
-        learning_rate=lambda step: peak,
+        learning_rate=lambda step: options.lr,
         progress=Progress(),
     )
 

@@ -20,6 +20,7 @@ import torch
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
 from ftcore.training.curves import chart
+from ftcore.training.launch import resume_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.setup import Run
@@ -70,7 +71,7 @@ def save_report(run: Run) -> None:
         config=model.config.to_dict(),
         versions=versions(run.device),
         fingerprints={file: sha256(file) for file in files},
-        start=run.parallel.command(),
+        start=resume_command(run.strategy),
     )
     page = render(report)
     write_atomically(run.directory.report, lambda beside: beside.write_bytes(page.encode(errors="replace")))

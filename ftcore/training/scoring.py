@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
 from ftcore.metrics import exact_match, f1
 from ftcore.models import Model
-from ftcore.training.distributed import OneProcess
-from ftcore.training.precision import Autocast
+from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce_sum, shard
+from ftcore.training.loss import batch_loss
+from ftcore.training.optim import Autocast
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,29 @@ class Answer:
 
 
 def score_loss(
-    model: Model, loader: DataLoader, autocast: Autocast = nullcontext, parallel: OneProcess | None = None
+    model: Model,
+    loader: DataLoader,
+    autocast: Autocast = nullcontext,
+    compute_loss: ComputeLoss | None = None,
 ) -> LossScore:
-    """Loss and token accuracy of a model over a loader, without dropout.
+    """Loss and token accuracy over a loader, without dropout. A collective: each rank has its own rows.
 
-    Where `parallel` has several processes, all of them call it, each with its rows; all get the whole score.
+    Args:
+        compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
     """
-    parallel = parallel or OneProcess()
+    compute_loss = compute_loss or partial(batch_loss, model)
     device = next(model.parameters()).device
     total, correct, tokens = 0.0, 0, 0
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast():  # no inference mode: FSDP fills the same tensors again in training
         for batch in loader:
-            loss = parallel.batch_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
             total += loss.total.item()
             correct += int(loss.correct)
             tokens += loss.tokens
     model.train(was_training)
-    total, correct, tokens = parallel.sum(total), int(parallel.sum(correct)), int(parallel.sum(tokens))
+    total, correct, tokens = all_reduce_sum(total), int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 
 
@@ -74,21 +80,18 @@ def score_answers(
     limit: int | None = None,
     batch_size: int = 16,
     progress: bool = False,
-    parallel: OneProcess | None = None,
     **options: Any,
 ) -> list[Answer]:
     """Let the model answer the examples that have gold answers, and score what it writes.
 
-    Where `parallel` has several processes, all of them call it with the whole model, and each answers some.
+    A collective: each rank generates some of the answers, with a model that is not sharded.
 
     Args:
         dataset: the sources are its examples', cut as in training.
         max_new_tokens: of an answer; fewer where GPT-2 has no positions for them behind the longest source.
         limit: answer no more than this many examples.
-        parallel: the processes that share the work; by default this one does all of it.
         batch_size, progress, options: those of `ftcore.decoding.generate_from_ids`.
     """
-    parallel = parallel or OneProcess()
     asked = [index for index, record in enumerate(dataset.records) if record.references][:limit]
     sources = [dataset.source(index) for index in asked]
     positions = position_limit(model)
@@ -97,14 +100,14 @@ def score_answers(
     written = generate_from_ids(
         model,
         tokenizer,
-        parallel.deal(sources),
+        shard(sources),
         batch_size=batch_size,
         progress=progress,
         max_new_tokens=max_new_tokens,
         **options,
     )
     answers = []
-    for index, prediction in zip(asked, parallel.collect(written), strict=True):
+    for index, prediction in zip(asked, all_gather_flat(written), strict=True):
         record = dataset.records[index]
         scores = exact_match(prediction, record.references), f1(prediction, record.references)
         answers.append(Answer(record.source, prediction, record.references, *scores))

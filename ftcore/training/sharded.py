@@ -1,9 +1,9 @@
-"""Fully sharded: each process keeps a part of every weight, gradient and moment (Rajbhandari et al. 2020).
+"""Fully sharded training (FSDP2): each rank keeps a part of every weight, gradient and moment.
 
-torch's FSDP2 cuts each parameter into rows, one part a process, a `DTensor`. Before a block computes, its
-parameters are gathered; behind it they are parts again. Weights and optimizer are saved as they lie, each
-process its parts, by torch.distributed.checkpoint: as safetensors, since its own format is a pickle. From
-these files any number of processes takes what it needs, sharded or not.
+Rajbhandari et al. 2020. torch's `fully_shard` splits each parameter by rows into a `DTensor`. A block's
+parameters are gathered before it computes and resharded after it. Weights and moments are saved by
+torch.distributed.checkpoint, each rank its part, as safetensors, since its default format is a pickle. Any
+number of ranks, sharded or not, can load these files.
 """
 
 import copy
@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -25,121 +26,110 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ftcore.checkpoints.files import flush, write_atomically
 from ftcore.models import Model
 from ftcore.training.blocks import blocks
-from ftcore.training.distributed import Batch, BatchLoss, DataParallel, Mode, OneProcess
-from ftcore.training.loss import TokenLoss
+from ftcore.training.distributed import BatchLoss, on_main, rank, to_full, world_size
+
+# For each sharded model a copy of its modules from before, with parameters on the meta device.
+_unsharded_modules: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
-class FullySharded(DataParallel):
-    """Each process has a part of every weight."""
-
-    mode: Mode | None = "fsdp"
-
-    def _wrapped(self, loss: BatchLoss) -> nn.Module:
-        self._frame = _without_weights(loss.model)
-        # A block at a time goes to the device and is cut there: the whole might have no room.
-        mesh = init_device_mesh(self.device.type, (self.count,))
-        for block in blocks(loss):
-            _shard_block(block, mesh)
-        fully_shard(loss, mesh=mesh)  # what is in no block: embeddings, head, last norms
-        return loss
-
-    def batch_loss(self, model: Model, batch: Batch, label_smoothing: float = 0.0) -> TokenLoss:
-        loss = super().batch_loss(model, batch, label_smoothing)
-        if not torch.is_grad_enabled():  # else the backward pass does it
-            cast(FSDPModule, self._loss).reshard()
-        return loss
-
-    def synchronized(self, last: bool) -> Any:
-        return OneProcess.synchronized(self, last)  # at each micro-batch: whole gradients have no room
-
-    def whole(self, model: Model, *, only_on_first: bool = False) -> Model:
-        weights = {}
-        for name, parameter in model.named_parameters():
-            weight = parameter.detach().full_tensor()  # type: ignore[attr-defined]
-            if not only_on_first:
-                weights[name] = weight
-            elif self.is_first:
-                weights[name] = weight.cpu()  # to be written
-        plain = copy.deepcopy(self._frame)
-        plain.load_state_dict(weights, strict=False, assign=True)
-        plain.tie_weights()
-        return plain.train(model.training)
-
-    def item(self, tensor: Tensor) -> float:
-        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
-
-    def local(self, tensor: Tensor) -> Tensor:
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def shard(compute_loss: BatchLoss, device: torch.device) -> nn.Module:
+    """Move a model with its loss to the device and shard it, block by block: the whole might not fit."""
+    model = compute_loss.model
+    _unsharded_modules[model] = _without_weights(model)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in blocks(model):
+        _shard_block(block, mesh)
+    fully_shard(compute_loss, mesh=mesh)  # embeddings, head, last norms
+    compute_loss.register_forward_hook(_reshard_without_backward)
+    return compute_loss
 
 
-def _without_weights(model: Model) -> Model:
-    """Its modules anew, around parameters that have a shape and nothing else."""
-    shapes = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, shapes)
+def _reshard_without_backward(module: nn.Module, *_: Any) -> None:
+    """FSDP2 reshards the root in the backward pass, which a validation does not have."""
+    if isinstance(module, FSDPModule) and not torch.is_grad_enabled():
+        module.reshard()
 
 
 def _shard_block(block: nn.Module, mesh: DeviceMesh) -> None:
-    """A unit a block; T5's table of position biases is one of its own, because the stack reads it outside."""
+    """Shard a block; T5's table of position biases apart, since its stack reads it outside of the block."""
     for table in block.modules():
         if isinstance(table, nn.Embedding):
             fully_shard(table, mesh=mesh)
     fully_shard(block, mesh=mesh)
 
 
-# ---------------------------------------------------------------------------------------------- on disk
+def gather_model(model: Model, *, main_only: bool) -> Model:
+    """See `distributed.unsharded`."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        weight = to_full(parameter.detach())
+        if not main_only:
+            weights[name] = weight
+        elif rank() == 0:
+            weights[name] = weight.cpu()  # to be written
+    plain: Any = copy.deepcopy(_unsharded_modules[model])
+    plain.load_state_dict(weights, strict=False, assign=True)
+    plain.tie_weights()
+    return plain.train(model.training)
 
 
-def save_beside(
-    path: Path,
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parallel: OneProcess,
+def _without_weights(model: Model) -> Model:
+    """A copy whose parameters are on the meta device: shapes without memory."""
+    parameters = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, parameters)
+
+
+# On disk
+
+
+def save_sharded(
+    path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> str:
-    """Write a state whose weights and moments lie in a directory beside it; all processes call it.
+    """Write a state whose weights and moments are in a directory beside it. A collective.
 
     A kill leaves the old state with its directory or the new one with its own, and perhaps a directory that
-    no state names.
+    no state refers to.
 
     Returns:
         The directory's name.
     """
     step = state["progress"]["step"]
-    directory = parallel.on_first(lambda: _new_directory(path.parent, step))
+    directory = on_main(lambda: _new_directory(path.parent, step))
     tensors = _weights(model)
     rest = optimizer.state_dict()
-    # Copies: those in `rest` are the optimizer's own.
-    rest["state"] = {number: dict(named) for number, named in rest["state"].items()}
+    rest["state"] = {
+        number: dict(named) for number, named in rest["state"].items()
+    }  # not the optimizer's own
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, moment in rest["state"].get(number, {}).items():
-            if moment.shape == parameter.shape:  # a count of steps is not
+            if moment.shape == parameter.shape:  # not the step count
                 tensors[f"optimizer.{number}.{name}"] = moment
                 rest["state"][number][name] = None
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
 
-    def point_to_it() -> None:
-        for written in (*directory.iterdir(), directory):  # torch waits before its last bytes are there
+    def write_state() -> None:
+        for written in (*directory.iterdir(), directory):  # dcp.save does not flush to the disk
             flush(written)
         whole = state | {"shards": directory.name, "optimizer": rest}
         write_atomically(path, lambda beside: torch.save(whole, beside))
 
-    parallel.on_first(point_to_it)
+    on_main(write_state)
     return directory.name
 
 
-def load_beside(
+def load_sharded(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Fill model and optimizer, sharded or not, from a state, sharded or not; all processes call it.
+    """Fill model and optimizer from a state; either may be sharded or not. A collective.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
     if "shards" not in state:
-        _load_whole(state, model, optimizer)
+        _load_unsharded(state, model, optimizer)
         return
     directory = path.parent / state["shards"]
     tensors = _weights(model)
@@ -152,58 +142,54 @@ def load_beside(
                 tensors[f"optimizer.{number}.{name}"] = moments[number][name]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one process alone is no mistake
+            warnings.simplefilter("ignore")  # dcp warns where it runs in a single process
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)))
-    except (Exception, CheckpointException) as error:  # what any of the processes has met with, and where
-        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({_last_line(error)})") from None
+    except (Exception, CheckpointException) as error:  # a damaged file makes it fail in many ways
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below a traceback
+        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({cause})") from None
     optimizer.load_state_dict(rest | {"state": moments})
 
 
-def _load_whole(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each process takes its part of a state that has everything in one file."""
+def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Each rank takes its part of a state that is one file."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_part(state["model"][name], parameter))
+            parameter.copy_(_distribute(state["model"][name], parameter))
     saved = state["optimizer"]
     moments = {
-        number: {name: _part(moment, parameter) for name, moment in saved["state"][number].items()}
+        number: {name: _distribute(moment, parameter) for name, moment in saved["state"][number].items()}
         for number, parameter in enumerate(_parameters(optimizer))
         if number in saved["state"]
     }
     optimizer.load_state_dict(saved | {"state": moments})
 
 
-def _part(value: Tensor, parameter: Tensor) -> Tensor:
-    """Cut as the parameter is, if it has its shape."""
+def _distribute(value: Tensor, parameter: Tensor) -> Tensor:
+    """Shard a tensor as the parameter is, if it has its shape."""
     assert isinstance(parameter, DTensor)
     if value.shape != parameter.shape:
         return value
     value = value.to(parameter.device)
-    # No source: every process has read the file itself.
+    # src_data_rank=None: every rank has read the file itself
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Tied ones once."""
+    """Parameters by name, tied ones once."""
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """In the order in which an optimizer's state numbers them."""
+    """Parameters in the order of the optimizer's state."""
     for group in optimizer.param_groups:
         yield from group["params"]
 
 
 def _new_directory(parent: Path, step: int) -> Path:
-    """One that no state names: the same step is saved twice where a run ends, and after a kill."""
+    """A name that no state refers to: one step may be saved twice, at the end of a run and after a kill."""
     for attempt in count():
         directory = parent / (f"sharded-{step:06d}" + (f"-{attempt}" if attempt else ""))
         if not directory.exists():
             directory.mkdir(parents=True)
             return directory
-    raise AssertionError("count() has no end")
-
-
-def _last_line(error: BaseException) -> str:
-    """What happened, below the traceback that torch puts into the message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    raise AssertionError("count() is endless")

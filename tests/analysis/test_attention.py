@@ -1,4 +1,4 @@
-"""Attention maps and hidden states are those of transformers, for batches, padding and generation."""
+"""Attention maps, hidden states and relative position bias equal those of transformers."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from ftcore.analysis.attention import (
     attention_maps,
     attention_while_generating,
     draw_attention,
+    draw_relative_bias,
     hidden_states,
+    relative_bias_curves,
 )
 from ftcore.decoding import generate
 from tests.helpers.oracle import (
@@ -25,7 +27,7 @@ from tests.helpers.oracle import (
     t5_settings,
     tokens,
 )
-from tests.helpers.tiny_models import FAMILIES, GPT2, T5, random_inputs, tiny, untouched
+from tests.helpers.tiny_models import FAMILIES, GPT2, T5, has_no_hooks, random_inputs, tiny
 
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
 LIMIT = BOUND[torch.float32]
@@ -34,7 +36,7 @@ LIMIT = BOUND[torch.float32]
 @settings(deadline=None, max_examples=5)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
 @torch.no_grad()
-def test_gpt2s_maps_and_states_are_transformers(drawn, seed, side):
+def test_gpt2_maps_and_states_equal_transformers(drawn, seed, side):
     reference, model = gpt2_pair(drawn, seed)
     ids, mask = tokens(seed, 3, 9), padding(seed, 3, 9, side)
     want = reference(input_ids=ids, attention_mask=mask, position_ids=positions(mask), **EVERYTHING)
@@ -51,7 +53,7 @@ def test_gpt2s_maps_and_states_are_transformers(drawn, seed, side):
 @settings(deadline=None, max_examples=5)
 @given(drawn=t5_settings, seed=seeds, side=sides)
 @torch.no_grad()
-def test_t5s_maps_and_states_are_transformers(drawn, seed, side):
+def test_t5_maps_and_states_equal_transformers(drawn, seed, side):
     reference, model = t5_pair(drawn, seed)
     source, mask, target = tokens(seed, 3, 9), padding(seed, 3, 9, side), tokens(seed + 1, 3, 7)
     inputs = {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
@@ -75,9 +77,9 @@ def test_t5s_maps_and_states_are_transformers(drawn, seed, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_maps_while_generating_are_transformers(family, beams):
-    settings = {"tie_word_embeddings": False}  # a tied head repeats itself
-    equal_depths = T5 | {"num_layers": 3}  # the reference's cache needs them
+def test_maps_of_generation_equal_transformers(family, beams):
+    settings = {"tie_word_embeddings": False}  # with a tied head, random models repeat one token
+    equal_depths = T5 | {"num_layers": 3}  # the reference's cache requires them
     reference, model = (
         gpt2_pair(GPT2 | settings, 4) if family == "gpt2" else t5_pair(equal_depths | settings, 4)
     )
@@ -98,13 +100,13 @@ def test_maps_while_generating_are_transformers(family, beams):
             for step, by_layer in enumerate(getattr(theirs, attribute)):
                 want = by_layer[layer]  # (rows, H, 1 or the prompt, S so far)
                 if beams > 1 and step:
-                    break  # its rows are beams from here on, put in order later; for them see the next test
+                    break  # from here on, its rows are unordered beams: see the next test
                 rows = slice(step + prompt - want.shape[2], step + prompt)
                 assert error(ours[:, :, rows, : want.shape[-1]], want[::beams]) < LIMIT, (part, layer, step)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_maps_while_generating_are_each_answers_own(family):
+def test_maps_of_generation_equal_a_pass_over_each_answer(family):
     model, ids, mask = tiny(family), tokens(0, 2, 6), padding(3, 2, 6, "left")
     options = {
         "max_new_tokens": 5,
@@ -132,18 +134,18 @@ def test_maps_while_generating_are_each_answers_own(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_left_behind(family):
+def test_state_is_restored(family):
     model = tiny(family).train()
     maps = attention_maps(model, random_inputs(family))
     assert torch.equal(maps["decoder"], attention_maps(model, random_inputs(family))["decoder"])  # no dropout
     assert not any(tensor.requires_grad for tensor in maps.values())
-    assert untouched(model) and all(module.training for module in model.modules())
+    assert has_no_hooks(model) and all(module.training for module in model.modules())
     with pytest.raises(ValueError):
         attention_maps(model, {**random_inputs(family), "attention_mask": torch.ones(2, 3)})
-    assert untouched(model) and all(module.training for module in model.modules())
+    assert has_no_hooks(model) and all(module.training for module in model.modules())
 
 
-def test_a_panel_for_each_head_with_hostile_tokens():
+def test_draw_attention_with_special_characters():
     pytest.importorskip("matplotlib")
     inputs = random_inputs("t5")
     maps = attention_maps(tiny("t5"), inputs)["cross"][:, 0]
@@ -151,4 +153,55 @@ def test_a_panel_for_each_head_with_hostile_tokens():
     figure = draw_attention(maps, [str(n) for n in range(7)], keys, "cross")
     assert len(figure.axes) == 9
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == keys
+    figure.canvas.draw()
+
+
+# ------------------------------------------------------------------------------------- relative position bias
+
+STACKS = ("encoder", "decoder")
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@settings(deadline=None, max_examples=5)
+@given(drawn=t5_settings, seed=seeds)
+@torch.no_grad()
+def test_relative_bias_equals_transformers(stack, drawn, seed):
+    reference, model = t5_pair(drawn, seed)
+    curves = relative_bias_curves(model, stack, reach=150)
+    attention = getattr(reference, stack).block[0].layer[0].SelfAttention
+    theirs = attention.compute_bias(151, 151)[0]  # (H, T, S)
+    bias = torch.cat([theirs[:, 150, :], theirs[:, 0, 1:]], 1)  # distances -150 ... 0, 1 ... 150
+    assert curves.distances.tolist() == list(range(-150, 151 if stack == "encoder" else 1))
+    assert torch.equal(curves.biases[0], bias[:, : len(curves.distances)])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_edges_are_where_the_bucket_changes(stack):
+    curves = relative_bias_curves(tiny("t5"), stack)
+    starts = [
+        distance
+        for distance, bucket, before in zip(
+            curves.distances[1:].tolist(), curves.buckets[1:].tolist(), curves.buckets.tolist(), strict=False
+        )
+        if bucket != before
+    ]
+    assert curves.edges == starts
+    assert len(starts) == 32 - 1 - (
+        stack == "encoder"
+    )  # the encoder has two buckets for distance 0, one unused
+    assert curves.distances[0] == -136
+
+
+def test_umt5_has_a_table_for_each_block():
+    drawn = {"model_type": "umt5", "d_model": 24, "d_kv": 8, "num_layers": 3, "num_heads": 2}
+    _, model = t5_pair(drawn, 0)
+    curves = relative_bias_curves(model, "encoder")
+    assert curves.biases.shape[:2] == (3, 2)
+    assert not torch.equal(curves.biases[0], curves.biases[1])
+
+
+def test_draw_relative_bias():
+    pytest.importorskip("matplotlib")
+    figure = draw_relative_bias(relative_bias_curves(tiny("t5"), "decoder"))
+    assert len(figure.axes[0].lines) == 31 + 3
     figure.canvas.draw()

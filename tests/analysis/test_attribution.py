@@ -1,4 +1,4 @@
-"""Direct logit attribution: the shares add up to the logits, and each is what its part wrote."""
+"""Direct logit attribution: contributions sum to logits, and equal the effect of their removal."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ LIMIT = BOUND[torch.float64]
 @settings(deadline=None, max_examples=8)
 @given(drawn=gpt2_settings, seed=seeds)
 @torch.no_grad()
-def test_gpt2s_shares_add_up_to_its_logits(drawn, seed):
+def test_gpt2_contributions_sum_to_logits(drawn, seed):
     model = gpt2_pair(drawn, seed)[1].double()
     ids, mask = tokens(seed, 3, 7), padding(seed, 3, 7, "left")
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -46,7 +46,7 @@ def test_gpt2s_shares_add_up_to_its_logits(drawn, seed):
 @settings(deadline=None, max_examples=8)
 @given(drawn=t5_settings, seed=seeds)
 @torch.no_grad()
-def test_t5s_shares_add_up_to_its_logits(drawn, seed):
+def test_t5_contributions_sum_to_logits(drawn, seed):
     model = t5_pair(drawn, seed)[1].double()
     source, mask, target = tokens(seed, 3, 9), padding(seed, 3, 9, "right"), tokens(seed + 1, 3, 5)
     inputs = {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
@@ -62,8 +62,8 @@ def test_t5s_shares_add_up_to_its_logits(drawn, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_share_is_what_the_logit_loses_without_it(family):
-    """Take what one part wrote out of the last residual, with the final norm's divisor held."""
+def test_contribution_is_the_loss_of_logit_without_it(family):
+    """Subtract a head's output from the last residual, with the scale of the final norm held fixed."""
     model, inputs = tiny(family, 1).double(), random_inputs(family, 1)
     shares = logit_attribution(model, inputs, torch.tensor([[5]]))
     prefix, block = "" if family == "gpt2" else "cross.", 1
@@ -98,7 +98,7 @@ def test_a_model_with_lora_is_refused():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_figure_has_a_field_for_each_kind_of_head(family):
+def test_draw_attribution(family):
     pytest.importorskip("matplotlib")
     shares = logit_attribution(tiny(family), random_inputs(family), torch.tensor([[VOCAB - 1]]))
     figure = draw_attribution(shares)

@@ -1,4 +1,4 @@
-"""The trace of a beam search: its best answer is what generate returns, its scores are the model's."""
+"""beam_trace: finished hypotheses equal generate, scores equal log-probabilities."""
 
 import json
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ searches = st.fixed_dictionaries(
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=10)
 @given(options=searches, seed=seeds)
-def test_the_best_of_the_trace_is_what_generate_returns(family, options, seed):
+def test_finished_candidates_equal_generate(family, options, seed):
     model, ids = tiny(family, seed), tokens(seed, 1, 5)
     options = {**options, "num_return_sequences": options["num_beams"], "pad_token_id": 0}
     answers = generate(model, ids, **options)
@@ -37,34 +37,38 @@ def test_the_best_of_the_trace_is_what_generate_returns(family, options, seed):
     prompt_length = ids.shape[1] if family == "gpt2" else 1
     assert len(trace.finished) == len(answers)
     for candidate, answer in zip(trace.finished, answers.tolist(), strict=True):
-        said = trace.tokens(candidate)
-        assert said == answer[prompt_length : prompt_length + len(said)]
-        assert set(answer[prompt_length + len(said) :]) <= {0}
+        tokens_so_far = trace.tokens(candidate)
+        assert tokens_so_far == answer[prompt_length : prompt_length + len(tokens_so_far)]
+        assert set(answer[prompt_length + len(tokens_so_far) :]) <= {0}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_scores_are_the_models_log_probabilities(family):
+def test_scores_equal_log_probabilities(family):
     model, ids = tiny(family, 3).double(), tokens(3, 1, 5)
     options = {"num_beams": 3, "max_new_tokens": 5, "eos_token_id": [1, 3, 5, 7], "length_penalty": 0.7}
     trace = beam_trace(model, ids, pad_token_id=0, **options)
     for candidate in (one for step in trace.steps for one in step):
-        said = torch.tensor([trace.tokens(candidate)])
+        tokens_so_far = torch.tensor([trace.tokens(candidate)])
         if family == "gpt2":
-            logits = model(torch.cat([ids, said[:, :-1]], 1))[0, ids.shape[1] - 1 :]
+            logits = model(torch.cat([ids, tokens_so_far[:, :-1]], 1))[0, ids.shape[1] - 1 :]
         else:
-            logits = model(ids, decoder_input_ids=torch.cat([torch.zeros(1, 1).long(), said[:, :-1]], 1))[0]
-        each = logits.log_softmax(-1)[torch.arange(said.shape[1]), said[0]]
+            logits = model(
+                ids, decoder_input_ids=torch.cat([torch.zeros(1, 1).long(), tokens_so_far[:, :-1]], 1)
+            )[0]
+        each = logits.log_softmax(-1)[torch.arange(tokens_so_far.shape[1]), tokens_so_far[0]]
         assert candidate.log_prob == pytest.approx(each[-1].item(), abs=1e-5)  # the search is in float32
         assert candidate.score == pytest.approx(each.sum().item(), abs=1e-5)
         if candidate.final_score is not None:
-            assert candidate.final_score == pytest.approx(candidate.score / said.shape[1] ** 0.7, abs=1e-5)
+            assert candidate.final_score == pytest.approx(
+                candidate.score / tokens_so_far.shape[1] ** 0.7, abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=6)
 @given(options=searches, seed=seeds, sampling=st.booleans())
-def test_every_candidate_has_one_fate(family, options, seed, sampling):
+def test_status_of_every_candidate(family, options, seed, sampling):
     torch.manual_seed(seed)
     trace = beam_trace(tiny(family, seed), tokens(seed, 1, 5), pad_token_id=0, do_sample=sampling, **options)
     ends = options["eos_token_id"] if isinstance(options["eos_token_id"], list) else [1]
@@ -72,41 +76,41 @@ def test_every_candidate_has_one_fate(family, options, seed, sampling):
     for number, step in enumerate(trace.steps):
         assert [one.rank for one in step] == list(range(len(step)))
         assert {one.step for one in step} == {number}
-        fates = [one.fate for one in step]
-        assert fates.count("running") <= options["num_beams"] >= len(trace.finished)
+        statuses = [one.status for one in step]
+        assert statuses.count("running") <= options["num_beams"] >= len(trace.finished)
         for one in step:
             ended = one.token in ends or number == last
-            assert (one.fate == "running") <= (not ended)
-            assert (one.fate in ("finished", "displaced")) == (one.final_score is not None) <= ended
+            assert (one.status == "running") <= (not ended)
+            assert (one.status in ("finished", "displaced")) == (one.final_score is not None) <= ended
             if one.parent is not None:
-                assert trace.steps[number - 1][one.parent].fate == "running"
+                assert trace.steps[number - 1][one.parent].status == "running"
             else:
                 assert number == 0
-        if not sampling:  # the running are the best of those that have not ended
+        if not sampling:  # the best candidates without EOS are running
             alive = [one for one in step if one.token not in ends and number != last]
-            running = [one for one in step if one.fate == "running"]
+            running = [one for one in step if one.status == "running"]
             assert running == alive[: len(running)] and len(running) == min(len(alive), options["num_beams"])
 
 
-def test_a_better_answer_displaces_another():
+def test_displaced_candidates_have_lower_scores():
     options = {"num_beams": 2, "max_new_tokens": 8, "length_penalty": 3.0, "pad_token_id": 0}
     options["eos_token_id"] = list(range(1, 60, 2))
     seen = 0
     for seed in range(6):
         trace = beam_trace(tiny("gpt2", seed), tokens(seed, 1, 5), **options)
-        displaced = [one for step in trace.steps for one in step if one.fate == "displaced"]
+        displaced = [one for step in trace.steps for one in step if one.status == "displaced"]
         assert all(one.final_score <= trace.finished[-1].final_score for one in displaced)
         seen += len(displaced)
     assert seen
 
 
-def test_a_trace_is_plain_data():
+def test_trace_to_json():
     trace = beam_trace(tiny("t5"), tokens(0, 1, 5), num_beams=3, max_new_tokens=4)
     steps = json.loads(json.dumps([[asdict(one) for one in step] for step in trace.steps]))
     assert steps[0][0] == asdict(trace.steps[0][0])
 
 
-def test_what_cannot_be_traced_is_refused():
+def test_invalid_searches():
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="2 rows, expected 1"):
         beam_trace(model, random_inputs("gpt2")["input_ids"], num_beams=2)
@@ -114,7 +118,7 @@ def test_what_cannot_be_traced_is_refused():
         beam_trace(model, tokens(0, 1, 5))
 
 
-def test_the_tree_is_drawn_with_hostile_tokens():
+def test_draw_beams_with_special_characters():
     pytest.importorskip("matplotlib")
     trace = beam_trace(tiny("t5"), tokens(0, 1, 5), num_beams=3, max_new_tokens=4, eos_token_id=[1, 3, 5, 7])
     axes = draw_beams(trace, lambda token: f"$\\frac{{{token}<script>").axes[0]

@@ -1,19 +1,19 @@
-"""Activation and path patching: what is restored exactly, what can have no effect, what comes out by hand."""
+"""Activation and path patching: exact restoration, paths without effect, and hooks by hand."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 
+from ftcore.analysis.inputs import logits_of
 from ftcore.analysis.patching import (
     activation_patching,
     draw_patched,
     logit_difference,
     path_patching,
 )
-from ftcore.analysis.reading import logits_of
 from ftcore.study import record
 from tests.helpers.oracle import error, seeds, tokens
-from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny, untouched
+from tests.helpers.tiny_models import FAMILIES, has_no_hooks, random_inputs, tiny
 
 CLOSE = 1e-10  # in float64, of values around 1
 
@@ -23,21 +23,21 @@ def metric(logits):
 
 
 def pair(family, seed=0):
-    """Two inputs that differ in one token: GPT-2's third, the third of T5's source."""
+    """Two inputs that differ in the third token, of T5's source."""
     clean = random_inputs(family, seed)
     corrupted = {name: ids.clone() for name, ids in clean.items()}
     corrupted["input_ids"][:, 2] = (clean["input_ids"][:, 2] + 11) % 90
     return clean, corrupted
 
 
-# Names whose whole clean activation makes everything after it clean.
+# Activations that determine everything after them.
 SUFFICIENT = {"gpt2": ["resid_pre.*", "resid_post.*"], "t5": ["encoder.resid_*.*", "decoder.resid_post.2"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=3)
 @given(seed=seeds)
-def test_the_clean_residual_restores_the_clean_logits_bit_for_bit(family, seed):
+def test_clean_residual_stream_restores_clean_logits(family, seed):
     model, (clean, corrupted) = tiny(family, seed), pair(family, seed)
     want = logits_of(model, clean)
     assert not torch.equal(want, logits_of(model, corrupted))
@@ -49,7 +49,7 @@ def test_the_clean_residual_restores_the_clean_logits_bit_for_bit(family, seed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_before_the_first_block_all_of_the_difference_is_at_the_position_that_differs(family):
+def test_before_the_first_block_only_the_changed_position_matters(family):
     model, (clean, corrupted) = tiny(family), pair(family)
     name = "resid_pre.*" if family == "gpt2" else "encoder.resid_pre.*"
     patched = activation_patching(model, clean, corrupted, metric, name, over=["positions"], progress=False)
@@ -61,14 +61,14 @@ def test_before_the_first_block_all_of_the_difference_is_at_the_position_that_di
     others = [position for position in range(length) if position != 2]
     assert all(torch.equal(first[position], patched.corrupted) for position in others)
     assert torch.equal(patched.restored[0], torch.eye(length)[2])
-    if family == "gpt2":  # the past knows nothing of what comes
+    if family == "gpt2":  # causal
         assert torch.equal(patched.values[:, :2], patched.corrupted.expand(blocks, 2, 2))
-    assert not torch.equal(patched.values[1][2], patched.clean)  # a block on, others have heard of it
+    assert not torch.equal(patched.values[1][2], patched.clean)  # after one block, other positions differ too
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_one_head_at_one_position_is_what_a_hook_by_hand_gives(family):
+def test_patching_equals_a_hook_by_hand(family):
     model, (clean, corrupted) = tiny(family).double(), pair(family)
     if family == "gpt2":
         name, module = "z.1", model.transformer.h[1].attn.c_proj
@@ -97,21 +97,21 @@ def test_one_head_at_one_position_is_what_a_hook_by_hand_gives(family):
     assert whole.values.shape == (1, 3, 2)
 
 
-def test_patterns_have_heads_and_positions_too():
+def test_patching_of_attention_weights():
     model, (clean, corrupted) = tiny("gpt2").double(), pair("gpt2")
     patched = activation_patching(
         model, clean, corrupted, metric, "pattern.*", over=["positions", "heads"], progress=False
     )
     assert patched.values.shape == (3, 7, 3, 2)
     changes = (patched.values - patched.corrupted).abs().amax(-1)  # (block, position, head)
-    assert (changes[:, :2] < CLOSE).all()  # where nothing differs yet
-    assert (changes[1, 2:] > 1e-6).all()  # block 2 at earlier positions comes too late for the last logits
+    assert (changes[:, :2] < CLOSE).all()  # before the position that differs
+    assert (changes[1, 2:] > 1e-6).all()  # in block 2, only the last position affects the last logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_path_to_the_logits_is_what_a_head_writes(family):
-    """With the last residual as the receiver, the change is that of one head's output and of nothing else."""
+def test_path_to_the_logits_equals_head_output(family):
+    """With the last residual as the receiver, only the output of the head changes it."""
     model, (clean, corrupted) = tiny(family).double(), pair(family)
     prefix = "" if family == "gpt2" else "cross."
     last = "resid_post.2" if family == "gpt2" else "decoder.resid_post.2"
@@ -136,7 +136,7 @@ def test_the_path_to_the_logits_is_what_a_head_writes(family):
             assert error(patched.values[block, head], model.lm_head(hidden)) < CLOSE
 
 
-def test_nothing_is_told_to_an_earlier_block():
+def test_no_path_to_an_earlier_block():
     model, (clean, corrupted) = tiny("gpt2"), pair("gpt2")
     receiver = "transformer.h.1.attn.c_attn"
     patched = path_patching(model, clean, corrupted, metric, "z.*", receiver, progress=False)
@@ -146,8 +146,8 @@ def test_nothing_is_told_to_an_earlier_block():
 
 
 @torch.no_grad()
-def test_a_path_to_one_heads_keys_leaves_all_else_as_it_was():
-    """By hand: what head 1 of block 0 adds to block 1's norm, read as the keys of head 2 alone."""
+def test_path_to_the_keys_of_one_head():
+    """From head 1 of block 0 to the keys of head 2 in block 1."""
     model, (clean, corrupted) = tiny("gpt2").double(), pair("gpt2")
     keys = slice(24 + 2 * 8, 24 + 3 * 8)
     reader = "transformer.h.1.attn.c_attn"
@@ -159,7 +159,7 @@ def test_a_path_to_one_heads_keys_leaves_all_else_as_it_was():
         runs.append(acts)
     change = torch.zeros_like(runs[1]["z.0"])
     change[..., 8:16] = (runs[0]["z.0"] - runs[1]["z.0"])[..., 8:16]
-    wrote = change @ model.transformer.h[0].attn.c_proj.weight  # the feed-forward layer is held
+    wrote = change @ model.transformer.h[0].attn.c_proj.weight  # the feed-forward layer is held fixed
     block = model.transformer.h[1]
 
     def by_hand(_, __, output):
@@ -174,7 +174,7 @@ def test_a_path_to_one_heads_keys_leaves_all_else_as_it_was():
     assert not torch.equal(want, metric(model(**corrupted)))
 
 
-def test_a_path_leads_from_the_encoder_through_its_output():
+def test_path_from_the_encoder_to_the_decoder():
     model, (clean, corrupted) = tiny("t5"), pair("t5")
     receiver = "decoder.block.1.layer.1.EncDecAttention.v"
     patched = path_patching(model, clean, corrupted, metric, "encoder.z.*", receiver, progress=False)
@@ -182,14 +182,14 @@ def test_a_path_leads_from_the_encoder_through_its_output():
     assert all(not torch.equal(value, patched.corrupted) for value in patched.values.flatten(0, 1))
 
 
-def test_the_difference_of_two_logits_row_by_row():
+def test_logit_difference():
     logits = torch.arange(24.0).view(2, 3, 4).square()
     got = logit_difference(torch.tensor([3, 1]), torch.tensor([0, 2]), position=1)(logits)
     assert got.tolist() == [7.0**2 - 4**2, 17.0**2 - 18**2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_cannot_be_patched_is_refused_in_one_line(family):
+def test_invalid_patching(family):
     model, (clean, corrupted) = tiny(family), pair(family)
     shorter = {name: ids[:, :-1] for name, ids in corrupted.items()}
     prefix = "" if family == "gpt2" else "decoder."
@@ -197,17 +197,17 @@ def test_what_cannot_be_patched_is_refused_in_one_line(family):
         activation_patching(model, clean, shorter, metric, f"{prefix}z.*")
     with pytest.raises(ValueError, match="has no heads: only z, pattern and scores"):
         activation_patching(model, clean, corrupted, metric, f"{prefix}mlp.*", over=["heads"], progress=False)
-    with pytest.raises(ValueError, match="not the mixed values of heads"):
+    with pytest.raises(ValueError, match="is not the output of heads"):
         path_patching(model, clean, corrupted, metric, f"{prefix}mlp.*", f"{prefix}resid_post.2")
     for held in (f"{prefix}z.1", f"{prefix}mlp.2"):
-        with pytest.raises(ValueError, match="is held still"):
+        with pytest.raises(ValueError, match="is held fixed"):
             path_patching(model, clean, corrupted, metric, f"{prefix}z.*", held)
-    with pytest.raises(ValueError, match="means several"):
+    with pytest.raises(ValueError, match="matches several"):
         path_patching(model, clean, corrupted, metric, f"{prefix}z.*", f"{prefix}resid_post.*")
-    assert untouched(model)
+    assert has_no_hooks(model)
 
 
-def test_the_sweep_is_drawn():
+def test_draw_patched():
     pytest.importorskip("matplotlib")
     model, (clean, corrupted) = tiny("gpt2"), pair("gpt2")
     patched = activation_patching(

@@ -1,4 +1,4 @@
-"""python -m ftcore.compare: a table or JSON; exit status 0 for equal, 1 for not, 2 for a wrong input."""
+"""python -m ftcore.compare: table, JSON and exit status 0 (equal), 1 (different) or 2 (invalid input)."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from ftcore.compare import main
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.study import randomize_weights
 
-pytest.importorskip("transformers")  # what it compares with
+pytest.importorskip("transformers")
 
 T5 = {
     "model_type": "t5",
@@ -58,27 +58,27 @@ def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftcore.models.gpt2.attend", lambda *a, **k: right(*a, **k | {"scale": 1.0}))
 
 
-# What it says
+# Output
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_configuration_with_random_weights_is_equal(name, tmp_path, capsys):
+def test_random_weights_are_equal(name, tmp_path, capsys):
     assert main(["--config", config_file(tmp_path, VARIANTS[name])]) == 0
-    told = capsys.readouterr().out
-    assert "lm_head" in told
-    assert "Equal: no difference is larger than rounding explains." in told
-    assert "Unwatched, with the fused kernel" in told
-    assert "differs" not in told
+    output = capsys.readouterr().out
+    assert "lm_head" in output
+    assert "Equal: no difference is larger than rounding explains." in output
+    assert "Without hooks, with the fused attention kernel" in output
+    assert "differs" not in output
 
 
 @pytest.mark.parametrize("name", ["t5-tiny.json", "gpt2-tiny.json"])
-def test_the_shipped_configurations_are_equal(name, capsys):
+def test_example_configurations_are_equal(name, capsys):
     path = Path(__file__).parents[2] / "examples" / "configs" / name
     assert main(["--config", str(path), "--length", "20", "--forward-only"]) == 0
     assert "Gradients" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_equal(gpt2, tmp_path, capsys):
+def test_checkpoint_is_equal(gpt2, tmp_path, capsys):
     assert main(["--model", gpt2, "--batch", "3", "--length", "9", "--seed", "5"]) == 0
     assert "3 x 9 x 80" in capsys.readouterr().out
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_equal(gpt2, tmp_path, capsys):
     assert "2 x 140 x 16" in capsys.readouterr().out
 
 
-def test_json_is_for_programs(gpt2, capsys):
+def test_json_output(gpt2, capsys):
     assert main(["--model", gpt2, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["equal"] is True
@@ -99,7 +99,7 @@ def test_json_is_for_programs(gpt2, capsys):
     assert {row["verdict"] for row in report["rows"]} == {"equal"}
 
 
-def test_rows_are_in_the_order_in_which_modules_run(gpt2, capsys):
+def test_rows_are_in_execution_order(gpt2, capsys):
     main(["--model", gpt2, "--json"])
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
     in_order = [
@@ -112,32 +112,32 @@ def test_rows_are_in_the_order_in_which_modules_run(gpt2, capsys):
     assert [name for name in names if name in in_order] == in_order
 
 
-def test_a_difference_is_named_with_its_cause(gpt2, wrong_scale, capsys):
+def test_difference_is_reported_with_its_cause(gpt2, wrong_scale, capsys):
     assert main(["--model", gpt2]) == 1
-    told = capsys.readouterr().out
-    assert "First divergent module: transformer.h.0.attn.c_proj" in told
-    assert "the mistake is in transformer.h.0.attn, between modules" in told
-    assert "Likely cause: missing 1/sqrt(d), in transformer.h.0.attn" in told
+    output = capsys.readouterr().out
+    assert "First divergent module: transformer.h.0.attn.c_proj" in output
+    assert "the mistake is in transformer.h.0.attn, between its submodules" in output
+    assert "Likely cause: missing 1/sqrt(d), in transformer.h.0.attn" in output
     assert main(["--model", gpt2, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["equal"] is False
-    assert report["culprit"] == "transformer.h.0.attn"
+    assert report["first_bad_module"] == "transformer.h.0.attn"
     assert [cause["name"] for cause in report["causes"]] == ["missing 1/sqrt(d)"]
     assert report["causes"][0]["after"] < report["causes"][0]["before"]
 
 
-def test_a_difference_of_the_fused_kernel_alone_counts(gpt2, monkeypatch, capsys):
+def test_difference_of_the_fused_kernel_is_reported(gpt2, monkeypatch, capsys):
     right = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         "ftcore.models.attention.F.scaled_dot_product_attention", lambda *a, **k: right(*a, **k) * 2
     )
     assert main(["--model", gpt2]) == 1
-    told = capsys.readouterr().out
-    assert "Equal: no difference" in told
-    assert told.rstrip().endswith("differs.")
+    output = capsys.readouterr().out
+    assert "Equal: no difference" in output
+    assert output.rstrip().endswith("differs.")
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -147,19 +147,19 @@ def test_a_difference_of_the_fused_kernel_alone_counts(gpt2, monkeypatch, capsys
         (["--model", "a", "--config", "b"], "give either --model or --config, not both"),
         (["--config", "a", "--length", "0"], "--length is 0, expected at least 1"),
         (["--config", "a", "--batch", "0"], "--batch is 0, expected at least 1"),
-        (["--config", "missing.json"], "no such file: missing.json"),
+        (["--config", "missing.json"], "missing.json: No such file"),
         (["--config", "."], "a directory, expected a file such as the config.json in it"),
         (["--model", "./missing"], "no such directory"),
         (["--config", "a", "--lenght", "3"], "did you mean '--length'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+def test_invalid_options_are_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert message in told
-    assert told.count("\n") == 1
+    assert message in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -172,23 +172,23 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
         (T5 | {"num_layers": "two"}, "some.json: num_layers is 'two', expected a whole number"),
     ],
 )
-def test_a_wrong_configuration_is_one_line(values, message, tmp_path, capsys):
+def test_invalid_configuration_is_one_line(values, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--config", config_file(tmp_path, values)])
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert message in told
-    assert told.count("\n") == 1
+    assert message in output
+    assert output.count("\n") == 1
 
 
-def test_more_tokens_than_positions(gpt2, capsys):
+def test_length_beyond_n_positions(gpt2, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--model", gpt2, "--length", "49"])
     assert ended.value.code == 2
     assert "--length is 49, but the model has 48 positions" in capsys.readouterr().err
 
 
-def test_without_transformers_the_error_says_what_to_install(gpt2, monkeypatch, capsys):
+def test_missing_transformers(gpt2, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SystemExit) as ended:
         main(["--model", gpt2])
@@ -196,7 +196,7 @@ def test_without_transformers_the_error_says_what_to_install(gpt2, monkeypatch, 
     assert 'pip install -e ".[test]"' in capsys.readouterr().err
 
 
-def test_help_needs_neither_torch_nor_transformers():
+def test_help_without_torch_and_transformers():
     code = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
         "sys.argv = ['compare', '--help']; runpy.run_module('ftcore.compare', run_name='__main__')"

@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line_and_status_2(
         (b" \n\n", "no prompts, expected one a line"),
         (b'{"prompt": "a"}\n{"prompt": \n', "line 2: broken JSON"),
         (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: expected an object with the texts"),
-        (b'{"prompt": "a"}\n\n[1]\n', "line 3: [1] is no record"),
+        (b'{"prompt": "a"}\n\n[1]\n', "line 3: [1] is not a record"),
         (b"a\xff", "not UTF-8"),
     ],
 )

@@ -20,6 +20,7 @@ from ftcore.cli import parse
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
+from ftcore.training import console
 from ftcore.training import options as options_page
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
@@ -45,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    monkeypatch.setattr(console, "save_picture", lambda *_: False)
 
 
 def train(files: Path, output: Path, *options: str, model: str = "t5", data: str = "qa.jsonl") -> int:
@@ -139,8 +140,8 @@ def test_lora_trains_nothing_else(
         (("--lora-alpha", "4"), "--lora-alpha needs --lora-rank"),
         (("--lora-dropout", "0.1"), "--lora-dropout needs --lora-rank"),
         (("--lora-rank", "0"), "--lora-rank is 0, expected at least 1"),
-        (("--lora-rank", "2", "--lora-alpha", "-1"), "--lora-alpha is -1.0, expected more than 0"),
-        (("--lora-rank", "2", "--lora-dropout", "1"), "--lora-dropout is 1.0, expected a rate from 0"),
+        (("--lora-rank", "2", "--lora-alpha", "-1"), "--lora-alpha is -1.0, expected at least 0"),
+        (("--lora-rank", "2", "--lora-dropout", "1"), "--lora-dropout is 1.0, expected from 0"),
         (("--lora-rank", "2", "--freeze", "encoder"), "--lora-rank contradicts --freeze"),
         (("--lora-rank", "2", "--from-scratch"), "--lora-rank contradicts --from-scratch"),
         (("--lora-rank", "2", "--relative-steps"), "--lora-rank contradicts --relative-steps"),
@@ -285,19 +286,19 @@ def test_an_optimizer_brings_its_settings(
     ("options", "lr", "relative"),
     [
         (("--task", "qa"), 1e-2, True),
-        (("--task", "qa", "--no-relative-steps"), None, False),
+        (("--task", "qa", "--no-relative-steps"), 3e-4, False),
         (("--task", "qa", "--optimizer", "adafactor"), 1e-2, True),
         (("--task", "emotion"), 5e-4, False),
-        (("--task", "emotion", "--relative-steps"), None, True),
+        (("--task", "emotion", "--relative-steps"), 1e-2, True),
         (("--task", "emotion", "--optimizer", "adafactor"), 1e-3, True),
     ],
 )
 def test_the_embedded_rates_are_those_of_their_kind_of_steps(
-    options: tuple[str, ...], lr: float | None, relative: bool
+    options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
-    """None: the family's own is filled in when the checkpoint has been read."""
-    filled = options_page.with_defaults(parse(options_page.TrainOptions, options, command="ftcore.train"))
-    assert (filled.lr, filled.relative_steps) == (lr, relative)
+    given = parse(options_page.TrainOptions, options, command="ftcore.train")
+    resolved = options_page.resolve(given, options_page.find_files(given), is_t5="qa" in options)
+    assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
 def test_label_smoothing_moves_the_training_loss_and_no_validation_loss(files: Path, tmp_path: Path) -> None:
@@ -463,7 +464,7 @@ def test_control_c_before_the_first_step_is_one_line(
 
     monkeypatch.setattr(ftcore.train, moment, interrupted)
     assert train(files, tmp_path / "run") == 130
-    assert capsys.readouterr().out.splitlines()[-1] == "interrupted; what was saved before is whole"
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted; what was saved before is complete"
 
 
 # --- refused
@@ -508,11 +509,11 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--device", "tpu"], "--device is 'tpu', which torch does not find here"),
         (["--device", "cuda:99"], "--device is 'cuda:99', which torch does not find here"),
         (["--epochs", "0"], "--epochs is 0, expected at least 1"),
-        (["--lr", "-1"], "--lr is -1.0, expected a number of at least 0"),
-        (["--lr", "nan"], "--lr is nan, expected a number of at least 0"),
-        (["--seed", "-1"], "--seed is -1, expected a number of at least 0"),
+        (["--lr", "-1"], "--lr is -1.0, expected at least 0"),
+        (["--lr", "nan"], "--lr is nan, expected at least 0"),
+        (["--seed", "-1"], "--seed is -1, expected at least 0"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
-        (["--dropout", "1"], "--dropout is 1.0, expected a rate from 0 to below 1"),
+        (["--dropout", "1"], "--dropout is 1.0, expected from 0 to below 1"),
         (["--optimizer", "adafactor", "--no-relative-steps"], "adafactor contradicts --no-relative-steps"),
         (["--packing", "--pad-to-max-length"], "--packing contradicts --pad-to-max-length"),
         (["--label-smoothing", "1"], "--label-smoothing is 1.0, expected from 0 to below 1"),

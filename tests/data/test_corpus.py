@@ -1,4 +1,4 @@
-"""Text of any size becomes the ids that it has as a whole, once, and is read without holding it in memory."""
+"""A corpus has the ids of the whole text, is tokenised once, and is read without loading it into memory."""
 
 import gc
 import sys
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from ftcore.data import CausalLMDataset, Corpus, DataLoader, load_tokenizer, read_corpus
 from ftcore.data import corpus as corpus_module
-from ftcore.data.corpus import _header, _pieces
+from ftcore.data.corpus import _chunks, _header
 from ftcore.data.files import read_chunks, read_text
 from ftcore.data.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def ids_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors"))
 
 
-# --- which ids
+# --- ids
 
 PARTS = ["The", "ferry", "'s", "12", "é", "漢字", "!?", "\x1c", " ", "  ", "\n", "\n\n", "\t", "\u00a0", END]
 
@@ -61,11 +61,11 @@ PARTS = ["The", "ferry", "'s", "12", "é", "漢字", "!?", "\x1c", " ", "  ", "\
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.lists(st.sampled_from(PARTS), min_size=1, max_size=40).map("".join),
-    piece=st.integers(1, 20),
+    chunk=st.integers(1, 20),
     decoder_only=st.booleans(),
 )
-def test_ids_are_those_of_the_documents_as_a_whole(
-    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, text: str, piece: int, decoder_only: bool
+def test_ids_are_those_of_whole_documents(
+    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, text: str, chunk: int, decoder_only: bool
 ) -> None:
     documents = [document for document in text.split(END) if document.strip()]
     path = write(tmp_path / f"{uuid4()}.txt", text)
@@ -76,7 +76,7 @@ def test_ids_are_those_of_the_documents_as_a_whole(
         )
     else:
         tokenizer, expected = t5, [i for document in documents for i in t5.encode(document)[:-1]]
-    with patch.object(corpus_module, "_PIECE", piece):
+    with patch.object(corpus_module, "_CHUNK", chunk):
         if len(expected) > 1:
             assert all_ids(read(path, tokenizer, decoder_only)) == expected
         else:
@@ -84,16 +84,16 @@ def test_ids_are_those_of_the_documents_as_a_whole(
                 read(path, tokenizer, decoder_only)
 
 
-def test_a_gpt2_text_is_tokenised_as_its_tokenizer_reads_the_file(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_gpt2_documents_end_with_the_end_of_text_token(tmp_path: Path, gpt2: Tokenizer) -> None:
     corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, decoder_only=True)
     assert all_ids(corpus) == [*gpt2.encode(TALE), gpt2.eos_id]
     assert all_ids(corpus).count(gpt2.eos_id) == 2
 
 
-def test_real_text_in_pieces(real_data: Path, tmp_path: Path) -> None:
+def test_real_text_in_chunks(real_data: Path, tmp_path: Path) -> None:
     text = (real_data / "squad" / "valid.json").read_text(encoding="utf-8")[:300_000]
     path = write(tmp_path / "squad.txt", text)
-    with patch.object(corpus_module, "_PIECE", 1000):
+    with patch.object(corpus_module, "_CHUNK", 1000):
         for name, decoder_only in (("gpt2", True), ("t5", False)):
             tokenizer = load_tokenizer(real_data / name)
             whole = tokenizer.encode(text)
@@ -107,7 +107,7 @@ def test_real_text_in_pieces(real_data: Path, tmp_path: Path) -> None:
     size=st.integers(1, 5),
     mark=st.booleans(),
 )
-def test_chunks_are_the_text(tmp_path: Path, text: str, size: int, mark: bool) -> None:
+def test_read_chunks_equals_read_text(tmp_path: Path, text: str, size: int, mark: bool) -> None:
     path = write(tmp_path / "a.txt", text.encode("utf-8-sig" if mark else "utf-8"))
     chunks = list(read_chunks(path, size))
     assert "".join(chunks) == read_text(path)
@@ -115,13 +115,13 @@ def test_chunks_are_the_text(tmp_path: Path, text: str, size: int, mark: bool) -
 
 
 @pytest.mark.parametrize("document", ["x" * 1000, "word " * 200, " " * 1000])
-def test_pieces_stay_small_whatever_the_text(document: str) -> None:
+def test_chunks_stay_small_for_any_text(document: str) -> None:
     text = document + END + document
-    chunks = [text[start : start + 10] for start in range(0, len(text), 10)]
+    blocks = [text[start : start + 10] for start in range(0, len(text), 10)]
     with patch.object(corpus_module, "_LONGEST_WORD", 50):
-        pieces = list(_pieces(chunks))
-    assert "".join(piece + END * ends for piece, ends in pieces) == text + END
-    assert max(len(piece) for piece, _ in pieces) <= 50 + 10 + len(END)
+        chunks = list(_chunks(blocks))
+    assert "".join(chunk + END * ends for chunk, ends in chunks) == text + END
+    assert max(len(chunk) for chunk, _ in chunks) <= 50 + 10 + len(END)
 
 
 # --- the file of ids
@@ -132,8 +132,8 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
 ) -> None:
     path = write(tmp_path / "tale.txt", TALE)
     corpus = read(path, gpt2, decoder_only=True)
-    said = capsys.readouterr().err
-    assert said == f"tokenised {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
+    message = capsys.readouterr().err
+    assert message == f"tokenised {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
     assert ids_files(tmp_path) == [corpus.ids]
 
     before = corpus.ids.stat()
@@ -146,17 +146,17 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
     assert f"tokenised {path} again: it has changed: {len(longer)} tokens" in capsys.readouterr().err
     assert len(longer) > len(corpus) and longer.ids == corpus.ids
     with pytest.raises(ValueError, match=r"tale\.txt has changed while its ids were read: start again"):
-        corpus.read(0, 1)  # of the first text: a run that still goes on would not notice
+        corpus.read(0, 1)  # the ids of the first text, as a run in progress would
 
 
 def test_each_tokenizer_has_its_own_ids(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
     path = write(tmp_path / "tale.txt", TALE)
-    ours, theirs = read(path, gpt2, decoder_only=True), read(path, t5, decoder_only=False)
-    assert ids_files(tmp_path) == sorted([ours.ids, theirs.ids])
-    assert t5.decode(all_ids(theirs)) == "The ferry left at noon. The bakery opens at six."
+    first, second = read(path, gpt2, decoder_only=True), read(path, t5, decoder_only=False)
+    assert ids_files(tmp_path) == sorted([first.ids, second.ids])
+    assert t5.decode(all_ids(second)) == "The ferry left at noon. The bakery opens at six."
 
 
-def test_two_bytes_an_id_or_four(tmp_path: Path) -> None:
+def test_ids_are_uint16_or_uint32(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(WEIGHTS / "gpt2-mini")
     for size, dtype in ((2**16, np.uint16), (2**16 + 1, np.uint32)):
         tokenizer.vocab_size = size
@@ -166,8 +166,8 @@ def test_two_bytes_an_id_or_four(tmp_path: Path) -> None:
         assert ids.tolist() == all_ids(corpus) == [*tokenizer.encode(TALE), tokenizer.eos_id]
 
 
-@pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "other", "cut"])
-def test_damaged_ids_are_made_anew(tmp_path: Path, gpt2: Tokenizer, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "other", "truncated"])
+def test_damaged_ids_are_rewritten(tmp_path: Path, gpt2: Tokenizer, content: bytes | None) -> None:
     path = write(tmp_path / "tale.txt", TALE)
     corpus = read(path, gpt2, decoder_only=True)
     expected = all_ids(corpus)
@@ -175,7 +175,7 @@ def test_damaged_ids_are_made_anew(tmp_path: Path, gpt2: Tokenizer, content: byt
     assert all_ids(read(path, gpt2, decoder_only=True)) == expected
 
 
-def test_what_dies_while_tokenising_leaves_nothing(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_a_failure_while_tokenising_leaves_no_file(tmp_path: Path, gpt2: Tokenizer) -> None:
     path = write(tmp_path / "tale.txt", TALE)
     encode = gpt2.encode
     with (
@@ -187,7 +187,7 @@ def test_what_dies_while_tokenising_leaves_nothing(tmp_path: Path, gpt2: Tokeniz
     assert len(read(path, gpt2, decoder_only=True)) > 0
 
 
-def test_where_nothing_can_be_written_beside_the_text(
+def test_ids_go_to_the_cache_directory_if_the_text_is_read_only(
     tmp_path: Path, gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "tale.txt", TALE)
@@ -200,7 +200,9 @@ def test_where_nothing_can_be_written_beside_the_text(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
-def test_one_of_several_tokenises(tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture) -> None:
+def test_concurrent_readers_tokenise_once(
+    tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture
+) -> None:
     path = write(tmp_path / "tale.txt", TALE * 500)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: read(path, gpt2, decoder_only=True), range(4)))
@@ -228,7 +230,7 @@ def test_the_parts_of_a_split(tales: Corpus, fraction: float, start: int, length
     assert valid.split(0.5)[1].read(0, 3) == ids[-len(valid.split(0.5)[1]) :][:3]
 
 
-def test_a_split_that_cannot_be_made(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_splits_that_are_refused(tmp_path: Path, gpt2: Tokenizer) -> None:
     corpus = read(write(tmp_path / "a.txt", "The ferry"), gpt2, decoder_only=True)
     with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
         corpus.split(1.0)
@@ -243,28 +245,28 @@ def resident_megabytes() -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """A file with 500 million ids, a hole that takes no disk, read all over: 4,000 blocks of a million."""
+    """4,000 of a million blocks, at random, of a sparse file of 500 million ids."""
     tokens = 500_000_000
     ids = tmp_path / "ids.safetensors"
     with ids.open("wb") as file:
-        file.write(_header(tokens, np.dtype("<u2"), {"made_from": "a hole"}))
+        file.write(_header(tokens, np.dtype("<u2"), {"made_from": "sparse"}))
         file.truncate(file.tell() + 2 * tokens)
     gc.collect()
     before = resident_megabytes()
-    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, "a hole", 0, tokens), 512)
+    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, "sparse", 0, tokens), 512)
     loader = DataLoader(blocks, 8, pad_id=0, shuffle=True)
     for _, batch in zip(range(500), loader, strict=False):
         assert batch["input_ids"].shape == (8, 512)
     assert len(blocks) > 900_000
-    # The lengths and the order of the epoch, 8 bytes a block each, and what making the order takes beside it.
-    # Kept mapped, the pages that were read would be 250 MB.
+    # The lengths and the order of the epoch take 8 bytes a block each, and computing the order takes as much
+    # again. With a permanent mapping, the pages that were read would add 250 MB.
     assert resident_megabytes() - before < 64
 
 
-# --- what cannot be read
+# --- errors
 
 
-def test_errors_name_the_file_and_what_to_do(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
+def test_errors_name_the_file_and_the_remedy(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.txt"):
         read(tmp_path / "nowhere.txt", gpt2, decoder_only=True)
     with pytest.raises(ValueError, match="is a directory; expected a file"):
@@ -282,9 +284,7 @@ def test_errors_name_the_file_and_what_to_do(tmp_path: Path, gpt2: Tokenizer, t5
     assert not ids_files(tmp_path)
 
 
-def test_task_model_and_tokenizer_must_belong_together(
-    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer
-) -> None:
+def test_task_model_and_tokenizer_must_match(tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer) -> None:
     path = write(tmp_path / "tale.txt", TALE)
     with pytest.raises(
         ValueError, match=r"'lm' trains a decoder-only .* T5 learns .* with 'span-corruption'"

@@ -14,7 +14,7 @@ EOS = 1
 
 
 class Letters:
-    """An id for each letter; everything else is nothing. Like T5 with an end token, like GPT-2 without."""
+    """One id per letter, none for other characters. Appends EOS like T5, or not, like GPT-2."""
 
     eos_id = EOS
 
@@ -69,7 +69,7 @@ def test_truncation(texts: list[tuple[str, str]], source_limit: int, target_limi
         # T5 keeps the beginning and the end token.
         assert t5[i]["input_ids"] == [*ids(source)[: source_limit - 1], EOS]
         assert t5[i]["labels"] == [*ids(target)[: target_limit - 1], EOS]
-        # GPT-2 keeps the end of the source, and the end token only where the target is whole.
+        # GPT-2 keeps the end of the source, and the end token only if the target is not truncated.
         kept_source, kept_target = ids(source)[-source_limit:], [*ids(target), EOS][:target_limit]
         assert gpt2[i]["input_ids"] == kept_source + kept_target
         assert gpt2[i]["labels"] == [-100] * len(kept_source) + kept_target
@@ -98,7 +98,7 @@ def test_limits_to_pad_to() -> None:
     assert (language_modelling.max_input_length, language_modelling.max_label_length) == (20, 20)
 
 
-def test_behaves_like_a_sequence_and_travels_to_workers() -> None:
+def test_a_dataset_is_a_sequence_and_can_be_pickled() -> None:
     data = dataset([Record(letter, letter) for letter in "abc"], decoder_only=False)
     assert len(data) == 3
     assert data[-1] == data[2]
@@ -109,7 +109,7 @@ def test_behaves_like_a_sequence_and_travels_to_workers() -> None:
     assert [copy[i] for i in range(3)] == [data[i] for i in range(3)]
 
 
-def test_what_cannot_become_examples() -> None:
+def test_limits_records_and_tokenizers_that_are_refused() -> None:
     record = Record("abc", "xy")
     with pytest.raises(
         ValueError, match="max_source_length is 0 and max_target_length 100; expected at least 1"
@@ -150,7 +150,7 @@ def test_t5_examples_are_those_of_transformers(real_data: Path) -> None:
     assert 0 < data.truncated_targets < 100
 
 
-def test_gpt2_examples_read_as_their_text(real_data: Path) -> None:
+def test_gpt2_examples_decode_to_their_text(real_data: Path) -> None:
     tokenizer = load_tokenizer(real_data / "gpt2")
     records = read_records("qa", real_data / "squad" / "valid.json", decoder_only=True, limit=50)
     data = Dataset(records, tokenizer, decoder_only=True, max_source_length=100, max_target_length=64)
@@ -159,7 +159,7 @@ def test_gpt2_examples_read_as_their_text(real_data: Path) -> None:
         example = data[i]
         text = tokenizer.decode(example["input_ids"], skip_special_tokens=False)
         assert text.endswith(f"\nanswer:{record.target}<|endoftext|>")
-        # The two halves are tokenised apart; their ids are those of the whole.
+        # Source and target are tokenised separately; the ids are those of the concatenation.
         assert (
             example["input_ids"][:-1]
             == tokenizer.encode(record.source + record.target)[-len(example["labels"]) + 1 :]

@@ -1,4 +1,4 @@
-"""Every example once, the same windows however they are split, exact resume, padding by length."""
+"""Every example once, the same examples per step for any accumulation, exact resume, padding by length."""
 
 from itertools import chain, islice
 from typing import Any
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftcore.data import DataLoader, Dataset, Record
-from ftcore.data.loader import WindowSampler
+from ftcore.data.loader import BucketBatchSampler
 
 PAD = EOS = 1
 
 
 class Letters:
-    """An id for each letter. The end token is also the pad token, as GPT-2 has it."""
+    """One id per letter. The end token is also the pad token, as in GPT-2."""
 
     eos_id = EOS
 
@@ -50,12 +50,12 @@ def equal(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]]) -> bool:
     )
 
 
-# --- which examples
+# --- order
 
 
 @properties
 @given(LENGTHS, ORDER, SIZES, st.integers(0, 5))
-def test_every_example_once_in_full_windows(lengths: list, order: dict, sizes: dict, epoch: int) -> None:
+def test_every_example_once_in_full_steps(lengths: list, order: dict, sizes: dict, epoch: int) -> None:
     loader = DataLoader(make_dataset(lengths, decoder_only=False), pad_id=PAD, **order, **sizes)
     loader.set_epoch(epoch)
     batches = list(loader)
@@ -63,22 +63,21 @@ def test_every_example_once_in_full_windows(lengths: list, order: dict, sizes: d
     assert len(loader) == len(batches)
 
     accumulate, batch_size = sizes["accumulate"], sizes["batch_size"]
-    windows = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
-    assert loader.windows_per_epoch == len(windows)
-    # Only the last window may be short, and only in its last batch.
+    assert loader.steps_per_epoch == len(range(0, len(batches), accumulate))
+    # Only the last micro-batch may be short.
     short = [batch for batch in batches if len(batch["index"]) < batch_size]
     assert not short or (len(short) == 1 and short[0] is batches[-1])
 
 
 @properties
 @given(LENGTHS, ORDER, SIZES, st.integers(1, 12), st.integers(0, 5), st.booleans())
-def test_processes_share_each_batch(
+def test_ranks_share_each_batch(
     lengths: list, order: dict, sizes: dict, processes: int, epoch: int, decoder_only: bool
 ) -> None:
-    """Together they have its rows, each once, and none has two more than another; positions are the same."""
+    """The shards of a batch are disjoint, complete and balanced, and all ranks save the same position."""
     dataset = make_dataset(lengths, decoder_only)
-    whole, *shares = loaders = [
-        DataLoader(dataset, pad_id=PAD, **order, **sizes, process=process, processes=count)
+    whole, *shards = loaders = [
+        DataLoader(dataset, pad_id=PAD, **order, **sizes, rank=process, world_size=count)
         for process, count in ((0, 1), *((process, processes) for process in range(processes)))
     ]
     for loader in loaders:
@@ -92,12 +91,12 @@ def test_processes_share_each_batch(
             assert part["input_ids"].shape == part["attention_mask"].shape
             assert part["attention_mask"].any(-1).all()
             assert len(part["labels"]) == max(1, len(part["index"]))
-    assert all(loader.state_dict() == whole.state_dict() for loader in shares)
+    assert all(loader.state_dict() == whole.state_dict() for loader in shards)
 
 
 @properties
 @given(LENGTHS, ORDER, st.integers(0, 5), st.sampled_from([(8, 1), (12, 1), (16, 1)]))
-def test_a_window_holds_the_same_examples_however_it_is_split(
+def test_a_step_has_the_same_examples_for_any_accumulation(
     lengths: list, order: dict, epoch: int, whole: tuple[int, int]
 ) -> None:
     data = make_dataset(lengths, decoder_only=True)
@@ -111,7 +110,7 @@ def test_a_window_holds_the_same_examples_however_it_is_split(
         contents.append(
             [
                 [i for batch in islice(batches, accumulate) for i in batch["index"].tolist()]
-                for _ in range(loader.windows_per_epoch)
+                for _ in range(loader.steps_per_epoch)
             ]
         )
     assert all(content == contents[0] for content in contents)
@@ -123,17 +122,17 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(
     lengths: list, sizes: dict, bucket: bool, seed: int, epoch: int
 ) -> None:
     data = make_dataset(lengths, decoder_only=False)
-    direct, travelled = (
+    direct, used = (
         DataLoader(data, pad_id=PAD, shuffle=True, seed=seed, bucket=bucket, **sizes) for _ in range(2)
     )
     direct.set_epoch(epoch)
     torch.manual_seed(epoch)
     np.random.seed(epoch)
-    list(travelled)
-    travelled.set_epoch(epoch + 1)
-    next(iter(travelled))
-    travelled.set_epoch(epoch)
-    assert equal(list(direct), list(travelled))
+    list(used)
+    used.set_epoch(epoch + 1)
+    next(iter(used))
+    used.set_epoch(epoch)
+    assert equal(list(direct), list(used))
 
 
 def test_seeds_and_epochs_give_different_orders() -> None:
@@ -148,7 +147,7 @@ def test_seeds_and_epochs_give_different_orders() -> None:
         assert len(orders) == 9
 
 
-def test_without_shuffling_the_order_is_the_files_or_longest_first() -> None:
+def test_without_shuffling_the_order_is_that_of_the_data_or_longest_first() -> None:
     data = make_dataset([(2, 1), (9, 1), (5, 2), (5, 3)], decoder_only=False)
     plain = DataLoader(data, 3, pad_id=PAD, bucket=False)
     assert [batch["index"].tolist() for batch in plain] == [[0, 1, 2], [3]]
@@ -163,7 +162,7 @@ def test_without_shuffling_the_order_is_the_files_or_longest_first() -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**32), st.sampled_from([1, 4]), st.booleans())
-def test_buckets_save_padding(seed: int, accumulate: int, decoder_only: bool) -> None:
+def test_buckets_reduce_padding(seed: int, accumulate: int, decoder_only: bool) -> None:
     random = np.random.default_rng(seed)
     lengths = [(random.integers(1, 31), random.integers(1, 5)) for _ in range(300)]
     data = make_dataset(lengths, decoder_only)
@@ -176,7 +175,7 @@ def test_buckets_save_padding(seed: int, accumulate: int, decoder_only: bool) ->
     assert padding_share(bucket=True) < 0.4 * padding_share(bucket=False)
 
 
-def test_bucketed_windows_mix_from_epoch_to_epoch_and_in_length() -> None:
+def test_buckets_change_with_the_epoch_and_mix_lengths() -> None:
     data = make_dataset([(1 + i % 30, 3) for i in range(600)], decoder_only=False)
     loader = DataLoader(data, 8, pad_id=PAD, shuffle=True)
     epochs = []
@@ -189,22 +188,22 @@ def test_bucketed_windows_mix_from_epoch_to_epoch_and_in_length() -> None:
     assert not epochs[0] & epochs[1]
 
 
-def test_the_short_window_is_no_particular_length() -> None:
+def test_the_last_short_step_has_examples_of_any_length() -> None:
     lengths = np.tile(np.arange(1, 101), 2).repeat(2).reshape(-1, 2)[:197]
-    sampler = WindowSampler(lengths, 8, 1, shuffle=True, seed=0, bucket=True)
+    sampler = BucketBatchSampler(lengths, 8, 1, shuffle=True, seed=0, bucket=True)
     means = []
     for sampler.epoch in range(60):
-        last_window = sampler.order()[-(197 % 8) :]
-        means.append(lengths[last_window, 0].mean())
+        last_step = sampler.order()[-(197 % 8) :]
+        means.append(lengths[last_step, 0].mean())
     assert min(means) < 35 and max(means) > 65
 
 
-# --- position
+# --- resuming
 
 
 @properties
 @given(LENGTHS, ORDER, SIZES, st.booleans(), st.data())
-def test_resuming_is_the_uninterrupted_run(
+def test_resuming_equals_the_uninterrupted_run(
     lengths: list, order: dict, sizes: dict, decoder_only: bool, data: st.DataObject
 ) -> None:
     dataset = make_dataset(lengths, decoder_only)
@@ -226,22 +225,22 @@ def test_resuming_is_the_uninterrupted_run(
     assert equal(rest, [batch for batch, _ in uninterrupted[stop + 1 :]])
 
 
-def test_workers_change_neither_the_batches_nor_the_position() -> None:
+def test_workers_do_not_affect_batches_or_position() -> None:
     data = make_dataset([(1 + i % 30, 3) for i in range(90)], decoder_only=False)
     options: dict = {"batch_size": 4, "pad_id": PAD, "accumulate": 2, "shuffle": True, "seed": 7}
-    alone, helped = DataLoader(data, **options), DataLoader(data, **options, num_workers=2)
-    expected = list(alone)
-    started = iter(helped)
+    loader = DataLoader(data, **options, num_workers=2)
+    expected = list(DataLoader(data, **options))
+    started = iter(loader)
     taken = [next(started) for _ in range(5)]
-    state = helped.state_dict()
-    assert state["batches"] == 5  # though the workers are ahead
+    state = loader.state_dict()
+    assert state["batches"] == 5  # although the workers prefetch
     del started
     resumed = DataLoader(data, **options, num_workers=2)
     resumed.load_state_dict(state)
     assert equal(taken + list(resumed), expected)
 
 
-def test_iterating_again_starts_again_and_leaves_the_global_generator_alone() -> None:
+def test_iterating_again_restarts_and_does_not_use_the_global_generator() -> None:
     data = make_dataset([(i, 3) for i in range(1, 20)], decoder_only=False)
     loader = DataLoader(data, 4, pad_id=PAD, shuffle=True)
     torch.manual_seed(0)
@@ -252,11 +251,11 @@ def test_iterating_again_starts_again_and_leaves_the_global_generator_alone() ->
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_position_of_other_data_or_options_is_refused() -> None:
+def test_a_position_in_other_data_or_with_other_options_is_refused() -> None:
     lengths = [(i, 3) for i in range(1, 20)]
     options: dict = {"pad_id": PAD, "batch_size": 4, "shuffle": True, "seed": 1}
     state = DataLoader(make_dataset(lengths, decoder_only=False), **options).state_dict()
-    with pytest.raises(ValueError, match=r"cannot go on in the data: batch_size was 4 .* saved and is 8 now"):
+    with pytest.raises(ValueError, match=r"cannot resume in the data: batch_size was 4 .* and is 8 now"):
         DataLoader(make_dataset(lengths, decoder_only=False), **options | {"batch_size": 8}).load_state_dict(
             state
         )
@@ -273,7 +272,7 @@ def test_a_position_of_other_data_or_options_is_refused() -> None:
 
 @properties
 @given(LENGTHS, st.booleans(), st.sampled_from(["left", "right"]), st.booleans())
-def test_padding_is_by_length_even_where_pad_is_eos(
+def test_padding_is_by_length_even_if_pad_is_eos(
     lengths: list, decoder_only: bool, side: str, to_max_length: bool
 ) -> None:
     data = make_dataset(lengths, decoder_only)
@@ -296,13 +295,13 @@ def test_padding_is_by_length_even_where_pad_is_eos(
             assert (batch["input_ids"][row][~present] == PAD).all()
             gap = [-100] * (width[1] - len(labels))
             assert batch["labels"][row].tolist() == (gap + labels if label_side == "left" else labels + gap)
-            assert (batch["labels"][row] == EOS).sum() == 1  # learnt once, masked nowhere else
+            assert (batch["labels"][row] == EOS).sum() == 1  # one label, not masked
 
 
 # --- errors
 
 
-def test_options_that_make_no_sense() -> None:
+def test_invalid_options_are_refused() -> None:
     data = make_dataset([(3, 3)], decoder_only=False)
     with pytest.raises(ValueError, match="batch_size is 0 and accumulate 1; expected 1 or more"):
         DataLoader(data, 0, pad_id=PAD)
@@ -312,5 +311,5 @@ def test_options_that_make_no_sense() -> None:
         DataLoader(data, 2, pad_id=PAD, seed=-1)
     with pytest.raises(ValueError, match="padding_side is 'top'; expected 'left' or 'right'"):
         DataLoader(data, 2, pad_id=PAD, padding_side="top")
-    with pytest.raises(ValueError, match="the data set holds no examples"):
+    with pytest.raises(ValueError, match="the data set has no examples"):
         DataLoader(make_dataset([], decoder_only=False), 2, pad_id=PAD)

@@ -1,4 +1,4 @@
-"""Packed rows: every example once, rows within their limits, and nothing of a neighbour seen."""
+"""Packed rows: every example once, within the limits, and no attention across examples."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import DataLoader
-from ftcore.data.packing import examples_of, pack, positions, same_segment, starts
+from ftcore.data.packing import examples_of, pack, position_ids, same_segment, segment_starts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss, count_targets
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(2, 9)), min_size=1, max_size=12)
 
 
-class Some:
-    """Random examples of given lengths, as a `Dataset` has them."""
+class RandomExamples:
+    """Random examples of given lengths, with the interface of a `Dataset`."""
 
     def __init__(self, lengths: list[tuple[int, int]], *, decoder_only: bool) -> None:
         self.decoder_only, self.epoch = decoder_only, 0
@@ -36,7 +36,9 @@ class Some:
 
 def load(lengths: list[tuple[int, int]], *, decoder_only: bool, packed: bool, size: int = 99) -> list[dict]:
     return list(
-        DataLoader(Some(lengths, decoder_only=decoder_only), size, pad_id=0, bucket=False, pack=packed)
+        DataLoader(
+            RandomExamples(lengths, decoder_only=decoder_only), size, pad_id=0, bucket=False, pack=packed
+        )
     )
 
 
@@ -51,7 +53,7 @@ def model(decoder_only: bool) -> GPT2LMHeadModel | T5ForConditionalGeneration:
 
 
 @given(LENGTHS, st.tuples(st.integers(1, 20), st.integers(2, 20)))
-def test_rows_hold_each_example_once_and_no_two_beyond_the_limits(lengths, limits):
+def test_each_example_is_in_one_row_within_the_limits(lengths, limits):
     rows = pack(lengths, limits)
     assert sorted(example for row in rows for example in row) == list(range(len(lengths)))
     for row in rows:
@@ -61,40 +63,40 @@ def test_rows_hold_each_example_once_and_no_two_beyond_the_limits(lengths, limit
 
 def test_first_fit_by_hand():
     assert pack([(2, 2), (6, 2), (4, 2), (3, 2)], (8, 9)) == [[1, 0], [2, 3]]
-    assert pack([(2, 2), (6, 8), (4, 2), (3, 2)], (8, 9)) == [[1], [2, 3], [0]]  # no room for its labels
+    assert pack([(2, 2), (6, 8), (4, 2), (3, 2)], (8, 9)) == [[1], [2, 3], [0]]  # its labels do not fit
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 @settings(deadline=None, max_examples=40)
 @given(lengths=LENGTHS)
-def test_the_examples_come_back(decoder_only, lengths):
-    examples = Some(lengths, decoder_only=decoder_only)
+def test_examples_of_restores_the_examples(decoder_only, lengths):
+    examples = RandomExamples(lengths, decoder_only=decoder_only)
     for packed in (False, True):
         [batch] = load(lengths, decoder_only=decoder_only, packed=packed)
         found = {index: (ids.tolist(), labels.tolist()) for index, ids, labels in examples_of(batch)}
         assert sorted(found) == list(range(len(lengths)))
         for index, (ids, labels) in found.items():
-            wanted = [label for label in examples[index]["labels"] if label != -100]
-            assert (ids, labels[-len(wanted) :]) == (examples[index]["input_ids"], wanted)
+            expected = [label for label in examples[index]["labels"] if label != -100]
+            assert (ids, labels[-len(expected) :]) == (examples[index]["input_ids"], expected)
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 @settings(deadline=None, max_examples=40)
 @given(lengths=LENGTHS)
-def test_loss_and_gradient_are_those_of_rows_of_their_own(decoder_only, lengths):
-    reader = model(decoder_only).double()
+def test_loss_and_gradient_equal_those_of_separate_rows(decoder_only, lengths):
+    network = model(decoder_only).double()
     results = []
     for packed in (False, True):
         [batch] = load(lengths, decoder_only=decoder_only, packed=packed)
-        reader.zero_grad()
-        loss = batch_loss(reader, batch)
+        network.zero_grad()
+        loss = batch_loss(network, batch)
         loss.total.backward()
-        assert loss.tokens == count_targets(reader, batch)
-        results.append((loss.total.item(), loss.tokens, [p.grad.clone() for p in reader.parameters()]))
+        assert loss.tokens == count_targets(network, batch)
+        results.append((loss.total.item(), loss.tokens, [p.grad.clone() for p in network.parameters()]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
 
 
-def test_packed_rows_are_fewer():
+def test_packing_needs_fewer_rows():
     lengths = [(9, 9), *[(3, 3)] * 6]
     [batch] = load(lengths, decoder_only=False, packed=True)
     assert batch["input_ids"].shape == (3, 9)
@@ -103,18 +105,20 @@ def test_packed_rows_are_fewer():
 
 def test_segments_by_hand():
     ids = torch.tensor([[1, 1, 2, 0], [0, 1, 2, 2]])
-    assert starts(ids).tolist() == [[True, False, True, False], [False, True, True, False]]
-    assert positions(ids)[ids > 0].tolist() == [0, 1, 0, 0, 0, 1]
+    assert segment_starts(ids).tolist() == [[True, False, True, False], [False, True, True, False]]
+    assert position_ids(ids)[ids > 0].tolist() == [0, 1, 0, 0, 0, 1]
     assert same_segment(ids[:, :3], ids)[0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
-    assert not same_segment(ids, ids)[0, 3].any()  # padding looks at nothing, not even at padding
+    assert not same_segment(ids, ids)[0, 3].any()  # padding attends to nothing, not even to padding
 
 
-def test_padding_to_a_fixed_length_contradicts():
+def test_packing_excludes_padding_to_a_fixed_length():
     with pytest.raises(ValueError, match="pack contradicts pad_to_max_length"):
-        DataLoader(Some([(1, 2)], decoder_only=False), 1, pad_id=0, pack=True, pad_to_max_length=True)
+        DataLoader(
+            RandomExamples([(1, 2)], decoder_only=False), 1, pad_id=0, pack=True, pad_to_max_length=True
+        )
 
 
-def test_gpt2_wants_positions_with_a_mask_for_each_query():
+def test_gpt2_needs_position_ids_with_a_mask_per_query():
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="pass position_ids too"):
         model(decoder_only=True)(ids, torch.ones(1, 3, 3))

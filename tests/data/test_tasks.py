@@ -1,4 +1,4 @@
-"""Files of every kind become the same records, and what cannot be read says where and why."""
+"""All file formats give the same records, and errors name the place and the reason."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def json_lines(*rows: object) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-# --- what a record becomes
+# --- records
 
 
 @pytest.mark.parametrize("indent", [None, 2], ids=["one line", "pretty"])
@@ -66,7 +66,7 @@ def test_squad_for_t5(tmp_path: Path, indent: int | None) -> None:
     assert second.references == ("programs",)
 
 
-def test_squad_for_gpt2_keeps_question_and_cue_last(tmp_path: Path) -> None:
+def test_squad_for_gpt2_ends_with_question_and_cue(tmp_path: Path) -> None:
     first, _ = read_records("qa", write(tmp_path / "a.json", json.dumps(SQUAD)), decoder_only=True)
     assert first.source == f"context: {CONTEXT}\nquestion: Where did Ada live?\nanswer:"
     assert first.target == " London"
@@ -98,14 +98,16 @@ def test_qa_is_the_same_from_json_lines_and_csv(tmp_path: Path, decoder_only: bo
         ("answers", ["", "Paris"], ("Paris",)),
     ],
 )
-def test_answers_in_every_published_form(tmp_path: Path, key: str, value: object, references: tuple) -> None:
+def test_answers_in_every_published_layout(
+    tmp_path: Path, key: str, value: object, references: tuple
+) -> None:
     row = {"context": "c", "question": "q", key: value}
     (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(row)), decoder_only=False)
     assert record.references == references
     assert record.target == references[0]
 
 
-def test_emotion_is_the_same_from_all_its_files(tmp_path: Path) -> None:
+def test_emotion_is_the_same_from_all_formats(tmp_path: Path) -> None:
     lines = "\ni felt low; then better;joy\n  \ni am cross;anger\n"
     table = 'text,label\n"i felt low; then better",joy\n\ni am cross,anger\n'
     objects = [{"text": "i felt low; then better", "label": "joy"}, {"text": "i am cross", "label": "anger"}]
@@ -136,7 +138,7 @@ def test_an_emotion_that_begins_with_a_brace_is_a_line(tmp_path: Path) -> None:
     assert record.source == "Emotion: {sigh} i am late"
 
 
-def test_text2text_is_left_as_it_is(tmp_path: Path) -> None:
+def test_text2text_is_unchanged(tmp_path: Path) -> None:
     row = {"source": " def f(x):\n", "target": "  return x\n"}
     file = write(tmp_path / "a.jsonl", json_lines(row))
     (t5,) = read_records("text2text", file, decoder_only=False)
@@ -153,7 +155,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
-def test_any_text_survives_json_lines_and_csv(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
+def test_any_text_can_be_read_from_json_lines_and_csv(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
     lines = write(tmp_path / "a.jsonl", json_lines(*({"source": s, "target": t} for s, t in pairs)))
     with open(tmp_path / "a.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("source", "target"), *pairs])
@@ -162,7 +164,7 @@ def test_any_text_survives_json_lines_and_csv(tmp_path: Path, pairs: list[tuple[
         assert [(record.source, record.target) for record in records] == pairs
 
 
-def test_limit_reads_no_further(tmp_path: Path) -> None:
+def test_limit_stops_reading(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "one;joy\ntwo;joy\nthis line is broken\n")
     assert len(read_records("emotion", file, decoder_only=False, limit=2)) == 2
 
@@ -171,7 +173,7 @@ def test_limit_reads_no_further(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_the_prompt_is_what_training_saw(tmp_path: Path, decoder_only: bool) -> None:
+def test_the_prompt_equals_the_source_in_training(tmp_path: Path, decoder_only: bool) -> None:
     qa = {"context": CONTEXT, "question": " Where did Ada live? ", "answer": "London"}
     (record,) = read_records("qa", write(tmp_path / "a.jsonl", json_lines(qa)), decoder_only=decoder_only)
     assert (
@@ -201,7 +203,7 @@ def test_a_prompt_names_the_fields_it_takes() -> None:
         prompt("emotion", decoder_only=True)
 
 
-# --- what cannot be read
+# --- errors
 
 QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
 
@@ -221,7 +223,12 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "a.json, line 2: broken JSON: Expecting value",
         ),
         ("qa", "a.json", "[" + QA_LINE + "]", "a.json: a JSON array; write one object a line"),
-        ("qa", "a.jsonl", QA_LINE + "[1, 2]\n", "line 2: [1, 2] is no record; expected an object {...} on"),
+        (
+            "qa",
+            "a.jsonl",
+            QA_LINE + "[1, 2]\n",
+            "line 2: [1, 2] is not a record; expected an object {...} on",
+        ),
         ("qa", "a.txt", "What is this?\n", "a.txt: neither JSON nor CSV; expected SQuAD 1.1 JSON"),
         (
             "qa",
@@ -263,7 +270,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "qa",
             "a.jsonl",
             '{"context": "c \\ud83d", "question": "q", "answer": "a"}',
-            "line 1: a \\u escape of half a surrogate pair",
+            "line 1: a \\u escape of a lone surrogate",
         ),
         ("qa", "a.json", '{"data": {}}', "a.json: no list of objects under 'data' (found keys: data)"),
         (
@@ -304,7 +311,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
         ),
     ],
 )
-def test_a_file_that_cannot_be_read_says_where_and_why(
+def test_errors_name_file_line_and_reason(
     tmp_path: Path, task: str, name: str, content: str | bytes, message: str
 ) -> None:
     file = write(tmp_path / name, content)
@@ -315,7 +322,7 @@ def test_a_file_that_cannot_be_read_says_where_and_why(
     assert "\n" not in str(error.value)
 
 
-def test_unanswerable_squad_questions_say_so(tmp_path: Path) -> None:
+def test_unanswerable_squad_questions_are_refused(tmp_path: Path) -> None:
     question = {
         "question": "Who?",
         "is_impossible": True,
@@ -354,7 +361,7 @@ def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
     fraction=st.floats(0.01, 0.99),
     seed=st.integers(0, 2**32),
 )
-def test_a_split_parts_no_passage_and_loses_no_record(
+def test_a_split_keeps_passages_together_and_all_records(
     passages: list[int], fraction: float, seed: int
 ) -> None:
     records = [Record(f"question {i}", "a", group=f"passage {p}") for i, p in enumerate(passages)]
@@ -384,7 +391,7 @@ def test_a_split_depends_on_the_seed_and_keeps_equal_texts_together() -> None:
     assert validations[0] != validations[1]
 
 
-def test_a_split_that_cannot_be_made_says_what_to_do() -> None:
+def test_splits_that_are_refused() -> None:
     together = [Record("q1", "a", group="passage"), Record("q2", "a", group="passage")]
     with pytest.raises(ValueError, match=r"cannot split 2 .* share one passage .* give a validation file"):
         split_records(together, 0.5)

@@ -1,9 +1,14 @@
-"""Tokenizers: id for id and letter for letter what transformers gives, for every form of the files."""
+"""Tokenizers: the same ids and the same text as transformers, for every kind of tokenizer files."""
 
 import io
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
+import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Tokenizer, RobertaTokenizer, T5Tokenizer
 
-from ftcore.data.spiece import Kind, read_sentencepiece_model
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from ftcore.data.tokenizer_bpe import ROBERTA_TOKENS
+from ftcore.data.tokenizer_pipeline import ROBERTA_TOKENS
+from ftcore.data.tokenizer_sentencepiece import SentencePieceTokenizer
 from ftcore.models import GPT2Config, T5Config
 
 SENTENCES = [
@@ -65,7 +70,7 @@ HOSTILE = [
     "< / s > <extra_id_ 0> <EXTRA_ID_0> <extra_id_00>",
 ]
 
-# Written-out tokens now and then, so that hypothesis meets them inside arbitrary text.
+# Special tokens written out inside arbitrary text.
 texts = st.lists(
     st.text(max_size=12)
     | st.sampled_from(
@@ -75,10 +80,10 @@ texts = st.lists(
 ).map("".join)
 
 
-# ---------------------------------------------------------------------------------- the tokenizers under test
+# ------------------------------------------------------------------------------------------------- tokenizers
 
 
-def train_spiece(directory: Path, own: list[str], **options: object) -> Path:
+def train_spiece(directory: Path, user_defined: list[str], **options: object) -> Path:
     """A small T5 vocabulary in a spiece.model, with these user-defined pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -90,7 +95,7 @@ def train_spiece(directory: Path, own: list[str], **options: object) -> Path:
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        user_defined_symbols=own,
+        user_defined_symbols=user_defined,
         minloglevel=2,
         **options,
     )
@@ -99,7 +104,7 @@ def train_spiece(directory: Path, own: list[str], **options: object) -> Path:
 
 
 def train_merges(directory: Path, special_tokens: list[str]) -> Path:
-    """A small byte-level BPE in vocab.json and merges.txt, these tokens first."""
+    """A small byte-level BPE in vocab.json and merges.txt, with special tokens first."""
     pipeline = tokenizers.Tokenizer(tokenizers.models.BPE())
     pipeline.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -138,7 +143,7 @@ def special(content: str, **flags: bool) -> dict:
 
 
 def mt5(directory: Path) -> Path:
-    """mT5's files: sentinels and single bytes are pieces of its vocabulary."""
+    """mT5's files: sentinels and bytes are pieces of the vocabulary."""
     train_spiece(directory, [f"▁<extra_id_{number}>" for number in range(9, -1, -1)], byte_fallback=True)
     tokens = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     write_json(directory, "special_tokens_map.json", **tokens)
@@ -148,8 +153,8 @@ def mt5(directory: Path) -> Path:
 
 
 def umt5(directory: Path, pieces: Path) -> Path:
-    """uMT5's files: the class says T5, but the pipeline is taken from tokenizer.json, which folds spaces."""
-    known = t5_oracle(pieces)
+    """uMT5's files: class T5Tokenizer, with the pipeline of tokenizer.json, which collapses spaces."""
+    known = T5Tokenizer.from_pretrained(pieces)
     known.save_pretrained(directory)
     pipeline = known.backend_tokenizer
     pipeline.normalizer = tokenizers.normalizers.Sequence(
@@ -180,33 +185,6 @@ def codet5(directory: Path) -> Path:
     return directory
 
 
-def t5_oracle(directory: Path, extra_ids: int = 100) -> T5Tokenizer:
-    """`T5Tokenizer.from_pretrained`; for a spiece.model, what that gives where protobuf is installed."""
-    if (directory / "tokenizer.json").exists():
-        return T5Tokenizer.from_pretrained(directory)
-    content = (directory / "spiece.model").read_bytes()
-    model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    pieces = [(model.id_to_piece(number), model.get_score(number)) for number in range(len(model))]
-    sentinels = [f"<extra_id_{number}>" for number in reversed(range(extra_ids))]
-    own = {
-        *("<pad>", "</s>", "<sep>"),
-        *(piece for piece, _ in pieces if piece.startswith("▁<extra_id_")),
-    }
-    return T5Tokenizer(
-        vocab=pieces + [(sentinel, 0.0) for sentinel in sentinels],
-        _spm_precompiled_charsmap=read_sentencepiece_model(content).character_map or None,
-        additional_special_tokens=[
-            *(
-                tokenizers.AddedToken(piece, normalized=False, special=piece in ("<pad>", "</s>"))
-                for piece, _ in pieces
-                if piece in own
-            ),
-            *sentinels,
-        ],
-        extra_ids=extra_ids,
-    )
-
-
 def byt5(directory: Path) -> Path:
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     return directory
@@ -233,14 +211,14 @@ def byt5(directory: Path) -> Path:
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, object]:
-    """(ours, transformers') for each form of the files, trained here or real."""
+    """(ours, transformers') for each kind of files, small ones trained here and published ones."""
     directory = tmp_path_factory.mktemp("pair")
     match request.param:
         case "spiece":
             directory = request.getfixturevalue("spiece")
-            oracle = t5_oracle(directory)
+            oracle = T5Tokenizer.from_pretrained(directory)
         case "t5 json":
-            t5_oracle(request.getfixturevalue("spiece")).save_pretrained(directory)
+            T5Tokenizer.from_pretrained(request.getfixturevalue("spiece")).save_pretrained(directory)
             oracle = T5Tokenizer.from_pretrained(directory)
         case "merges":
             directory = request.getfixturevalue("merges")
@@ -254,7 +232,7 @@ def pair(
             ByT5Tokenizer().save_pretrained(directory)
             oracle = ByT5Tokenizer.from_pretrained(directory)
         case "mt5":
-            oracle = t5_oracle(mt5(directory), extra_ids=0)
+            oracle = T5Tokenizer.from_pretrained(mt5(directory))
         case "umt5":
             oracle = AutoTokenizer.from_pretrained(umt5(directory, request.getfixturevalue("spiece")))
         case "codet5":
@@ -266,11 +244,11 @@ def pair(
         case "real spiece":
             real = request.getfixturevalue("real_data") / "t5"
             shutil.copy(real / "spiece.model", directory)
-            oracle = t5_oracle(directory)
+            oracle = T5Tokenizer.from_pretrained(directory)
         case "real t5 json":
             real = request.getfixturevalue("real_data") / "t5"
             shutil.copy(real / "tokenizer.json", directory)
-            oracle = t5_oracle(directory)
+            oracle = T5Tokenizer.from_pretrained(directory)
         case "real merges":
             directory = request.getfixturevalue("real_data") / "gpt2"
             oracle = GPT2Tokenizer.from_pretrained(directory)
@@ -286,8 +264,42 @@ def oracle_ids(oracle: object, texts: list[str]) -> list[list[int]]:
 def assert_same(ours: Tokenizer, oracle: object, texts: list[str]) -> None:
     """The same ids for each text, and the same text for these ids."""
     for text, expected in zip(texts, oracle_ids(oracle, texts), strict=True):
-        assert ours.encode(text) == expected, repr(text[:200])
+        ids = ours.encode(text)
+        if ids != expected:
+            assert isinstance(ours, SentencePieceTokenizer), repr(text[:200])
+            assert sentencepiece_differs(text, ids, expected), repr(text[:200])
+            assert ids == sentencepiece_ids(ours, text), repr(text[:200])
         assert_same_text(ours, oracle, expected)
+
+
+def sentencepiece_differs(text: str, ids: list[int], expected: list[int]) -> bool:
+    """Whether a text is in one of the cases that SentencePiece and `tokenizers` encode differently.
+
+    Ties of equal score, stacked combining marks, U+0085 (white space for `tokenizers` only), and the names of
+    byte pieces written out (ordinary pieces for `tokenizers` only).
+    """
+    tie = sorted(ids) == sorted(expected)
+    marks = any(unicodedata.category(character)[0] == "M" for character in text)
+    return tie or marks or "\x85" in text or "<0x" in text
+
+
+def sentencepiece_ids(ours: SentencePieceTokenizer, text: str) -> list[int]:
+    """The ids of SentencePiece for the text between special tokens, with one <unk> for each run of bytes."""
+    native = sentencepiece.SentencePieceProcessor(model_proto=ours._files["spiece.model"])
+    special = [token for token in ("</s>", "<pad>", "<unk>", "<sep>") if ours._id_of(token) is not None]
+    special += [token for n in range(100) if ours._id_of(token := f"<extra_id_{n}>") is not None]
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(special)})", text):
+        if part in special:
+            ids.append(ours._id_of(part))
+            continue
+        in_part: list[int] = []
+        for number in native.encode(part):
+            number = native.unk_id() if native.is_byte(number) else number
+            if number != native.unk_id() or in_part[-1:] != [number]:
+                in_part.append(number)
+        ids += in_part
+    return [*ids, ours.eos_id]
 
 
 def assert_same_text(ours: Tokenizer, oracle: object, ids: list[int]) -> None:
@@ -351,16 +363,24 @@ def test_every_real_line(
     else:
         directory = tmp_path
         shutil.copy(real_data / "t5" / form, directory)
-        oracle = t5_oracle(directory)
+        oracle = T5Tokenizer.from_pretrained(directory)
     ours = load_tokenizer(directory)
     lines = list(corpus(real_data))
     expected = oracle(lines)["input_ids"]
-    assert [ours.encode(line) for line in lines] == expected
+    different = [
+        (line, ids, theirs)
+        for line, theirs in zip(lines, expected, strict=True)
+        if (ids := ours.encode(line)) != theirs
+    ]
+    if form == "spiece.model":  # such as `cuz xxx said`, a tie
+        assert len(different) < 5 and all(sentencepiece_differs(*line) for line in different)
+    else:
+        assert not different
     sample = expected[::10]
     assert [ours.decode(ids) for ids in sample] == oracle.batch_decode(sample, skip_special_tokens=True)
 
 
-def test_the_published_examples(real_data: Path) -> None:
+def test_published_examples(real_data: Path) -> None:
     t5 = load_tokenizer(real_data / "t5")
     house = "translate English to German: The house is wonderful."
     assert t5.encode(house) == [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
@@ -372,21 +392,20 @@ def test_the_published_examples(real_data: Path) -> None:
     assert gpt2.encode("<|endoftext|>") == [gpt2.eos_id] == [gpt2.pad_id] == [50256]
 
 
-def test_a_tie_is_cut_the_same_way_everywhere(real_data: Path, tmp_path: Path) -> None:
-    """SentencePiece's own search cuts this `xxx` into `xx|x`, behind a shorter text into `x|xx`."""
-    text = "i feel shamed for me being me cuz xxx said that yes"
+def test_each_form_breaks_ties_by_its_own_library(real_data: Path, tmp_path: Path) -> None:
+    """`xxx` is `x|xx` or `xx|x` with the same score; stacked marks and U+0085 are split differently too."""
     shutil.copy(real_data / "t5" / "spiece.model", tmp_path)
     native = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
-    ours, json_form = load_tokenizer(tmp_path), load_tokenizer(real_data / "t5")
-    assert ours.encode(text) == json_form.encode(text)
-    alone = ours.encode("xxx")[:-1]
-    ids = ours.encode(text)
-    assert alone in [ids[start : start + len(alone)] for start in range(len(ids))]
-    assert sorted(native.encode(text)) == sorted(ids[:-1])
-    assert native.encode(text) != ids[:-1]
+    spiece, json_form = load_tokenizer(tmp_path), load_tokenizer(real_data / "t5")
+    oracle = T5Tokenizer.from_pretrained(real_data / "t5")
+    tie = "i feel shamed for me being me cuz xxx said that yes"
+    for text in (tie, "a\u0301\u0301", "next\x85line"):
+        assert spiece.encode(text) == [*native.encode(text), spiece.eos_id]
+        assert json_form.encode(text) == oracle.encode(text) != spiece.encode(text)
+    assert sorted(spiece.encode(tie)) == sorted(json_form.encode(tie))
 
 
-# ---------------------------------------------------------------------------- added tokens, old and new files
+# ----------------------------------------------------------------------------------------------- added tokens
 
 
 ADDITIONS = {
@@ -431,7 +450,7 @@ def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_
     elif form == "gpt2 json":
         GPT2Tokenizer.from_pretrained(merges).save_pretrained(tmp_path)
     else:
-        t5_oracle(spiece).save_pretrained(tmp_path)
+        T5Tokenizer.from_pretrained(spiece).save_pretrained(tmp_path)
     for name, content in ADDITIONS[addition].items():
         path = tmp_path / name
         before = json.loads(path.read_text()) if path.exists() else {}
@@ -441,6 +460,20 @@ def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_
     assert ours.vocab_size == len(oracle)
     assert ours.eos_id == oracle.eos_token_id
     assert_same(ours, oracle, HOSTILE)
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_added_tokens_beside_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
+    shutil.copy(spiece / "spiece.model", tmp_path)
+    for name, content in ADDITIONS[addition].items():
+        write_json(tmp_path, name, **content)
+    ours, oracle = load_tokenizer(tmp_path), T5Tokenizer.from_pretrained(tmp_path)
+    assert (ours.vocab_size, ours.eos_id) == (len(oracle), oracle.eos_token_id)
+    # If the files list no sentinels, transformers puts a "▁" before them. Without an unk_token it finds the
+    # piece "<unk>" in a text, which SentencePiece never does.
+    unlike = ("<extra_id_", "<unk>") if ours.unk_id is None else ("<extra_id_",)
+    assert_same(ours, oracle, [text for text in HOSTILE if not any(token in text for token in unlike)])
+    assert ours.encode("a<extra_id_3>b") == [*ours.encode("a")[:-1], ours.sentinel_id(3), *ours.encode("b")]
 
 
 @pytest.mark.parametrize("addition", ["a map and added tokens", "a list of extra tokens"])
@@ -470,10 +503,11 @@ def test_settings_of_gpt2(config: dict, merges: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["t5", "gpt2", "byt5"])
-def test_spaces_before_punctuation_go_where_the_files_ask_for_it(
-    form: str, spiece: Path, merges: Path, tmp_path: Path
-) -> None:
-    oracle = {"t5": lambda: t5_oracle(spiece), "gpt2": lambda: GPT2Tokenizer.from_pretrained(merges)}
+def test_clean_up_tokenization_spaces(form: str, spiece: Path, merges: Path, tmp_path: Path) -> None:
+    oracle = {
+        "t5": lambda: T5Tokenizer.from_pretrained(spiece),
+        "gpt2": lambda: GPT2Tokenizer.from_pretrained(merges),
+    }
     oracle.get(form, ByT5Tokenizer)().save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"clean_up_tokenization_spaces": True}))
@@ -493,10 +527,8 @@ def test_padding_and_truncation_inside_tokenizer_json_are_not_applied(merges: Pa
     assert load_tokenizer(tmp_path).encode(SENTENCES[0]) == load_tokenizer(merges).encode(SENTENCES[0])
 
 
-def test_a_byte_level_tokenizer_of_another_class_is_taken_as_its_file_has_it(
-    merges: Path, tmp_path: Path
-) -> None:
-    """As CodeT5's: a T5 whose vocabulary is a byte-level BPE, and whose texts stand between <s> and </s>."""
+def test_a_byte_level_tokenizer_of_another_class_is_read_from_its_file(merges: Path, tmp_path: Path) -> None:
+    """As in CodeT5: a byte-level BPE for a T5, with each text between <s> and </s>."""
     pipeline = tokenizers.Tokenizer.from_str(GPT2Tokenizer.from_pretrained(merges).backend_tokenizer.to_str())
     pipeline.add_special_tokens(
         ["<s>", "</s>", "<pad>", *(f"<extra_id_{number}>" for number in range(99, -1, -1))]
@@ -520,14 +552,14 @@ def test_a_byte_level_tokenizer_of_another_class_is_taken_as_its_file_has_it(
 # --------------------------------------------------------------------------------------------- encode, decode
 
 
-def test_gpt2_and_byt5_give_every_text_back(merges: Path, tmp_path: Path) -> None:
+def test_gpt2_and_byt5_are_lossless(merges: Path, tmp_path: Path) -> None:
     gpt2, bytes_ = load_tokenizer(merges), load_tokenizer(byt5(tmp_path))
     for text in SENTENCES + [text for text in HOSTILE if "<" not in text]:
         assert gpt2.decode(gpt2.encode(text)) == text
         assert bytes_.decode(bytes_.encode(text)) == text
 
 
-def test_t5_gives_a_plain_sentence_back(spiece: Path) -> None:
+def test_t5_restores_a_plain_sentence(spiece: Path) -> None:
     t5 = load_tokenizer(spiece)
     for text in SENTENCES[:5]:
         assert t5.decode(t5.encode(text)) == text
@@ -542,7 +574,7 @@ def test_bytes(tmp_path: Path) -> None:
     assert tokenizer.decode([0xC3 + 3, ord("h") + 3]) == "h"  # half a character is left out
 
 
-def test_decode_takes_lists_arrays_and_tensors(pair):
+def test_decode_accepts_lists_arrays_and_tensors(pair):
     ours, _ = pair
     ids = ours.encode("The house is wonderful.")
     expected = ours.decode(ids)
@@ -559,7 +591,7 @@ def test_decode_takes_lists_arrays_and_tensors(pair):
     assert ours.decode([]) == ours.decode(torch.tensor([], dtype=torch.long)) == ""
 
 
-def test_decode_skips_ignored_labels_and_rows_that_no_token_has(pair):
+def test_decode_skips_ignored_labels_and_ids_beyond_the_vocabulary(pair):
     ours, _ = pair
     ids = ours.encode("The house")
     beyond = [ours.vocab_size, ours.vocab_size + 27, 2**40]
@@ -580,7 +612,7 @@ def test_decode_skips_ignored_labels_and_rows_that_no_token_has(pair):
         ([5, -1], "-1 is no token id"),
     ],
 )
-def test_decode_refuses_what_is_no_row_of_ids(ids, message, merges):
+def test_decode_refuses_anything_but_one_row_of_ids(ids, message, merges):
     with pytest.raises(ValueError, match=message):
         load_tokenizer(merges).decode(ids)
 
@@ -618,7 +650,7 @@ def test_sentinels_of_mt5_are_pieces_that_begin_a_word(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode(SENTENCES[0]) == ours.encode(SENTENCES[0])
 
 
-def test_the_number_of_sentinels_is_a_setting(spiece: Path, tmp_path: Path) -> None:
+def test_extra_ids_is_the_number_of_sentinels(spiece: Path, tmp_path: Path) -> None:
     shutil.copy(spiece / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 5}')
     ours = load_tokenizer(tmp_path)
@@ -626,7 +658,7 @@ def test_the_number_of_sentinels_is_a_setting(spiece: Path, tmp_path: Path) -> N
     assert ours.sentinel_id(4) == ours.vocab_size - 5
 
 
-def test_a_tokenizer_travels_to_worker_processes(pair):
+def test_tokenizers_can_be_pickled(pair):
     ours, _ = pair
     there = pickle.loads(pickle.dumps(ours))
     assert there.encode(SENTENCES[1]) == ours.encode(SENTENCES[1])
@@ -635,7 +667,7 @@ def test_a_tokenizer_travels_to_worker_processes(pair):
 # ----------------------------------------------------------------------------------------------------- saving
 
 
-def test_saved_and_loaded_again(pair, tmp_path):
+def test_saving_and_loading(pair, tmp_path):
     ours, oracle = pair
     ours.save_pretrained(tmp_path / "new" / "directory")
     again = load_tokenizer(tmp_path / "new" / "directory")
@@ -653,14 +685,14 @@ def test_saved_and_loaded_again(pair, tmp_path):
     assert_same(again, reopened, SENTENCES + HOSTILE)
 
 
-def test_the_same_files_come_back(spiece: Path, merges: Path, tmp_path: Path) -> None:
+def test_saved_files_equal_the_loaded_ones(spiece: Path, merges: Path, tmp_path: Path) -> None:
     for number, source in enumerate((spiece, merges)):
         load_tokenizer(source).save_pretrained(tmp_path / str(number))
         for path in source.iterdir():
             assert (tmp_path / str(number) / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_files_may_be_gone_before_saving(merges: Path, tmp_path: Path) -> None:
+def test_saving_after_the_files_were_deleted(merges: Path, tmp_path: Path) -> None:
     shutil.copytree(merges, tmp_path / "a")
     tokenizer = load_tokenizer(tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
@@ -668,7 +700,7 @@ def test_the_files_may_be_gone_before_saving(merges: Path, tmp_path: Path) -> No
     assert load_tokenizer(tmp_path / "a").encode("The dog") == tokenizer.encode("The dog")
 
 
-def test_files_of_another_tokenizer_do_not_survive(spiece: Path, merges: Path, tmp_path: Path) -> None:
+def test_files_of_another_tokenizer_are_removed(spiece: Path, merges: Path, tmp_path: Path) -> None:
     load_tokenizer(spiece).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "model.safetensors").write_bytes(b"weights")
@@ -681,7 +713,7 @@ def test_files_of_another_tokenizer_do_not_survive(spiece: Path, merges: Path, t
     )
 
 
-def test_a_failed_save_leaves_the_old_file_whole(
+def test_a_failed_save_keeps_the_old_files(
     merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(merges)
@@ -699,7 +731,7 @@ def test_a_failed_save_leaves_the_old_file_whole(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_byt5_known_by_config_json_alone_is_saved_with_its_class(tmp_path: Path) -> None:
+def test_byt5_from_config_json_is_saved_with_its_class(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
     load_tokenizer(tmp_path).save_pretrained(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").encode("ab") == [100, 101, 1]
@@ -813,48 +845,64 @@ def test_check_vocabulary(merges: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- spiece.model
 
 
-def test_the_reader_agrees_with_sentencepiece(spiece: Path) -> None:
-    content = (spiece / "spiece.model").read_bytes()
-    native = sentencepiece.SentencePieceProcessor(model_proto=content)
-    model = read_sentencepiece_model(content)
-    numbers = range(len(native))
-    assert model.pieces == [(native.id_to_piece(number), native.get_score(number)) for number in numbers]
-    assert [kind == Kind.CONTROL for kind in model.kinds] == [native.is_control(number) for number in numbers]
-    assert [kind == Kind.UNKNOWN for kind in model.kinds] == [native.is_unknown(number) for number in numbers]
-    assert [
-        piece for (piece, _), kind in zip(model.pieces, model.kinds, strict=True) if kind == Kind.USER_DEFINED
-    ] == ["<sep>"]
-    assert model.unk_id == native.unk_id()
-    table = tokenizers.normalizers.Precompiled(model.character_map)
-    for text in ("ﬁnal ½ ①", "a\tb\nc", "Å", "１２３", "non\u00a0breaking"):
-        assert table.normalize_str(text) == native.normalize(text).replace("▁", " ").strip()
+MUTATE = """
+import random, sys, time
+from pathlib import Path
+from ftcore import load_tokenizer
 
-
-def test_the_reader_agrees_with_the_published_tokenizer_json(real_data: Path) -> None:
-    model = read_sentencepiece_model((real_data / "t5" / "spiece.model").read_bytes())
-    published = json.loads((real_data / "t5" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    assert [[piece, score] for piece, score in model.pieces] == published["vocab"][:32000]
-    assert model.unk_id == published["unk_id"]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_cut_or_damaged_model_raises_nothing_but_value_errors(spiece: Path, data) -> None:
-    content = bytearray((spiece / "spiece.model").read_bytes())
-    for _ in range(data.draw(st.integers(0, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    cut = bytes(content[: data.draw(st.integers(0, len(content)))])
+directory, texts = Path(sys.argv[1]), {texts!r}
+content = (directory / "spiece.model").read_bytes()
+rng = random.Random(0)
+outcomes = {{"read": 0, "refused": 0}}
+for _ in range(150):
+    mutated = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        # Half of the changes are in the pieces at the start, the others mostly in the Unicode table.
+        mutated[rng.randrange(rng.choice([3000, len(content)]))] = rng.randrange(256)
+    if rng.random() < 0.2:
+        del mutated[rng.randrange(len(mutated)) :]
+    (directory / "spiece.model").write_bytes(mutated)
+    start = time.perf_counter()
     try:
-        assert read_sentencepiece_model(cut).pieces
+        tokenizer = load_tokenizer(directory)
+        for text in texts:
+            tokenizer.decode(tokenizer.encode(text))
+        outcomes["read"] += 1
     except ValueError as error:
-        assert "SentencePiece model" in str(error)
+        assert "spiece.model" in str(error) and "\\n" not in str(error), error
+        outcomes["refused"] += 1
+    assert time.perf_counter() - start < 10
+print(outcomes)
+"""
 
 
-def test_a_model_cut_inside_its_unicode_table_is_refused(spiece: Path, tmp_path: Path) -> None:
+def test_a_mutated_model_neither_crashes_nor_hangs(spiece: Path, tmp_path: Path) -> None:
+    shutil.copy(spiece / "spiece.model", tmp_path)
+    command = [sys.executable, "-c", MUTATE.format(texts=SENTENCES), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "'refused': " in result.stdout and "'read': 0" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 10**6, b"\x00" * 10**6, b"\x0a\xff\xff\xff\xff\x0f" * 10**5],
+    ids=["empty", "ones", "zeros", "lengths"],
+)
+def test_a_hostile_model_is_refused_at_once(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(content)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or damaged$"):
+        load_tokenizer(tmp_path)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_model_is_refused(share: float, spiece: Path, tmp_path: Path) -> None:
     content = (spiece / "spiece.model").read_bytes()
-    table = read_sentencepiece_model(content).character_map
-    (tmp_path / "spiece.model").write_bytes(content[: content.index(table) + len(table) // 2])
-    with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or cut short"):
+    (tmp_path / "spiece.model").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or damaged"):
         load_tokenizer(tmp_path)
 
 
@@ -868,7 +916,13 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
         minloglevel=2,
     )
     (tmp_path / "spiece.model").write_bytes(model.getvalue())
-    with pytest.raises(
-        ValueError, match=r"spiece\.model: a SentencePiece model of another type than unigram"
-    ):
+    with pytest.raises(ValueError, match=r"spiece\.model: not a unigram model, which T5's is"):
         load_tokenizer(tmp_path)
+
+
+def test_user_defined_pieces_are_never_split_or_merged(spiece: Path) -> None:
+    tokenizer = load_tokenizer(spiece)
+    sep = tokenizer._id_of("<sep>")
+    for text in ("a<sep>b", "<sep>", "a <sep> b"):
+        assert tokenizer.encode(text).count(sep) == 1
+    assert tokenizer.decode(tokenizer.encode("a <sep>")) == "a<sep>"  # not special: kept when decoding

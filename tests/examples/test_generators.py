@@ -1,4 +1,4 @@
-"""The data generators: deterministic, and their splits share no names and no lines."""
+"""The data generators are deterministic, and the splits have no names or lines in common."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 DATA = Path(__file__).parents[2] / "examples" / "data"
 sys.path.insert(0, str(DATA))
 
-import make_emotion  # noqa: E402  (they lie beside their data, not in a package)
+import make_emotion  # noqa: E402  (not in a package)
 import make_qa  # noqa: E402
 import qa_language  # noqa: E402
 
@@ -22,7 +22,7 @@ def paragraphs(split: str) -> list[dict]:
 
 
 def invented_names(split: str) -> set[str]:
-    """All words of the passages that are put together from the generator's syllables."""
+    """All words of the passages that consist of the generator's syllables."""
     starts = "|".join(qa_language.STARTS)
     middles = "|".join({*qa_language.MIDDLES, *qa_language.TOWN_LINKS})
     person_ends = qa_language.FEMALE_ENDS + qa_language.MALE_ENDS
@@ -33,13 +33,13 @@ def invented_names(split: str) -> set[str]:
 
 
 @pytest.mark.parametrize("split", make_qa.SPLITS)
-def test_qa_files_are_what_the_generator_writes(split):
+def test_qa_files_equal_the_output_of_the_generator(split):
     written = (DATA / "qa" / f"{split}.json").read_text(encoding="utf-8")
     assert written == make_qa.squad(split, make_qa.SPLITS[split], make_qa.SEED)
 
 
 @pytest.mark.parametrize("split", make_qa.SPLITS)
-def test_qa_answers_stand_where_the_file_says(split):
+def test_qa_answers_are_at_answer_start(split):
     questions = 0
     for paragraph in paragraphs(split):
         assert len({qa["question"] for qa in paragraph["qas"]}) == len(paragraph["qas"])
@@ -52,7 +52,7 @@ def test_qa_answers_stand_where_the_file_says(split):
     assert questions == make_qa.SPLITS[split]
 
 
-def test_qa_splits_share_no_name_and_no_passage():
+def test_qa_splits_have_no_name_or_passage_in_common():
     train, valid, test = (invented_names(split) for split in ("train", "valid", "test"))
     assert len(train) > 3000 and len(valid) > 150 and len(test) > 400
     assert not train & valid and not train & test and not valid & test
@@ -77,17 +77,17 @@ def test_every_pattern_can_be_filled_in():
 
 
 def test_a_question_has_one_answer():
-    """No two subjects of a passage share a value, so the same question never has two answers."""
+    """No two subjects of a passage have the same value."""
     rng = Random(1)
     for _ in range(300):
-        told = make_qa.story(rng)
-        for fact in {id(s.fact): s.fact for s in told.statements}.values():
+        story = make_qa.story(rng)
+        for fact in {id(s.fact): s.fact for s in story.statements}.values():
             for slot in fact.values:
-                values = [statement.values[slot] for statement in told.statements if statement.fact is fact]
+                values = [statement.values[slot] for statement in story.statements if statement.fact is fact]
                 assert len(set(values)) == len(values)
 
 
-def test_stories_differ_by_seed_and_repeat_by_seed():
+def test_stories_are_a_function_of_the_seed():
     assert make_qa.story(Random(3)) == make_qa.story(Random(3))
     assert make_qa.story(Random(3)).context != make_qa.story(Random(4)).context
 
@@ -106,14 +106,14 @@ def test_seams_mark_the_parts_of_names_and_nothing_else():
     assert seamed.replace("|", "") == plain
 
 
-def test_words_know_their_article_and_genitive():
+def test_articles_and_genitives():
     assert (
         f"{make_qa.Word('actor'):a}, {make_qa.Word('baker'):a}, {make_qa.Word('Ann'):s}"
         == "an actor, a baker, Ann's"
     )
 
 
-def test_emotion_files_are_what_the_generator_writes():
+def test_emotion_files_equal_the_output_of_the_generator():
     lines = make_emotion.lines(sum(make_emotion.SPLITS.values()), seed=0)
     written = [
         (DATA / "emotion" / f"{split}.txt").read_text(encoding="utf-8") for split in make_emotion.SPLITS
@@ -135,7 +135,7 @@ def test_emotion_lines_are_lower_case_and_never_repeat():
 
 
 @pytest.mark.parametrize("generator", [make_qa, make_emotion])
-def test_command_writes_its_files(generator, tmp_path, monkeypatch, capsys):
+def test_commands_write_their_files(generator, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["make", "--output", str(tmp_path / "set"), "--seed", "1"])
     generator.main()
     assert {path.stem for path in (tmp_path / "set").iterdir()} == {"train", "valid", "test"}

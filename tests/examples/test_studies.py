@@ -1,4 +1,4 @@
-"""The studies run to their end: a picture and three sentences with figures in them."""
+"""The studies run: each writes a picture and prints three sentences with numbers."""
 
 import importlib
 import json
@@ -11,8 +11,8 @@ from ftcore import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "examples" / "study"
-# What makes a study short enough for a test.
-FEW = {
+# Settings that make a study short enough for a test.
+SMALL = {
     "where_the_answer_comes_from": {"PASSAGES": 12, "PATCHED_PASSAGES": 1, "BEHIND_ANOTHER": 2},
     "how_beams_disagree": {"QUESTIONS": 10},
     "what_span_corruption_taught": {"PASSAGES": 4},
@@ -24,17 +24,17 @@ FEW = {
 
 @pytest.fixture
 def study(monkeypatch):
-    """Imports a study by its name, as Python does that runs it: with its folder first among the places."""
+    """Imports a study by name, with its folder first on sys.path, as when it is run as a script."""
     monkeypatch.setattr(sys, "path", [str(STUDIES), *sys.path])
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_a_study_ends_with_a_picture_and_three_sentences(name, study, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", SMALL)
+def test_a_study_writes_a_picture_and_prints_three_sentences(name, study, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.chdir(ROOT)  # where the adapter finds the model that it belongs to
+    monkeypatch.chdir(ROOT)  # the adapter's base model is a relative path
     module = study(name)
-    for setting, value in FEW[name].items():
+    for setting, value in SMALL[name].items():
         monkeypatch.setattr(module, setting, value)
     picture = tmp_path / "pictures" / "study.png"
     module.main(["--out", str(picture)])
@@ -45,7 +45,7 @@ def test_a_study_ends_with_a_picture_and_three_sentences(name, study, tmp_path, 
     assert all(any(character.isdigit() for character in sentence) for sentence in sentences)
 
 
-def test_gaps_are_told_by_the_passage_behind_them(study):
+def test_gaps_can_be_filled_from_the_passage(study):
     module = study("gapped_passages")
     tokenizer = load_tokenizer(ROOT / "weights" / "t5-mini")
     for gapped in module.gapped_passages(tokenizer, 20, seed=3):
@@ -63,7 +63,7 @@ def test_gaps_are_told_by_the_passage_behind_them(study):
     assert len(flags) == 20 and sum(flags) > 10
 
 
-def test_answers_that_change_places(study):
+def test_swapped_answers(study):
     question = study("where_the_answer_comes_from").Question(
         "Who sails?", "Ada sails the Ann. Bo owns a boat. Bo waits.", "Ada", "Bo"
     )

@@ -1,4 +1,4 @@
-"""The two lessons in examples/: each runs from its first line to its last, and teaches what is true."""
+"""The two lessons in examples/ run, and their examples and losses equal those of the library."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ EMOTION = ROOT / "examples" / "data" / "emotion"
 
 
 def load_lesson(name: str) -> ModuleType:
-    """The script as a module, its `main` not yet run."""
+    """Import a script as a module, without running `main`."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -32,7 +32,7 @@ def load_lesson(name: str) -> ModuleType:
 
 
 def save_tiny_t5(tokenizer: Path, directory: Path) -> Path:
-    """A tiny random T5 with a real tokenizer, whose embedding has more rows than that has ids."""
+    """A tiny random T5 with a real tokenizer; the embedding has more rows than the tokenizer has ids."""
     shutil.copytree(tokenizer, directory, ignore=shutil.ignore_patterns("*.safetensors", "*config.json"))
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2}
@@ -67,7 +67,7 @@ def few_lines(split: str, lines: int, path: Path) -> Path:
 
 @pytest.fixture
 def t5_lesson(tmp_path, monkeypatch) -> ModuleType:
-    """The lesson with a tiny model and few questions, its output below the working directory."""
+    """The lesson with a tiny model and few questions, writing to tmp_path."""
     lesson = load_lesson("t5_question_answering")
     monkeypatch.chdir(tmp_path)
     lesson.MODEL = str(save_tiny_t5(ROOT / "weights" / "t5-mini", tmp_path / "model"))
@@ -97,7 +97,7 @@ def losses(printed: str) -> list[float]:
     return [float(number) for number in re.findall(r"loss (\d+\.\d+)", printed)]
 
 
-# --------------------------------------------------------------------------------------- T5 answers questions
+# -------------------------------------------------------------------------------------- t5_question_answering
 
 
 def test_the_t5_lesson_runs_and_its_loss_falls(t5_lesson, capsys):
@@ -112,25 +112,25 @@ def test_the_t5_lesson_runs_and_its_loss_falls(t5_lesson, capsys):
     assert isinstance(t5_lesson.answer(*saved, t5_lesson.CONTEXT, t5_lesson.QUESTION), str)
 
 
-def test_the_t5_lesson_takes_the_real_vocabulary_by_one_line(t5_lesson, real_data, tmp_path):
+def test_the_t5_lesson_runs_with_the_real_vocabulary(t5_lesson, real_data, tmp_path):
     t5_lesson.MODEL = str(save_tiny_t5(real_data / "t5", tmp_path / "real"))
     t5_lesson.EPOCHS = 1
     t5_lesson.main()
     assert load_tokenizer(t5_lesson.OUTPUT).vocab_size == 32100
 
 
-def test_its_examples_are_the_librarys(t5_lesson):
-    t5_lesson.INPUT_LENGTH, t5_lesson.OUTPUT_LENGTH = 40, 3  # some of both are cut
+def test_t5_examples_equal_those_of_the_library(t5_lesson):
+    t5_lesson.INPUT_LENGTH, t5_lesson.OUTPUT_LENGTH = 40, 3  # truncates some of both
     tokenizer = load_tokenizer(t5_lesson.MODEL)
-    written = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
+    data = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
     records = read_records("qa", t5_lesson.VALID_FILE, decoder_only=False)
     library = Dataset(records, tokenizer, decoder_only=False, max_source_length=40, max_target_length=3)
     assert library.truncated_sources and library.truncated_targets
-    assert [written[index] for index in range(len(written))] == list(library)
-    assert (written.lengths == library.lengths).all()
+    assert [data[index] for index in range(len(data))] == list(library)
+    assert (data.lengths == library.lengths).all()
 
 
-def test_its_losses_are_the_librarys(t5_lesson):
+def test_t5_losses_equal_those_of_the_library(t5_lesson):
     tokenizer, model = load_tokenizer(t5_lesson.MODEL), load_model(t5_lesson.MODEL)
     data = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
     loader = DataLoader(data, 4, pad_id=tokenizer.pad_id)  # 10 examples: the last batch is short
@@ -140,7 +140,7 @@ def test_its_losses_are_the_librarys(t5_lesson):
     assert t5_lesson.validate(model, loader) == pytest.approx(score_loss(model, loader).loss, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------ GPT-2 writes about feelings
+# ----------------------------------------------------------------------------------------------- gpt2_emotion
 
 
 def test_the_gpt2_lesson_runs_and_its_loss_falls(gpt2_lesson, capsys):
@@ -158,14 +158,14 @@ def test_the_gpt2_lesson_runs_and_its_loss_falls(gpt2_lesson, capsys):
         load_tokenizer(gpt2_lesson.OUTPUT / name)
 
 
-def test_the_gpt2_lesson_takes_the_real_vocabulary_by_one_line(gpt2_lesson, real_data, tmp_path):
+def test_the_gpt2_lesson_runs_with_the_real_vocabulary(gpt2_lesson, real_data, tmp_path):
     gpt2_lesson.MODEL = str(save_tiny_gpt2(real_data / "gpt2", tmp_path / "real"))
     gpt2_lesson.EPOCHS = 1
     gpt2_lesson.main()
     assert load_tokenizer(gpt2_lesson.OUTPUT / "final").vocab_size == 50257
 
 
-def test_messages_keep_their_end_token_and_nothing_behind_it(gpt2_lesson):
+def test_labels_include_the_first_end_token_only(gpt2_lesson):
     tokenizer = load_tokenizer(gpt2_lesson.MODEL)
     assert tokenizer.pad_id == tokenizer.eos_id
     for example in gpt2_lesson.Messages(gpt2_lesson.TRAIN_FILE, tokenizer):
@@ -176,7 +176,7 @@ def test_messages_keep_their_end_token_and_nothing_behind_it(gpt2_lesson):
         assert example["labels"][tokens:].eq(-100).all()
 
 
-def test_a_message_that_is_cut_has_no_end_token(gpt2_lesson, tmp_path):
+def test_a_truncated_message_has_no_end_token(gpt2_lesson, tmp_path):
     tokenizer = load_tokenizer(gpt2_lesson.MODEL)
     (tmp_path / "long.txt").write_text("i feel " + "very " * 100 + "well;joy\n", encoding="utf-8")
     (example,) = gpt2_lesson.Messages(tmp_path / "long.txt", tokenizer)
@@ -185,7 +185,7 @@ def test_a_message_that_is_cut_has_no_end_token(gpt2_lesson, tmp_path):
     assert tokenizer.eos_id not in example["labels"].tolist()
 
 
-def test_its_loss_is_the_librarys(gpt2_lesson):
+def test_gpt2_losses_equal_those_of_the_library(gpt2_lesson):
     tokenizer, model = load_tokenizer(gpt2_lesson.MODEL), load_model(gpt2_lesson.MODEL)
     data = gpt2_lesson.Messages(gpt2_lesson.VALID_FILE, tokenizer)
     total, tokens = 0.0, 0
@@ -197,18 +197,18 @@ def test_its_loss_is_the_librarys(gpt2_lesson):
     assert gpt2_lesson.validate(model, loader) == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_it_writes_100_tokens_and_no_pair_of_them_twice(gpt2_lesson, monkeypatch):
+def test_it_generates_100_tokens_without_repeated_bigrams(gpt2_lesson, monkeypatch):
     tokenizer, model = load_tokenizer(gpt2_lesson.MODEL), load_model(gpt2_lesson.MODEL)
-    model.generation_config = {"min_new_tokens": 100}  # or it might stop before
-    written = []
+    model.generation_config = {"min_new_tokens": 100}  # no early stop
+    generated = []
 
-    def generate_and_keep(*arguments, **options):
-        written.append(generate(*arguments, **options))
-        return written[0]
+    def recording_generate(*arguments, **options):
+        generated.append(generate(*arguments, **options))
+        return generated[0]
 
-    monkeypatch.setattr(gpt2_lesson, "generate", generate_and_keep)
+    monkeypatch.setattr(gpt2_lesson, "generate", recording_generate)
     assert gpt2_lesson.write(model, tokenizer).startswith("Emotion: i didnt feel well")
-    (ids,) = written[0].tolist()
+    (ids,) = generated[0].tolist()
     pairs = list(pairwise(ids))
     assert len(ids) == len(tokenizer.encode("Emotion: i didnt feel well")) + 100
     assert len(set(pairs)) == len(pairs)

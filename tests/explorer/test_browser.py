@@ -283,9 +283,9 @@ def test_beams_are_a_tree(visit, family, recorded):
     visit.click("#tab-beams")
     steps = recorded.content["recording"]["beams"]
     assert visit.page.locator(".beams button").count() == sum(map(len, steps))
-    for fate in ("running", "finished", "pruned", "displaced"):
-        expected = sum(one["fate"] == fate for step in steps for one in step)
-        assert visit.page.locator(f".beams button.{fate}").count() == expected
+    for status in ("running", "finished", "pruned", "displaced"):
+        expected = sum(one["status"] == status for step in steps for one in step)
+        assert visit.page.locator(f".beams button.{status}").count() == expected
     answer = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
     length = 1 if recorded.prefix else recorded.source.shape[1]
     assert visit.page.locator(".beams button.best").count() == len(answer) - length

@@ -1,8 +1,7 @@
-"""Mistakes to make in a correct model, ours or transformers': each by the means that a person would use.
+"""Typical mistakes, made in a correct model of ftcore or transformers.
 
-A mistake is a function of a Case that changes the model, or what the model is given. None of them goes the
-way by which ftcore.study.causes makes the same mistake in the reference, except where a mistake is just a
-number: another weight, another epsilon.
+A mistake is a function that changes a Case: its model or the inputs. It is implemented differently from the
+same mistake in ftcore.study.causes, unless it is only a number, such as an epsilon.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ftcore.models.attention import attention_mask_bias
 from ftcore.models.t5 import relative_position_bias
 from tests.helpers.oracle import gpt2_pair, padding, positions, t5_pair, tokens
 
-HEADS, WIDTH = 4, 32  # K is 8, so that sqrt(K) is no size of its own
+HEADS, WIDTH = 4, 32  # K is 8: sqrt(K) is not a size of the model
 SIZES = {
     "t5": {
         "d_model": WIDTH,
@@ -36,10 +35,10 @@ SIZES = {
 
 @dataclass
 class Case:
-    """A model that is to be spoilt, and the same one, whole, as its reference."""
+    """A model for a mistake to change, and a correct reference with the same weights."""
 
     family: str
-    is_ours: bool  # the one to spoil; the reference is then transformers', else the other way round
+    is_ours: bool  # `mine` is of ftcore and the reference of transformers, or vice versa
     mine: nn.Module
     reference: nn.Module
     inputs: dict[str, Any]
@@ -48,13 +47,13 @@ class Case:
     patch: pytest.MonkeyPatch
 
     def attentions(self, name: str = "") -> list[nn.Module]:
-        """The self-attentions of mine, in order; of T5's stack of that name."""
+        """The self-attention modules of `mine`, for T5 of the named stack, in order."""
         kind = "SelfAttention" if self.family == "t5" else "attn"
         named = self.mine.named_modules()
         return [part for path, part in named if path.split(".")[-1] == kind and path.startswith(name)]
 
     def replace(self, old: type[nn.Module] | str, new: Callable[[nn.Module], nn.Module]) -> None:
-        """Put something else in the place of all modules of a class, or of a name."""
+        """Replace all modules of a class, or with a name."""
         for parent in list(self.mine.modules()):
             for name, child in list(parent.named_children()):
                 if name == old if isinstance(old, str) else isinstance(child, old):
@@ -62,7 +61,7 @@ class Case:
 
 
 def case(family: str, is_ours: bool, patch: pytest.MonkeyPatch, seed: int = 0, **settings: Any) -> Case:
-    """Ours and transformers' with equal weights, and inputs of three rows, two of them padded."""
+    """Models with equal weights, and inputs of three rows, two of them padded."""
     pair = {"t5": t5_pair, "gpt2": gpt2_pair}[family]
     theirs, ours = pair(SIZES[family] | settings, seed)
     side = "left" if family == "gpt2" else "right"
@@ -83,7 +82,7 @@ def case(family: str, is_ours: bool, patch: pytest.MonkeyPatch, seed: int = 0, *
 
 
 def wrong_scale(case: Case) -> None:
-    """GPT-2 without its 1/sqrt(d), T5 with one."""
+    """GPT-2 without 1/sqrt(d), T5 with it."""
     factor = (WIDTH // HEADS) ** (0.5 if case.family == "gpt2" else -0.5)
     if case.family == "t5" and case.is_ours:
         right = ftcore.models.t5.attend
@@ -108,7 +107,7 @@ def transposed(case: Case) -> None:
 
 
 @torch.no_grad()
-def other_order(case: Case) -> None:
+def permuted_qkv(case: Case) -> None:
     attention = case.attentions()[1]
     if case.family == "t5":
         attention.q, attention.k = attention.k, attention.q
@@ -122,7 +121,7 @@ def other_order(case: Case) -> None:
 
 
 def change_mask(case: Case, change: Callable[[Tensor], Tensor]) -> None:
-    """Let the causal mask be another one: `change` is given which keys a query sees, (B, 1, T, S)."""
+    """Change the causal mask; `change` maps visible keys (B, 1, T, S), True = visible."""
     if case.is_ours:
 
         def wrong(attention_mask, query_length, key_length, *, causal, like):
@@ -148,11 +147,11 @@ def no_causal_mask(case: Case) -> None:
     change_mask(case, lambda visible: visible[:, :, -1:].expand_as(visible))
 
 
-def sees_one_ahead(case: Case) -> None:
+def attends_one_ahead(case: Case) -> None:
     change_mask(case, lambda visible: visible[:, :, -1:] & torch.ones_like(visible).tril(1))
 
 
-def sees_not_itself(case: Case) -> None:
+def excludes_itself(case: Case) -> None:
     change_mask(case, lambda visible: visible[:, :, -1:] & torch.ones_like(visible).tril(-1))
 
 
@@ -166,7 +165,7 @@ def no_padding_mask(case: Case) -> None:
 # ------------------------------------------------------------------------------------------------- positions
 
 
-def encoders_buckets(case: Case) -> None:
+def encoder_buckets_in_decoder(case: Case) -> None:
     if case.is_ours:
 
         def wrong(*args: Any, bidirectional: bool, **others: Any) -> Tensor:
@@ -177,8 +176,8 @@ def encoders_buckets(case: Case) -> None:
         case.attentions("decoder")[0].is_decoder = False
 
 
-def bias_in_the_first_layer_only(case: Case) -> None:
-    """The mask stays."""
+def position_bias_in_first_block_only(case: Case) -> None:
+    """The mask is kept."""
 
     def ours(module: nn.Module, args: tuple[Any, ...]):
         *others, bias = args
@@ -194,7 +193,7 @@ def bias_in_the_first_layer_only(case: Case) -> None:
         attention.register_forward_pre_hook(theirs, with_kwargs=True)
 
 
-def positions_from_the_edge(case: Case) -> None:
+def positions_from_left_edge(case: Case) -> None:
     case.inputs["position_ids"] = torch.arange(case.inputs["input_ids"].shape[1])[None]
 
 
@@ -222,20 +221,20 @@ def other_norm(case: Case) -> None:
 
 
 @torch.no_grad()
-def no_bias_in_later_layers(case: Case) -> None:
+def zero_bias(case: Case) -> None:
     case.mine.get_submodule("transformer.h.1.mlp.c_fc").bias.zero_()
 
 
 # ------------------------------------------------------------------------------------------------------ head
 
 
-def untied(case: Case) -> None:
+def untied_head(case: Case) -> None:
     weight = case.mine.lm_head.weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(99))
     case.mine.lm_head.weight = nn.Parameter(noise.to(weight))
 
 
-def unscaled(case: Case) -> None:
+def unscaled_head(case: Case) -> None:
     case.mine.config.scale_decoder_outputs = False
 
 
@@ -243,10 +242,10 @@ def scaled(case: Case) -> None:
     case.mine.lm_head.register_forward_pre_hook(lambda module, args: args[0] * WIDTH**-0.5)
 
 
-# --------------------------------------------------------------------------------------------- how it is run
+# ------------------------------------------------------------------------------------------ mode, precision
 
 
-def left_in_training(case: Case) -> None:
+def left_in_train_mode(case: Case) -> None:
     case.mine.train()
 
 
@@ -254,7 +253,7 @@ def in_bfloat16(case: Case) -> None:
     case.mine.bfloat16()
 
 
-def in_float16_from_a_layer_on(case: Case) -> None:
+def in_float16_from_one_layer_on(case: Case) -> None:
     name = (
         "decoder.block.1.layer.2.DenseReluDense.wo" if case.family == "t5" else "transformer.h.1.mlp.c_proj"
     )
@@ -262,37 +261,37 @@ def in_float16_from_a_layer_on(case: Case) -> None:
     part.register_forward_hook(lambda module, args, output: output.half().to(output))
 
 
-# The name that each has to be given.
+# The expected name of each.
 BOTH = {
     transposed: "transposed weight",
-    other_order: "q, k, v in another order",
+    permuted_qkv: "q, k, v in another order",
     no_causal_mask: "causal mask missing",
-    sees_one_ahead: "causal mask off by one",
-    sees_not_itself: "causal mask off by one",
+    attends_one_ahead: "causal mask off by one",
+    excludes_itself: "causal mask off by one",
     no_padding_mask: "padding mask missing",
     exact_gelu: "gelu for gelu_new",
     other_epsilon: "another epsilon",
-    untied: "untied head",
-    left_in_training: "dropout left on",
+    untied_head: "untied head",
+    left_in_train_mode: "dropout left on",
     in_bfloat16: "half precision",
-    in_float16_from_a_layer_on: "half precision",
+    in_float16_from_one_layer_on: "half precision",
 }
 MISTAKES = {
     "t5": BOTH
     | {
         wrong_scale: "extra 1/sqrt(d)",
-        encoders_buckets: "encoder's buckets in the decoder",
-        bias_in_the_first_layer_only: "position bias missing",
+        encoder_buckets_in_decoder: "encoder's buckets in the decoder",
+        position_bias_in_first_block_only: "position bias missing",
         other_norm: "LayerNorm for RMSNorm",
-        unscaled: "unscaled head",
+        unscaled_head: "unscaled head",
     },
     "gpt2": BOTH
     | {
         wrong_scale: "missing 1/sqrt(d)",
         double_scale: "extra 1/sqrt(d)",
-        positions_from_the_edge: "positions ignore left padding",
+        positions_from_left_edge: "positions ignore left padding",
         other_norm: "RMSNorm for LayerNorm",
-        no_bias_in_later_layers: "bias missing",
+        zero_bias: "bias missing",
         scaled: "extra scale before the head",
     },
 }

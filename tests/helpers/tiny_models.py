@@ -1,4 +1,4 @@
-"""Small random models of both families and what they are given."""
+"""Small random models of both families, and inputs for them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ T5 = {"d_model": 24, "d_kv": 4, "d_ff": 40, "num_heads": 3, "num_layers": 2, "nu
 
 
 def tiny(family: str, seed: int = 0, **settings: Any) -> GPT2LMHeadModel | T5ForConditionalGeneration:
-    """Three blocks of three heads, beside T5's encoder of two."""
+    """A random model in eval mode: three heads; three blocks, two in T5's encoder."""
     if family == "gpt2":
         ends = {"bos_token_id": 1, "eos_token_id": 1}
         config = GPT2Config(vocab_size=VOCAB, n_positions=48, **ends, **GPT2 | settings)
@@ -25,14 +25,14 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> GPT2LMHeadModel | T5For
 
 
 def random_inputs(family: str, seed: int = 0, rows: int = 2, length: int = 7) -> dict[str, Tensor]:
-    """Random tokens; T5 gets sources of another length."""
+    """Random tokens (rows, length); T5's sources are longer by two."""
     ids = tokens(seed, rows, length)
     if family == "gpt2":
         return {"input_ids": ids}
     return {"input_ids": tokens(seed + 1, rows, length + 2), "decoder_input_ids": ids}
 
 
-def untouched(model: torch.nn.Module) -> bool:
-    """No hook is left on any module."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
+def has_no_hooks(model: torch.nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    kinds += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
     return not any(getattr(module, kind) for module in model.modules() for kind in kinds)

@@ -1,4 +1,4 @@
-"""Each mistake gets its name, correct layers are equal, and what is not known gets no invented cause."""
+"""Known mistakes are named, correct layers are equal, and unknown changes have no cause."""
 
 import re
 from pathlib import Path
@@ -49,19 +49,19 @@ ALL = [
 
 @pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
 @pytest.mark.parametrize(("family", "mistake", "name"), ALL)
-def test_a_mistake_is_named(family, mistake, name, is_ours, monkeypatch):
-    spoilt = case(family, is_ours, monkeypatch)
-    mistake(spoilt)
-    report = report_of(spoilt, backward=False)
+def test_mistake_is_named(family, mistake, name, is_ours, monkeypatch):
+    broken = case(family, is_ours, monkeypatch)
+    mistake(broken)
+    report = report_of(broken, backward=False)
     assert [cause.name for cause in report.causes] == [name], str(report)
     (cause,) = report.causes
-    half = name == "half precision"  # its rounding is the difference, and stays
+    half = name == "half precision"  # the difference is its rounding error, which remains
     assert cause.after < (1e-2 if half else cause.before / 4)
-    assert cause.module == report.culprit
+    assert cause.module == report.first_bad_module
 
 
-class OnePiece(nn.Module):
-    """GPT-2's block without a module in it: nothing but its output can be compared."""
+class FunctionalBlock(nn.Module):
+    """GPT-2's block without submodules: only its output can be compared."""
 
     def __init__(self, block: GPT2Block, mistake: str) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class OnePiece(nn.Module):
         return hidden.bfloat16() if self.mistake == "half precision" else hidden
 
 
-IN_ONE_PIECE = [
+FUNCTIONAL_MISTAKES = [
     "missing 1/sqrt(d)",
     "extra 1/sqrt(d)",
     "transposed weight",
@@ -121,21 +121,21 @@ IN_ONE_PIECE = [
 ]
 
 
-@pytest.mark.parametrize("mistake", [None, *IN_ONE_PIECE])
-def test_a_mistake_is_named_where_nothing_inside_can_be_compared(mistake):
+@pytest.mark.parametrize("mistake", [None, *FUNCTIONAL_MISTAKES])
+def test_mistake_is_named_without_submodules_to_compare(mistake):
     block = randomize_weights(GPT2Block(GPT2Config(n_embd=WIDTH, n_head=HEADS), layer=0))
     hidden = torch.randn(2, 20, WIDTH, generator=torch.Generator().manual_seed(0))
     report = compare_modules(
-        OnePiece(block, mistake), block, hidden, reference_inputs=(hidden, None, None), backward=False
+        FunctionalBlock(block, mistake), block, hidden, reference_inputs=(hidden, None, None), backward=False
     )
     assert [row.name for row in report.rows] == [""]
     assert report.equal == (mistake is None)
     assert [cause.name for cause in report.causes] == [mistake] * (mistake is not None), str(report)
 
 
-# ---------------------------------------------------------------------------- what is right, what is unknown
+# -------------------------------------------------------------------------- correct layers, unknown changes
 
-UNKNOWN = {
+UNKNOWN_CHANGES = {
     "t5": [
         "shared",
         "encoder.block.1.layer.0.layer_norm",
@@ -155,38 +155,37 @@ UNKNOWN = {
 }
 
 
-def grown(part: nn.Module) -> None:
+def scaled_up(part: nn.Module) -> None:
     part.weight.mul_(1.1)
 
 
-def shaken(part: nn.Module) -> None:
+def perturbed(part: nn.Module) -> None:
     noise = torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(1))
     part.weight.add_(0.03 * noise)
 
 
 @pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
-@pytest.mark.parametrize("change", [grown, shaken])
+@pytest.mark.parametrize("change", [scaled_up, perturbed])
 @pytest.mark.parametrize(
-    ("family", "name"), [(family, name) for family in UNKNOWN for name in UNKNOWN[family]]
+    ("family", "name"), [(family, name) for family in UNKNOWN_CHANGES for name in UNKNOWN_CHANGES[family]]
 )
-def test_what_is_not_known_gets_no_invented_cause(family, name, change, is_ours, monkeypatch):
-    spoilt = case(family, is_ours, monkeypatch)
+def test_unknown_weight_change_has_no_cause(family, name, change, is_ours, monkeypatch):
+    broken = case(family, is_ours, monkeypatch)
     with torch.no_grad():
-        change(spoilt.mine.get_submodule(name))
-    report = report_of(spoilt, backward=False)
+        change(broken.mine.get_submodule(name))
+    report = report_of(broken, backward=False)
     assert not report.equal
     assert report.causes == [], str(report)
     assert "no known cause" in str(report)
-    assert f"{name}.weight" in str(report)  # what is plain to see is said
+    assert f"{name}.weight" in str(report)
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_noise_between_modules_gets_no_invented_cause(family, monkeypatch):
-    """Nothing that the weights could tell."""
-    spoilt = case(family, True, monkeypatch)
-    part = spoilt.attentions()[1].softmax
+def test_unknown_change_between_modules_has_no_cause(family, monkeypatch):
+    broken = case(family, True, monkeypatch)
+    part = broken.attentions()[1].softmax
     part.register_forward_hook(lambda module, args, weights: weights * 1.05)
-    report = report_of(spoilt, backward=False)
+    report = report_of(broken, backward=False)
     assert not report.equal
     assert report.causes == [], str(report)
 
@@ -230,13 +229,13 @@ def test_correct_gpt2_layers_are_equal(sizes, seed, length):
 
 @pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_neither_model_is_changed_by_looking_for_causes(family, is_ours, monkeypatch):
-    spoilt = case(family, is_ours, monkeypatch)
-    other_epsilon(spoilt)
-    models = spoilt.mine, spoilt.reference
+def test_search_for_causes_changes_neither_model(family, is_ours, monkeypatch):
+    broken = case(family, is_ours, monkeypatch)
+    other_epsilon(broken)
+    models = broken.mine, broken.reference
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
     ways = [config._attn_implementation for config in configs(*models)]
-    assert report_of(spoilt).causes
+    assert report_of(broken).causes
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
@@ -249,34 +248,33 @@ def configs(*models: nn.Module) -> list[object]:
     return [config for config in found if hasattr(config, "_attn_implementation")]
 
 
-def test_two_mistakes_are_found_one_after_the_other(monkeypatch):
-    spoilt = case("gpt2", False, monkeypatch)
-    exact_gelu(spoilt)
-    wrong_scale(spoilt)
-    assert [cause.name for cause in report_of(spoilt).causes] == ["missing 1/sqrt(d)"]
-    for attention in spoilt.attentions():
+def test_two_mistakes_are_found_in_turn(monkeypatch):
+    broken = case("gpt2", False, monkeypatch)
+    exact_gelu(broken)
+    wrong_scale(broken)
+    assert [cause.name for cause in report_of(broken).causes] == ["missing 1/sqrt(d)"]
+    for attention in broken.attentions():
         attention.scaling = 8**-0.5
-    assert [cause.name for cause in report_of(spoilt).causes] == ["gelu for gelu_new"]
+    assert [cause.name for cause in report_of(broken).causes] == ["gelu for gelu_new"]
 
 
-def test_a_separate_head_where_there_should_be_one_and_the_other_way_round(monkeypatch):
-    spoilt = case("t5", True, monkeypatch, tie_word_embeddings=False)
-    spoilt.mine.lm_head.weight = spoilt.mine.shared.weight
-    assert [cause.name for cause in report_of(spoilt, backward=False).causes] == ["tied head"]
+def test_tied_head_is_named(monkeypatch):
+    broken = case("t5", True, monkeypatch, tie_word_embeddings=False)
+    broken.mine.lm_head.weight = broken.mine.shared.weight
+    assert [cause.name for cause in report_of(broken, backward=False).causes] == ["tied head"]
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_dropout_that_does_not_know_eval_mode(family, monkeypatch):
-    spoilt = case(family, True, monkeypatch)
-    part = spoilt.attentions()[0].softmax
+def test_dropout_that_ignores_eval_mode(family, monkeypatch):
+    broken = case(family, True, monkeypatch)
+    part = broken.attentions()[0].softmax
     part.register_forward_hook(lambda module, args, weights: F.dropout(weights, 0.1))
-    assert [cause.name for cause in report_of(spoilt).causes] == ["dropout left on"]
+    assert [cause.name for cause in report_of(broken).causes] == ["dropout left on"]
 
 
-def test_the_page_for_students_lists_what_is_recognised():
-    """Word by word: the page has sentences where the report has names."""
+def test_docs_page_lists_all_known_mistakes():
     page = Path(__file__).resolve().parents[2] / "docs" / "test_your_own_layer.md"
-    table = page.read_text(encoding="utf-8").split("## What is recognised")[1].split("A cause is")[0]
-    said = set(re.findall(r"[a-z_]{4,}", table.lower()))
+    table = page.read_text(encoding="utf-8").split("## Known mistakes")[1].split("Each is")[0]
+    listed = set(re.findall(r"[a-z_]{4,}", table.lower()))
     for name in {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}:
-        assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= said, name
+        assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= listed, name

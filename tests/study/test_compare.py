@@ -1,4 +1,4 @@
-"""compare_modules: what it pairs, what it counts as equal, what it says, and what it leaves as it was."""
+"""compare_modules: pairing, tolerance, the report, and no side effects; randomize_weights."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
-from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights
-from ftcore.study.compare import counted
+from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights, spread_weights
+from ftcore.study.compare import select_tokens
 from ftcore.study.report import broadcast, difference, rounding
 from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
 
@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
 
 class Renamed(nn.Module):
-    """The same under other names, in a module that MLP has not."""
+    """MLP with other names, and an additional module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ NAMES = {"wide": "fc", "curve": "act", "narrow.0": "out"}
 # ----------------------------------------------------------------------------------------------------- equal
 
 
-def test_equal_modules_are_equal_in_every_row():
+def test_equal_modules():
     report = compare_modules(MLP(), MLP(), noise(2, 3, 6), copy_weights=True)
     assert report.equal
     assert [row.name for row in report.rows] == ["fc", "act", "out", ""]
@@ -69,11 +69,11 @@ def test_equal_modules_are_equal_in_every_row():
         "out.bias",
     ]
     assert all(row.gradient is not None for row in report.rows)
-    assert (report.first_divergent, report.culprit, report.causes) == (None, None, [])
+    assert (report.first_divergent, report.first_bad_module, report.causes) == (None, None, [])
     assert "Equal" in str(report)
 
 
-def test_a_report_goes_through_json():
+def test_report_to_json():
     reference = MLP()
     for mine in (reference, nn.Linear(6, 7)):
         report = compare_modules(mine, reference, noise(2, 3, 6))
@@ -83,7 +83,7 @@ def test_a_report_goes_through_json():
 
 
 @pytest.mark.parametrize("rename", [NAMES, lambda name: NAMES.get(name, name)], ids=["dict", "function"])
-def test_names_may_differ(rename):
+def test_rename(rename):
     report = compare_modules(Renamed(), MLP(), noise(2, 6), rename=rename, copy_weights=True)
     assert report.equal
     assert [row.name for row in report.rows] == ["fc", "act", "out", ""]
@@ -91,14 +91,14 @@ def test_names_may_differ(rename):
     assert "Not compared, only in mine: narrow" in str(report)
 
 
-def test_of_two_prefixes_the_longer_counts():
+def test_rename_uses_the_longest_prefix():
     rename = {"wide": "fc", "narrow": "elsewhere", "narrow.0": "out"}
     report = compare_modules(Renamed(), MLP(), noise(2, 6), rename=rename, copy_weights=True)
     assert [row.name for row in report.rows] == ["fc", "out", ""]
     assert report.only_mine == ["curve", "narrow"]
 
 
-def test_a_prefix_renames_all_that_is_in_it():
+def test_rename_applies_to_submodules():
     mine, reference = nn.ModuleDict({"a": MLP()}), nn.ModuleDict({"b": MLP()})
     mine.forward, reference.forward = mine["a"].forward, reference["b"].forward
     report = compare_modules(mine, reference, noise(2, 6), rename={"a": "b"}, copy_weights=True)
@@ -106,14 +106,14 @@ def test_a_prefix_renames_all_that_is_in_it():
     assert report.equal
 
 
-def test_assert_same_as_reference_is_silent_or_shows_the_table():
+def test_assert_same_as_reference_raises_with_the_table():
     reference = MLP()
     assert_same_as_reference(MLP(), reference, noise(2, 6), copy_weights=True)
     with pytest.raises(AssertionError) as raised:
         assert_same_as_reference(MLP(), reference, noise(2, 6))
     message = str(raised.value)
     assert "First divergent module: fc" in message
-    assert "Weights that are not the reference's: fc.weight (relative difference" in message
+    assert "Weights that differ from the reference: fc.weight (relative difference" in message
     assert "copy_weights=True" in message
 
 
@@ -121,7 +121,7 @@ def test_assert_same_as_reference_is_silent_or_shows_the_table():
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_transformers_layers_give_tuples_and_take_other_arguments(family):
+def test_tuple_outputs_and_different_arguments_of_transformers(family):
     hidden, mask = noise(2, 7, 24), torch.zeros(2, 1, 7, 7)
     if family == "gpt2":
         theirs, ours = gpt2_pair({"n_embd": 24, "n_head": 4, "n_layer": 1}, 0)
@@ -136,7 +136,7 @@ def test_transformers_layers_give_tuples_and_take_other_arguments(family):
     assert compare_modules(reference, mine, named, reference_inputs=given).equal
 
 
-def test_inputs_may_be_anything_and_are_not_written_to():
+def test_keyword_inputs_are_not_modified():
     class Scaled(nn.Module):
         def forward(self, hidden: Tensor, *, by: float, flip: bool = False, mask: None = None) -> dict:
             hidden *= by  # in place
@@ -149,7 +149,7 @@ def test_inputs_may_be_anything_and_are_not_written_to():
     assert torch.equal(hidden, before)
 
 
-def test_a_layer_that_overwrites_its_input_is_recorded_before():
+def test_outputs_are_recorded_before_in_place_operations():
     def overwriting() -> nn.Sequential:
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
 
@@ -158,41 +158,41 @@ def test_a_layer_that_overwrites_its_input_is_recorded_before():
     assert report.equal, str(report)
 
 
-def test_shared_modules_go_by_the_name_that_their_caller_knows():
+def test_shared_modules_are_named_by_their_caller():
     ours = T5ForConditionalGeneration(T5).eval()
     ids = {"input_ids": tokens(0, 2, 5), "decoder_input_ids": tokens(1, 2, 4)}
     names = [row.name for row in compare_modules(ours, ours, ids, backward=False).rows]
     assert "encoder.embed_tokens" in names
     assert "decoder.embed_tokens" in names
     assert "encoder.dropout" in names
-    assert "encoder.dropout #2" in names  # ran twice
+    assert "encoder.dropout #2" in names  # second call
     assert len(names) == len(set(names))
 
 
-def test_a_shape_that_differs_is_named():
+def test_different_shape():
     report = compare_modules(nn.Linear(6, 7), nn.Linear(6, 8), noise(2, 6))
     assert report.rows[0].verdict == "shape"
     assert "shape (mine is 2 x 7)" in str(report)
-    assert "weight ((7, 6), the reference's is (8, 6))" in str(report)
+    assert "weight ((7, 6), expected (8, 6))" in str(report)
 
 
-def test_positions_made_once_for_all_rows_are_equal_to_those_of_each_row():
+def test_broadcast_over_rows():
     once, each = noise(1, 3, 4), noise(1, 3, 4).expand(2, 3, 4)
     assert broadcast(once, each).shape == (2, 3, 4)
     assert broadcast(noise(2, 1, 3), each).shape == (2, 1, 3)
 
 
-def test_another_dtype_is_noted():
+def test_different_dtype_is_noted():
     reference = MLP()
     mine = MLP().double()
     report = compare_modules(
         mine, reference, noise(2, 6).double(), reference_inputs=noise(2, 6), copy_weights=True
     )
-    assert report.equal  # finer than was meant
+    assert report.equal
     assert "equal (mine is float64, not float32)" in str(report)
 
 
-def test_the_first_module_that_is_not_finite_is_named():
+def test_first_non_finite_module_is_named():
     class Overflowing(MLP):
         def forward(self, hidden: Tensor) -> Tensor:
             return self.out(self.act(self.fc(hidden)) / 0.0)
@@ -203,7 +203,7 @@ def test_the_first_module_that_is_not_finite_is_named():
     assert math.isinf(report.rows[2].relative)
 
 
-def test_what_is_not_finite_in_both_is_equal():
+def test_difference_of_non_finite_values():
     one = torch.tensor([1.0, math.nan, math.inf, -math.inf])
     assert difference(one, one.clone()) == (0.0, 0.0)
     assert difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])).absolute == math.inf
@@ -211,9 +211,9 @@ def test_what_is_not_finite_in_both_is_equal():
     assert difference(one[:3], torch.tensor([1.5, math.nan, math.inf])) == (0.5, 0.5 / 1.5)
 
 
-def test_padding_counts_only_where_it_should():
+def test_where_ignores_padding():
     class Careless(nn.Module):
-        """Right at the tokens."""
+        """Correct except at padding."""
 
         def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
             return hidden * mask[..., None]
@@ -227,20 +227,20 @@ def test_padding_counts_only_where_it_should():
     assert not compare_modules(Careless(), Careful(), (hidden, mask)).equal
     assert compare_modules(Careless(), Careful(), (hidden, mask), where=mask).equal
     weights = noise(2, 4, 5, 5)
-    assert counted(weights, mask).shape == (int(mask.sum()), 4, 5)
-    assert counted(noise(5, 5), mask).shape == (5, 5)
+    assert select_tokens(weights, mask).shape == (int(mask.sum()), 4, 5)
+    assert select_tokens(noise(5, 5), mask).shape == (5, 5)
 
 
 # -------------------------------------------------------------------------------------------------- backward
 
 
-def test_a_gradient_that_is_cut_is_found():
+def test_wrong_gradient_is_found():
     class Cut(MLP):
         def forward(self, hidden: Tensor) -> Tensor:
             return self.out(self.act(self.fc(hidden.detach())))
 
     report = compare_modules(Cut(), MLP(), noise(2, 6), copy_weights=True)
-    assert report.equal  # but for the input, which has no gradient in mine and so no row
+    assert report.equal  # the input has no gradient in mine, hence no row
     assert "(input)" not in [row.name for row in report.gradients]
 
     class Halved(MLP):
@@ -251,13 +251,13 @@ def test_a_gradient_that_is_cut_is_found():
     report = compare_modules(Halved(), MLP(), noise(2, 6), copy_weights=True)
     assert [row.verdict for row in report.rows] == ["gradient differs", "equal", "equal", "equal"]
     assert report.first_divergent == "fc"
-    assert report.culprit is None  # its forward pass is right
+    assert report.first_bad_module is None  # the forward pass is correct
     assert "Gradients that differ, 3 of 5" in str(report)
     assert compare_modules(Halved(), MLP(), noise(2, 6), copy_weights=True, backward=False).equal
 
 
-def test_a_bias_of_keys_has_no_gradient_but_rounding():
-    """A softmax does not feel what is added to all its scores."""
+def test_key_bias_gradient_is_rounding_noise():
+    """Softmax is invariant to a constant added to all scores."""
 
     class Attention(nn.Module):
         def __init__(self, fused: bool) -> None:
@@ -280,20 +280,20 @@ def test_a_bias_of_keys_has_no_gradient_but_rounding():
 # --------------------------------------------------------------------------------------- rounding, tolerance
 
 
-def test_the_tolerance_follows_the_number_format_and_the_work():
+def test_tolerance_depends_on_dtype_and_variance():
     assert rounding(torch.float32, 16.0) == 16 * torch.finfo(torch.float32).eps
     assert rounding(torch.float64, 1.0) < rounding(torch.float32, 1.0) < rounding(torch.bfloat16, 1.0)
     assert rounding(torch.long, 5.0) == 0
     rows = compare_modules(MLP(), MLP(), noise(2, 6), copy_weights=True).rows
-    # fc: 1 + 6/4; act: 1; out: 1 + 8/4; the whole: 1
+    # fc: 1 + 6/4; act: 1; out: 1 + 8/4; the whole module: 1
     eps = torch.finfo(torch.float32).eps
     assert [row.tolerance for row in rows] == [4 * eps * math.sqrt(sum_) for sum_ in (2.5, 3.5, 6.5, 7.5)]
 
 
 @pytest.mark.parametrize("shift", [0, 3, 30])
-def test_a_norm_far_from_zero_rounds_more(shift):
+def test_layer_norm_with_large_mean_has_larger_tolerance(shift):
     class Norm(nn.LayerNorm):
-        """As one writes it by hand."""
+        """The textbook formula."""
 
         def forward(self, hidden: Tensor) -> Tensor:
             hidden = hidden - hidden.mean(-1, keepdim=True)
@@ -307,7 +307,7 @@ def test_a_norm_far_from_zero_rounds_more(shift):
         assert report.equal, str(report)
 
 
-def test_a_tolerance_of_ones_own():
+def test_fixed_tolerance():
     reference, mine = MLP(), MLP()
     mine.load_state_dict(reference.state_dict())
     with torch.no_grad():
@@ -316,7 +316,7 @@ def test_a_tolerance_of_ones_own():
     assert compare_modules(mine, reference, noise(2, 6), tolerance=0.01).equal
 
 
-def test_float64_shows_what_float32_rounds_away():
+def test_float64_reveals_differences_below_float32_rounding():
     def layers(eps: float, dtype: torch.dtype) -> nn.Module:
         return nn.LayerNorm(64, eps=eps).to(dtype)
 
@@ -325,10 +325,10 @@ def test_float64_shows_what_float32_rounds_away():
         assert compare_modules(layers(1e-12, dtype), layers(1e-7, dtype), hidden).equal == equal
 
 
-# --------------------------------------------------------------------------------------- what is left behind
+# ---------------------------------------------------------------------------------------------- side effects
 
 
-def test_nothing_is_left_behind():
+def test_state_is_restored():
     mine, reference = (GPT2LMHeadModel(GPT2) for _ in range(2))
     mine.eval()
     reference.train()
@@ -346,7 +346,7 @@ def test_nothing_is_left_behind():
         assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_nothing_is_left_behind_after_an_error():
+def test_state_is_restored_after_an_error():
     mine, reference = MLP(), MLP()
     with pytest.raises(RuntimeError):
         compare_modules(mine, reference, noise(2, 5))
@@ -354,7 +354,7 @@ def test_nothing_is_left_behind_after_an_error():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in mine.modules())
 
 
-def test_dropout_in_mine_repeats():
+def test_dropout_in_mine_is_reproducible():
     torch.manual_seed(0)
     mine, reference = (GPT2MLP(GPT2).train() for _ in range(2))
     reports = [compare_modules(mine, reference, noise(2, 6, 24), copy_weights=True) for _ in range(2)]
@@ -365,36 +365,36 @@ def test_dropout_in_mine_repeats():
 # ---------------------------------------------------------------------------------------------------- errors
 
 
-def test_a_name_that_is_no_module_of_mine():
+def test_rename_of_unknown_module():
     with pytest.raises(ValueError, match="rename: mine has no module 'wid', did you mean 'wide'"):
         compare_modules(Renamed(), MLP(), noise(2, 6), rename={"wid": "fc"})
 
 
-def test_two_modules_of_one_name():
+def test_rename_of_two_modules_to_one_name():
     with pytest.raises(ValueError, match="rename: both 'wide' and 'curve' become 'fc'"):
         compare_modules(Renamed(), MLP(), noise(2, 6), rename={"wide": "fc", "curve": "fc"})
 
 
-def test_no_weights_to_copy():
+def test_copy_weights_without_a_match():
     with pytest.raises(ValueError, match=r"copy_weights: .*wide.weight \(8, 6\).*fc.weight \(8, 6\)"):
         compare_modules(Renamed(), MLP(), noise(2, 6), copy_weights=True)
 
 
-def test_no_tensor_to_compare():
+def test_output_without_a_tensor():
     class Silent(nn.Module):
         def forward(self, hidden: Tensor) -> None:
             return None
 
-    with pytest.raises(ValueError, match="mine gives no tensor"):
+    with pytest.raises(ValueError, match="mine returns no tensor"):
         compare_modules(Silent(), nn.Identity(), noise(2, 6))
-    with pytest.raises(ValueError, match="the reference gives no tensor"):
+    with pytest.raises(ValueError, match="the reference returns no tensor"):
         compare_modules(nn.Identity(), Silent(), noise(2, 6))
 
 
 # ---------------------------------------------------------------------------------------- randomize_weights
 
 
-def test_randomize_weights_repeat_and_stay_tied():
+def test_randomize_weights_is_reproducible_and_keeps_tied_weights():
     one, other, third = (randomize_weights(GPT2LMHeadModel(GPT2), seed) for seed in (0, 0, 1))
     assert one.lm_head.weight is one.transformer.wte.weight
     for name, weight in one.named_parameters():
@@ -402,8 +402,8 @@ def test_randomize_weights_repeat_and_stay_tied():
         assert not torch.equal(weight, third.get_parameter(name))
 
 
-def test_randomize_weights_spread_the_scores():
-    """No softmax is flat, and none chooses one key alone."""
+def test_randomize_weights_gives_attention_of_medium_entropy():
+    """Neither uniform nor one-hot."""
     seen: list[Tensor] = []
     attention = randomize_weights(GPT2Attention(GPT2, layer=0))
     attention.softmax.register_forward_hook(lambda module, args, weights: seen.append(weights))
@@ -415,3 +415,7 @@ def test_randomize_weights_spread_the_scores():
     for weights in seen:
         entropy = -(weights * weights.log()).sum(-1).mean() / math.log(30)
         assert 0.5 < entropy < 0.97
+
+
+def test_spread_weights_is_a_deprecated_alias():
+    assert spread_weights is randomize_weights

@@ -1,4 +1,4 @@
-"""record and patch: what they show is what transformers shows, and what they change is all that changes."""
+"""record equals transformers and a single pass; patch changes nothing else; the logit lens."""
 
 import copy
 from typing import Any
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ftcore.decoding import generate
 from ftcore.lora.lora import add_lora
-from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.attention import Softmax, has_hooks
-from ftcore.study import patch, randomize_weights, record
+from ftcore.models import GPT2LMHeadModel, KVCache
+from ftcore.models.attention import has_hooks
+from ftcore.study import logit_lens, patch, record
 from ftcore.study.names import short_names
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from tests.helpers.oracle import (
     BOUND,
-    VOCAB,
     error,
     float64_reference,
     gpt2_pair,
@@ -32,37 +31,15 @@ from tests.helpers.oracle import (
     t5_settings,
     tokens,
 )
+from tests.helpers.tiny_models import FAMILIES, GPT2, T5, has_no_hooks, random_inputs, tiny
 
 DTYPES = list(BOUND)
-GPT2 = {"n_embd": 24, "n_head": 3, "n_layer": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-T5 = {"d_model": 24, "d_kv": 4, "d_ff": 40, "num_heads": 3, "num_layers": 2, "num_decoder_layers": 3}
-T5 |= {"dropout_rate": 0.0}
-FAMILIES = ["gpt2", "t5"]
 
 
-def tiny(family: str, seed: int = 0) -> GPT2LMHeadModel | T5ForConditionalGeneration:
-    if family == "gpt2":
-        config = GPT2Config(vocab_size=VOCAB, n_positions=32, bos_token_id=1, eos_token_id=1, **GPT2)
-        return randomize_weights(GPT2LMHeadModel(config), seed).eval()
-    config = T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **T5)
-    return randomize_weights(T5ForConditionalGeneration(config), seed).eval()
-
-
-def run(model: nn.Module, seed: int = 0, rows: int = 2, length: int = 7) -> Tensor:
-    """Logits for random tokens; T5 gets sources of another length."""
-    ids = tokens(seed, rows, length)
-    if isinstance(model, GPT2LMHeadModel):
-        return model(ids)
-    return model(tokens(seed + 1, rows, length + 2), decoder_input_ids=ids)
-
-
-def untouched(model: nn.Module) -> bool:
-    """No hook on any module, and attention takes the fused kernel again."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    kinds += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    left = [kind for module in model.modules() for kind in kinds if getattr(module, kind)]
-    watched = [module for module in model.modules() if isinstance(module, Softmax) and has_hooks(module)]
-    return not left and not watched
+def run(model: nn.Module, *args: int, **sizes: int) -> Tensor:
+    """Logits for random inputs."""
+    family = "gpt2" if isinstance(model, GPT2LMHeadModel) else "t5"
+    return model(**random_inputs(family, *args, **sizes))
 
 
 def kind_of(name: str) -> str:
@@ -71,10 +48,10 @@ def kind_of(name: str) -> str:
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    """A tiny model, which has no hooks left when the test is done."""
+    """A tiny model; the test must not leave hooks on it."""
     model = tiny(request.param)
     yield model
-    assert untouched(model)
+    assert has_no_hooks(model)
 
 
 KINDS = {family: {kind_of(name) for name in short_names(tiny(family))} for family in FAMILIES}
@@ -85,7 +62,7 @@ KINDS = {family: {kind_of(name) for name in short_names(tiny(family))} for famil
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=5)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
-def test_gpt2s_hidden_states_and_attentions_are_transformers(dtype, drawn, seed, side):
+def test_gpt2_hidden_states_and_attentions_equal_transformers(dtype, drawn, seed, side):
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed))
     ids, mask = tokens(seed, 3, 9), padding(seed, 3, 9, side)
     options = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
@@ -107,7 +84,7 @@ def test_gpt2s_hidden_states_and_attentions_are_transformers(dtype, drawn, seed,
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=5)
 @given(drawn=t5_settings, seed=seeds, side=sides)
-def test_t5s_hidden_states_and_attentions_are_transformers(dtype, drawn, seed, side):
+def test_t5_hidden_states_and_attentions_equal_transformers(dtype, drawn, seed, side):
     reference, model = (m.to(dtype) for m in t5_pair(drawn, seed))
     source, mask, target = tokens(seed, 3, 9), padding(seed, 3, 9, side), tokens(seed + 1, 3, 7)
     options = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
@@ -134,10 +111,10 @@ def test_t5s_hidden_states_and_attentions_are_transformers(dtype, drawn, seed, s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attention_while_generating_is_transformers(family):
+def test_attention_during_generation_equals_transformers(family):
     reference, model = (
         gpt2_pair(GPT2, 1) if family == "gpt2" else t5_pair(T5 | {"num_layers": 3}, 1)
-    )  # its cache needs equal depths
+    )  # the reference's cache requires equal depths
     ids = tokens(1, 2, 5)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     theirs = reference.generate(
@@ -151,7 +128,7 @@ def test_attention_while_generating_is_transformers(family):
     }  # fmt: skip
     for kind, attribute in kinds.items():
         for layer in range(3):
-            steps = [step[layer] for step in getattr(theirs, attribute)]  # each (B, H, T, S so far)
+            steps = [step[layer] for step in getattr(theirs, attribute)]  # each (B, H, T, S of that step)
             keys = steps[-1].shape[-1]
             want = torch.cat([F.pad(step, (0, keys - step.shape[-1])) for step in steps], 2)
             assert error(acts[f"{kind}.{layer}"], want) < BOUND[torch.float32]
@@ -170,7 +147,7 @@ SEARCHES = {
 @pytest.mark.parametrize("search", SEARCHES)
 @settings(deadline=None, max_examples=3)
 @given(seed=seeds)
-def test_gpt2s_steps_are_one_pass_over_what_was_read(search, seed):
+def test_gpt2_steps_equal_a_single_pass(search, seed):
     model = tiny("gpt2", seed).double()
     ids, mask = tokens(seed, 2, 6), padding(seed, 2, 6, "left")
     names = [*(f"{kind}.*" for kind in KINDS["gpt2"]), "transformer.wte@in"]
@@ -185,13 +162,13 @@ def test_gpt2s_steps_are_one_pass_over_what_was_read(search, seed):
     assert torch.equal(read[:, :6], ids.repeat_interleave(rows_per_source, 0))
     with torch.no_grad(), record(model, *names) as at_once:
         model(read, mask)
-    same_at_tokens(steps, at_once, mask)
+    assert_equal_at_tokens(steps, at_once, mask)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 @settings(deadline=None, max_examples=3)
 @given(seed=seeds)
-def test_t5s_steps_are_one_pass_over_what_was_read(search, seed):
+def test_t5_steps_equal_a_single_pass(search, seed):
     model = tiny("t5", seed).double()
     ids, mask = tokens(seed, 2, 6), padding(seed, 2, 6, "left")
     names = [*(f"{kind}.*" for kind in KINDS["t5"] if "encoder" not in kind), "decoder.embed_tokens@in"]
@@ -201,16 +178,16 @@ def test_t5s_steps_are_one_pass_over_what_was_read(search, seed):
     read = steps["decoder.embed_tokens@in"]  # (R, T)
     assert torch.equal(steps["encoder.embed_tokens@in"], ids)
     with torch.no_grad(), record(model, *names) as at_once:
-        model.decode(read, steps["encoder"], mask)  # N rows a source
-    same_at_tokens(steps, at_once, torch.ones_like(read))
+        model.decode(read, steps["encoder"], mask)  # N rows per source
+    assert_equal_at_tokens(steps, at_once, torch.ones_like(read))
     repeated = (tensor.repeat_interleave(len(read) // 2, 0) for tensor in (ids, mask))
     with torch.no_grad(), record(model, *names) as row_by_row:
         model(*repeated, decoder_input_ids=read)
-    same_at_tokens(steps, row_by_row, torch.ones_like(read))
+    assert_equal_at_tokens(steps, row_by_row, torch.ones_like(read))
 
 
-def same_at_tokens(got: Any, want: Any, mask: Tensor) -> None:
-    """Equal to rounding wherever a token stands; where one is -inf, both are."""
+def assert_equal_at_tokens(got: Any, want: Any, mask: Tensor) -> None:
+    """Equal up to rounding, except at padding; -inf equals -inf."""
     real = mask.bool()
     assert list(want) == [name for name in got if name in want]
     for name, expected in want.items():
@@ -225,7 +202,7 @@ def same_at_tokens(got: Any, want: Any, mask: Tensor) -> None:
             assert torch.equal(ours, theirs), name
 
 
-def test_a_pass_replaces_the_one_before(model):
+def test_pass_replaces_the_previous_one(model):
     name = next(name for name in short_names(model) if "resid_pre" in name)
     with record(model, name, "lm_head") as acts:
         run(model, seed=1, rows=3, length=5)
@@ -234,22 +211,22 @@ def test_a_pass_replaces_the_one_before(model):
     assert len(acts[name]) == 2
 
 
-def test_two_texts_with_a_cache_each_are_not_mixed():
+def test_interleaved_caches_are_kept_apart():
     model, ids = tiny("gpt2"), tokens(0, 2, 6)
     with record(model, "transformer.wte@in") as acts:
         first, second = KVCache(8), KVCache(8)
         model(ids[:1, :3], cache=first)
         model(ids[:, :2], cache=second)
         model(ids[:1, 3:5], cache=first)
-        assert torch.equal(acts["transformer.wte@in"], ids[:1, 3:5])  # what was read since the other text
+        assert torch.equal(acts["transformer.wte@in"], ids[:1, 3:5])  # since the other cache was used
         model(ids[:1, 5:], cache=first)
         assert torch.equal(acts["transformer.wte@in"], ids[:1, 3:])
 
 
-def test_rows_of_a_cache_that_is_reordered_take_their_past_along():
+def test_recording_follows_cache_reordering():
     model, ids = tiny("gpt2"), tokens(0, 3, 4)
     cache = KVCache(8)
-    model(ids[:, :1], cache=cache)  # before anybody looks
+    model(ids[:, :1], cache=cache)  # not recorded
     cache.reorder(torch.tensor([2, 0, 1]))
     with record(model, "transformer.wte@in") as outer:
         model(ids[:, 1:2], cache=cache)
@@ -263,7 +240,7 @@ def test_rows_of_a_cache_that_is_reordered_take_their_past_along():
     assert torch.equal(inner["transformer.wte@in"], want[:, 1:])
 
 
-def test_steps_that_are_no_rows_of_a_text_are_refused():
+def test_steps_without_token_dimension_cannot_be_joined():
     model = tiny("t5")
     name = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias"
     with record(model, name) as acts:
@@ -272,7 +249,7 @@ def test_steps_that_are_no_rows_of_a_text_are_refused():
         acts[name]
 
 
-def test_what_generate_showed_can_take_part_in_training(model):
+def test_activations_of_generate_support_autograd(model):
     name = next(name for name in short_names(model) if "resid_pre" in name)
     with record(model, name) as acts:
         generate(model, tokens(0, 2, 4), max_new_tokens=3, pad_token_id=0)
@@ -300,7 +277,7 @@ def test_activations_are_a_mapping(model):
         acts["lm_heat"]
 
 
-def test_nothing_that_happens_later_changes_what_was_recorded():
+def test_recordings_are_copies():
     module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
     inputs = torch.randn(2, 3)
     with torch.no_grad(), record(module, "0", "1", "0@in") as acts:
@@ -311,23 +288,23 @@ def test_nothing_that_happens_later_changes_what_was_recorded():
     assert torch.equal(module(acts["0@in"]), acts["1"])
 
 
-def test_a_name_is_needed(model):
+def test_missing_and_unknown_names(model):
     with pytest.raises(ValueError, match="needs the name"), record(model):
         pass
     with pytest.raises(ValueError, match="nothing called 'nothing'"), record(model, "lm_head", "nothing"):
         pass
 
 
-def test_modules_that_give_several_tensors_count_by_the_first_and_cannot_be_patched():
+def test_tuple_outputs_record_the_first_tensor_and_cannot_be_patched():
     module = nn.Sequential(nn.LSTM(3, 3))
     with record(module, "0") as acts:
         output, _ = module(torch.ones(2, 3))
     assert torch.equal(acts["0"], output)
-    with pytest.raises(ValueError, match="a LSTM gives a tuple"), patch(module, "0", lambda x: x):
+    with pytest.raises(ValueError, match="a LSTM returns a tuple"), patch(module, "0", lambda x: x):
         module(torch.ones(2, 3))
 
 
-def test_lora_layers_are_seen_whole():
+def test_lora_layers_are_recorded_as_one_module():
     model = tiny("t5")
     add_lora(model, targets=["q"])
     with record(model, "encoder.block.0.layer.0.SelfAttention.q*", "encoder.z.0") as acts:
@@ -342,7 +319,7 @@ def test_lora_layers_are_seen_whole():
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=1)
 @given(seed=seeds)
-def test_gradients_are_those_of_a_leaf_in_the_activations_place(family, seed):
+def test_gradients_equal_those_of_a_patched_leaf(family, seed):
     model = tiny(family, seed).double()
     names = list(short_names(model))
     with record(model, *names, grad=True) as acts:
@@ -357,7 +334,7 @@ def test_gradients_are_those_of_a_leaf_in_the_activations_place(family, seed):
         assert error(leaf.grad, gradient) < BOUND[torch.float64], name
 
 
-def test_gradients_where_all_weights_are_frozen(model):
+def test_gradients_with_frozen_weights(model):
     name = next(name for name in short_names(model) if "resid_pre.0" in name)
     model.double()
     with record(model, name, grad=True) as want:
@@ -380,7 +357,7 @@ def test_gradients_with_gradient_checkpointing(model):
             assert torch.equal(got[name].grad, want[name].grad), name
 
 
-def test_what_can_have_no_gradient_is_named(model):
+def test_missing_gradient_is_an_error(model):
     switched_off = pytest.raises(ValueError, match="lm_head has none, gradients are switched off")
     with torch.no_grad(), switched_off, record(model, "lm_head", grad=True):
         run(model)
@@ -397,7 +374,7 @@ def test_what_can_have_no_gradient_is_named(model):
 @settings(deadline=None, max_examples=2)
 @given(seed=seeds)
 @torch.no_grad()
-def test_an_activation_in_its_own_place_changes_no_bit(family, seed):
+def test_patching_an_activation_with_itself_is_a_no_op(family, seed):
     model = tiny(family, seed)
     plain = run(model, seed)
     for name in short_names(model):
@@ -405,7 +382,7 @@ def test_an_activation_in_its_own_place_changes_no_bit(family, seed):
             want = run(model, seed)
         with patch(model, name, acts[name]):
             assert torch.equal(run(model, seed), want), name
-        if "pattern" not in name and "scores" not in name:  # those take the textbook path
+        if "pattern" not in name and "scores" not in name:  # those switch to the textbook implementation
             assert torch.equal(plain, want), name
         with patch(model, name, torch.zeros_like(acts[name])):
             assert not torch.equal(run(model, seed), want), name
@@ -415,8 +392,8 @@ def test_an_activation_in_its_own_place_changes_no_bit(family, seed):
 @settings(deadline=None, max_examples=2)
 @given(seed=seeds)
 @torch.no_grad()
-def test_a_clean_residual_stream_restores_the_clean_logits(stack, seed):
-    """All that comes after the stream of one layer depends on that stream alone, and on the other stack."""
+def test_clean_residual_stream_restores_clean_logits(stack, seed):
+    """All later activations depend only on the patched residual stream and on the other stack."""
     model = tiny("t5" if stack else "gpt2", seed)
     clean, corrupted, other = (tokens(seed + number, 2, 6) for number in range(3))
 
@@ -438,7 +415,7 @@ def test_a_clean_residual_stream_restores_the_clean_logits(stack, seed):
 
 @settings(deadline=None, max_examples=3)
 @given(layer=st.integers(0, 2), seed=seeds)
-def test_a_residual_stream_from_elsewhere_is_a_run_from_that_state(layer, seed):
+def test_patched_residual_stream_runs_the_remaining_blocks(layer, seed):
     model, state = tiny("gpt2", seed), torch.randn(2, 6, 24)
     with torch.no_grad(), patch(model, f"resid_post.{layer}", state):
         got = model(tokens(seed, 2, 6))
@@ -449,7 +426,7 @@ def test_a_residual_stream_from_elsewhere_is_a_run_from_that_state(layer, seed):
         assert torch.equal(got, model.lm_head(model.transformer.ln_f(hidden)))
 
 
-def test_what_a_norm_reads_is_not_the_stream_beside_it():
+def test_patching_norm_input_or_residual_stream():
     model, ids = tiny("gpt2"), tokens(0, 2, 6)
     names = ["resid_mid.1", "mlp.1", "resid_post.1"]
     with torch.no_grad():
@@ -465,7 +442,7 @@ def test_what_a_norm_reads_is_not_the_stream_beside_it():
     assert torch.equal(stream["resid_post.1"], clean["resid_mid.1"].roll(1, 0) + stream["mlp.1"])
 
 
-def test_one_head_of_a_pattern(model):
+def test_patch_of_one_head(model):
     prefix = "" if isinstance(model, GPT2LMHeadModel) else "cross."
 
     def without_head_1(weights: Tensor) -> Tensor:  # (B, H, T, S)
@@ -474,8 +451,8 @@ def test_one_head_of_a_pattern(model):
 
     with torch.no_grad(), record(model, f"{prefix}z.1") as before:
         logits = run(model)
-    knocked_out = patch(model, f"{prefix}pattern.1", without_head_1)
-    with torch.no_grad(), record(model, f"{prefix}z.1") as after, knocked_out:
+    ablated = patch(model, f"{prefix}pattern.1", without_head_1)
+    with torch.no_grad(), record(model, f"{prefix}z.1") as after, ablated:
         assert not torch.equal(run(model), logits)
     before, after = (acts[f"{prefix}z.1"].unflatten(-1, (3, -1)) for acts in (before, after))  # (B, T, H, K)
     assert not after[:, :, 1].any()
@@ -483,7 +460,7 @@ def test_one_head_of_a_pattern(model):
         assert error(after[:, :, head], before[:, :, head]) < BOUND[torch.float32]
 
 
-def test_patches_apply_from_the_outside_in_and_are_recorded(model):
+def test_nested_patches_apply_outermost_first_and_are_recorded(model):
     with torch.no_grad():
         logits = run(model)
         with (
@@ -500,7 +477,7 @@ def test_patches_apply_from_the_outside_in_and_are_recorded(model):
         assert not acts["lm_head@in"].any()
 
 
-def test_a_pattern_patches_every_place_that_it_matches():
+def test_pattern_patches_all_matches():
     model = tiny("gpt2")
     no_attention = patch(model, "attn.*", torch.zeros_like)
     with torch.no_grad(), record(model, "attn.*", "resid_*.*") as acts, no_attention:
@@ -510,7 +487,7 @@ def test_a_pattern_patches_every_place_that_it_matches():
         assert torch.equal(acts[f"resid_mid.{layer}"], acts[f"resid_pre.{layer}"])
 
 
-def test_patches_work_on_every_step_of_generate(model):
+def test_patch_applies_to_every_step_of_generate(model):
     name = "pattern.0" if isinstance(model, GPT2LMHeadModel) else "cross.pattern.0"
 
     def first_key(weights: Tensor) -> Tensor:
@@ -522,8 +499,8 @@ def test_patches_work_on_every_step_of_generate(model):
         assert (acts[name][..., 0] == 1).all() and not acts[name][..., 1:].any()
 
 
-def test_a_patch_learns(model):
-    """A tensor that requires gradients is one more parameter; the caller's tensor is not written to."""
+def test_gradients_flow_into_patches(model):
+    """Into a module, and into a tensor that requires gradients."""
     name = next(name for name in short_names(model) if "resid_pre.1" in name)
     shift = nn.Linear(24, 24)
     steering = torch.randn(24, requires_grad=True)
@@ -532,7 +509,7 @@ def test_a_patch_learns(model):
     assert steering.grad.any() and shift.weight.grad.any()
 
 
-def test_a_patch_comes_in_the_activations_own_dtype():
+def test_patch_is_cast_to_the_dtype_of_the_activation():
     model = tiny("gpt2").double()
     with record(model, "resid_pre.1") as acts, patch(model, "resid_pre.1", torch.ones(2, 7, 24)):
         run(model)
@@ -547,12 +524,12 @@ def test_a_patch_comes_in_the_activations_own_dtype():
         (lambda hidden: None, "the function gave a NoneType, expected a tensor"),
     ],
 )  # fmt: skip
-def test_a_value_that_does_not_fit_is_named(model, value, message):
+def test_invalid_patch_value(model, value, message):
     with pytest.raises(ValueError, match=message), patch(model, "lm_head@in", value):
         run(model)
 
 
-def test_a_function_that_runs_what_it_patches_is_told_so(model):
+def test_patch_function_must_not_run_the_module(model):
     refused = pytest.raises(ValueError, match="record what it needs")
     with refused, patch(model, "lm_head", lambda logits: run(model)):
         run(model)
@@ -566,24 +543,24 @@ def fail(_: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("where", ["in the block", "on the way in", "on the way out"])
-def test_nothing_is_left_after_an_exception(model, where):
+def test_hooks_are_removed_after_an_exception(model, where):
     with torch.no_grad():
         want = run(model)
         purpose = pytest.raises(RuntimeError, match="on purpose")
         with purpose, record(model, *short_names(model)) as acts, patch(model, "lm_head", torch.zeros_like):
-            assert not untouched(model)
+            assert not has_no_hooks(model)
             if where == "in the block":
                 fail(want)
             broken = "lm_head@in" if where == "on the way in" else "lm_head"
             with patch(model, broken, fail), record(model, "lm_head"):
                 run(model)
-        assert untouched(model)
+        assert has_no_hooks(model)
         assert len(acts) == (0 if where == "in the block" else len(short_names(model)))
         assert torch.equal(run(model), want)
 
 
-def test_blocks_end_in_any_order(model):
-    """As they do when generators or notebooks hold them open."""
+def test_blocks_may_exit_in_any_order(model):
+    """As with generators or notebooks."""
     first, second = record(model, "lm_head"), record(model, "lm_head", "lm_head@in")
     acts = first.__enter__(), second.__enter__()
     first.__exit__(None, None, None)
@@ -592,7 +569,7 @@ def test_blocks_end_in_any_order(model):
     assert not acts[0] and torch.equal(acts[1]["lm_head"], logits)
 
 
-def test_a_copy_made_inside_is_not_watched_and_is_free_afterwards(model):
+def test_deep_copy_inside_a_block_is_not_hooked(model):
     name = next(name for name in short_names(model) if "pattern" in name)
     with record(model, name, "lm_head") as acts, patch(model, "lm_head", torch.zeros_like):
         copied = copy.deepcopy(model)
@@ -600,20 +577,66 @@ def test_a_copy_made_inside_is_not_watched_and_is_free_afterwards(model):
         assert run(copied).any() and run(twice).any()
         assert not acts
         assert not run(model).any()
-    assert untouched(copied) and untouched(twice)
+    assert has_no_hooks(copied) and has_no_hooks(twice)
     assert torch.equal(run(copied), run(model))
 
 
-def test_a_model_moved_inside_is_still_watched(model):
+def test_model_converted_inside_a_block_is_still_recorded(model):
     with record(model, "lm_head") as acts:
         model.double()
         run(model)
     assert acts["lm_head"].dtype == torch.float64
 
 
-def test_the_fused_kernel_runs_where_nobody_watches():
+def test_only_recorded_attention_leaves_the_fused_kernel():
     model = tiny("gpt2")
     with record(model, "resid_*.*", "z.*", "mlp.*", "attn.*", "neurons.*", "pattern.1"):
-        watched = [has_hooks(block.attn.softmax) for block in model.transformer.h]
-    assert watched == [False, True, False]
-    assert untouched(model)
+        hooked = [has_hooks(block.attn.softmax) for block in model.transformer.h]
+    assert hooked == [False, True, False]
+    assert has_no_hooks(model)
+
+
+# -------------------------------------------------------------------------------------------- logit lens
+
+
+@settings(deadline=None, max_examples=5)
+@given(drawn=gpt2_settings, seed=seeds)
+@torch.no_grad()
+def test_gpt2_logit_lens_equals_a_truncated_model(drawn, seed):
+    _, model = gpt2_pair(drawn, seed)
+    ids, mask = tokens(seed, 2, 7), padding(seed, 2, 7, "left")
+    lens = logit_lens(model, ids, mask)
+    blocks = list(model.transformer.h)
+    for block in range(len(blocks)):
+        model.transformer.h = nn.ModuleList(blocks[: block + 1])
+        assert torch.equal(lens[block], model(ids, mask))
+
+
+@settings(deadline=None, max_examples=5)
+@given(drawn=t5_settings, seed=seeds)
+@torch.no_grad()
+def test_t5_logit_lens_equals_a_truncated_decoder(drawn, seed):
+    _, model = t5_pair(drawn, seed)
+    ids, mask, target = tokens(seed, 2, 7), padding(seed, 2, 7, "right"), tokens(seed + 1, 2, 5)
+    lens = logit_lens(model, ids, mask, target)
+    blocks = list(model.decoder.block)
+    for block in range(len(blocks)):
+        model.decoder.block = nn.ModuleList(blocks[: block + 1])
+        assert torch.equal(lens[block], model(ids, mask, target))
+
+
+def test_logit_lens_runs_in_eval_mode_and_restores_the_mode():
+    _, model = gpt2_pair({"n_embd": 24, "n_head": 3, "n_layer": 2, "resid_pdrop": 0.5}, seed=0)
+    ids = tokens(0, 2, 7)
+    with torch.no_grad():
+        want = model(ids)
+    assert torch.equal(logit_lens(model.train(), ids)[-1], want)
+    assert all(module.training for module in model.modules())
+
+
+def test_logit_lens_inputs_of_the_wrong_family():
+    ids = tokens(0, 1, 4)
+    with pytest.raises(ValueError, match="decoder_input_ids is for T5"):
+        logit_lens(gpt2_pair({"n_embd": 24, "n_head": 3, "n_layer": 1}, 0)[1], ids, decoder_input_ids=ids)
+    with pytest.raises(ValueError, match="decoder_input_ids are missing"):
+        logit_lens(t5_pair({"d_model": 24, "d_kv": 4, "num_layers": 1, "num_heads": 2}, 0)[1], ids)

@@ -1,4 +1,4 @@
-"""What activations are called: names lead to modules, patterns to several, mistakes to what is similar."""
+"""Names and patterns of activations; similar names in errors."""
 
 import re
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ftcore.lora.lora import LoRALayer, add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, UMT5Config
-from ftcore.study.names import Place, find_places, matches, short_names
+from ftcore.study.names import HookPoint, find_hook_points, matches, short_names
 
 GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_head=2, n_layer=3))
 SIZES = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 2}
@@ -20,71 +20,71 @@ MODELS = [GPT2, T5, UMT5]
 segments = st.text("ab*?[0]", min_size=1, max_size=4)
 
 
-def names_of(places: list[Place]) -> list[str]:
-    return [place.name for place in places]
+def names_of(points: list[HookPoint]) -> list[str]:
+    return [point.name for point in points]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.config.model_type)
-def test_every_short_name_means_one_module(model):
+def test_short_names_are_unique(model):
     names = short_names(model)
     assert len(set(names.values())) == len(names)
     for short, long in names.items():
-        (place,) = find_places(model, short)
-        assert (place.name, place.long_name) == (short, long)
-        model.get_submodule(place.module_name)
-        if place.side != "stream":
-            assert [found.long_name for found in find_places(model, long)] == [long]
+        (point,) = find_hook_points(model, short)
+        assert (point.name, point.long_name) == (short, long)
+        model.get_submodule(point.module_name)
+        if point.side != "stream":
+            assert [found.long_name for found in find_hook_points(model, long)] == [long]
 
 
-def test_the_stacks_of_t5_may_differ_in_depth():
-    assert names_of(find_places(T5, "encoder.mlp.*")) == ["encoder.mlp.0", "encoder.mlp.1"]
-    assert names_of(find_places(T5, "cross.z.*")) == ["cross.z.0", "cross.z.1", "cross.z.2"]
+def test_t5_stacks_of_different_depth():
+    assert names_of(find_hook_points(T5, "encoder.mlp.*")) == ["encoder.mlp.0", "encoder.mlp.1"]
+    assert names_of(find_hook_points(T5, "cross.z.*")) == ["cross.z.0", "cross.z.1", "cross.z.2"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.config.model_type)
-def test_every_module_goes_by_its_dotted_name(model):
+def test_every_module_has_its_dotted_name(model):
     for name, module in model.named_modules(remove_duplicate=False):
         for side in ("", "@in", "@stream") if name else ():
-            (place,) = find_places(model, name + side)
-            assert place.name == place.long_name == name + side
-            assert model.get_submodule(place.module_name) is module
+            (point,) = find_hook_points(model, name + side)
+            assert point.name == point.long_name == name + side
+            assert model.get_submodule(point.module_name) is module
 
 
-def test_patterns_stand_for_what_is_between_two_dots():
-    assert names_of(find_places(GPT2, "transformer.h.[02].attn.softmax@in")) == [
+def test_patterns():
+    assert names_of(find_hook_points(GPT2, "transformer.h.[02].attn.softmax@in")) == [
         "transformer.h.0.attn.softmax@in",
         "transformer.h.2.attn.softmax@in",
     ]
-    assert names_of(find_places(GPT2, "transformer.h.1.*.c_*")) == [
+    assert names_of(find_hook_points(GPT2, "transformer.h.1.*.c_*")) == [
         f"transformer.h.1.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     ]
-    assert names_of(find_places(GPT2, "resid_*.1")) == ["resid_pre.1", "resid_mid.1", "resid_post.1"]
-    assert names_of(find_places(T5, "*.pattern.0")) == [
+    assert names_of(find_hook_points(GPT2, "resid_*.1")) == ["resid_pre.1", "resid_mid.1", "resid_post.1"]
+    assert names_of(find_hook_points(T5, "*.pattern.0")) == [
         "encoder.pattern.0",
         "decoder.pattern.0",
         "cross.pattern.0",
     ]
-    assert names_of(find_places(T5, "*")) == ["shared", "encoder", "decoder", "lm_head"]
+    assert names_of(find_hook_points(T5, "*")) == ["shared", "encoder", "decoder", "lm_head"]
 
 
-def test_modules_go_before_short_names():
-    assert names_of(find_places(T5, "encoder.*.1")) == ["encoder.block.1"]
+def test_module_names_take_precedence():
+    assert names_of(find_hook_points(T5, "encoder.*.1")) == ["encoder.block.1"]
 
 
 @given(st.lists(segments, min_size=1, max_size=3), st.lists(segments, min_size=1, max_size=3))
 @settings(deadline=None)
-def test_a_pattern_matches_segment_by_segment(name, pattern):
+def test_patterns_match_segment_by_segment(name, pattern):
     each = len(name) == len(pattern) and all(matches(*pair) for pair in zip(name, pattern, strict=True))
     assert matches(".".join(name), ".".join(pattern)) == each
     assert matches(".".join(name), ".".join("*" for _ in name))
 
 
-def test_lora_stands_where_the_layer_stood():
+def test_lora_layers_keep_the_name():
     model = GPT2LMHeadModel(GPT2.config)
     add_lora(model, targets=["attn.c_proj"])
-    (place,) = find_places(model, "z.1")
-    assert isinstance(model.get_submodule(place.module_name), LoRALayer)
-    assert place.long_name == "transformer.h.1.attn.c_proj@in"
+    (point,) = find_hook_points(model, "z.1")
+    assert isinstance(model.get_submodule(point.module_name), LoRALayer)
+    assert point.long_name == "transformer.h.1.attn.c_proj@in"
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_lora_stands_where_the_layer_stood():
         (torch.nn.Linear(2, 2), "weight", "no modules inside"),
     ],
 )
-def test_a_name_that_means_nothing_is_told_what_is_similar(model, name, near):
+def test_unknown_name_lists_similar_names(model, name, near):
     with pytest.raises(ValueError, match=re.escape(near)) as refused:
-        find_places(model, name)
+        find_hook_points(model, name)
     message = str(refused.value)
     assert f"{type(model).__name__} has nothing called {name!r}" in message
     assert "\n" not in message
@@ -112,6 +112,6 @@ def test_a_name_that_means_nothing_is_told_what_is_similar(model, name, near):
 
 
 @pytest.mark.parametrize("name", ["transformer.h.0@out", "pattern.0@input", "@"])
-def test_an_unknown_side_is_refused(name):
+def test_unknown_side(name):
     with pytest.raises(ValueError, match=r"@in or @stream|nothing called"):
-        find_places(GPT2, name)
+        find_hook_points(GPT2, name)

@@ -3,6 +3,7 @@
 In float64, where no mistake hides in rounding: the sums are the same terms in another order.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import DataLoader, Dataset, Record
-from ftcore.train import accumulate_gradients, clip_gradients, windows
-from ftcore.training.distributed import OneProcess
-from ftcore.training.optim import adamw
-from ftcore.training.precision import autocast, grad_scaler
+from ftcore.train import accumulate_gradients, clip_gradients, grouped
+from ftcore.training.loss import batch_loss
+from ftcore.training.optim import adamw, autocast, grad_scaler
 from tests.helpers import oracle
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -64,15 +64,15 @@ def one_epoch(
         device=CPU,
         autocast=autocast("fp32", CPU),
         scaler=grad_scaler("fp32", CPU),
-        parallel=OneProcess(),
+        compute_loss=partial(batch_loss, model),
     )
     losses, norms = [], []
-    for window in windows(loader, accumulate):
+    for window in grouped(loader, accumulate):
         losses.append(accumulate_gradients(run, window))
         norms.append(clip_gradients(run))
         optimizer.step()
         optimizer.zero_grad()
-    assert len(losses) == loader.windows_per_epoch
+    assert len(losses) == loader.steps_per_epoch
     return losses, norms, {name: weight.detach() for name, weight in model.named_parameters()}
 
 
@@ -116,7 +116,7 @@ def test_clip_norm(family: str) -> None:
             optimizer=adamw(model, lr=1.0, weight_decay=0),
             options=SimpleNamespace(clip_norm=limit),
             scaler=grad_scaler("fp32", CPU),
-            parallel=OneProcess(),
+            compute_loss=partial(batch_loss, model),
         )
         assert clip_gradients(run) == 3.0  # what it was
         assert next(model.parameters()).grad.norm().item() == pytest.approx(long, rel=1e-5)

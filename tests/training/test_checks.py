@@ -15,15 +15,16 @@ import ftcore.models.t5
 import ftcore.train
 import ftcore.training.state
 from ftcore.data import DataLoader, Dataset
-from ftcore.data.loader import WindowSampler
+from ftcore.data.loader import BucketBatchSampler
 from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
+from ftcore.train import prepare
 from ftcore.training import checks
 from ftcore.training.check_result import FAILS, HOLDS, NOT_CHECKED, Check, Figure
 from ftcore.training.checks import Loop
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run, prepare
+from ftcore.training.setup import Run
 from tests.helpers import tiny_runs
 
 FAMILIES = ["t5", "gpt2"]
@@ -61,7 +62,7 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 def found(check: Callable[..., Check], run: Run, directory: Path) -> Check:
     door = ftcore.train
-    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.windows, generate)
+    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.grouped, generate)
     place = directory / "files"
     place.mkdir()
     return check(run, loop, place)
@@ -133,7 +134,7 @@ def test_the_run_stays_as_it_is(runs: Any, tmp_path: Path, family: str) -> None:
     run = runs(family)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     door = ftcore.train
-    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.windows, generate)
+    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.grouped, generate)
     assert [name for name, _ in checks.run_checks(run, loop, tmp_path)] == ALL
     torch.testing.assert_close(dict(run.model.state_dict()), before, rtol=0, atol=0)
     assert run.model.training and run.progress.step == 0 and not run.optimizer.state
@@ -211,9 +212,9 @@ def test_windows_of_other_examples(
     runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buckets made of micro-batches instead of windows put other examples into a step."""
-    order = WindowSampler.order
+    order = BucketBatchSampler.order
     monkeypatch.setattr(
-        WindowSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
+        BucketBatchSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
     )
     assert found(checks.accumulates_exactly, runs(family), tmp_path).verdict == FAILS
 
@@ -305,7 +306,7 @@ def test_a_loss_that_is_no_number_is_a_failure_and_no_traceback(runs: Any, tmp_p
     run = replace(runs("t5"), model=ftcore.load_model(runs("t5").options.model))
     run.model.shared.weight.data[3] = torch.nan
     door = ftcore.train
-    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.windows, generate)
+    loop = Loop(door.train, door.take_step, door.accumulate_gradients, door.grouped, generate)
     results = dict(checks.run_checks(run, loop, tmp_path))
     assert results["overfits one batch"].verdict == results["accumulates exactly"].verdict == FAILS
     assert "the loss is nan in step 1: " in str(results["overfits one batch"])

@@ -24,8 +24,7 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.fast import compiled_blocks
 from ftcore.models import GPT2LMHeadModel
-from ftcore.training import distributed as parallel
-from ftcore.training import interrupt
+from ftcore.training import console, distributed, interrupt
 from ftcore.training.meter import Meter
 from tests.helpers import parallel_runs, tiny_runs
 
@@ -160,7 +159,7 @@ def tiny_overflow(directory: Path) -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(console, "save_picture", lambda *_: False)
         patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
 
@@ -485,10 +484,10 @@ def test_a_stopped_torchrun_saves(empty: Bench) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.6])
-def test_who_is_stuck_after_sigterm_can_still_speak(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def test_a_process_stuck_after_sigterm_is_reported(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(interrupt, "GRACE", 0.2)
     said = []
-    with interrupt.Interrupt(), interrupt.speaking_when_stuck(lambda: said.append("it")):
+    with interrupt.Interrupt(), interrupt.call_if_stuck(lambda: said.append("it")):
         os.kill(os.getpid(), signal.SIGTERM)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -496,13 +495,12 @@ def test_who_is_stuck_after_sigterm_can_still_speak(monkeypatch: pytest.MonkeyPa
     assert said == (["it"] if seconds else [])
 
 
-def test_rows_are_dealt_and_collected() -> None:
-    processes = []
-    for rank in range(3):
-        one = parallel.OneProcess()
-        one.rank, one.count = rank, 3
-        processes.append(one)
+def test_rows_are_sharded_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     for rows in ([], [1], [1, 2, 3, 4], list(range(9))):
-        shares = [one.deal(rows) for one in processes]
-        processes[0].gather = lambda share, shares=shares: shares  # type: ignore[method-assign]
-        assert processes[0].collect(shares[0]) == rows
+        shards = []
+        for rank in range(3):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shards.append(distributed.shard(rows))
+        monkeypatch.setattr(distributed, "all_gather", lambda rows, shards=shards: shards)
+        assert distributed.all_gather_flat(shards[0]) == rows

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import ftcore.train
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.training import console
 from ftcore.training.freeze import freeze
 from tests.helpers import tiny_runs
 
@@ -119,7 +120,7 @@ def test_a_run_leaves_them_bit_for_bit(
     names: list[str],
     also: str | None,
 ) -> None:
-    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    monkeypatch.setattr(console, "save_picture", lambda *_: False)
     layers = {"num_layers": 2} if build is tiny_runs.tiny_t5 else {"n_layer": 2}
     model, run = build(tmp_path / "model", **layers), tmp_path / "run"
     data = tiny_runs.questions(tmp_path / "train.jsonl", 8)

@@ -173,11 +173,11 @@ def random_problem(
     st.just(0.0) | st.floats(0, 0.99),
     oracle.seeds,
 )
-def test_any_slice_gives_the_plain_formula(
+def test_any_chunk_size_gives_the_plain_formula(
     rows: int, width: int, vocabulary: int, slice_size: int, smoothing: float, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_page, "SLICE", slice_size)
+        patch.setattr(loss_page, "CHUNK", slice_size)
         inputs = random_problem(rows, width, vocabulary, seed)
         total, correct = linear_cross_entropy(*inputs, smoothing)
         gradients = torch.autograd.grad(3 * total, inputs[:2])
@@ -189,7 +189,7 @@ def test_any_slice_gives_the_plain_formula(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
-    monkeypatch.setattr(loss_page, "SLICE", 20)
+    monkeypatch.setattr(loss_page, "CHUNK", 20)
     hidden, weight, labels = random_problem(5, 3, 7)
 
     def total() -> Tensor:
@@ -294,7 +294,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_no_more_logits_than_a_slice_are_ever_held(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     rows, width, vocabulary, slice_size = 64, 4, 100, 800
-    monkeypatch.setattr(loss_page, "SLICE", slice_size)
+    monkeypatch.setattr(loss_page, "CHUNK", slice_size)
     hidden, weight, labels = random_problem(rows, width, vocabulary)
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, labels, smoothing)[0].backward()

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.models.attention import Softmax
+from ftcore.train import prepare
+from ftcore.training import console
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run, prepare
+from ftcore.training.setup import Run
 from tests.helpers import tiny_runs
 
 BUILD = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def nothing_but_steps() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(console, "save_picture", lambda *_: False)
         patch.setattr(ftcore.train, "validate", lambda run: None)
         yield
 

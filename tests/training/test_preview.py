@@ -26,11 +26,13 @@ from ftcore.data import (
     make_pretraining_dataset,
     read_corpus,
 )
+from ftcore.train import prepare
+from ftcore.training import console
 from ftcore.training.estimate import estimate, moment_bytes
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
-from ftcore.training.setup import Run, prepare
+from ftcore.training.setup import Run
 from tests.helpers import tiny_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,9 +324,9 @@ def test_looking_changes_no_weight(
         return load_file(tmp_path / name / "last" / "model.safetensors")
 
     looked = weights("looked")
-    monkeypatch.setattr(ftcore.train, "introduce", lambda run: None)
+    monkeypatch.setattr(console, "print_summary", lambda run: None)
     blind = weights("blind")
-    monkeypatch.setattr(ftcore.train, "introduce", estimate)
+    monkeypatch.setattr(console, "print_summary", estimate)
     torch.testing.assert_close([looked, weights("estimated")], [blind, blind], rtol=0, atol=0)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import ftcore.train
 from ftcore.cli import parse
+from ftcore.training import console
 from ftcore.training.curves import chart
 from ftcore.training.options import TrainOptions
 from ftcore.training.report import Report, command_of, render, versions
@@ -292,7 +293,7 @@ def test_versions_say_what_the_numbers_depend_on() -> None:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    monkeypatch.setattr(console, "save_picture", lambda *_: False)
 
 
 @pytest.fixture(scope="module")

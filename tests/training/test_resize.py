@@ -15,6 +15,7 @@ from torch import Tensor
 import ftcore.train
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from ftcore.training import console
 from ftcore.training.freeze import _expand
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, resize
@@ -235,7 +236,7 @@ def run(tmp_path: Path, family: str, *options: str) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ftcore.train, "save_picture", lambda *_: False)
+    monkeypatch.setattr(console, "save_picture", lambda *_: False)
 
 
 def test_a_run_says_what_it_changed_and_trains_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

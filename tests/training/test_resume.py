@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
+from ftcore.training import console
 from ftcore.training.meter import Meter
 from tests.helpers import tiny_runs
 
@@ -72,7 +73,7 @@ def assert_same(got: Any, wanted: Any) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ftcore.train, "save_picture", lambda *_: False)
+        patch.setattr(console, "save_picture", lambda *_: False)
         yield
 
 
@@ -400,7 +401,7 @@ def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureF
     stop_at(t5, run, 1, f"--valid {data}")
     data.write_text(data.read_text().replace("Arlo", "Oslo"))
     line = refusal(lambda: t5.resume(run), capsys)
-    assert f"{data}: the validation file, on which {run / 'best'} was chosen, has changed since" in line
+    assert f"{data}: the validation file, which selected {run / 'best'}, has changed since" in line
 
 
 @pytest.mark.parametrize("package", ["ftcore", "torch"])
@@ -466,3 +467,21 @@ def test_where_there_is_nothing_to_resume(t5: Bench, tmp_path: Path, capsys: pyt
     (tmp_path / "train_config.json").write_text("{}")
     assert "stopped before its first save" in refusal(lambda: t5.resume(tmp_path), capsys)
     assert "--resume needs --output" in refusal(lambda: ftcore.train.main(["--resume"]), capsys)
+
+
+def test_a_state_from_before_fast_was_an_option_resumes_with_it(
+    t5: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    """Such runs were trained with the fast layers, which was not an option then."""
+    whole, run = t5.new_directory(), t5.new_directory()
+    assert t5.train(whole, "--fast") == 0
+    stop_at(t5, run, 2, "--fast")
+    state, config = run / "state" / "training_state.pt", run / "train_config.json"
+    saved, options = torch.load(state, weights_only=True), json.loads(config.read_text())
+    del saved["options"]["fast"], options["fast"]
+    torch.save(saved, state)
+    config.write_text(json.dumps(options))
+    line = refusal(lambda: t5.resume(run), capsys)
+    assert "the run was started with --fast, it cannot go on without --fast" in line
+    assert t5.resume(run, "--fast") == 0
+    assert_same(outcome(run), outcome(whole))

@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore.training.distributed import OneProcess
-from ftcore.training.sharded import load_beside, save_beside
+from ftcore.training.sharded import load_sharded, save_sharded
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +37,13 @@ def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def save(path: Path, step: int) -> None:
-    save_beside(path, {"progress": {"step": step}}, *trained(step), OneProcess())
+    save_sharded(path, {"progress": {"step": step}}, *trained(step))
 
 
 def load(path: Path) -> tuple[int, nn.Module, torch.optim.Optimizer]:
     state = torch.load(path, weights_only=True)
     model, optimizer = trained(0)
-    load_beside(path, state, model, optimizer)
+    load_sharded(path, state, model, optimizer)
     return state["progress"]["step"], model, optimizer
 
 
@@ -59,7 +58,7 @@ def assert_whole(path: Path, steps: tuple[int, ...]) -> None:
 
 def test_saving_leaves_the_optimizer_alone(tmp_path: Path) -> None:
     model, optimizer = trained(2)
-    save_beside(tmp_path / "state.pt", {"progress": {"step": 2}}, model, optimizer, OneProcess())
+    save_sharded(tmp_path / "state.pt", {"progress": {"step": 2}}, model, optimizer)
     torch.testing.assert_close(optimizer.state_dict(), trained(2)[1].state_dict(), rtol=0, atol=0)
     assert_whole(tmp_path / "state.pt", (2,))
 

@@ -30,7 +30,7 @@ panels.beams = {
         Object.assign(node, { x, y, name: `${number}.${rank}` });
         if (node.from) {
           const start = [node.from.x + 115, node.from.y + 13];
-          const kind = node.best ? "best" : node.fate === "pruned" ? "" : "kept";
+          const kind = node.best ? "best" : node.status === "pruned" ? "" : "kept";
           lines.append(
             drawn("path", {
               class: kind,
@@ -40,13 +40,13 @@ panels.beams = {
         }
         const made = button(
           {
-            class: `${node.fate} ${node.best ? "best" : ""}`,
+            class: `${node.status} ${node.best ? "best" : ""}`,
             style: { left: `${x}px`, top: `${y}px` },
             "data-key": node.name,
             click: () => look({ beam: node.name }),
             "aria-label":
               `Step ${number + 1}, rank ${rank + 1}: ${short(piece(node.token), 40)}, ` +
-              `score ${scoreText(node.score)}, ${node.fate}`,
+              `score ${scoreText(node.score)}, ${node.status}`,
           },
           token(node.token),
           element("span", { class: "number" }, scoreText(node.score)),
@@ -110,7 +110,7 @@ panels.beams = {
         {},
         `Score ${scoreText(node.score)}; `,
         `its last token had the probability ${percent(Math.exp(node.log_prob))}. `,
-        FATES[node.fate],
+        FATES[node.status],
         node.final_score === null
           ? ""
           : ` Divided by its length, the score is ${scoreText(node.final_score)}.`,
@@ -142,7 +142,7 @@ panels.beams = {
                       String(rank + 1),
                       element("span", {}, ...node.tokens.map((id) => token(id))),
                       scoreText(node.score),
-                      node.fate,
+                      node.status,
                     ].map((cell) => element("td", {}, cell)),
                   ),
                 ),

@@ -1,4 +1,4 @@
-"""Texts as a model reads them, and where words stand in them."""
+"""Inputs of an analysis, and masks of words."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ftcore import load_tokenizer
-from ftcore.analysis.reading import inputs_of, logits_of, places_of, token_names
+from ftcore.analysis.inputs import inputs_of, logits_of, token_names, word_mask
 from tests.helpers.tiny_models import tiny
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
 
-def test_a_text_as_each_family_reads_it():
+def test_inputs_of():
     t5_tokens, gpt2_tokens = load_tokenizer(WEIGHTS / "t5-mini"), load_tokenizer(WEIGHTS / "gpt2-mini")
     inputs = inputs_of(tiny("t5"), t5_tokens, "The river", "the sea")
     target = t5_tokens.encode("the sea")
@@ -23,23 +23,23 @@ def test_a_text_as_each_family_reads_it():
 
 
 @pytest.mark.parametrize("name", ["t5-mini", "gpt2-mini"])
-def test_places_are_whole_words_in_either_case(name):
+def test_word_mask(name):
     tokenizer = load_tokenizer(WEIGHTS / name)
     text = "The Nalweessa sails. Who saw the Nalweessa? Not Nalweessana, it is 84, not 847."
     ids = tokenizer.encode(text)
-    assert said(tokenizer, ids, "the nalweessa") == "TheNalweessatheNalweessa"
-    assert said(tokenizer, ids, "84") == "84"
-    assert said(tokenizer, ids, "Nal") == ""
-    assert said(tokenizer, ids, "a.b") == ""
-    assert len(places_of(tokenizer, ids, "84")) == len(ids)
+    assert masked_text(tokenizer, ids, "the nalweessa") == "TheNalweessatheNalweessa"
+    assert masked_text(tokenizer, ids, "84") == "84"
+    assert masked_text(tokenizer, ids, "Nal") == ""
+    assert masked_text(tokenizer, ids, "a.b") == ""
+    assert len(word_mask(tokenizer, ids, "84")) == len(ids)
 
 
-def said(tokenizer, ids, words):
-    chosen = torch.tensor(ids)[places_of(tokenizer, ids, words)]
+def masked_text(tokenizer, ids, words):
+    chosen = torch.tensor(ids)[word_mask(tokenizer, ids, words)]
     return "".join(tokenizer.decode(chosen).split())
 
 
-def test_dropout_is_off():
+def test_logits_of_runs_in_eval_mode():
     model = tiny("gpt2").train()
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(logits_of(model, {"input_ids": ids}), logits_of(model, {"input_ids": ids}))

@@ -1,0 +1,116 @@
+"""Losses of individual tokens, and the tokens that activate a neuron most."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftcore.analysis.figures import Figure, new_figure
+from ftcore.analysis.inputs import Inputs, activations_of, logits_of, padding_mask
+from ftcore.models import Model, T5ForConditionalGeneration
+
+
+@torch.no_grad()
+def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
+    """The cross-entropy of each token, in nats.
+
+    Args:
+        model: GPT-2 or T5.
+        inputs: see inputs.py; for T5 without decoder_input_ids.
+        labels: (B, T) T5's target, -100 where ignored. For GPT-2 the labels are input_ids.
+
+    Returns:
+        T5: (B, T), 0 for ignored labels. GPT-2: (B, T - 1), of each token after the first; 0 if it or the
+        token before is padding.
+
+    Raises:
+        ValueError: labels missing for T5, or given for GPT-2.
+    """
+    if isinstance(model, T5ForConditionalGeneration):
+        if labels is None:
+            raise ValueError("labels are missing: T5 needs a target")
+        logits = logits_of(model, {**inputs, "decoder_input_ids": model.shift_right(labels)})
+    else:
+        if labels is not None:
+            raise ValueError("labels are for T5; GPT-2 predicts each next token of input_ids")
+        logits, labels = logits_of(model, inputs)[:, :-1], inputs["input_ids"][:, 1:]
+        if (mask := inputs.get("attention_mask")) is not None:
+            labels = labels.masked_fill((mask[:, 1:] & mask[:, :-1]) == 0, -100)
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+
+
+def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
+    """A bar for each of the T losses of one text, labelled with its token."""
+    figure = new_figure(max(4.0, 0.24 * len(tokens)), 2.8)
+    axes = figure.subplots()
+    axes.bar(range(len(tokens)), losses.cpu(), color="C0")
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8, parse_math=False)
+    axes.set_ylabel("loss in nats")
+    axes.margins(x=0.01)
+    return figure
+
+
+CONTEXT = 6  # tokens in a label before the active one
+
+
+class TopActivations(NamedTuple):
+    """The k highest activations of F neurons in descending order: (F, k) each."""
+
+    values: Tensor
+    texts: Tensor  # index of the text, over all batches
+    positions: Tensor  # index of the token in it
+
+
+@torch.no_grad()
+def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int = 10) -> TopActivations:
+    """Find the tokens of a data set at which each neuron is most active.
+
+    Args:
+        model: GPT-2 or T5.
+        batches: inputs of the model, see inputs.py; padding is ignored.
+        name: of the neurons: "neurons.1", "encoder.neurons.0"; or of any other activation (B, T, F).
+        k: activations per neuron; if the data set has fewer tokens, the last are -inf.
+
+    Raises:
+        ValueError: no batches.
+    """
+    best: TopActivations | None = None
+    seen = 0  # texts
+    for inputs in batches:
+        activations = activations_of(model, inputs, name)[name]  # (B, T, F)
+        rows, length, neurons = activations.shape
+        mask = padding_mask(model, inputs, "encoder" if name.startswith("encoder") else "decoder")
+        if mask is not None:
+            activations = activations.masked_fill(mask[:, :, None] == 0, -torch.inf)
+        if best is None:
+            none = torch.zeros(neurons, k, dtype=torch.long, device=activations.device)
+            best = TopActivations(activations.new_full((neurons, k), -torch.inf), none, none)
+        values = torch.cat([best.values, activations.flatten(0, 1).T], 1)  # (F, k + B * T)
+        index = torch.arange(rows * length, device=values.device).expand(neurons, -1)  # (F, B * T)
+        texts = torch.cat([best.texts, seen + index // length], 1)
+        positions = torch.cat([best.positions, index % length], 1)
+        top = values.topk(k)
+        best = TopActivations(top.values, texts.gather(1, top.indices), positions.gather(1, top.indices))
+        seen += rows
+    if best is None:
+        raise ValueError("batches is empty: expected at least one")
+    return best
+
+
+def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Sequence[str]]) -> Figure:
+    """A bar for each of one neuron's top activations, labelled with its token and those before it.
+
+    `texts` are the tokens of all texts of the data set.
+    """
+    values = top.values[neuron][top.values[neuron] > -torch.inf].tolist()
+    indices = zip(top.texts[neuron].tolist(), top.positions[neuron].tolist(), strict=True)
+    labels = [" ".join(texts[text][max(0, last - CONTEXT) : last + 1]) for text, last in indices]
+    figure = new_figure(8, 0.8 + 0.28 * len(values))
+    axes = figure.subplots()
+    axes.barh(range(len(values)), values, color="C0")
+    axes.set_yticks(range(len(values)), labels[: len(values)], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_title(f"neuron {neuron}", fontsize=10)
+    return figure

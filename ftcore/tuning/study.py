@@ -1,0 +1,191 @@
+"""Trials of a search: Optuna's study and its journal, scores, and the results as CSV file, table and picture.
+
+User attributes of a finished trial: `metrics` of its best validation by name, `best_step` of that validation,
+`steps` taken, `seconds`, and `error`, the message of a failed trial.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ftcore.checkpoints.files import write_atomically
+from ftcore.tuning.search_space import Distribution, import_optuna
+
+Study = Any  # optuna.Study
+FrozenTrial = Any  # optuna.trial.FrozenTrial
+
+STUDY_NAME = "search"
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # in the order of the table
+
+
+def open_journal(path: Path) -> Study:
+    """Open or create the study in a journal file, which the caller has locked.
+
+    The file is only appended to, except that an incomplete last line, left by a killed process, is cut off.
+
+    Raises:
+        ValueError: the journal is damaged.
+    """
+    optuna = import_optuna()
+    for lock in path.parent.glob(f"{path.name}.lock*"):  # left by a killed process
+        lock.unlink()
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    journal = optuna.storages.journal
+    backend = journal.JournalFileBackend(str(path), journal.JournalFileOpenLock(str(path)))  # also on Windows
+    try:
+        for line in path.read_bytes().splitlines():
+            json.loads(line)  # Optuna skips an invalid last line, and fails once another one follows
+        storage = optuna.storages.JournalStorage(backend)
+        if STUDY_NAME in optuna.get_all_study_names(storage):
+            return optuna.load_study(study_name=STUDY_NAME, storage=storage)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path}: damaged, the search cannot be resumed ({error})") from None
+    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
+
+
+def study_in_memory(journal: Study, halving: int | None) -> Study:
+    """Create a study with the finished trials of the journal, for further trials to run in.
+
+    Trials are added to the journal when they have finished. The journal then never holds intermediate values
+    of a trial that was killed, which the pruner would compare other trials with.
+    """
+    optuna = import_optuna()
+    halve, never = optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.NopPruner
+    pruner = halve(min_resource=1, reduction_factor=halving) if halving else never()
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    study.add_trials(finished_trials(journal))
+    return study
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def default_metric(metrics: Mapping[str, float]) -> str:
+    return "exact_match" if "exact_match" in metrics else "valid_loss"
+
+
+def score(metrics: Mapping[str, float], metric: str) -> float:
+    """Objective of a validation, higher is better.
+
+    Ties in exact match or F1 are broken by the loss, as in the choice of a run's best/: for a while the loss
+    falls and no answer is right.
+    """
+    loss = metrics["valid_loss"]
+    if metric == "valid_loss":
+        return -loss
+    return metrics[metric] - 1e-6 * loss / (1 + loss)  # less than one answer in a million
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort trials: complete ones, best first; pruned ones, longest first; failed ones."""
+
+    def key(trial: FrozenTrial) -> tuple[float, ...]:
+        steps = trial.user_attrs["steps"] if trial.state.name == "PRUNED" else 0
+        best = max(trial.intermediate_values.values(), default=-math.inf)
+        return list(STATES).index(trial.state.name), -steps, -best, trial.number
+
+    return sorted(trials, key=key)
+
+
+def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best complete trial. A pruned one was worse than others at the same validation."""
+    first = next(iter(ranked(trials)), None)
+    return first if first and first.state.name == "COMPLETE" else None
+
+
+def row(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as a row of the results; metrics are missing if it was never validated."""
+    attributes = {name: trial.user_attrs[name] for name in ("best_step", "steps", "seconds", "error")}
+    head = {"trial": trial.number + 1, "state": STATES[trial.state.name]}
+    return head | trial.params | trial.user_attrs["metrics"] | attributes
+
+
+def describe(trial: FrozenTrial) -> str:
+    """One line about a trial."""
+    cells = row(trial)
+    _, _, *names = _shown(cells)
+    text = ", ".join(f"{name} {_text(cells[name])}" for name in names if _text(cells[name]))
+    return f"trial {trial.number + 1} {cells['state']}: {text}"
+
+
+def table(trials: Sequence[FrozenTrial]) -> Iterator[str]:
+    """Yield the lines of the printed table."""
+    rows = [row(trial) for trial in ranked(trials)]
+    columns = [name for name in _shown(max(rows, key=len)) if name != "error"]
+    cells = [columns, *([_text(cells.get(name)) for name in columns] for cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+
+
+def _shown(cells: dict[str, Any]) -> list[str]:
+    return [name for name in cells if name not in ("token_accuracy", "perplexity")]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and value < 10_000 else str(value)
+
+
+def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
+    rows = [row(trial) for trial in ranked(trials)]
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, max(rows, key=len))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def save_picture(
+    trials: Sequence[FrozenTrial], space: Mapping[str, Distribution], metric: str | None, path: Path
+) -> bool:
+    """Plot each setting against the metric, pruned trials included, which Optuna's plot_slice leaves out.
+
+    Returns False if matplotlib is not installed or no trial was validated.
+    """
+    trials = [trial for trial in trials if trial.state.name != "FAIL"]
+    if find_spec("matplotlib") is None or not trials:
+        return False
+    from matplotlib.figure import Figure
+
+    metric = metric or default_metric(trials[0].user_attrs["metrics"])
+    figure = Figure(figsize=(1 + 3 * len(space), 3.5), layout="constrained")
+    figure.suptitle("★ best   ● complete   ○ pruned", fontsize=9)
+    styles: dict[str, dict[str, Any]] = {
+        "COMPLETE": {"marker": "o", "color": "C0"},
+        "PRUNED": {"marker": "o", "color": "C7", "fillstyle": "none"},
+        "best": {"marker": "*", "color": "C1", "markersize": 14},
+    }
+    best = best_trial(trials)
+    panels = figure.subplots(1, len(space), squeeze=False, sharey=True)[0]
+    for panel, (name, distribution) in zip(panels, space.items(), strict=True):
+        for trial in reversed(ranked(trials)):  # the best one on top
+            x = distribution.to_internal_repr(trial.params[name])  # index of a choice
+            style = styles["best" if trial is best else trial.state.name]
+            panel.plot(x, trial.user_attrs["metrics"][metric], **style)
+        if hasattr(distribution, "choices"):
+            panel.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
+            panel.set_xlim(-0.5, len(distribution.choices) - 0.5)
+        elif distribution.log:
+            ticks = (distribution.low, (distribution.low * distribution.high) ** 0.5, distribution.high)
+            panel.set_xscale("log")
+            panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            panel.set_xticks([], minor=True)
+        panel.set_xlabel(name)
+        panel.grid(alpha=0.3)
+    if metric == "valid_loss":
+        panels[0].set_yscale("log")
+    panels[0].set_ylabel(metric)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+    return True

@@ -1,0 +1,172 @@
+"""The journal across kills and damage, the order of trials, and the score."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftcore.tuning.search_space import draw_settings, parse_search
+from ftcore.tuning.study import (
+    best_trial,
+    default_metric,
+    finished_trials,
+    open_journal,
+    ranked,
+    score,
+    study_in_memory,
+    table,
+    write_csv,
+)
+
+optuna = pytest.importorskip("optuna")
+
+SPACE = parse_search(["lr=1e-4..1e-2", "batch_size=8,16,32", "relative_steps=true,false"])
+STATES = ["COMPLETE", "PRUNED", "FAIL"]
+ATTRIBUTES = {"metrics": {"valid_loss": 1.5}, "best_step": 4, "steps": 4, "seconds": 0.5, "error": ""}
+
+
+def frozen(number: int, state: str, value: float | None = -1.5, **attributes: Any) -> Any:
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState[state],
+        params=draw_settings(SPACE, number + 1, 0)[number],
+        distributions=SPACE,
+        value=value if state == "COMPLETE" else None,
+        intermediate_values={} if value is None else {1: value},
+        user_attrs=ATTRIBUTES | attributes,
+        system_attrs={} if value is None else {"completed_rung_0": value},
+    )
+
+
+def journal_of(path: Path, count: int) -> Any:
+    """A journal with trials of all states."""
+    journal = open_journal(path)
+    journal.add_trials([frozen(number, STATES[number % 3]) for number in range(count)])
+    return journal
+
+
+# Journal
+
+
+def test_a_journal_is_read_back_and_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    trials = finished_trials(journal_of(path, 4))
+    before = path.read_bytes()
+    journal = open_journal(path)
+    assert finished_trials(journal) == trials and path.read_bytes() == before
+    journal.add_trial(frozen(4, "COMPLETE"))
+    assert path.read_bytes().startswith(before)
+    assert [trial.number for trial in finished_trials(open_journal(path))] == [0, 1, 2, 3, 4]
+
+
+def test_optuna_reads_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    journal_of(path, 3)
+    backend = optuna.storages.journal.JournalFileBackend(str(path))
+    study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
+    assert study.best_trial.number == 0 and study.best_value == -1.5
+    assert [trial.state.name for trial in study.trials] == STATES
+    assert study.trials[0].params == draw_settings(SPACE, 1, 0)[0]
+
+
+def test_unfinished_trials_are_ignored(tmp_path: Path) -> None:
+    """Other tools, and older versions, write a trial to the journal when it begins."""
+    path = tmp_path / "journal.log"
+    journal = journal_of(path, 2)
+    journal.ask(SPACE).report(-0.1, 1)
+    journal.add_trial(frozen(2, "COMPLETE"))
+    study = study_in_memory(open_journal(path), 2)
+    assert [(trial.number, trial.params) for trial in study.trials] == [
+        (number, settings) for number, settings in enumerate(draw_settings(SPACE, 3, 0))
+    ]
+
+
+def test_an_incomplete_line_and_a_lock_of_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    trials = finished_trials(journal_of(path, 3))
+    before = path.read_bytes()
+    with path.open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    (tmp_path / "journal.log.lock").symlink_to(path)
+    journal = open_journal(path)
+    assert finished_trials(journal) == trials and path.read_bytes() == before
+    journal.add_trial(frozen(3, "COMPLETE"))  # would wait for the lock
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"op_co'])
+def test_a_process_killed_while_it_made_the_journal(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal.log"
+    path.write_bytes(content)
+    assert finished_trials(open_journal(path)) == []
+    assert finished_trials(open_journal(path)) == []
+
+
+@pytest.mark.parametrize("line", [1, 2])  # a trial in the middle, and the last one
+def test_a_damaged_journal_is_refused_and_unchanged(tmp_path: Path, line: int) -> None:
+    path = tmp_path / "journal.log"
+    journal_of(path, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'{"op_code":4', b'{"op_co', 1)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=f"^{path}: damaged, the search cannot be resumed"):
+        open_journal(path)
+    assert path.read_bytes() == b"".join(lines)
+
+
+# Results
+
+
+scores = st.fixed_dictionaries(
+    {"exact_match": st.integers(0, 200).map(lambda count: count / 200), "valid_loss": st.floats(0, 1e6)}
+)
+
+
+@settings(deadline=None)
+@given(a=scores, b=scores)
+def test_trials_are_ranked_like_the_validations_of_a_run(a: dict[str, float], b: dict[str, float]) -> None:
+    def key(metrics: dict[str, float]) -> list[float]:  # as in ftcore.train
+        return [metrics["exact_match"], -metrics["valid_loss"]]
+
+    assert default_metric(a) == "exact_match" and default_metric({"valid_loss": 2.0}) == "valid_loss"
+    if score(a, "exact_match") > score(b, "exact_match"):
+        assert key(a) > key(b)
+    assert score(a, "valid_loss") == -a["valid_loss"]
+
+
+def test_the_best_come_first_then_pruned_then_failed_trials(tmp_path: Path) -> None:
+    ends = [
+        ("FAIL", None, 3),
+        ("PRUNED", 1.0, 10),
+        ("COMPLETE", 3.0, 90),
+        ("PRUNED", 5.0, 30),
+        ("COMPLETE", 2.0, 90),
+    ]
+    journal = open_journal(tmp_path / "journal.log")
+    for number, (state, loss, steps) in enumerate(ends):
+        metrics = {} if loss is None else {"valid_loss": loss}
+        error = "" if loss else "the loss is nan"
+        value = None if loss is None else -loss
+        attributes = {"metrics": metrics, "best_step": loss and steps, "steps": steps, "error": error}
+        journal.add_trial(frozen(number, state, value, **attributes))
+    trials = finished_trials(journal)
+    assert [trial.number for trial in ranked(trials)] == [4, 2, 3, 1, 0]
+    assert best_trial(trials) is trials[4] and best_trial(trials[:2]) is None and best_trial([]) is None
+
+    head, *lines = (line.split() for line in table(trials))
+    assert head == ["trial", "state", *SPACE, "valid_loss", "best_step", "steps", "seconds"]
+    assert [line[:2] for line in lines] == [
+        ["5", "complete"],
+        ["3", "complete"],
+        ["4", "pruned"],
+        ["2", "pruned"],
+        ["1", "failed"],
+    ]
+    write_csv(trials, tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [*head, "error"] and [row["trial"] for row in rows] == ["5", "3", "4", "2", "1"]
+    assert (rows[4]["valid_loss"], rows[4]["best_step"], rows[4]["error"]) == ("", "", "the loss is nan")
