@@ -10,6 +10,7 @@ from ftcore.fast.cuda_graph import GraphStep
 from ftcore.fast.packed import BFloat16Linear, Centred, Float32Linear, FrozenLinear, Int8Linear, shares
 from ftcore.lora.lora import merge_lora
 from ftcore.models import Model
+from ftcore.models.attention import AttentionDropout
 from ftcore.models.gpt2 import Conv1D
 from ftcore.models.t5 import T5LayerSelfAttention
 
@@ -73,7 +74,8 @@ def lay_out(model: Any, layer_of: type[FrozenLinear]) -> None:
             model.set_submodule(name, Centred(matrix(part), layer_of))
         elif isinstance(part, nn.Linear | Conv1D):
             model.set_submodule(name, layer_of(matrix(part), part.bias))
-        elif type(part) is nn.Dropout:  # idle, but asked in every step; not AttentionDropout
+        elif isinstance(part, nn.Dropout) and not isinstance(part, AttentionDropout):
+            # Idle, but called in every step; attention calls its own only where hooks want it.
             model.set_submodule(name, nn.Identity())
 
 
