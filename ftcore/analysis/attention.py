@@ -11,7 +11,7 @@ from ftcore.analysis.figures import Axes, Figure, draw_matrix, new_figure
 from ftcore.analysis.inputs import Inputs, activations_of, part_prefixes, stack_blocks, stack_parameters
 from ftcore.decoding import generate
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
-from ftcore.models.relative_position import relative_position_bucket
+from ftcore.models.t5 import relative_position_bucket
 
 
 def attention_maps(model: Model, inputs: Inputs) -> dict[str, Tensor]:

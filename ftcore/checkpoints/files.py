@@ -1,4 +1,4 @@
-"""JSON files, and files that are written completely or not at all. Imports no torch."""
+"""JSON and atomic writes, without torch."""
 
 import json
 import os
@@ -9,25 +9,25 @@ from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a file so that a reader, a full disk or a killed process finds the old one or the new one, whole.
+    """Write a file completely or not at all: written beside its target, flushed to disk, then renamed.
 
     Args:
         path: the file; its directory must exist. One process at a time may write it.
-        write: is given the path of a file beside the target, to write to; that file is then flushed to the
-            disk and renamed. Where `write` raises, the old file stays and nothing else is left behind.
+        write: writes to the temporary path that it is called with. If it raises, the old file stays and the
+            temporary one is removed.
     """
     write_together({Path(path): write})
 
 
 def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for several files: all are safe on the disk before the first is renamed."""
+    """`write_atomically` for several files: all are on disk before the first is renamed."""
     beside = {path: path.with_name(f".{path.name}.part") for path in writes}
     try:
         for path, write in writes.items():
             temporary = beside[path]
-            temporary.unlink(missing_ok=True)  # what a killed process left
+            temporary.unlink(missing_ok=True)  # left by a killed process
             temporary.touch()
-            mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would make it 0600
+            mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
             write(temporary)
             temporary.chmod(mode)
             flush(temporary)
@@ -41,9 +41,9 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, have reached the disk."""
+    """fsync a file or a directory."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows does not open directories
+        return  # Windows cannot open directories
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -51,11 +51,24 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def make_directory(path: str | os.PathLike[str], contents: str) -> Path:
+    """Create a directory to save `contents` in, with its parents.
 
     Raises:
-        ValueError: broken JSON, or JSON of another kind.
+        ValueError: `path` is a file.
+    """
+    directory = Path(path)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: a file, expected a directory to save {contents} in")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: invalid JSON, or not an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""What LoRA trained <-> a directory in the format of PEFT, Hugging Face's library for it.
+"""LoRA layers <-> an adapter directory in the format of PEFT, Hugging Face's library.
 
-    adapter_config.json          r, alpha, dropout, and which layers
+    adapter_config.json          r, alpha, dropout, names of the layers
     adapter_model.safetensors    A and B of each layer
 
-PEFT opens what is written here, and the other way round.
+PEFT opens what is written here, and vice versa.
 """
 
 import math
@@ -16,39 +16,36 @@ from typing import Any
 
 from torch import Tensor
 
-from ftcore.checkpoints.files import read_json, write_json, write_together
+from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import read_tensors, write_tensors
-from ftcore.cli import few
+from ftcore.checkpoints.tensors import describe_mismatch, read_weights, write_tensors
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred first
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
-_PREFIX = "base_model.model."  # PEFT puts two wrappers around a model
+_PREFIX = "base_model.model."  # from the two wrappers that PEFT puts around a model
 _MATRIX = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
 
-# Keys that change nothing of what an adapter computes: those read below, where it comes from, how its
-# training began, and details of methods that are refused.
+# Keys that do not make an adapter more than plain LoRA: those read below, its origin, its initialization, and
+# details of methods that are refused by another key.
 _HARMLESS = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "peft_version", "auto_mapping"}
 _HARMLESS |= {"base_model_name_or_path", "revision", "task_type", "inference_mode", "runtime_config"}
 _HARMLESS |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 _HARMLESS |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}
-# The tensors' names say which layers have A and B, and the layer's class says how its matrix lies in memory.
+# Known without these keys: the layers from the tensors' names, the storage order from the layer's class.
 _HARMLESS |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
 
 
 def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model: str | None = None) -> None:
-    """Write the LoRA part of a model, for PEFT and `load_adapter` to put on the same base model again.
-
-    Both files are complete before either replaces an older one, see atomic.py.
+    """Write the LoRA layers of a model, for `load_adapter` and PEFT. Atomic, see files.py.
 
     Args:
-        model: has LoRA layers, see `add_lora`.
-        directory: made if it is not there; its other files stay.
-        base_model: directory or hub name of the model without LoRA, for those who open the adapter alone.
+        model: with LoRA layers, see `add_lora`.
+        directory: created if missing; other files in it stay.
+        base_model: directory or hub name of the model without LoRA, so that the adapter can be opened alone.
 
     Raises:
         ValueError: the model has no LoRA layers, or `directory` is a file.
@@ -57,12 +54,8 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     layers = lora_layers(model)
     if not layers:
         raise ValueError("the model has no LoRA layers: add_lora makes them; save_model saves a whole model")
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory}: a file, expected a directory to save the adapter in")
-    directory.mkdir(parents=True, exist_ok=True)
-
-    layer = next(iter(layers.values()))  # add_lora makes all alike
+    directory = make_directory(directory, "the adapter")
+    layer = next(iter(layers.values()))  # add_lora gives all the same settings
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
@@ -71,7 +64,7 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
         "target_modules": list(layers),
-        "fan_in_fan_out": isinstance(model, GPT2LMHeadModel),  # Conv1D's matrices are (in, out)
+        "fan_in_fan_out": isinstance(model, GPT2LMHeadModel),  # Conv1D's weights are (in, out)
         "bias": "none",
         "inference_mode": True,
     }
@@ -89,18 +82,16 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
 
 
 def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
-    """Put the LoRA layers of an adapter in PEFT's format on its base model, as `add_lora` does.
-
-    They can be trained further. Who only wants to use them takes `merge_lora(model)`.
+    """Add the trainable LoRA layers of an adapter in PEFT's format to its base model.
 
     Args:
-        model: the model that the adapter was trained on; changed in place, or not at all if this fails.
+        model: the model that the adapter was trained on; changed in place, unchanged on failure.
         directory: holds adapter_config.json and adapter_model.safetensors (or .bin).
 
     Raises:
         FileNotFoundError: no such directory, or a file is missing in it.
-        ValueError: a damaged file, a setting that is not plain LoRA, or tensors that do not fit the model; or
-            the model has LoRA layers already.
+        ValueError: a damaged file, a setting beyond plain LoRA, tensors that do not fit the model, or a model
+            with LoRA layers.
     """
     require_plain(model)
     directory = resolve_directory(directory)
@@ -115,12 +106,13 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
 
 
 def base_model(directory: Path) -> str | None:
-    """Directory or hub name of the model that an adapter belongs to; None for a directory with a whole model.
+    """Directory or hub name of an adapter's base model; None if `directory` is not an adapter alone.
 
-    A directory that is not there from here is looked for beside the adapter: the two may have moved together.
+    A base model that does not exist under its recorded path is also looked for beside the adapter, since both
+    may have been moved together.
 
     Raises:
-        ValueError: adapter_config.json is damaged, or does not say which model it is.
+        ValueError: adapter_config.json is damaged or names no base model.
     """
     path = directory / CONFIG_FILE
     if not path.is_file() or (directory / "config.json").is_file():
@@ -136,7 +128,7 @@ def base_model(directory: Path) -> str | None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """What `add_lora` has to be told, out of adapter_config.json; refuses what is not plain LoRA."""
+    """The arguments of `add_lora` from adapter_config.json; refuses everything beyond plain LoRA."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: no {path.name}; expected an adapter in PEFT's format")
     values = read_json(path)
@@ -153,31 +145,25 @@ def _read_settings(path: Path) -> dict[str, Any]:
             kind = "a whole number" if key == "r" else "a number"
             raise ValueError(f"{path}: {key} is {values.get(key)!r}, expected {kind}")
     rank, alpha = values["r"], values["lora_alpha"]
-    if values.get("use_rslora"):  # divides alpha by the root of r (Kalajdzievski 2023)
+    if values.get("use_rslora"):  # scales by alpha / sqrt(r) (Kalajdzievski 2023)
         alpha *= math.sqrt(rank)
     return {"rank": rank, "alpha": alpha, "dropout": values["lora_dropout"]}
 
 
 def _is_plain(key: str, value: Any) -> bool:
-    """Whether a key, which a newer PEFT may have invented, leaves the computation what lora.py has."""
+    """Whether a setting, possibly of a newer PEFT, keeps the computation of lora.py."""
     match key:
         case "bias":
             return value == "none"
-        case "init_lora_weights":  # PiSSA, LoftQ and others begin by changing the frozen matrices
+        case "init_lora_weights":  # PiSSA, LoftQ and others change the frozen matrices
             return value in (True, False, "gaussian", "eva", "orthogonal")
         case _:
             return key in _HARMLESS or not value
 
 
 def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor]:
-    """A and B of each layer, under the names in the file; whatever else it holds does not fit."""
-    for file in (directory / name for name in WEIGHT_FILES):
-        if file.is_file():
-            break
-    else:
-        raise FileNotFoundError(f"{directory}: no weights; expected {' or '.join(WEIGHT_FILES)}")
-    tensors = read_tensors(file)
-
+    """A and B of each layer under their names in the file; raises ValueError for any other tensor."""
+    file, tensors = read_weights(directory, WEIGHT_FILES)
     layers = linear_layers(model)
     expected: dict[str, tuple[int, int]] = {}
     for name in tensors:
@@ -186,17 +172,16 @@ def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor
             in_features, out_features = features(layers[match[1]])
             expected[f"{_PREFIX}{match[1]}.lora_A.weight"] = (rank, in_features)
             expected[f"{_PREFIX}{match[1]}.lora_B.weight"] = (out_features, rank)
-    kinds = {
-        "wrong": [
+    report = describe_mismatch(
+        wrong=[
             f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
             for name, shape in expected.items()
             if name in tensors and tensors[name].shape != shape
         ],
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name for name in tensors if name not in expected],
-    }
-    if any(kinds.values()) or not expected:
-        report = "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
+        missing=[name for name in expected if name not in tensors],
+        unexpected=[name for name in tensors if name not in expected],
+    )
+    if report or not expected:
         raise ValueError(
             f"{file} does not fit ({report or 'it is empty'}); expected A and B of layers of this "
             f"{type(model).__name__}, with r = {rank} as in {CONFIG_FILE}"

@@ -1,10 +1,10 @@
-"""Attention, as T5 and GPT-2 share it. Read this page first.
+"""Attention, shared by T5 and GPT-2. Read this page first.
 
-The letters of every shape comment in this project:
+Shape letters, used in every shape comment of the project:
 
-    B  rows of the batch       T  query positions       S  key positions
-    D  model width             H  heads                 K  width of one head
-    F  feed-forward width      V  vocabulary
+    B  batch size        T  query positions     S  key positions
+    D  model width       H  heads               K  width per head
+    F  feed-forward width                       V  vocabulary size
 """
 
 import torch
@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 
 class Softmax(nn.Module):
-    """Scores in, attention weights out: a module of its own, so that both can be recorded and changed.
+    """Scores -> attention weights, as a module, so that hooks can record and change both.
 
-    Under half precision both are float32, as in the published models.
+    Scores and weights are float32 under half precision, as in the published models.
     """
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1)  # (B, H, T, S)
+
+
+class AttentionDropout(nn.Dropout):
+    """Dropout on the attention weights, (B, H, T, S)."""
 
 
 def attend(
@@ -27,22 +31,22 @@ def attend(
     key: Tensor,  # (B, H, S, K)
     value: Tensor,  # (B, H, S, K)
     *,
-    bias: Tensor | None = None,  # added to the scores, broadcasts to (B, H, T, S)
-    causal: bool = False,  # hide the future; for T == S, instead of a bias that would say the same
+    bias: Tensor | None = None,  # added to the scores, broadcastable to (B, H, T, S)
+    causal: bool = False,  # causal mask without a bias; requires T == S
     scale: float,
     softmax: nn.Module,
     dropout: nn.Dropout,
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): (B, H, T, K).
 
-    The fused kernel never builds the (T, S) matrix; the textbook lines do, and run exactly when somebody
-    watches `softmax` (see `is_hooked`). Both compute scores and softmax in float32 under half precision.
+    The fused kernel never materializes the (T, S) matrix. The textbook lines do; they run if `softmax`
+    or `dropout` is hooked or replaced. Both compute scores and softmax in float32 under half precision.
     """
-    if not is_hooked(softmax):
+    if can_fuse(softmax, dropout):
         dropout_p = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p, causal, scale=scale)
 
-    with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
+    with torch.autocast(query.device.type, enabled=False):  # autocast would round the scores
         scores = at_least_float32(query) @ at_least_float32(key).transpose(-2, -1) * scale  # (B, H, T, S)
     if causal:
         bias = attention_mask_bias(None, *scores.shape[-2:], causal=True, like=scores)
@@ -52,13 +56,14 @@ def attend(
     return weights.to(value.dtype) @ value
 
 
-def is_hooked(softmax: nn.Module) -> bool:
-    """Whether anybody has put a hook on this module, or a module of their own in its place."""
-    return type(softmax) is not Softmax or has_hooks(softmax)
+def can_fuse(softmax: nn.Module, dropout: nn.Module) -> bool:
+    """Whether the fused kernel may stand in for both modules: neither is hooked or replaced."""
+    is_replaced = type(softmax) is not Softmax or type(dropout) is not AttentionDropout
+    return not (is_replaced or has_hooks(softmax) or has_hooks(dropout))
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether anything is called before or behind this module, forward or backward."""
+    """Whether the module has forward or backward hooks."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -68,34 +73,31 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def at_least_float32(states: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 as they are."""
+    """Half precision widened to float32; float32 and float64 unchanged."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def attention_mask_bias(
-    attention_mask: Tensor
-    | None,  # (B, S) 1 for a token, 0 for padding; or (B, T, S), for each query its own
+    attention_mask: Tensor | None,  # (B, S), 1 for tokens and 0 for padding; or (B, T, S), one mask per query
     query_length: int,
     key_length: int,
     *,
     causal: bool,
     like: Tensor,
 ) -> Tensor | None:
-    """What may not be looked at, as numbers to add to the scores: 0 or -inf, (1 or B, 1, 1 or T, S).
+    """Additive attention mask: 0 = visible, -inf = masked; (1 or B, 1, 1 or T, S), or None if all is visible.
 
-    None when everything may be looked at. Dtype and device are those of `like`. The last query stands at
-    the last key, so a cache needs no further word.
-
-    A query that would see nothing (a padding token before the text) is let see everything: nobody reads
-    its output, and a softmax over nothing would be NaN.
+    The last query is aligned with the last key, so the same call covers decoding with a cache. Fully masked
+    queries are left unmasked, since softmax over -inf alone is NaN; their output is unused. Dtype and device
+    are those of `like`.
 
     Raises:
-        ValueError: the mask is not as long as the keys.
+        ValueError: the mask does not cover the keys.
     """
     if attention_mask is not None and attention_mask.shape[-1] != key_length:
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} positions, expected {key_length} "
-            "(with a cache: those in it and the new ones)"
+            "(with a cache: the cached positions and the new ones)"
         )
     visible = None
     if causal and query_length > 1:

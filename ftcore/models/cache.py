@@ -1,6 +1,5 @@
-"""The cache of keys and values: what a decoder keeps so that each new token costs one position."""
+"""The key-value cache: each new token costs one position instead of a pass over the whole sequence."""
 
-import torch
 from torch import Tensor
 
 
@@ -9,11 +8,11 @@ class KVCache:
 
         cache = KVCache(max_length=100)
         logits = model(prompt, cache=cache)          # fills positions 0 ... T-1
-        logits = model(next_token, cache=cache)      # one more
+        logits = model(next_token, cache=cache)      # fills position T
 
-    Buffers for `max_length` positions are allocated when the first keys arrive, since only they know the
-    rows, heads, dtype and device. For T5 the cache also keeps the cross-attention's keys and values, which
-    depend on the source alone: one row a source, however many beams look at it.
+    Buffers for `max_length` positions are allocated when the first keys arrive, with their batch size, heads,
+    dtype and device. For T5 the cache also holds the cross-attention keys and values, one row per source,
+    shared by all beams of that source.
     """
 
     def __init__(self, max_length: int):
@@ -22,12 +21,12 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Positions filled."""
+        """Number of filled positions."""
         return self.extent.length
 
     @property
     def max_length(self) -> int:
-        """Positions there is room for."""
+        """Number of allocated positions."""
         return self.extent.max_length
 
     def layer(self, index: int) -> "LayerCache":
@@ -36,22 +35,20 @@ class KVCache:
         return self.layers[index]
 
     def advance(self, positions: int) -> None:
-        """The model calls this once all of its layers have been through."""
+        """Count new positions as filled; called by the model after its last layer."""
         self.extent.length += positions
 
     def reorder(self, index: Tensor, start: int = 0) -> None:
-        """Make row i what row index[i] was. Rows may repeat, vanish or grow in number (beams do all three).
+        """Replace row i by row index[i], as beam search needs; rows may repeat or be dropped.
 
-        Where rows stay as many, the first `start` positions may be left alone: of those the caller knows that
-        rows i and index[i] agree, as the beams of a source do in what they begin with.
-
-        Self-attention only: the beams of one source share its cross-attention row, so nothing moves there.
+        Positions < start are identical in rows i and index[i] (common beam prefix) and are not copied, unless
+        the number of rows changes. Cross-attention is left alone: all beams of a source share its row.
         """
         for layer in self.layers:
             layer.reorder(index, start)
 
     def select_sources(self, index: Tensor) -> None:
-        """Keep only these sources' rows of the cross-attention, when finished sources leave the batch."""
+        """Keep only these rows of the cross-attention, when finished sources leave the batch."""
         for layer in self.layers:
             if layer.cross is not None:
                 key, value = layer.cross
@@ -59,31 +56,31 @@ class KVCache:
 
 
 class Extent:
-    """How long a cache is.
+    """Length of a cache, shared by the cache and its layers.
 
-    Its layers hold this and not the cache: objects that hold each other keep their memory until Python looks
-    for cycles, and a cache's may be most of what there is.
+    Layers refer to this and not to the cache: a reference cycle would keep the buffers alive until Python's
+    garbage collector runs.
     """
 
     def __init__(self, max_length: int):
         self.max_length = max_length
-        self.length = 0  # positions filled
+        self.length = 0
 
 
 class LayerCache:
-    """One layer's share of a KVCache."""
+    """Keys and values of one decoder layer."""
 
     def __init__(self, extent: Extent):
         self.extent = extent
         self.key: Tensor | None = None  # (B, H, max_length, K), the first extent.length positions filled
         self.value: Tensor | None = None
-        self.cross: tuple[Tensor, Tensor] | None = None  # (sources, H, S, K) each
+        self.cross: tuple[Tensor, Tensor] | None = None  # T5's cross-attention: 2 x (sources, H, S, K)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions' keys and values, (B, H, T, K); return all so far, (B, H, length + T, K).
+        """Store keys and values of new positions, (B, H, T, K); return all so far, (B, H, length + T, K).
 
         Raises:
-            ValueError: the cache has no room for T more positions, or holds other rows.
+            ValueError: fewer than T free positions, or another batch size.
         """
         start, end = self.extent.length, self.extent.length + key.shape[2]
         if end > self.extent.max_length:
@@ -91,30 +88,25 @@ class LayerCache:
         if self.key is None or self.value is None:
             self.key, self.value = self._buffer(key, len(key)), self._buffer(value, len(value))
         if len(key) != len(self.key):  # a single row would broadcast
-            raise ValueError(f"the cache holds {len(self.key)} rows, {len(key)} came: `reorder` makes others")
+            raise ValueError(f"the cache holds {len(self.key)} rows, got {len(key)}; call `reorder` first")
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
         return self.key[:, :, :end], self.value[:, :, :end]
 
     def reorder(self, index: Tensor, start: int) -> None:
-        if self.key is None or self.value is None:
-            return
-        self.key, self.value = (
-            self._reordered(self.key, index, start),
-            self._reordered(self.value, index, start),
-        )
+        if self.key is not None and self.value is not None:
+            self.key = self._reordered(self.key, index, start)
+            self.value = self._reordered(self.value, index, start)
 
     def _reordered(self, buffer: Tensor, index: Tensor, start: int) -> Tensor:
-        if len(index) != len(buffer):
-            start = 0
-        moved = buffer[:, :, start : self.extent.length].index_select(0, index)
-        if len(index) != len(buffer):
+        is_resized = len(index) != len(buffer)
+        filled = slice(0 if is_resized else start, self.extent.length)
+        rows = buffer[:, :, filled].index_select(0, index)
+        if is_resized:
             buffer = self._buffer(buffer, len(index))
-        buffer[:, :, start : self.extent.length] = moved
+        buffer[:, :, filled] = rows
         return buffer
 
     def _buffer(self, like: Tensor, rows: int) -> Tensor:
         _, num_heads, _, head_width = like.shape
-        return torch.empty(
-            rows, num_heads, self.extent.max_length, head_width, dtype=like.dtype, device=like.device
-        )
+        return like.new_empty(rows, num_heads, self.extent.max_length, head_width)

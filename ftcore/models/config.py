@@ -1,38 +1,63 @@
-"""What the two configurations have in common: reading and writing config.json without losing a key."""
+"""Configurations of the models (config.json), and what both models share beside attention."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
-from ftcore.models.activations import ACTIVATIONS
+import torch
+from torch import Tensor, nn
 
 AnyConfig = TypeVar("AnyConfig", bound="Config")
+AnyModel = TypeVar("AnyModel", bound="CheckpointMixin")
+
+# transformers' names, several of which mean the same function. "gelu_new" is the tanh approximation
+# (Hendrycks and Gimpel 2016) that GPT-2 and T5 v1.1 were trained with, "gelu" the exact function. They differ
+# by up to 5e-4, enough to break parity.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "mish": nn.Mish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "gelu_python": nn.GELU,
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "gelu_accurate": lambda: nn.GELU(approximate="tanh"),
+    "gelu_fast": lambda: nn.GELU(approximate="tanh"),
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "gelu_python_tanh": lambda: nn.GELU(approximate="tanh"),
+}
 
 
 @dataclass(kw_only=True)
 class Config:
-    """Base of GPT2Config and T5Config. Keys of config.json that are no fields here survive in `extra`."""
+    """Base of GPT2Config and T5Config. Keys of config.json that are not fields are kept in `extra`."""
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     is_encoder_decoder: ClassVar[bool]
-    other_names: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # what else files call a key
+    aliases: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # other names of a key -> its name
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_dict(cls: type[AnyConfig], values: dict[str, Any], where: str = "config.json") -> AnyConfig:
-        """A configuration out of the keys of config.json.
+        """Build a configuration from the keys of config.json.
 
         Raises:
             ValueError: a value of the wrong type or out of range, or two keys that contradict each other; the
-                message names `where` and the key, or both.
+                message names `where` and the keys.
         """
         types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
         for key, value in values.items():
-            expected = types.get(cls.other_names.get(key, key))
-            if expected is not None and not _fits(value, expected):
+            expected = types.get(cls.aliases.get(key, key))
+            if expected is not None and not _has_type(value, expected):
                 raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(expected)}")
-        values = cls._renamed(values, where)
+        values = cls._resolve_aliases(values, where)
         known = {key: value for key, value in values.items() if key in types}
         extra = {key: value for key, value in values.items() if key not in types}
         try:
@@ -41,20 +66,20 @@ class Config:
             raise ValueError(f"{where}: {error}") from None
 
     @classmethod
-    def _renamed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """The same with each key under the name that it has here; `"torch_dtype": null` says nothing."""
-        renamed = {key: value for key, value in values.items() if key not in cls.other_names}
-        for other, name in cls.other_names.items():
-            value = values.get(other)
-            if value is not None and renamed.setdefault(name, value) != value:
+    def _resolve_aliases(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """Rename aliases to the names of the fields; an alias with the value null is dropped."""
+        resolved = {key: value for key, value in values.items() if key not in cls.aliases}
+        for alias, name in cls.aliases.items():
+            value = values.get(alias)
+            if value is not None and resolved.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{where}: {other} is {value!r}, but {name}, which means the same, is {renamed[name]!r}; "
-                    "remove one of them"
+                    f"{where}: {alias} is {value!r}, but {name}, which means the same, "
+                    f"is {resolved[name]!r}; remove one of them"
                 )
-        return renamed
+        return resolved
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of config.json, those that we do not use included."""
+        """The keys of config.json, `extra` included."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {
             **self.extra,
@@ -65,19 +90,19 @@ class Config:
         }
 
     def require_positive(self, *names: str) -> None:
-        """Raise a ValueError that names the first of these fields which is not at least 1."""
+        """Raise ValueError unless these fields are at least 1."""
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
     def require_probability(self, *names: str) -> None:
-        """Raise a ValueError that names the first of these fields which is not from 0 to 1."""
+        """Raise ValueError unless these fields are in [0, 1]."""
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
 
     def require_activation(self, name: str, function: str) -> None:
-        """Raise a ValueError that names this field if we do not know the function that it asks for."""
+        """Raise ValueError unless `function`, which the field `name` asks for, is in ACTIVATIONS."""
         if function not in ACTIVATIONS:
             raise ValueError(
                 f"{name} is {getattr(self, name)!r}: unknown activation function {function!r}, "
@@ -85,27 +110,228 @@ class Config:
             )
 
 
+@dataclass(kw_only=True)
+class GPT2Config(Config):
+    """GPT-2's config.json, as far as it affects the computation; the defaults are GPT-2 small."""
+
+    model_type: ClassVar[str] = "gpt2"
+    architecture: ClassVar[str] = "GPT2LMHeadModel"
+    is_encoder_decoder: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = Config.aliases | {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # feed-forward width; None: 4 * n_embd
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True  # divide scores by sqrt(K)
+    scale_attn_by_inverse_layer_idx: bool = False  # and by the number of the layer, from 1
+    reorder_and_upcast_attn: bool = False  # float32 scores under half precision: `attend` always has them
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "GPT2Config":
+        """See `Config.from_dict`."""
+        if "n_ctx" in values:  # OpenAI's name of n_positions, often stale where both are present
+            values = {"n_positions": values["n_ctx"]} | values
+        return super().from_dict(values, where)
+
+    def __post_init__(self) -> None:
+        self.require_positive("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        if self.n_inner is not None:
+            self.require_positive("n_inner")
+        self.require_probability("resid_pdrop", "embd_pdrop", "attn_pdrop")
+        self.require_activation("activation_function", self.activation_function)
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd is {self.n_embd}, which {self.n_head} heads (n_head) do not divide")
+        if self.add_cross_attention:
+            raise ValueError("add_cross_attention is true, but GPT-2 with cross-attention is not supported")
+
+
+@dataclass(kw_only=True)
+class T5Config(Config):
+    """T5's config.json, as far as it affects the computation; the defaults are T5-small."""
+
+    model_type: ClassVar[str] = "t5"
+    architecture: ClassVar[str] = "T5ForConditionalGeneration"
+    is_encoder_decoder: ClassVar[bool] = True
+    aliases: ClassVar[dict[str, str]] = Config.aliases | {
+        "hidden_size": "d_model",
+        "head_dim": "d_kv",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    }
+    bias_in_every_block: ClassVar[bool] = False  # otherwise all blocks share the position bias of block 0
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64  # K; num_heads * d_kv may differ from d_model
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int | None = None  # None: num_layers
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"  # or "gated-gelu", meaning gelu_new(wi_0) * wi_1; "gated-silu", ...
+    dense_act_fn: str | None = None  # newer files spell feed_forward_proj in two keys: "gelu_new"
+    is_gated_act: bool | None = None  # and true
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool | None = None  # by 1/sqrt(D), before the head; None: if the head is tied
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    decoder_start_token_id: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "T5Config":
+        """See `Config.from_dict`."""
+        if "feed_forward_proj" not in values and values.keys() & {"dense_act_fn", "is_gated_act"}:
+            gate = "gated-" if values.get("is_gated_act") else ""
+            values = values | {"feed_forward_proj": f"{gate}{values.get('dense_act_fn') or 'relu'}"}
+        return super().from_dict(values, where)
+
+    def __post_init__(self) -> None:
+        self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        self.require_positive("num_decoder_layers")
+        self.require_probability("dropout_rate")
+        self._resolve_feed_forward()
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4:
+            raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
+        if distance <= buckets // 2:  # the decoder's first buckets // 2 distances have one bucket each
+            raise ValueError(f"relative_attention_max_distance is {distance}, expected above {buckets // 2}")
+        if self.scale_decoder_outputs is None:
+            self.scale_decoder_outputs = self.tie_word_embeddings
+
+    def _resolve_feed_forward(self) -> None:
+        """Derive `dense_act_fn` and `is_gated_act` from `feed_forward_proj`; given values must agree."""
+        function = self.feed_forward_proj.removeprefix("gated-")
+        gated = function != self.feed_forward_proj
+        # "gated-gelu" of the published v1.1 models means gelu_new; a few later models ask for the exact gelu.
+        functions = ["gelu_new", "gelu"] if gated and function == "gelu" else [function]
+        if self.dense_act_fn is not None:
+            self.require_activation("dense_act_fn", self.dense_act_fn)
+        self.require_activation("feed_forward_proj", function)
+        self.dense_act_fn = self.dense_act_fn or functions[0]
+        self.is_gated_act = gated if self.is_gated_act is None else self.is_gated_act
+        for key, agreeing in (("dense_act_fn", functions), ("is_gated_act", [gated])):
+            if getattr(self, key) not in agreeing:
+                proj = f"feed_forward_proj is {self.feed_forward_proj!r}"
+                raise ValueError(f"{key} is {getattr(self, key)!r}, but {proj}; remove one of them")
+
+
+@dataclass(kw_only=True)
+class MT5Config(T5Config):
+    """mT5 (Xue et al. 2021): multilingual v1.1. The decoder's output is never scaled, tied head or not."""
+
+    model_type: ClassVar[str] = "mt5"
+    architecture: ClassVar[str] = "MT5ForConditionalGeneration"
+
+    vocab_size: int = 250112
+    d_ff: int = 1024
+    num_layers: int = 8
+    num_heads: int = 6
+    feed_forward_proj: str = "gated-gelu"
+    decoder_start_token_id: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_decoder_outputs = False
+
+
+@dataclass(kw_only=True)
+class UMT5Config(MT5Config):
+    """uMT5 (Chung et al. 2023): mT5 with a position bias per block. The decoder's output is always scaled."""
+
+    model_type: ClassVar[str] = "umt5"
+    architecture: ClassVar[str] = "UMT5ForConditionalGeneration"
+    bias_in_every_block: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_decoder_outputs = True
+
+
+class CheckpointMixin:
+    """`from_pretrained` and `save_pretrained` of both models, implemented in ftcore.checkpoints."""
+
+    @classmethod
+    def from_pretrained(cls: type[AnyModel], directory: str | PathLike[str], **options: Any) -> AnyModel:
+        """`ftcore.load_model` for a checkpoint of this class."""
+        from ftcore import checkpoints  # imported here, since checkpoints imports the models
+
+        return checkpoints.load_as(cls, directory, **options)
+
+    def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
+        """`ftcore.save_model`."""
+        from ftcore import checkpoints
+
+        checkpoints.save_model(self, directory, **options)  # type: ignore[arg-type]
+
+
+def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:
+    """Refuse ids without an embedding row before a kernel indexes out of bounds.
+
+    On CUDA an out-of-bounds index corrupts the context until the process exits. A single new token behind a
+    cache is not checked: it comes from the model's own head, and reading its value would synchronize with the
+    GPU at every step.
+
+    Raises:
+        ValueError: ids that are not integers of shape (B, T), or an id outside of the vocabulary.
+    """
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        kind = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}".removeprefix("torch.")
+        raise ValueError(f"token ids are {kind}, expected whole numbers of shape (rows, tokens)")
+    is_decoding_step = past_length > 0 and input_ids.shape[1] == 1
+    if is_decoding_step or input_ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(input_ids))
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token id {wrong}, but the embedding has rows 0 to {vocab_size - 1} (vocab_size)")
+
+
 def set_dropout_rates(config: Any, rate: float) -> None:
-    """All rates of dropout that a config of T5 or GPT-2 has, ftcore's or transformers'."""
+    """Set every dropout rate of a T5 or GPT-2 configuration, ftcore's or transformers'."""
     for name in ("dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
         if hasattr(config, name):
             setattr(config, name, rate)
 
 
-def _fits(value: Any, expected: Any) -> bool:
+def _has_type(value: Any, expected: Any) -> bool:
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if get_args(expected) and expected != list[int]:  # a union
-        return any(_fits(value, option) for option in get_args(expected))
     if expected == list[int]:
-        return isinstance(value, list) and all(_fits(item, int) for item in value)
+        return isinstance(value, list) and all(_has_type(item, int) for item in value)
+    if get_args(expected):  # a union
+        return any(_has_type(value, option) for option in get_args(expected))
     return isinstance(value, expected)
 
 
 def _describe(expected: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names |= {type(None): "null", list[int]: "a list of whole numbers"}
     options = [expected] if expected in names else list(get_args(expected))
     return " or ".join(names[option] for option in options)

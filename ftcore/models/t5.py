@@ -1,21 +1,18 @@
 """T5 (Raffel et al. 2020), top to bottom: encoder, decoder, head.
 
-Covers T5 v1.0 (relu, tied and scaled head), v1.1 (gated gelu, a head of its own) and all that share one of
-these layouts, and through their own configurations mT5 and uMT5. Module and parameter names are those of the
-published checkpoints in Hugging Face's format, so loading is a plain `load_state_dict`. Shape letters: see
-attention.py.
+Covers T5 v1.0 (relu, tied and scaled head), v1.1 (gated gelu, untied head) and, through their configurations,
+mT5 and uMT5. Module and parameter names are those of the published checkpoints in Hugging Face's format, so
+loading is a plain `load_state_dict`. Shape letters: see attention.py. Configuration: T5Config in config.py.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from os import PathLike
-from typing import Any, ClassVar, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ftcore.models.activations import ACTIVATIONS
 from ftcore.models.attention import (
+    AttentionDropout,
     Softmax,
     at_least_float32,
     attend,
@@ -24,123 +21,11 @@ from ftcore.models.attention import (
     split_heads,
 )
 from ftcore.models.cache import KVCache, LayerCache
-from ftcore.models.config import Config
-from ftcore.models.embedding import check_ids
-from ftcore.models.relative_position import relative_position_bias
-
-
-@dataclass(kw_only=True)
-class T5Config(Config):
-    """The keys of T5's config.json that matter to its computation; the defaults are T5-small."""
-
-    model_type: ClassVar[str] = "t5"
-    architecture: ClassVar[str] = "T5ForConditionalGeneration"
-    is_encoder_decoder: ClassVar[bool] = True
-    other_names: ClassVar[dict[str, str]] = Config.other_names | {
-        "hidden_size": "d_model",
-        "head_dim": "d_kv",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-    }
-    bias_in_every_block: ClassVar[bool] = False  # else the first block's table of position biases serves all
-
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64  # K: num_heads * d_kv need not be d_model
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_decoder_layers: int | None = None  # None for as many as the encoder has
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-6
-    initializer_factor: float = 1.0
-    feed_forward_proj: str = "relu"  # or "gated-gelu": gelu_new(wi_0) * wi_1; "gated-silu" and so on
-    dense_act_fn: str | None = None  # the same in two keys, as newer files say it: "gelu_new"
-    is_gated_act: bool | None = None  # and true
-    tie_word_embeddings: bool = True
-    # Multiply the decoder's output by 1/sqrt(D) before the head. Files that do not say so do it unless
-    # their head is untied (None).
-    scale_decoder_outputs: bool | None = None
-    pad_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 1
-    decoder_start_token_id: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "T5Config":
-        """See `Config.from_dict`."""
-        if "feed_forward_proj" not in values and values.keys() & {"dense_act_fn", "is_gated_act"}:
-            gate = "gated-" if values.get("is_gated_act") else ""
-            values = values | {"feed_forward_proj": f"{gate}{values.get('dense_act_fn') or 'relu'}"}
-        return super().from_dict(values, where)
-
-    def __post_init__(self) -> None:
-        self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-        if self.num_decoder_layers is None:
-            self.num_decoder_layers = self.num_layers
-        self.require_positive("num_decoder_layers")
-        self.require_probability("dropout_rate")
-        self._settle_feed_forward()
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4:
-            raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
-        if distance <= buckets // 2:  # the decoder gives that many distances a bucket each
-            raise ValueError(f"relative_attention_max_distance is {distance}, expected above {buckets // 2}")
-        if self.scale_decoder_outputs is None:
-            self.scale_decoder_outputs = self.tie_word_embeddings
-
-    def _settle_feed_forward(self) -> None:
-        """Read `dense_act_fn` and `is_gated_act` off `feed_forward_proj`; those in the file have to agree."""
-        function = self.feed_forward_proj.removeprefix("gated-")
-        gated = function != self.feed_forward_proj
-        # The published v1.1 models mean gelu's tanh approximation; a few later ones ask for the exact one.
-        functions = ["gelu_new", "gelu"] if gated and function == "gelu" else [function]
-        if self.dense_act_fn is not None:
-            self.require_activation("dense_act_fn", self.dense_act_fn)
-        self.require_activation("feed_forward_proj", function)
-        self.dense_act_fn = self.dense_act_fn or functions[0]
-        self.is_gated_act = gated if self.is_gated_act is None else self.is_gated_act
-        for key, agreeing in (("dense_act_fn", functions), ("is_gated_act", [gated])):
-            if getattr(self, key) not in agreeing:
-                proj = f"feed_forward_proj is {self.feed_forward_proj!r}"
-                raise ValueError(f"{key} is {getattr(self, key)!r}, but {proj}; remove one of them")
-
-
-@dataclass(kw_only=True)
-class MT5Config(T5Config):
-    """mT5 (Xue et al. 2021): v1.1 for many languages. It never scales, whatever its files say of tying."""
-
-    model_type: ClassVar[str] = "mt5"
-    architecture: ClassVar[str] = "MT5ForConditionalGeneration"
-
-    vocab_size: int = 250112
-    d_ff: int = 1024
-    num_layers: int = 8
-    num_heads: int = 6
-    feed_forward_proj: str = "gated-gelu"
-    decoder_start_token_id: int | None = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.scale_decoder_outputs = False
-
-
-@dataclass(kw_only=True)
-class UMT5Config(MT5Config):
-    """uMT5 (Chung et al. 2023): mT5 with position biases of its own in every block. It always scales."""
-
-    model_type: ClassVar[str] = "umt5"
-    architecture: ClassVar[str] = "UMT5ForConditionalGeneration"
-    bias_in_every_block: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.scale_decoder_outputs = True
+from ftcore.models.config import ACTIVATIONS, CheckpointMixin, T5Config, check_ids
 
 
 class T5LayerNorm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019): scales by the root mean square, no mean and no bias."""
+    """RMSNorm (Zhang and Sennrich 2019): no mean, no bias."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -155,10 +40,54 @@ class T5LayerNorm(nn.Module):
         return self.weight * hidden
 
 
-class T5Attention(nn.Module):
-    """Multi-head attention without biases and, unlike everybody else's, without division by sqrt(K).
+def relative_position_bucket(
+    relative_position: Tensor, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Tensor:
+    """Key position minus query position -> bucket (Raffel et al. 2020, section 2.1), same shape.
 
-    T5 folds that factor into the initial scale of q (Raffel et al. 2020's code, Mesh TensorFlow).
+    Half of the buckets hold one distance each; the others grow logarithmically up to `max_distance`, and the
+    last holds everything beyond. Bidirectional: keys after the query use the upper half of the table.
+    Otherwise they share bucket 0 with distance 0, and the causal mask hides them.
+    """
+    if bidirectional:
+        num_buckets //= 2
+        offset = torch.where(relative_position > 0, num_buckets, 0)
+        distance = relative_position.abs()
+    else:
+        offset = torch.zeros_like(relative_position)
+        distance = (-relative_position).clamp(min=0)
+
+    exact = num_buckets // 2
+    # float32 and this order of operations, as in the published code: rounding differently changes buckets.
+    growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    logarithmic = exact + (growth * (num_buckets - exact)).long()
+    return offset + torch.where(distance < exact, distance, logarithmic.clamp(max=num_buckets - 1))
+
+
+def relative_position_bias(
+    table: nn.Embedding,  # (buckets, H)
+    query_length: int,
+    key_length: int,
+    max_distance: int,
+    *,
+    bidirectional: bool,
+) -> Tensor:
+    """Additive bias of the scores, (1, H, T, S). The last query is aligned with the last key."""
+    positions = torch.arange(key_length, device=table.weight.device)
+    buckets = relative_position_bucket(
+        positions[None, :] - positions[key_length - query_length :, None],
+        bidirectional=bidirectional,
+        num_buckets=table.num_embeddings,
+        max_distance=max_distance,
+    )
+    # (T, S, H) -> (1, H, T, S). Contiguous: the fused kernel takes twice as long with a strided bias.
+    return table(buckets).permute(2, 0, 1)[None].contiguous()
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention without biases and without the scale 1/sqrt(K).
+
+    That factor is part of the initial scale of q instead (Mesh TensorFlow, the code of Raffel et al. 2020).
     """
 
     def __init__(self, config: T5Config, has_relative_attention_bias: bool = False):
@@ -169,44 +98,34 @@ class T5Attention(nn.Module):
         self.k = nn.Linear(config.d_model, inner, bias=False)
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.relative_attention_bias: nn.Embedding | None = None
+        self.relative_attention_bias: nn.Embedding | None = None  # read by the stack, see T5Encoder
         if has_relative_attention_bias:
             buckets = config.relative_attention_num_buckets
             self.relative_attention_bias = nn.Embedding(buckets, config.num_heads)
         self.softmax = Softmax()
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = AttentionDropout(config.dropout_rate)
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, D) -> two of (B, H, S, K)"""
+        """(B, S, D) -> 2 x (B, H, S, K)"""
         return split_heads(self.k(states), self.num_heads), split_heads(self.v(states), self.num_heads)
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Queries from `hidden` (N * B, T, D) look at B rows of keys: N beams of a source share its row."""
-        query = split_heads(self.q(hidden), self.num_heads)  # (N * B, H, T, K)
-        rows, beams = len(query), len(query) // len(key)
-        if beams * len(key) != rows:
-            raise ValueError(f"{rows} decoder rows for {len(key)} sources, expected as many or a multiple")
-        mixed = self.attend(_fold_beams(query, beams), key, value, bias)  # (B, H, N * T, K)
-        return self.o(merge_heads(_unfold_beams(mixed, rows)))  # (N * B, T, D)
+        """Attend from `hidden`, (N * B, T, D), to B rows of keys; the N beams of a source share its row."""
+        rows, sources = len(hidden), len(key)
+        if rows % sources:
+            raise ValueError(f"{rows} decoder rows for {sources} sources, expected as many or a multiple")
+        query = self.q(hidden)  # (N * B, T, H * K)
+        per_source = query.unflatten(0, (sources, -1)).flatten(1, 2)  # (B, N * T, H * K)
+        mixed = self.attend(split_heads(per_source, self.num_heads), key, value, bias)  # (B, H, N * T, K)
+        return self.o(merge_heads(mixed).reshape(query.shape))  # (N * B, T, D)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Heads of queries, keys and values in, heads of what was found out: all (B, H, ..., K)."""
+        """Per-head q, k, v -> per-head outputs."""
         return attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
 
 
-def _fold_beams(query: Tensor, beams: int) -> Tensor:
-    """(B * N, H, T, K) -> (B, H, N * T, K): the beams of a source are more queries of the same keys."""
-    return query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3) if beams > 1 else query
-
-
-def _unfold_beams(mixed: Tensor, rows: int) -> Tensor:
-    """(B, H, N * T, K) -> (B * N, H, T, K)"""
-    beams = rows // len(mixed)
-    return mixed.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1) if beams > 1 else mixed
-
-
 class T5DenseActDense(nn.Module):
-    """The feed-forward layer: activation(wi) in v1.0, activation(wi_0) * wi_1 in v1.1 (Shazeer 2020)."""
+    """Feed-forward layer: activation(wi) in v1.0, activation(wi_0) * wi_1 in v1.1 (Shazeer 2020)."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -225,16 +144,32 @@ class T5DenseActDense(nn.Module):
             hidden = self.act(self.wi_0(hidden)) * self.wi_1(hidden)  # (B, T, F)
         else:
             hidden = self.act(self.wi(hidden))
-        hidden = self.dropout(hidden)
-        # The sums of `wo` are what overflows float16, so a float16 model keeps this matrix in float32, and
-        # float16 autocast, which would cast it, is switched off for it.
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            if torch.get_autocast_dtype(device) != torch.float16:
-                return self.wo(hidden)  # already in the type that it would be cast to
-            with torch.autocast(device, enabled=False):
-                return self.wo(hidden.to(self.wo.weight.dtype))
-        return self.wo(hidden.to(self.wo.weight.dtype))
+        return apply_outside_float16(self.wo, self.dropout(hidden))
+
+
+# T5 was trained in bfloat16, whose range is that of float32. Two things exceed the range of float16 (65504):
+# the sums of `wo`, and the residual stream. `load_model` therefore keeps the weight of `wo` in float32, and
+# the next two functions do the rest. In all other types they change nothing.
+
+
+def apply_outside_float16(wo: nn.Linear, hidden: Tensor) -> Tensor:
+    """`wo(hidden)`, in float32 where everything else is float16."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return wo(hidden.to(wo.weight.dtype))
+    if torch.get_autocast_dtype(device) != torch.float16:
+        return wo(hidden)
+    with torch.autocast(device, enabled=False):
+        return wo(hidden.to(wo.weight.dtype))
+
+
+def clamp_overflow(hidden: Tensor) -> Tensor:
+    """Clamp float16 infinities to 1000 below the largest number, as transformers does."""
+    if hidden.dtype != torch.float16:
+        return hidden
+    largest = torch.finfo(torch.float16).max
+    bound = torch.where(hidden.isinf().any(), largest - 1000, largest)  # `if` would synchronize with the GPU
+    return hidden.clamp(-bound, bound)
 
 
 class T5LayerSelfAttention(nn.Module):
@@ -264,11 +199,11 @@ class T5LayerCrossAttention(nn.Module):
     ) -> Tensor:
         normed = self.layer_norm(hidden)  # (N * B, T, D)
         if cache is None:
-            key, value = self.EncDecAttention.keys_values(source)
+            key, value = self.EncDecAttention.keys_values(source)  # (B, H, S, K)
         else:
-            if cache.cross is None:
+            if cache.cross is None:  # computed once; contiguous, since every step reads them
                 key, value = self.EncDecAttention.keys_values(source)
-                cache.cross = key.contiguous(), value.contiguous()  # head by head, as every step reads them
+                cache.cross = key.contiguous(), value.contiguous()
             key, value = cache.cross
         return hidden + self.dropout(self.EncDecAttention(normed, key, value, bias))
 
@@ -285,7 +220,7 @@ class T5LayerFF(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention, feed-forward."""
+    """Self-attention, feed-forward layer."""
 
     def __init__(self, config: T5Config, has_relative_attention_bias: bool):
         super().__init__()
@@ -300,7 +235,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, attention to the source, feed-forward."""
+    """Causal self-attention, cross-attention to the source, feed-forward layer."""
 
     def __init__(self, config: T5Config, has_relative_attention_bias: bool):
         super().__init__()
@@ -326,23 +261,14 @@ class DecoderBlock(nn.Module):
         return clamp_overflow(feed_forward(hidden))
 
 
-def clamp_overflow(hidden: Tensor) -> Tensor:
-    """Pull float16's infinities back into range: T5 was trained in bfloat16, whose range is larger."""
-    if hidden.dtype != torch.float16:
-        return hidden
-    largest = torch.finfo(torch.float16).max
-    bound = torch.where(hidden.isinf().any(), largest - 1000, largest)  # no branch: it would wait for CUDA
-    return hidden.clamp(-bound, bound)
-
-
 class T5Encoder(nn.Module):
-    """The source's token ids in, one vector a token out."""
+    """Source ids -> one vector per token, (B, S, D)."""
 
     def __init__(self, config: T5Config, embed_tokens: nn.Embedding):
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
-        self.block = nn.ModuleList(
+        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
             EncoderBlock(config, layer == 0 or config.bias_in_every_block)
             for layer in range(config.num_layers)
         )
@@ -352,24 +278,28 @@ class T5Encoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         check_ids(input_ids, self.config.vocab_size)
         length = input_ids.shape[1]
+        max_distance = self.config.relative_attention_max_distance
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, S, D)
-
         mask = attention_mask_bias(attention_mask, length, length, causal=False, like=hidden)  # (B, 1, 1, S)
-        biases = position_biases(self, length, length, mask, bidirectional=True)
-        for block, position_bias in zip(self.block, biases, strict=True):
+
+        for block in self.block:
+            table = block.layer[0].SelfAttention.relative_attention_bias
+            if table is not None:  # T5: in block 0, and all blocks share its bias; uMT5: in every block
+                bias = relative_position_bias(table, length, length, max_distance, bidirectional=True)
+                position_bias = bias if mask is None else bias + mask  # (1 or B, H, S, S)
             hidden = block(hidden, position_bias)
         return self.dropout(self.final_layer_norm(hidden))
 
 
 class T5Decoder(nn.Module):
-    """The target's ids so far and the encoder's output in, the vectors that predict the next ids out."""
+    """Target ids so far and the encoder's output -> one vector per target token, (N * B, T, D)."""
 
     def __init__(self, config: T5Config, embed_tokens: nn.Embedding):
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
         depth = config.num_decoder_layers or config.num_layers
-        self.block = nn.ModuleList(
+        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
             DecoderBlock(config, layer == 0 or config.bias_in_every_block) for layer in range(depth)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
@@ -377,27 +307,33 @@ class T5Decoder(nn.Module):
 
     def forward(
         self,
-        decoder_input_ids: Tensor,
+        decoder_input_ids: Tensor | None,
         encoder_output: Tensor,
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
-        query_positions: Tensor | None = None,  # (T,)
     ) -> Tensor:
+        """Args: see `T5ForConditionalGeneration.decode`."""
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids are missing: for training pass model.shift_right(labels)")
         past_length = cache.length if cache is not None else 0
         check_ids(decoder_input_ids, self.config.vocab_size, past_length)
         query_length = decoder_input_ids.shape[1]
         key_length = past_length + query_length
-        hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (B, T, D)
-
+        max_distance = self.config.relative_attention_max_distance
+        hidden = self.dropout(self.embed_tokens(decoder_input_ids))  # (N * B, T, D)
         mask = attention_mask_bias(decoder_attention_mask, query_length, key_length, causal=True, like=hidden)
-        biases = position_biases(
-            self, query_length, key_length, mask, bidirectional=False, query_positions=query_positions
-        )
         source_bias = attention_mask_bias(
             attention_mask, 1, encoder_output.shape[1], causal=False, like=hidden
         )
-        for layer, (block, position_bias) in enumerate(zip(self.block, biases, strict=True)):
+
+        for layer, block in enumerate(self.block):
+            table = block.layer[0].SelfAttention.relative_attention_bias
+            if table is not None:  # as in the encoder
+                bias = relative_position_bias(
+                    table, query_length, key_length, max_distance, bidirectional=False
+                )
+                position_bias = bias if mask is None else bias + mask  # (1 or N * B, H, T, T so far)
             layer_cache = cache.layer(layer) if cache is not None else None
             hidden = block(hidden, position_bias, encoder_output, source_bias, layer_cache)
         if cache is not None:
@@ -405,39 +341,8 @@ class T5Decoder(nn.Module):
         return self.dropout(self.final_layer_norm(hidden))
 
 
-def position_biases(
-    stack: T5Encoder | T5Decoder,
-    query_length: int,
-    key_length: int,
-    mask: Tensor | None,
-    *,
-    bidirectional: bool,
-    query_positions: Tensor | None = None,  # (T,)
-) -> Iterator[Tensor]:
-    """For each block in turn what its self-attention adds to the scores, (1 or B, H, T, S), mask included.
-
-    T5 has one table, in the first block, and what is computed from it goes down to all blocks. In uMT5 each
-    block has a table of its own.
-    """
-    max_distance = stack.config.relative_attention_max_distance
-    for block in stack.block:
-        table = cast(T5Attention, block.get_submodule("layer.0.SelfAttention")).relative_attention_bias
-        if table is not None:
-            bias = relative_position_bias(
-                table,
-                query_length,
-                key_length,
-                max_distance,
-                bidirectional=bidirectional,
-                query_positions=query_positions,
-            )
-            if mask is not None:
-                bias = bias + mask
-        yield bias
-
-
-class T5ForConditionalGeneration(nn.Module):
-    """Encoder, decoder and head; one embedding serves both stacks and, in v1.0, the head too."""
+class T5ForConditionalGeneration(nn.Module, CheckpointMixin):
+    """Encoder, decoder and head. Both stacks share one embedding; in v1.0 it is the head's matrix too."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -462,91 +367,62 @@ class T5ForConditionalGeneration(nn.Module):
 
         Args:
             input_ids: (B, S) the source's token ids.
-            attention_mask: (B, S), 1 for a token and 0 for padding on either side. For several texts in a
-                row, `encode` and `decode` take masks (B, T, S) too: what each query may look at.
-            decoder_input_ids: (B, T) the target behind `decoder_start_token_id`; see `shift_right`.
-            decoder_attention_mask: (B, T), rarely needed: causality hides right padding by itself.
-            cache: filled and read; to go on with it, call `decode`.
+            attention_mask: (B, S), 1 for tokens and 0 for padding on either side.
+            decoder_input_ids: (B, T) the target shifted right, see `shift_right`.
+            decoder_attention_mask: (B, T), rarely needed: the causal mask hides right padding anyway.
+            cache: filled; continue with `decode`.
 
         Returns:
             (B, T, V)
 
         Raises:
-            ValueError: no decoder_input_ids, or an id that the embedding does not have.
+            ValueError: no decoder_input_ids, or an id outside of the vocabulary.
         """
-        return self.lm_head(
-            self.last_hidden(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, cache)
-        )
+        encoder_output = self.encode(input_ids, attention_mask)
+        return self.decode(decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The encoder's half: (B, S) ids -> (B, S, D)."""
+        """(B, S) ids -> (B, S, D). A mask (B, S, S) is one per query, for packed sequences."""
         return self.encoder(input_ids, attention_mask)
 
-    def decode(
-        self,
-        decoder_input_ids: Tensor,
-        encoder_output: Tensor,
-        attention_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """The decoder's half: logits (N * B, T, V).
+    def decode(self, *inputs: Any, **options: Any) -> Tensor:
+        """Logits, (N * B, T, V), from the encoder's output.
 
         Args:
-            decoder_input_ids: (N * B, T); with a cache, the new tokens only. N rows in a row may share a
-                source: the beams of one search, say.
-            encoder_output: (B, S, D) from `encode`. With a cache it is read at the first call only.
-            attention_mask: (B, S), the source's; or (B, T, S), what of it each query may look at.
-            decoder_attention_mask: (N * B, T so far), rarely needed; or (B, T, T).
-            cache: filled and read; see KVCache.
+            decoder_input_ids: (N * B, T); with a cache, the new tokens only. N consecutive rows, such as the
+                beams of a search, share a source.
+            encoder_output: (B, S, D) from `encode`. With a cache it is read by the first call only.
+            attention_mask: (B, S), the source's; or (B, T, S), one per query.
+            decoder_attention_mask: (N * B, T so far), rarely needed; or (B, T, T), one per query.
+            cache: read and extended; see KVCache.
         """
-        return self.lm_head(
-            self.decode_hidden(
-                decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
-            )
-        )
+        return self.lm_head(self.decode_hidden(*inputs, **options))
 
-    def last_hidden(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """What `lm_head` reads, (B, T, D): for those who want logits at a few positions only."""
-        if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids are missing: for training pass model.shift_right(labels)")
-        encoder_output = self.encode(input_ids, attention_mask)
-        return self.decode_hidden(
-            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache
-        )
-
-    def decode_hidden(
-        self,
-        decoder_input_ids: Tensor,
-        encoder_output: Tensor,
-        attention_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        query_positions: Tensor | None = None,
-    ) -> Tensor:
-        """`decode` without the head: (N * B, T, D).
-
-        `query_positions` (T,) say where the new tokens stand, if not at the last keys.
-        """
-        hidden = self.decoder(
-            decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask, cache, query_positions
-        )
+    def decode_hidden(self, *inputs: Any, **options: Any) -> Tensor:
+        """`decode` without the head: (N * B, T, D)."""
+        hidden = self.decoder(*inputs, **options)
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5  # the tied embedding is sqrt(D) times a head's size
         return hidden
 
-    def shift_right(self, labels: Tensor) -> Tensor:
-        """Labels (B, T) -> decoder_input_ids (B, T): the start token in front, the last label dropped.
+    def last_hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        decoder_input_ids: Tensor | None,
+        decoder_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` without the head, (B, T, D), for logits at selected positions only."""
+        encoder_output = self.encode(input_ids, attention_mask)
+        return self.decode_hidden(decoder_input_ids, encoder_output, attention_mask, decoder_attention_mask)
 
-        The -100 of padded labels becomes the pad id. Raises ValueError where the config lacks
-        `decoder_start_token_id` or `pad_token_id`.
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """Labels (B, T) -> decoder_input_ids (B, T): prepend the start token, drop the last label.
+
+        The -100 of padded labels becomes the pad id.
+
+        Raises:
+            ValueError: the config has no `decoder_start_token_id` or `pad_token_id`.
         """
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
@@ -562,37 +438,19 @@ class T5ForConditionalGeneration(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The published initialisation (Mesh TensorFlow; the head of v1.1 as in T5X)."""
+        """The published initialization (Mesh TensorFlow; the head of v1.1 as in T5X)."""
         config, factor = self.config, self.config.initializer_factor
         if not config.tie_word_embeddings:
             self.lm_head.weight.normal_(0.0, factor * config.d_model**-0.5)
         self.shared.weight.normal_(0.0, factor)
         for module in self.modules():
             if isinstance(module, T5Attention):
-                # The 1/sqrt(K) that the forward pass lacks is in the size of q.
-                module.q.weight.normal_(0.0, factor * (config.d_model * config.d_kv) ** -0.5)
+                module.q.weight.normal_(0.0, factor * (config.d_model * config.d_kv) ** -0.5)  # has 1/sqrt(K)
                 module.k.weight.normal_(0.0, factor * config.d_model**-0.5)
                 module.v.weight.normal_(0.0, factor * config.d_model**-0.5)
                 module.o.weight.normal_(0.0, factor * (config.num_heads * config.d_kv) ** -0.5)
                 if module.relative_attention_bias is not None:
                     module.relative_attention_bias.weight.normal_(0.0, factor * config.d_model**-0.5)
             elif isinstance(module, T5DenseActDense):
-                for name, linear in module.named_children():
-                    if isinstance(linear, nn.Linear):
-                        width = config.d_ff if name == "wo" else config.d_model
-                        linear.weight.normal_(0.0, factor * width**-0.5)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | PathLike[str], **options: Any) -> "T5ForConditionalGeneration":
-        """See `ftcore.load_model`; here the checkpoint has to be a T5."""
-        from ftcore.checkpoints.checkpoint import (
-            load_as,  # models do not know files; the checkpoint knows models
-        )
-
-        return load_as(cls, directory, **options)
-
-    def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
-        """See `ftcore.save_model`."""
-        from ftcore.checkpoints.checkpoint import save_model
-
-        save_model(self, directory, **options)
+                for weight in module.parameters():
+                    weight.normal_(0.0, factor * weight.shape[1] ** -0.5)

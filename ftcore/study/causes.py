@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore.models.activations import ACTIVATIONS
+from ftcore.models.config import ACTIVATIONS
 from ftcore.study.fault_injection import VANISHES, AttentionCall, Divergence
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, display_name

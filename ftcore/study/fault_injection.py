@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ftcore.models.attention import Softmax, attend
-from ftcore.models.relative_position import relative_position_bias
+from ftcore.models.t5 import relative_position_bias
 from ftcore.study.recording import Call, dotted, eval_mode, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, display_name
 

@@ -16,7 +16,7 @@ from ftcore.checkpoints.files import write_atomically
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
-from ftcore.models.attention import Softmax
+from ftcore.models.attention import AttentionDropout, Softmax
 from ftcore.training.distributed import all_gather, on_main, unsharded
 from ftcore.training.loss import batch_loss
 from ftcore.training.setup import Run
@@ -94,8 +94,9 @@ def _watched(model: nn.Module, tell: Callable[[str], None]) -> Iterator[None]:
         if not grad.isfinite().all():
             tell(f"first in the gradient with respect to the output of {words}")
 
-    # Watching a Softmax would switch attention to its textbook way, which draws other random numbers.
-    watchable = [(name, part) for name, part in model.named_modules() if not isinstance(part, Softmax)]
+    # A hook on these would switch attention to its textbook lines, which draw other random numbers.
+    unhooked = Softmax | AttentionDropout
+    watchable = [(name, part) for name, part in model.named_modules() if not isinstance(part, unhooked)]
     handles = [part.register_forward_hook(watch(name or "the model")) for name, part in watchable]
     try:
         yield

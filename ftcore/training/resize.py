@@ -37,7 +37,7 @@ def config_changes(options: TrainOptions, config: GPT2Config | T5Config) -> dict
     given = [(f"--{name.replace('_', '-')}", name, getattr(options, name)) for name in SIZES]
     given = [(flag, name, value) for flag, name, value in given if value is not None]
     given += [(f"--set {text}", *_key_and_value(text)) for text in options.set or []]
-    names = config.other_names | ({} if config.is_encoder_decoder else _GPT2_NAMES)
+    names = config.aliases | ({} if config.is_encoder_decoder else _GPT2_NAMES)
     keys = [field.name for field in fields(config) if field.name != "extra"]
     changes: dict[str, Any] = {}
     for flag, name, value in given:

@@ -1,4 +1,4 @@
-"""Hub names: downloads through huggingface_hub from a small server on loopback, and what to do without."""
+"""Hub names: downloads through huggingface_hub from a local server, and errors."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as a download asks for: a model's commit, its list of files, and the files."""
+    """The part of the hub's API that downloads use: a model's commit, its list of files, and the files."""
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]):
         super().__init__(("127.0.0.1", 0), HubHandler)
@@ -90,7 +90,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> T5ForConditionalGeneratio
 
 @pytest.fixture
 def hub(model: T5ForConditionalGeneration, tmp_path: Path) -> Iterator[Hub]:
-    """Three repositories: whole safetensors beside much else, shards, and an old one with a pickle only."""
+    """Three repositories: one safetensors file among other files, shards, and a pickle only."""
     repositories = {}
     for name, size in (("google-t5/whole", 10**9), ("sharded", 1000), ("some.one/old-model", 10**9)):
         directory = tmp_path / "served" / name
@@ -109,7 +109,7 @@ def hub(model: T5ForConditionalGeneration, tmp_path: Path) -> Iterator[Hub]:
 
 
 def run(script: str, endpoint: str, cache: Path) -> dict:
-    """A fresh process, because huggingface_hub reads HF_ENDPOINT when it is imported."""
+    """Run in a new process, since huggingface_hub reads HF_ENDPOINT at import."""
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
@@ -119,7 +119,7 @@ def run(script: str, endpoint: str, cache: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
+def test_download_once_and_pickles_only_without_safetensors(
     hub: Hub, model: T5ForConditionalGeneration, tmp_path: Path
 ) -> None:
     script = """
@@ -150,7 +150,7 @@ def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
         for key, tensor in model.state_dict().items():
             assert torch.equal(loaded[key], tensor)
 
-    # Once downloaded, the hub is not needed any more.
+    # After a download the hub is not needed.
     again = """
         import json
         from ftcore import load_model
@@ -163,11 +163,14 @@ def test_models_are_downloaded_once_and_pickles_only_where_they_must_be(
     """
     hub.server_close()
     message = run(again, hub.url, tmp_path)["unreachable"]
-    assert "google-t5/never-seen: no such directory, and the Hugging Face hub does not give it" in message
+    assert (
+        "google-t5/never-seen: no such directory, and the download from the Hugging Face hub failed"
+        in message
+    )
     assert "\n" not in message
 
 
-def test_a_name_that_the_hub_does_not_know_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
+def test_an_unknown_hub_name_is_one_line(hub: Hub, tmp_path: Path) -> None:
     script = """
         import json
         from ftcore import load_model
@@ -181,15 +184,15 @@ def test_a_name_that_the_hub_does_not_know_is_one_clear_line(hub: Hub, tmp_path:
     """
     unknown, malformed = run(script, hub.url, tmp_path)
     assert unknown.startswith(
-        "google-t5/t6: no such directory, and the Hugging Face hub does not give it (Repo"
+        "google-t5/t6: no such directory, and the download from the Hugging Face hub failed (Repo"
     )
-    assert malformed.startswith("weights/missing..name: no such directory, and the Hugging Face hub does not")
+    assert malformed.startswith("weights/missing..name: no such directory, and the download")
     for message in (unknown, malformed):
         assert "\n" not in message and "config.json, model.safetensors" in message
     assert hub.served == []
 
 
-def test_without_the_extra_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # import fails, as where it is not installed
     with pytest.raises(FileNotFoundError, match=r"`pip install ftcore\[hub\]` to download it, or put config"):
@@ -197,5 +200,7 @@ def test_without_the_extra_the_error_says_what_to_do(tmp_path: Path, monkeypatch
     with pytest.raises(FileNotFoundError, match=r"^gpt2: no such directory; if it is a name on the Hugging"):
         load_model("gpt2")
     for name in ("./gpt2", "a/b/c", "/nowhere/gpt2", "../gpt2"):
-        with pytest.raises(FileNotFoundError, match="no such directory, and no name on the Hugging Face hub"):
+        with pytest.raises(
+            FileNotFoundError, match="no such directory, and not a name on the Hugging Face hub"
+        ):
             resolve_directory(name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ftcore.models.gpt2
 import ftcore.models.t5
 from ftcore.models.attention import attention_mask_bias
-from ftcore.models.relative_position import relative_position_bias
+from ftcore.models.t5 import relative_position_bias
 from tests.helpers.oracle import gpt2_pair, padding, positions, t5_pair, tokens
 
 HEADS, WIDTH = 4, 32  # K is 8: sqrt(K) is not a size of the model

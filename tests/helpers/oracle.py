@@ -1,14 +1,13 @@
-"""The same random model twice, by transformers and by ftcore, and random inputs for it.
+"""The same random model in transformers and in ftcore, with random inputs.
 
-How close must they come? Both compute the same formulas, but sum in another order, so they differ by
-rounding. The published requirement is 1e-5 of the largest value, 84 units of float32's precision (eps =
-1.2e-7). Rounding needs less: a sum of 64 products, the usual number here, errs by about sqrt(64) / 2 = 4 eps;
-the deepest T5 here has 18 sublayers of some 4 sums each, one after the other; and independent errors add
-like a random walk, so sqrt(18 * 4) * 4 = 34 eps are to be expected where no layer amplifies the errors of
-those before it (`randomize_weights` sees to that), and sqrt(2) times as many in gradients, which come
-all the way back. But 84 eps would hide small mistakes: gelu for gelu_new moves a value by 5e-4 at most, and
-the logits by less. So the same tests also run in float64, where the same 84 units are 1.9e-14, and no
-mistake is that small.
+Tolerances: both compute the same formulas but sum in another order, so they differ by rounding. The
+requirement is 1e-5 of the largest value, 84 eps of float32. Rounding needs less: a sum of 64 products,
+typical here, has an error of about sqrt(64) / 2 = 4 eps, the deepest T5 has 18 sublayers of about 4
+consecutive sums, and independent errors add like a random walk, so sqrt(18 * 4) * 4 = 34 eps are expected
+if no layer amplifies earlier errors (ensured by `randomize_weights`), and sqrt(2) times as much in
+gradients. But 84 eps would hide small mistakes: gelu instead of gelu_new changes a value by at most 5e-4,
+and the logits by less. So the same tests also run in float64, where 84 eps are 1.9e-14, smaller than any
+mistake.
 """
 
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ VOCAB = 97
 LENGTHS = (1, 2, 20, 140)  # T5's buckets for encoder and decoder agree only below a few tokens
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-5 * 2**-29}  # 84 eps each; float64 has 29 bits more
 
-T5_CLASSES = {  # by model_type: their configuration, ours, their model
+T5_CLASSES = {  # model_type: (their configuration, ours, their model)
     "t5": (transformers.T5Config, T5Config, transformers.T5ForConditionalGeneration),
     "mt5": (transformers.MT5Config, MT5Config, transformers.MT5ForConditionalGeneration),
     "umt5": (transformers.UMT5Config, UMT5Config, transformers.UMT5ForConditionalGeneration),
@@ -84,18 +83,16 @@ gpt2_settings = st.fixed_dictionaries(
 def t5_pair(
     settings: dict[str, Any], seed: int, attention: str = "eager"
 ) -> tuple[Any, T5ForConditionalGeneration]:
-    """A T5 of transformers and ours, with equal weights, in eval mode; an mT5 or uMT5 by `model_type`."""
+    """transformers' T5 and ours with equal weights, in eval mode; mT5 or uMT5 by `model_type`."""
     config_of_theirs, config_of_ours, model_of_theirs = T5_CLASSES[settings.get("model_type", "t5")]
     given = {"vocab_size": VOCAB, "decoder_start_token_id": 0, "attn_implementation": attention} | settings
     given.pop("model_type", None)
     config = config_of_theirs(**given)
-    # Its cache has as many layers as the encoder and breaks under a deeper decoder.
+    # Its cache has as many layers as the encoder and breaks with a deeper decoder.
     config.use_cache = False
     reference = model_of_theirs(config)
     tied = settings.get("tie_word_embeddings", True)
-    if (
-        not tied
-    ):  # a T5Config of transformers always says tied, and a checkpoint's own head is kept all the same
+    if not tied:  # a T5Config of transformers always says tied
         reference.lm_head.weight = nn.Parameter(reference.lm_head.weight.clone())
     model = T5ForConditionalGeneration(
         config_of_ours.from_dict(config.to_dict() | {"tie_word_embeddings": tied}, where="config.json")
@@ -107,7 +104,7 @@ def t5_pair(
 def gpt2_pair(
     settings: dict[str, Any], seed: int, attention: str = "eager"
 ) -> tuple[transformers.GPT2LMHeadModel, GPT2LMHeadModel]:
-    """A GPT-2 of transformers and ours, with equal weights, in eval mode."""
+    """transformers' GPT-2 and ours with equal weights, in eval mode."""
     defaults = {"vocab_size": VOCAB, "n_positions": 160, "bos_token_id": 1, "eos_token_id": 1}
     config = transformers.GPT2Config(**defaults | {"attn_implementation": attention} | settings)
     reference = transformers.GPT2LMHeadModel(config)
@@ -118,7 +115,7 @@ def gpt2_pair(
 
 @contextmanager
 def float64_reference() -> Iterator[None]:
-    """transformers' T5 norm always rounds the mean of squares to float32; here, at most to float64."""
+    """Patch transformers' T5 norm, which always rounds the mean of squares to float32."""
 
     def forward(self: Any, hidden: Tensor) -> Tensor:
         mean_square = hidden.square().mean(-1, keepdim=True)
@@ -134,7 +131,7 @@ def float64_reference() -> Iterator[None]:
 
 @contextmanager
 def dropout_calls() -> Iterator[list[tuple[tuple[int, ...], float]]]:
-    """What dropout is applied to while training, in order: shape and probability, the fused kernel's too."""
+    """Record (shape, p) of every dropout in training mode, in order, including the fused kernel's."""
     calls: list[tuple[tuple[int, ...], float]] = []
     dropout, fused = F.dropout, F.scaled_dot_product_attention
 
@@ -155,8 +152,8 @@ def dropout_calls() -> Iterator[list[tuple[tuple[int, ...], float]]]:
         yield calls
 
 
-def watch_all(model: nn.Module, *names: str) -> dict[str, Tensor]:
-    """Hooks these modules; their outputs appear under their names as the model runs."""
+def record_outputs(model: nn.Module, *names: str) -> dict[str, Tensor]:
+    """Hook these modules; their outputs appear under their names when the model runs."""
     seen: dict[str, Tensor] = {}
     for name in names:
 
@@ -168,12 +165,12 @@ def watch_all(model: nn.Module, *names: str) -> dict[str, Tensor]:
 
 
 def tokens(seed: int, rows: int, length: int) -> Tensor:
-    """(rows, length) ids, none of them pad or end."""
+    """(rows, length) ids without pad and EOS."""
     return torch.randint(2, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def padding(seed: int, rows: int, length: int, side: str) -> Tensor:
-    """(rows, length) attention mask: row 0 is full, the others lose up to half on that side."""
+    """(rows, length) attention mask: row 0 without padding, the others with up to half on that side."""
     cuts = torch.randint(0, length // 2 + 1, (rows, 1), generator=torch.Generator().manual_seed(seed))
     cuts[0] = 0
     places = torch.arange(length)
@@ -181,15 +178,15 @@ def padding(seed: int, rows: int, length: int, side: str) -> Tensor:
 
 
 def positions(attention_mask: Tensor) -> Tensor:
-    """What transformers' `generate` gives GPT-2, and what its bare forward has to be given."""
+    """Position ids that transformers' GPT-2 needs; its `generate` computes them, its forward does not."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """Largest difference relative to the largest value."""
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
 def distance(got: Tensor, want: Tensor) -> float:
-    """The norm of the difference, relative to the norm: for gradients and weights."""
+    """Norm of the difference relative to the norm, for gradients and weights."""
     return ((got - want).norm() / want.norm().clamp(min=torch.finfo(want.dtype).tiny)).item()

@@ -1,4 +1,4 @@
-"""The cells of the matrix: a random model of a family, its precision, padding, cache, lengths, optimizer."""
+"""Random configurations of the parity matrix: model, precision, padding, cache, lengths, optimizer."""
 
 import random
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ CACHES = ("none", "steps", "chunks")
 OPTIMIZERS = ("AdamW", "Adafactor")
 IGNORED = -100
 
-Choices = dict[str, Iterable[Any]]  # keys of config.json, and what may stand there
+Choices = dict[str, Iterable[Any]]  # keys of config.json and their possible values
 
 T5_SIZES: Choices = {
     "d_model": (24, 32, 48),
@@ -55,7 +55,7 @@ GPT2_ANY: Choices = {
 }
 UPCAST: Choices = {"reorder_and_upcast_attn": (True,), "scale_attn_by_inverse_layer_idx": (True,)}
 
-# The members of each family; those of the last mix all switches.
+# The last variant of each family mixes all switches.
 VARIANTS: dict[str, dict[str, Choices]] = {
     "t5": {
         "t5": T5_SIZES,
@@ -70,17 +70,17 @@ VARIANTS: dict[str, dict[str, Choices]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """One cell. Its repr, which a failure shows, is Python: `check(Configuration(...))` runs it again."""
+    """One configuration. A failure prints its repr, and `check(Configuration(...))` runs it again."""
 
     variant: str
     settings: dict[str, Any]  # keys of config.json
     precision: str  # of weights and computation; "autocast": float32 weights, bfloat16 computation
-    padding: str  # "mixed": a full row, then one padded on the left, one on the right, one on both sides
+    padding: str  # "mixed": rows with no, left, right and two-sided padding
     cache: str  # "steps": a prompt, then token by token; "chunks": pieces of uneven length
     optimizer: str
-    source: int  # length of T5's source; 0 for GPT-2
+    source: int  # length of T5's source, 0 for GPT-2
     length: int  # of T5's target or GPT-2's text
-    seed: int  # of weights, tokens, cuts and decoding
+    seed: int  # of weights, tokens, padding and decoding
 
     @property
     def is_t5(self) -> bool:
@@ -88,7 +88,7 @@ class Configuration:
 
     @property
     def chunks(self) -> list[int]:
-        """How many positions are fed to the cache at a time."""
+        """Numbers of positions per forward pass with the cache."""
         whole, half = self.length, max(1, self.length // 2)
         if self.cache == "steps":
             steps = min(5, whole - half)
@@ -99,9 +99,8 @@ class Configuration:
 
 
 def configurations(family: str, count: int) -> st.SearchStrategy[Configuration]:
-    """So many configurations, the same ones always. Hypothesis draws a number and the rest follows from it:
-    drawing each choice, it would repeat itself within a configuration and from one to the next, and leave
-    most of the matrix empty.
+    """`count` fixed configurations. Hypothesis draws only a seed for each: drawing every choice, it would
+    repeat choices and leave most of the matrix untested.
     """
     numbers = st.sampled_from(range(count))
     return numbers.map(lambda number: random_configuration(family, random.Random(number)))
@@ -124,17 +123,17 @@ def random_configuration(family: str, r: random.Random) -> Configuration:
 
 @dataclass(frozen=True)
 class Batch:
-    """Random tokens, and what of them is padding."""
+    """Random tokens with masks and labels."""
 
     input_ids: Tensor  # (B, S)
     attention_mask: Tensor  # (B, S)
-    labels: Tensor  # (B, T) T5's target, or (B, S) over GPT-2's text; -100 where nothing is asked
+    labels: Tensor  # (B, T) T5's target, or (B, S) over GPT-2's text; -100 where ignored
     decoder_input_ids: Tensor | None = None  # (B, T) T5's
     decoder_mask: Tensor | None = None  # (B, T)
 
     @property
     def read(self) -> Tensor:
-        """(B, T) bool: the positions whose logits somebody reads."""
+        """(B, T) bool: positions whose logits are compared."""
         return (self.attention_mask if self.decoder_mask is None else self.decoder_mask).bool()
 
 
@@ -142,9 +141,9 @@ def batch_of(configuration: Configuration) -> Batch:
     seed, length = configuration.seed, configuration.length
     ids, mask = tokens(seed + 1, ROWS, length), mask_of(seed + 1, length, configuration.padding)
     if not configuration.is_t5:
-        # The first token of a row is asked of nobody: before it stands padding, or nothing.
-        asked = mask.bool() & mask.roll(1, 1).bool()
-        return Batch(ids, mask, labels=ids.masked_fill(~asked, IGNORED))
+        # The first token of a row is not predicted.
+        predicted = mask.bool() & mask.roll(1, 1).bool()
+        return Batch(ids, mask, labels=ids.masked_fill(~predicted, IGNORED))
     start = torch.zeros(ROWS, 1, dtype=torch.long)
     return Batch(
         input_ids=tokens(seed, ROWS, configuration.source),
@@ -156,7 +155,7 @@ def batch_of(configuration: Configuration) -> Batch:
 
 
 def mask_of(seed: int, length: int, padding: str) -> Tensor:
-    """(B, length) attention mask: row 0 is full, the others lose up to a third on a side."""
+    """(B, length) attention mask: row 0 without padding, the others with up to a third per side."""
     sides = {"none": "none", "left": "left", "right": "right", "mixed": "left right both"}[padding].split()
     sides = ["none", *(sides * ROWS)][:ROWS]
     left = torch.tensor([[side in ("left", "both")] for side in sides])

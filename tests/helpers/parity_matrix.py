@@ -1,8 +1,8 @@
-"""One cell of the matrix checked: everything that both models compute, and how far apart it may be.
+"""Compare everything that both models compute in one configuration of the parity matrix.
 
-docs/parity.md derives the bounds. In short: the truth is transformers' model in float64. In a lower precision
-transformers' own distance from the truth is measured, tensor by tensor, and ours may be `TIMES` that at most.
-In float64 the same distance counts, scaled by what a rounding is there.
+docs/parity.md derives the bounds. In short: transformers' model in float64 is the truth. In a lower
+precision the error of transformers is measured tensor by tensor, and ours may be at most `MAX_ERROR_RATIO`
+times as large. The bound of float64 is the same, scaled by the ratio of the unit roundoffs.
 """
 
 import math
@@ -22,8 +22,8 @@ from tests.helpers.oracle import VOCAB
 from tests.helpers.parity_configurations import LENGTHS, ROWS, Batch, Configuration, batch_of
 from tests.helpers.parity_sides import Theirs, sides_of
 
-TIMES = 4
-# Half of the distance from 1 to the next number: what one rounding may err by, relatively.
+MAX_ERROR_RATIO = 4
+# Unit roundoff: the largest relative error of one rounding.
 ROUNDOFF = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,
@@ -31,18 +31,19 @@ ROUNDOFF = {
     "bfloat16": 2.0**-8,
     "autocast": 2.0**-8,
 }
-# A sum of n products errs by 1 + n/4 roundings' variance, but half precision sums in float32 and rounds once.
+# A sum of n products has the variance of 1 + n/4 roundings, but half precision sums in float32 and rounds
+# once.
 LONGEST_SUM = ROWS * max(LENGTHS)
 ROUNDINGS_OF_A_SUM = math.sqrt(1 + LONGEST_SUM / 4)
-IMPROBABLE = 1e-9  # for each chi-square test: a thousand of them leave a chance of one in a million
+IMPROBABLE = 1e-9  # per chi-square test: 1e-6 for a thousand of them
 
-PAD, ENDS = 2, [1, *range(5, 16)]  # many ends, so that rows end early
+PAD, ENDS = 2, [1, *range(5, 16)]  # many EOS ids, so that rows end early
 DRAWS = 1000
 
 
 @dataclass
 class Ledger:
-    """What has been compared, and how near the bounds it came."""
+    """Counts comparisons and records the largest error / bound."""
 
     configurations: int = 0
     worst: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
@@ -55,7 +56,7 @@ class Ledger:
             self.cells[dimension, str(getattr(configuration, dimension))] += 1
 
     def require(self, quantity: str, precision: str, name: str, error: float, bound: float) -> None:
-        """AssertionError where `error` exceeds `bound`, and where either is not a number."""
+        """Raise AssertionError if `error` exceeds `bound` or either is NaN."""
         self.comparisons[quantity, precision] += 1
         if not error <= bound:
             where = f"{quantity} {name}".strip()
@@ -77,7 +78,7 @@ class Ledger:
             )
             lines.append(f"| {dimension} | {', '.join(f'{value} {count}' for value, count in values)} |")
         precisions = list(ROUNDOFF)
-        lines += ["", f"| worst share of the bound | {' | '.join(precisions)} | comparisons |"]
+        lines += ["", f"| largest error / bound | {' | '.join(precisions)} | comparisons |"]
         lines.append("|---" * (len(precisions) + 2) + "|")
         for quantity in dict.fromkeys(quantity for quantity, _ in self.comparisons):
             counts = [self.comparisons[quantity, precision] for precision in precisions]
@@ -90,7 +91,7 @@ class Ledger:
 
 
 def check(configuration: Configuration, ledger: Ledger | None = None) -> None:
-    """Compare everything in one cell of the matrix. Raises AssertionError at the first difference."""
+    """Compare everything in one configuration. Raises AssertionError at the first difference."""
     cell = Cell(configuration, Ledger() if ledger is None else ledger)
     cell.ledger.count(configuration)
     off = check_forward(cell)
@@ -101,7 +102,7 @@ def check(configuration: Configuration, ledger: Ledger | None = None) -> None:
 
 
 class Cell:
-    """A configuration with its models, its inputs, and the ledger that takes the results."""
+    """A configuration with its models, inputs and ledger."""
 
     def __init__(self, configuration: Configuration, ledger: Ledger):
         self.configuration = configuration
@@ -119,11 +120,11 @@ class Cell:
         scales: Mapping[str, float] | None = None,
         together: bool = False,
     ) -> None:
-        """Hold what the four sides found, by name, against the truth, which comes first.
+        """Compare tensors of the four models, by name, with the truth, which comes first.
 
         Args:
-            scales: the sizes that relative errors refer to, by default the norms.
-            together: in the low precision, all tensors as if they were one.
+            scales: denominators of the relative errors; the norms by default.
+            together: in the low precision, treat all tensors as one.
         """
         true, *others = found
         witness, theirs, ours = (
@@ -139,20 +140,20 @@ class Cell:
 
 
 def bounds(errors: Mapping[str, float], scales: Mapping[str, float], precision: str) -> dict[str, float]:
-    """How far from the truth we may be, by tensor, after how far they are.
+    """Bounds of our errors by tensor, given theirs.
 
-    Where chance made their error of one tensor small, the mean over the tensors of its kind stands for it.
+    Where their error of a tensor is small by chance, the root mean square over all tensors replaces it.
     """
     relative = [errors[name] / scale for name, scale in scales.items() if scale]
     usual = math.sqrt(sum(share**2 for share in relative) / max(1, len(relative)))
     return {
-        name: TIMES * max(errors[name], max(usual, ROUNDOFF[precision]) * scale)
+        name: MAX_ERROR_RATIO * max(errors[name], max(usual, ROUNDOFF[precision]) * scale)
         for name, scale in scales.items()
     }
 
 
 def in_float64(bound: float, precision: str) -> float:
-    """The bound of a precision, scaled by what a rounding is in float64, where the truth errs as we do."""
+    """A precision's bound scaled to float64, where the truth has rounding errors too."""
     sums = 1.0 if precision == "float32" else ROUNDINGS_OF_A_SUM
     return bound * math.sqrt(2) * sums * ROUNDOFF["float64"] / ROUNDOFF[precision]
 
@@ -161,18 +162,18 @@ def in_float64(bound: float, precision: str) -> float:
 
 
 def check_forward(cell: Cell) -> float:
-    """Returns how far off a single logit may be."""
+    """Returns the bound of a single logit's error."""
     batch, read = cell.batch, cell.batch.read
     inside = [side.inside(batch) for side in cell.sides]
     cell.compare("hidden states", [streams(found, batch) for found in inside])
-    cell.compare("attention maps", [maps(found, batch) for found in inside])
+    cell.compare("attention weights", [maps(found, batch) for found in inside])
     logits = []
     for side, found in zip(cell.sides, inside, strict=True):
         ways = {"textbook": found[""], "fused": side.logits(batch)}
         if cell.configuration.cache != "none":
             ways["cached"] = side.cached(batch, cell.configuration.chunks)
         logits.append({way: values[read] for way, values in ways.items()})
-    logits[0] = dict.fromkeys(logits[0], logits[0]["textbook"])  # however it is computed, there is one truth
+    logits[0] = dict.fromkeys(logits[0], logits[0]["textbook"])  # one truth for all of them
     cell.compare("logits", logits)
     truth, _, theirs, _ = (values["fused"] for values in logits)
     error, size = (theirs.double() - truth).abs().max().item(), truth.abs().max().item()
@@ -180,7 +181,7 @@ def check_forward(cell: Cell) -> float:
 
 
 def streams(inside: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """The hidden states after every block and after the final norms, where there are tokens."""
+    """Hidden states after every block and final norm, at tokens."""
     return {
         name: values[rows_read(name, batch)]
         for name, values in inside.items()
@@ -209,30 +210,30 @@ def check_training(cell: Cell) -> None:
     with torch.no_grad():
         true_losses, their_losses = cell.truth.token_losses(batch), cell.theirs.token_losses(batch)
         true_loss = true_losses.mean().item()
-        # A mean errs by no more than the root mean square of the errors of what it is the mean of.
+        # The error of a mean is at most the root mean square of the errors of its terms.
         error = (their_losses.double() - true_losses).square().mean().sqrt().item()
         [bound] = bounds({"": error}, {"": true_loss}, precision).values()
         ours, witness = (abs(side.loss(batch).item() - true_loss) for side in (cell.ours, cell.witness))
     cell.ledger.require("loss", precision, "", ours, bound)
     cell.ledger.require("loss", "float64", "", witness, in_float64(bound, precision))
 
-    # A power of two that gives gradients a size of about 1: for float16, and for the optimizers' epsilon.
+    # A power of two that scales gradients to about 1, for float16 and for the optimizers' epsilon.
     first = cell.truth.gradients(batch)
     size = torch.cat([slope.flatten() for slope in first.values()]).square().mean().sqrt().item()
     scale = 2.0 ** -round(math.log2(size))
     optimizer = cell.configuration.optimizer
     gradients, weights = zip(*(side.trained(batch, optimizer, scale) for side in cell.sides), strict=True)
     cell.compare("gradients", list(gradients), scales=sizes_in_blocks(gradients[0]))
-    # An optimizer makes small gradients large, and where few roundings made the error of a small one, chance
-    # decides over a tensor; over all of them it evens out.
+    # An optimizer amplifies small gradients, whose errors may come from few roundings; over all tensors
+    # chance averages out.
     cell.compare(f"weights after {optimizer}", list(weights), together=True)
 
 
 def sizes_in_blocks(gradients: Mapping[str, Tensor]) -> dict[str, float]:
     """For each parameter the largest norm of the gradients in its block.
 
-    Some gradients are nothing but rounding: a key's bias has none, for a softmax does not feel what is added
-    to all its scores, and where there is one key only, neither have the queries nor the norm before them.
+    Some gradients are pure rounding error: softmax is invariant to a key's bias, and with a single key also
+    to the queries and the norm before them.
     """
     blocks = {name: ".".join(name.split(".")[:3]) for name in gradients}  # decoder.block.0, transformer.h.0
     largest: dict[str, float] = defaultdict(float)
@@ -245,7 +246,7 @@ def sizes_in_blocks(gradients: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def prompts(cell: Cell) -> tuple[Tensor, Tensor]:
-    """Ids and mask to answer or to continue; the latter only where padding stands on the left."""
+    """Ids and mask for generation; GPT-2's padding is moved to the left."""
     ids, mask = cell.batch.input_ids, cell.batch.attention_mask
     if not cell.configuration.is_t5:
         mask = {"right": mask.flip(1), "mixed": torch.ones_like(mask)}.get(cell.configuration.padding, mask)
@@ -253,8 +254,8 @@ def prompts(cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def check_greedy_choice(cell: Cell, off: float) -> None:
-    """In a low precision the best two tokens may change places, but only where in truth they are as good as
-    equal, each of the two scores being wrong by no more than `off`.
+    """In a low precision greedy search may choose another token, but only if the true scores differ by at
+    most twice `off`, the bound of a score's error.
     """
     ids, mask = prompts(cell)
     new = 5
@@ -271,9 +272,7 @@ def check_greedy_choice(cell: Cell, off: float) -> None:
 
 
 def check_decoding(cell: Cell) -> None:
-    """In float64 no rounding changes a choice: the same ids, greedily, by beams and drawn; and, when drawing,
-    from the same distributions.
-    """
+    """In float64: equal ids in greedy search, beam search and sampling, and equal distributions."""
     ids, mask = prompts(cell)
     greedy, beams, drawing = options(random.Random(cell.configuration.seed))
     for quantity, chosen in {"greedy ids": greedy, "beam ids": beams}.items():
@@ -285,20 +284,20 @@ def check_decoding(cell: Cell) -> None:
     theirs = theirs_generate(cell.truth, ids, mask, drawing)
     torch.manual_seed(cell.configuration.seed)
     distributions: list[Tensor] = []
-    with mock.patch.object(search, "apply_rules", keeping(search.apply_rules, distributions)):
+    with mock.patch.object(search, "apply_processors", keeping(search.apply_processors, distributions)):
         got = generate(cell.witness.model, ids, mask, **drawing)
     cell.ledger.require_equal("sampled ids", f"{drawing}", got, theirs.sequences)
-    # What a row would say after its end nobody reads, and the two models are fed other tokens there.
+    # Only running rows: finished ones are fed different (ignored) tokens by the two libraries.
     new = theirs.sequences[:, -len(theirs.scores) :]
     running = F.pad(torch.isin(new, torch.tensor(ENDS)).cumsum(1) == 0, (1, 0), value=True)
     for step, (mine, scores) in enumerate(zip(distributions, theirs.scores, strict=True)):
         mine, scores = mine[running[:, step]], scores[running[:, step]]
-        # Both round scores to float32, and a score's rounding moves its probability by that share.
-        bound = TIMES * ROUNDOFF["float32"] * max(1.0, scores[scores.isfinite()].abs().max().item())
+        # Both round scores to float32, which changes probabilities by the same relative amount.
+        bound = MAX_ERROR_RATIO * ROUNDOFF["float32"] * max(1.0, scores[scores.isfinite()].abs().max().item())
         apart = (mine.softmax(-1) - scores.softmax(-1)).abs().max().item()
         cell.ledger.require("distributions", "float64", f"{drawing}", apart, bound)
 
-    # And what is drawn, many times over, has that distribution.
+    # The empirical distribution of many draws.
     generator = torch.Generator().manual_seed(cell.configuration.seed)
     several = drawing | {"num_return_sequences": DRAWS, "max_new_tokens": 1, "generator": generator}
     drawn = generate(cell.witness.model, ids[:1], mask[:1], **several)[:, -1]
@@ -307,7 +306,7 @@ def check_decoding(cell: Cell) -> None:
 
 
 def options(r: random.Random) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Arguments of `generate` for greedy search, for beam search, and for drawing."""
+    """Arguments of `generate` for greedy search, beam search and sampling."""
     greedy: dict[str, Any] = {
         "pad_token_id": PAD,
         "eos_token_id": ENDS,
@@ -329,7 +328,7 @@ def theirs_generate(truth: Theirs, ids: Tensor, mask: Tensor, options: dict[str,
         return truth.model.generate(
             ids,
             attention_mask=mask,
-            use_cache=not deeper,  # their cache has as many layers as the encoder
+            use_cache=not deeper,  # its cache has as many layers as the encoder
             output_scores=True,
             return_dict_in_generate=True,
             **options,
@@ -337,7 +336,7 @@ def theirs_generate(truth: Theirs, ids: Tensor, mask: Tensor, options: dict[str,
 
 
 def keeping(function: Any, results: list[Any]) -> Any:
-    """`function`, whose results are also appended to a list."""
+    """Wrap `function` to append its results to a list."""
 
     def kept(*args: Any) -> Any:
         results.append(function(*args))
@@ -347,9 +346,9 @@ def keeping(function: Any, results: list[Any]) -> Any:
 
 
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    """The probability of counts at least as unlikely under these probabilities (Pearson's test).
+    """The p-value of Pearson's chi-square test.
 
-    Tokens that are expected less than five times count as one; one that cannot come but did gives 0.
+    Tokens with an expected count below five are pooled; an observed token of probability 0 gives 0.
     """
     if counts[probabilities == 0].any():
         return 0.0

@@ -1,6 +1,6 @@
-"""The two sides of a comparison, asked the same questions: transformers' model and ours.
+"""transformers' model and ours behind one interface for comparison.
 
-Each answers in both of its ways of attention: the textbook way, which shows its maps, and the fused kernel.
+Both run with textbook attention, which exposes the attention weights, and with the fused kernel.
 """
 
 import copy
@@ -22,13 +22,11 @@ from tests.helpers.oracle import float64_reference, gpt2_pair, positions, t5_pai
 from tests.helpers.parity_configurations import IGNORED, Batch, Configuration
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
-EPSILON = (
-    1 / 8
-)  # of the optimizers, where gradients have a root mean square of about 1; docs/parity.md says why
+EPSILON = 1 / 8  # of the optimizers, for gradients with a root mean square of about 1; see docs/parity.md
 
 
 class Side:
-    """A model in a precision."""
+    """A model with its precision."""
 
     def __init__(self, model: nn.Module, precision: str):
         self.model: Any = model
@@ -49,7 +47,7 @@ class Side:
     def trained(
         self, batch: Batch, optimizer: str, scale: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The first gradients and the weights after two steps, of a loss multiplied by `scale`."""
+        """First gradients, and weights after two steps; the loss is multiplied by `scale`."""
         if optimizer == "AdamW":
             steps = self.adamw()
         else:
@@ -77,7 +75,7 @@ class Ours(Side):
 
     @torch.no_grad()
     def inside(self, batch: Batch) -> dict[str, Tensor]:
-        """What every module gives, by name; recording makes attention take the textbook way."""
+        """Outputs of all modules by name; the hooks make attention run the textbook lines."""
         with self.computing():
             calls = record_calls(self.model, self._arguments(batch), {})
         return {call.name: call.value for call in calls if call.value is not None}
@@ -99,9 +97,9 @@ class Ours(Side):
         return torch.cat(parts, 1)
 
     def loss(self, batch: Batch) -> Tensor:
-        asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
         with self.computing():
-            loss = batch_loss(self.model, asked)
+            loss = batch_loss(self.model, given)
         return loss.total / loss.tokens
 
     def adamw(self) -> torch.optim.Optimizer:
@@ -127,7 +125,7 @@ class Theirs(Side):
 
     @torch.no_grad()
     def inside(self, batch: Batch) -> dict[str, Tensor]:
-        """What every module gives, by name; attention maps go by the names of our softmaxes."""
+        """Outputs of all modules by name; attention weights under the names of our softmaxes."""
         self.model.set_attn_implementation("eager")
         outputs: list[Any] = []
         handle = self.model.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -157,7 +155,7 @@ class Theirs(Side):
             if self.is_t5:
                 source = {"input_ids": given.pop("input_ids"), "attention_mask": given["attention_mask"]}
                 given["encoder_outputs"] = self.model.encoder(**source)
-                # Caches that grow as deep as they need, unlike the one that their T5 makes itself.
+                # Their T5's default cache has as many layers as the encoder; these grow as needed.
                 given["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
                 new, seen = ("decoder_input_ids",), "decoder_attention_mask"
             else:
@@ -169,21 +167,21 @@ class Theirs(Side):
         return torch.cat(parts, 1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Their own loss; in float64 ours of their logits, since GPT-2's own rounds them to float32."""
+        """Their loss; in float64 recomputed from their logits, since GPT-2's rounds them to float32."""
         if self.precision == "float64":
             return self.token_losses(batch).mean()
         with self.computing():
             return self.model(**self._training_arguments(batch)).loss
 
     def token_losses(self, batch: Batch) -> Tensor:
-        """The cross-entropies whose mean is the loss."""
+        """Cross-entropy per token; the loss is their mean."""
         with self.computing():
             logits = self.model(**self._training_arguments(batch)).logits
         labels = batch.labels
         if not self.is_t5:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        asked = labels != IGNORED
-        return F.cross_entropy(at_least_float32(logits[asked]), labels[asked], reduction="none")
+        targets = labels != IGNORED
+        return F.cross_entropy(at_least_float32(logits[targets]), labels[targets], reduction="none")
 
     def adamw(self) -> torch.optim.Optimizer:
         weights = list(self.model.parameters())
@@ -206,7 +204,7 @@ class Theirs(Side):
         return given | {"position_ids": positions(batch.attention_mask)}
 
     def _training_arguments(self, batch: Batch) -> dict[str, Any]:
-        """With labels; what T5's decoder reads, the model then makes of them itself."""
+        """With labels, from which T5 derives the decoder's input."""
         self.model.set_attn_implementation("sdpa")
         given = self._arguments(batch) | {"labels": batch.labels}
         return {name: value for name, value in given.items() if not name.startswith("decoder_")}
@@ -220,9 +218,9 @@ def spans(chunks: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def sides_of(configuration: Configuration) -> tuple[Theirs, Ours, Theirs, Ours]:
-    """The truth, which is theirs in float64; ours in float64; theirs and ours in the precision.
+    """(theirs in float64, the truth; ours in float64; theirs and ours in the configuration's precision).
 
-    All four have the same weights, which are those that the precision can hold.
+    All four have the same weights, rounded to that precision.
     """
     make = t5_pair if configuration.is_t5 else gpt2_pair
     theirs, ours = (
@@ -232,7 +230,7 @@ def sides_of(configuration: Configuration) -> tuple[Theirs, Ours, Theirs, Ours]:
     truth, witness = copy.deepcopy(theirs).double(), copy.deepcopy(ours).double()
     for module in truth.modules():
         if hasattr(module, "reorder_and_upcast_attn"):
-            module.reorder_and_upcast_attn = False  # it upcasts to float32, and refuses float64
+            module.reorder_and_upcast_attn = False  # it upcasts to float32 and refuses float64
     return (
         Theirs(truth, "float64"),
         Ours(witness, "float64"),
@@ -242,7 +240,7 @@ def sides_of(configuration: Configuration) -> tuple[Theirs, Ours, Theirs, Ours]:
 
 
 def in_precision(model: nn.Module, precision: str) -> nn.Module:
-    """T5's `wo` stays in float32 under float16, as loading leaves it on both sides."""
+    """Convert; under float16 T5's `wo` stays float32, as both libraries load it."""
     if precision == "autocast":
         return model
     model = model.to(getattr(torch, precision))

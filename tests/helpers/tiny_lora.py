@@ -1,4 +1,4 @@
-"""Tiny models with LoRA, for the tests of LoRA, of its files and against PEFT."""
+"""Tiny models with LoRA."""
 
 import torch
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ GPT2_SIZES = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2
 GPT2_SIZES |= {"bos_token_id": 1, "eos_token_id": 1}
 GPT2_SIZES |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
-# Sets of targets that adapters are published with.
+# Targets of published adapters.
 TARGETS = {
     "t5": [None, ["q", "k", "v", "o"], ["wi", "wo"], ["EncDecAttention.v"], "all-linear"],
     "t5-v1.1": [None, ["q", "v", "wi_0", "wi_1", "wo"], "all-linear"],
@@ -42,14 +42,14 @@ def tiny(variant: str, seed: int = 0) -> GPT2LMHeadModel | T5ForConditionalGener
             model = T5ForConditionalGeneration(T5Config(**T5_SIZES | v1_1))
         case "t5":
             model = T5ForConditionalGeneration(T5Config(**T5_SIZES))
-    for parameter in model.parameters():  # as they come, a change of a matrix hardly moves the output
+    for parameter in model.parameters():  # with initial weights, an update hardly changes the output
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     return model.eval()
 
 
-def learn_something(model: nn.Module, seed: int = 0) -> None:
-    """B as after training: the change is a fair part of the matrix."""
+def randomize_updates(model: nn.Module, seed: int = 0) -> None:
+    """Randomize B as after training: the update has 0.3 of the norm of the matrix."""
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
         noise = torch.randn(layer.lora_B.weight.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Adapter directories: written whole, read back exactly, refused in a line where they are not plain LoRA."""
+"""Adapter directories: round trips, and errors for everything beyond plain LoRA."""
 
 import json
 import math
@@ -20,8 +20,8 @@ from tests.helpers.tiny_lora import (
     alphas,
     cases,
     copies,
-    learn_something,
     logits,
+    randomize_updates,
     ranks,
     seeds,
     tiny,
@@ -34,7 +34,7 @@ FIRST = (
 
 @pytest.fixture
 def adapter(tmp_path) -> Path:
-    """The adapter of a T5, with rank 4."""
+    """A T5 adapter of rank 4."""
     save_adapter(adapted("t5"), tmp_path / "adapter")
     return tmp_path / "adapter"
 
@@ -42,7 +42,7 @@ def adapter(tmp_path) -> Path:
 def adapted(variant: str, **arguments: Any) -> torch.nn.Module:
     model = tiny(variant)
     add_lora(model, **{"rank": 4, **arguments})
-    learn_something(model)
+    randomize_updates(model)
     return model
 
 
@@ -62,7 +62,7 @@ def change_tensors(directory: Path, change: Any) -> None:
 
 
 def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueError) -> None:
-    """One line with all these words, and the model is as it was."""
+    """The error is one line with all these words, and the model is unchanged."""
     model = tiny("t5")
     before = copies(model)
     with pytest.raises(kind) as raised:
@@ -76,11 +76,12 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-# ---------------------------------------------------------------------------------- opened as a whole model
+# ---------------------------------------------------------------------------------- loaded as a complete
+# model
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_load_model_merges_an_adapter_into_the_base_that_it_names(tmp_path, variant):
+def test_load_model_merges_an_adapter_into_its_base_model(tmp_path, variant):
     save_model(tiny(variant), tmp_path / "base")
     model = adapted(variant)
     save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
@@ -91,7 +92,7 @@ def test_load_model_merges_an_adapter_into_the_base_that_it_names(tmp_path, vari
     assert torch.equal(logits(load_model(tmp_path / "whole")), logits(loaded))
 
 
-def test_a_base_that_moved_with_its_adapter_is_found_beside_it(tmp_path):
+def test_a_base_model_moved_with_its_adapter_is_found(tmp_path):
     model = adapted("t5")
     (tmp_path / "before").mkdir()
     save_model(tiny("t5"), tmp_path / "before" / "base")
@@ -100,17 +101,17 @@ def test_a_base_that_moved_with_its_adapter_is_found_beside_it(tmp_path):
     assert torch.equal(logits(load_model(tmp_path / "after" / "adapter")), logits(merge_lora(model)))
 
 
-def test_a_whole_model_beside_an_adapter_is_not_changed_by_it(adapter):
+def test_a_complete_model_takes_precedence_over_an_adapter(adapter):
     save_model(tiny("t5"), adapter)
     assert torch.equal(logits(load_model(adapter)), logits(tiny("t5")))
 
 
-def test_an_adapter_that_names_no_base_says_what_to_do(adapter):
+def test_an_adapter_without_base_model_raises(adapter):
     with pytest.raises(ValueError, match=r"base_model_name_or_path is None, .* and call load_adapter"):
         load_model(adapter)
 
 
-def test_a_model_with_lora_is_not_saved_as_a_whole(tmp_path):
+def test_save_model_refuses_lora_layers(tmp_path):
     with pytest.raises(ValueError, match=r"has LoRA layers: take merge_lora\(model\) instead"):
         save_model(adapted("t5"), tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -121,13 +122,13 @@ def test_a_model_with_lora_is_not_saved_as_a_whole(tmp_path):
 
 @settings(deadline=None, max_examples=25)
 @given(cases, ranks, alphas, st.sampled_from([0.0, 0.1]), seeds)
-def test_what_was_saved_is_loaded(tmp_path_factory, case, rank, alpha, dropout, seed):
+def test_round_trip(tmp_path_factory, case, rank, alpha, dropout, seed):
     variant, targets = case
     directory = tmp_path_factory.mktemp("adapter")
     model = tiny(variant, seed)
     base = copies(model)
     add_lora(model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
-    learn_something(model, seed)
+    randomize_updates(model, seed)
     save_adapter(model, directory)
 
     other = tiny(variant, seed)
@@ -143,7 +144,7 @@ def test_what_was_saved_is_loaded(tmp_path_factory, case, rank, alpha, dropout, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_files_hold_a_and_b_alone(variant, tmp_path):
+def test_files_contain_only_a_and_b(variant, tmp_path):
     model = adapted(variant)
     save_adapter(model, tmp_path / "new" / "adapter")
     assert sorted(os.listdir(tmp_path / "new" / "adapter")) == [
@@ -159,7 +160,7 @@ def test_files_hold_a_and_b_alone(variant, tmp_path):
 
 
 @pytest.mark.parametrize(("variant", "task"), [("t5", "SEQ_2_SEQ_LM"), ("gpt2", "CAUSAL_LM")])
-def test_the_config_says_what_it_is_for(variant, task, tmp_path):
+def test_adapter_config(variant, task, tmp_path):
     save_adapter(adapted(variant, alpha=32, dropout=0.1), tmp_path, base_model="google-t5/t5-small")
     config = read_config(tmp_path)
     assert config["task_type"] == task
@@ -171,18 +172,18 @@ def test_the_config_says_what_it_is_for(variant, task, tmp_path):
 def test_bfloat16_models_keep_their_float32_adapters(tmp_path):
     model = tiny("t5").bfloat16()
     add_lora(model)
-    learn_something(model)
+    randomize_updates(model)
     save_adapter(model, tmp_path)
     other = tiny("t5").bfloat16()
     load_adapter(other, tmp_path)
     assert torch.equal(logits(other), logits(model))
 
 
-def test_training_can_go_on_from_a_loaded_adapter(adapter):
+def test_a_loaded_adapter_can_be_trained_further(adapter):
     model = tiny("t5")
     load_adapter(model, adapter)
-    learn_something(model, seed=1)
-    save_adapter(model, adapter)  # over the old one
+    randomize_updates(model, seed=1)
+    save_adapter(model, adapter)  # replaces the old one
     other = tiny("t5")
     load_adapter(other, adapter)
     assert torch.equal(logits(other), logits(model))
@@ -191,7 +192,7 @@ def test_training_can_go_on_from_a_loaded_adapter(adapter):
 # ---------------------------------------------------------------------------------------------- settings
 
 
-def test_rank_stabilised_scaling_is_understood(adapter):
+def test_rank_stabilized_scaling(adapter):
     change_config(adapter, use_rslora=True, lora_alpha=6)
     model = tiny("t5")
     load_adapter(model, adapter)
@@ -215,10 +216,10 @@ def test_rank_stabilised_scaling_is_understood(adapter):
         ("use_qalora", True),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "loftq"),
-        ("an_invention_of_tomorrow", {"strength": 2}),
+        ("key_of_a_future_version", {"strength": 2}),
     ],
 )
-def test_more_than_plain_lora_is_refused_by_its_key(adapter, key, value):
+def test_settings_beyond_plain_lora_raise(adapter, key, value):
     change_config(adapter, **{key: value})
     assert_refused(adapter, f"adapter_config.json: {key} is ", "merge_and_unload")
 
@@ -226,12 +227,12 @@ def test_more_than_plain_lora_is_refused_by_its_key(adapter, key, value):
 @pytest.mark.parametrize(
     "values",
     [
-        {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "an_invention_of_tomorrow": None},
+        {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "key_of_a_future_version": None},
         {"init_lora_weights": "gaussian", "peft_version": "0.99.0", "revision": "main"},
         {"fan_in_fan_out": True, "target_modules": "q|v", "layers_pattern": "block"},
     ],
 )
-def test_what_changes_nothing_is_read_over(adapter, values):
+def test_settings_without_effect_are_ignored(adapter, values):
     model = tiny("t5")
     load_adapter(model, adapter)
     change_config(adapter, **values)
@@ -254,7 +255,7 @@ def test_what_changes_nothing_is_read_over(adapter, values):
         ({"lora_dropout": 1}, ["dropout is 1"]),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(adapter, values, words):
+def test_invalid_settings_raise(adapter, values, words):
     change_config(adapter, **values)
     assert_refused(adapter, *words)
 
@@ -278,30 +279,30 @@ def test_a_setting_that_cannot_be_is_named(adapter, values, words):
         (lambda tensors: tensors.clear(), ["empty"]),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(adapter, change, words):
+def test_tensors_that_do_not_fit_raise(adapter, change, words):
     change_tensors(adapter, change)
     assert_refused(adapter, "adapter_model.safetensors", *words)
 
 
-def test_an_adapter_of_the_other_family_does_not_fit(tmp_path):
+def test_an_adapter_of_the_other_family_raises(tmp_path):
     save_adapter(adapted("gpt2"), tmp_path)
     assert_refused(tmp_path, "unexpected: base_model.model.transformer.h.0.attn.c_attn.lora_A.weight")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_missing_file_is_named(adapter, name):
+def test_a_missing_file_raises(adapter, name):
     (adapter / name).unlink()
     assert_refused(adapter, name, kind=FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_damaged_file_is_named(adapter, name):
+def test_a_damaged_file_raises(adapter, name):
     content = (adapter / name).read_bytes()
     (adapter / name).write_bytes(content[: len(content) // 2])
     assert_refused(adapter, name)
 
 
-def test_a_model_with_lora_takes_no_adapter(adapter):
+def test_load_adapter_refuses_lora_layers(adapter):
     model = tiny("t5")
     load_adapter(model, adapter)
     with pytest.raises(ValueError, match="the model has LoRA layers"):
@@ -309,19 +310,19 @@ def test_a_model_with_lora_takes_no_adapter(adapter):
     load_adapter(merge_lora(model), adapter)
 
 
-def test_a_model_without_lora_is_not_saved_as_an_adapter(tmp_path):
+def test_save_adapter_requires_lora_layers(tmp_path):
     with pytest.raises(ValueError, match="the model has no LoRA layers: add_lora makes them"):
         save_adapter(tiny("t5"), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_file_is_no_directory(tmp_path):
+def test_a_file_instead_of_a_directory_raises(tmp_path):
     (tmp_path / "adapter").write_text("")
     with pytest.raises(ValueError, match="adapter: a file, expected a directory"):
         save_adapter(adapted("t5"), tmp_path / "adapter")
 
 
-def test_a_save_that_fails_leaves_the_old_adapter(adapter, monkeypatch):
+def test_a_failed_save_leaves_the_old_adapter(adapter, monkeypatch):
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
 
     def full(path: Path, values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""LoRA by itself: the formula, what is frozen, what learns, and merging. test_peft.py compares with PEFT."""
+"""LoRA alone: formula, frozen and trained parameters, merging. test_peft.py compares with PEFT."""
 
 import math
 from pathlib import Path
@@ -23,8 +23,8 @@ from tests.helpers.tiny_lora import (
     alphas,
     cases,
     copies,
-    learn_something,
     logits,
+    randomize_updates,
     ranks,
     seeds,
     tiny,
@@ -52,7 +52,7 @@ def base_name(name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_layer_computes_the_papers_formula(kind):
+def test_layer_formula(kind):
     torch.manual_seed(0)
     base = kind(5, 7).double()
     nn.init.normal_(base.weight)
@@ -68,7 +68,7 @@ def test_layer_computes_the_papers_formula(kind):
     torch.testing.assert_close(layer.merged()(inputs), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_dropout_is_on_the_way_to_a_alone():
+def test_dropout_applies_to_the_input_of_a_only():
     torch.manual_seed(0)
     layer = LoRALayer(nn.Linear(50, 7), rank=3, alpha=6, dropout=0.4)
     nn.init.normal_(layer.lora_B.weight)
@@ -83,12 +83,12 @@ def test_dropout_is_on_the_way_to_a_alone():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_dropout_leaves_a_model_that_has_not_learnt_alone(variant):
+def test_dropout_has_no_effect_before_training(variant):
     model = tiny(variant)
     before = logits(model)
     add_lora(model, dropout=0.5, targets="all-linear")
     assert torch.equal(logits(model.train()), before)
-    learn_something(model)
+    randomize_updates(model)
     assert not torch.equal(logits(model), logits(model))
     assert torch.equal(logits(model.eval()), logits(model))
 
@@ -98,13 +98,13 @@ def test_dropout_leaves_a_model_that_has_not_learnt_alone(variant):
 
 @settings(deadline=None, max_examples=25)
 @given(cases, ranks, alphas, seeds)
-def test_the_first_output_is_the_base_models(case, rank, alpha, seed):
+def test_add_lora_keeps_the_output(case, rank, alpha, seed):
     variant, targets = case
     model = tiny(variant, seed)
     before = logits(model)
     add_lora(model, rank=rank, alpha=alpha, targets=targets)
     assert torch.equal(logits(model), before)
-    learn_something(model)
+    randomize_updates(model)
     assert error(logits(model), before) > 1e-3
 
 
@@ -125,13 +125,13 @@ def test_the_first_output_is_the_base_models(case, rank, alpha, seed):
          for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))),
     ],
 )  # fmt: skip
-def test_targets_are_ends_of_names(variant, targets, expected):
+def test_targets_are_suffixes_of_names(variant, targets, expected):
     model = tiny(variant)
     add_lora(model, targets=targets)
     assert list(lora_layers(model)) == expected.split()
 
 
-def test_all_linear_is_every_matrix_but_head_and_embeddings():
+def test_all_linear_excludes_head_and_embeddings():
     model = tiny("t5-v1.1")
     add_lora(model, targets="all-linear")
     linear = {name for name, module in tiny("t5-v1.1").named_modules() if isinstance(module, nn.Linear)}
@@ -139,7 +139,7 @@ def test_all_linear_is_every_matrix_but_head_and_embeddings():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_stays(training):
+def test_train_and_eval_mode_are_kept(training):
     model = tiny("t5").train(training)
     add_lora(model)
     assert {module.training for module in model.modules()} == {training}
@@ -156,15 +156,15 @@ def test_the_mode_stays(training):
         ({"targets": []}, "targets is empty, expected names of layers or all-linear"),
         (
             {"targets": ["q", "vv"]},
-            "targets: 'vv' names no layer .* (here k, o, q, v, wi, wo), or all-linear",
+            "targets: 'vv' names no layer; .* (here k, o, q, v, wi, wo), or all-linear",
         ),
-        ({"targets": "SelfAttention"}, "targets: 'SelfAttention' names no layer "),
-        ({"targets": ["shared"]}, "targets: 'shared' names no layer "),
-        ({"targets": ["lm_head"]}, "targets: 'lm_head' names no layer "),
-        ({"targets": ["elfAttention.q"]}, "targets: 'elfAttention.q' names no layer "),
+        ({"targets": "SelfAttention"}, "targets: 'SelfAttention' names no layer;"),
+        ({"targets": ["shared"]}, "targets: 'shared' names no layer;"),
+        ({"targets": ["lm_head"]}, "targets: 'lm_head' names no layer;"),
+        ({"targets": ["elfAttention.q"]}, "targets: 'elfAttention.q' names no layer;"),
     ],
 )
-def test_errors_name_the_argument_and_change_nothing(arguments, message):
+def test_invalid_arguments_raise_and_change_nothing(arguments, message):
     model = tiny("t5")
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")) as raised:
         add_lora(model, **arguments)
@@ -173,7 +173,7 @@ def test_errors_name_the_argument_and_change_nothing(arguments, message):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_lora_is_not_added_twice():
+def test_add_lora_refuses_lora_layers():
     model = tiny("gpt2")
     add_lora(model)
     with pytest.raises(ValueError, match="the model has LoRA layers: take merge_lora"):
@@ -193,7 +193,7 @@ def test_lora_is_not_added_twice():
     ids=["t5-small", "gpt2"],
 )
 @pytest.mark.parametrize("rank", [4, 8, 16, 32])
-def test_less_than_two_percent_is_trained(build, matrices, rank):
+def test_less_than_two_percent_are_trained(build, matrices, rank):
     with torch.device("meta"):
         model = build()
         add_lora(model, rank=rank)
@@ -204,7 +204,7 @@ def test_less_than_two_percent_is_trained(build, matrices, rank):
 
 
 @pytest.mark.parametrize("name", ["t5-mini", "gpt2-mini"])
-def test_so_little_is_trained_of_the_embedded_models_too(name):
+def test_less_than_two_percent_of_the_bundled_models_are_trained(name):
     model = load_model(WEIGHTS / name)
     add_lora(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -215,10 +215,10 @@ def test_so_little_is_trained_of_the_embedded_models_too(name):
 
 
 @pytest.mark.parametrize(("variant", "targets"), CASES)
-def test_gradients_flow_into_a_and_b_alone(variant, targets):
+def test_only_a_and_b_have_gradients(variant, targets):
     model = tiny(variant)
     add_lora(model, targets=targets)
-    learn_something(model)
+    randomize_updates(model)
     batch_loss(model, batch(variant)).total.backward()
     for name, parameter in model.named_parameters():
         learns = ".lora_" in name
@@ -227,7 +227,7 @@ def test_gradients_flow_into_a_and_b_alone(variant, targets):
 
 
 @pytest.mark.parametrize(("variant", "targets"), CASES)
-def test_training_moves_a_and_b_and_no_bit_of_the_rest(variant, targets):
+def test_training_changes_only_a_and_b(variant, targets):
     model = tiny(variant)
     originals = copies(model)
     add_lora(model, targets=targets)
@@ -258,19 +258,21 @@ def test_merged_equals_unmerged(case, rank, alpha, seed):
     model = tiny(variant, seed)
     names = list(model.state_dict())
     add_lora(model, rank=rank, alpha=alpha, targets=targets)
-    learn_something(model, seed)
+    randomize_updates(model, seed)
     merged = merge_lora(model)
     assert list(merged.state_dict()) == names
     assert error(logits(merged), logits(model)) <= 1e-5
     model.double()
-    assert error(logits(merge_lora(model)), logits(model)) <= 1e-5 * 2**-29  # and that much closer in float64
+    assert (
+        error(logits(merge_lora(model)), logits(model)) <= 1e-5 * 2**-29
+    )  # the same tolerance in float64 units
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merging_leaves_the_model_itself_alone(variant):
+def test_merging_does_not_change_the_model(variant):
     model = tiny(variant)
     add_lora(model)
-    learn_something(model)
+    randomize_updates(model)
     before, output = copies(model), logits(model)
     merged = merge_lora(model)
     assert torch.equal(logits(model), output)
@@ -287,10 +289,10 @@ def test_merging_leaves_the_model_itself_alone(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_merged_model_is_a_checkpoint_like_any_other(variant, tmp_path):
+def test_a_merged_model_can_be_saved(variant, tmp_path):
     model = tiny(variant)
     add_lora(model, targets="all-linear")
-    learn_something(model)
+    randomize_updates(model)
     merged = merge_lora(model)
     save_model(merged, tmp_path)
     loaded = load_model(tmp_path)
@@ -313,7 +315,7 @@ def test_merging_a_plain_model_changes_nothing(variant):
 def test_generation_is_the_same_merged_or_not(variant, num_beams):
     model = tiny(variant)
     add_lora(model, targets="all-linear")
-    learn_something(model)
+    randomize_updates(model)
     ids = batch(variant)["input_ids"]
     arguments = {"max_new_tokens": 8, "num_beams": num_beams, "eos_token_id": None}
     got = generate(model, ids, **arguments)
@@ -327,7 +329,7 @@ def test_generation_is_the_same_merged_or_not(variant, num_beams):
 def test_in_bfloat16_a_and_b_stay_in_float32(variant):
     model = tiny(variant).bfloat16()
     add_lora(model, targets="all-linear")
-    learn_something(model)
+    randomize_updates(model)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
     assert logits(model).dtype == torch.bfloat16
@@ -343,7 +345,7 @@ def test_float16_t5_keeps_wo_in_float32(tmp_path):
     save_model(tiny("t5"), tmp_path)
     model = load_model(tmp_path, dtype=torch.float16)
     add_lora(model, targets="all-linear")
-    learn_something(model)
+    randomize_updates(model)
     assert logits(model).dtype == torch.float16
     assert error(logits(merge_lora(model)).float(), logits(model).float()) < 0.02  # float16 has 11 bits
     assert merge_lora(model).encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32

@@ -1,8 +1,7 @@
-"""LoRA against PEFT: adapters go either way with equal logits, gradients and steps.
+"""LoRA against PEFT: adapters in both directions, with equal logits, gradients and optimizer steps.
 
-Rounding alone separates the two, in the base models as in the adapters. On models as small as these it stays
-below the 1e-6 that is asked for in float32, with changes as large as training makes them. For any shape,
-padding and scale the same is asked in float64, where the bound (see oracle.py) is below every mistake.
+Only rounding differs. For models of this size it stays below 1e-6 in float32, with updates as large as after
+training. float64 tests arbitrary shapes, padding and scales with a bound (see oracle.py) below any mistake.
 """
 
 import warnings
@@ -35,12 +34,12 @@ from tests.helpers.oracle import (
     t5_settings,
     tokens,
 )
-from tests.helpers.tiny_lora import learn_something
+from tests.helpers.tiny_lora import randomize_updates
 
-peft = pytest.importorskip("peft", reason="PEFT, which LoRA is compared with, is not installed (extra test)")
+peft = pytest.importorskip("peft", reason="PEFT, the reference for LoRA, is not installed (extra test)")
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),  # it corrects what GPT-2's users rarely say
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),  # PEFT corrects the flag for Conv1D and warns
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
 ]
 
@@ -50,7 +49,7 @@ GPT2 = {"n_embd": 48, "n_head": 4, "n_layer": 2}
 PAIRS = {"t5": (t5_pair, T5), "t5-v1.1": (t5_pair, GATED), "gpt2": (gpt2_pair, GPT2)}
 
 REGEX = r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$"
-CASES = [  # what peft.LoraConfig is told: as adapters are published
+CASES = [  # arguments of peft.LoraConfig, as in published adapters
     ("t5", {}),
     ("t5", {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": ["q", "v"]}),
     ("t5", {"r": 3, "target_modules": ["q", "k", "v", "o"], "use_rslora": True}),
@@ -67,26 +66,26 @@ CASES = [  # what peft.LoraConfig is told: as adapters are published
 
 
 def wrap(reference: nn.Module, **settings: Any) -> nn.Module:
-    """A model of transformers with a new adapter of PEFT, which has learnt something."""
+    """A model of transformers with a new PEFT adapter, as after training."""
     causal = reference.config.model_type == "gpt2"
     config = peft.LoraConfig(task_type="CAUSAL_LM" if causal else "SEQ_2_SEQ_LM", **settings)
     wrapped = peft.get_peft_model(reference, config)
     with torch.no_grad():
         for module in wrapped.modules():
             if isinstance(module, peft.tuners.lora.LoraLayer):
-                learn(module)
+                randomize_update(module)
     return wrapped.eval()
 
 
-def learn(layer: Any) -> None:
-    """As `learn_something` does for ours: the change becomes 0.3 of the matrix."""
+def randomize_update(layer: Any) -> None:
+    """Like `randomize_updates`: the update gets 0.3 of the norm of the matrix."""
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     b.copy_(torch.randn(b.shape, generator=torch.Generator().manual_seed(len(b))))
     b *= 0.3 * layer.base_layer.weight.norm() / ((b @ a).norm() * layer.scaling["default"])
 
 
 def open_with_peft(reference: nn.Module, directory: Path, **options: Any) -> nn.Module:
-    """PEFT only warns of tensors that it misses: here that is an error."""
+    """Open with PEFT; its warning about missing tensors is an error here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")
         return peft.PeftModel.from_pretrained(reference, directory, **options).eval()
@@ -111,7 +110,7 @@ def logits(model: nn.Module, mask: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize(("variant", "settings"), CASES)
-def test_adapters_of_peft_give_the_same_logits_here(variant, settings, tmp_path):
+def test_logits_of_peft_adapters(variant, settings, tmp_path):
     make, sizes = PAIRS[variant]
     reference, model = make(sizes, seed=0)
     wrapped = wrap(reference, **settings)
@@ -136,11 +135,11 @@ def test_adapters_of_peft_give_the_same_logits_here(variant, settings, tmp_path)
         ("gpt2", "all-linear"),
     ],
 )
-def test_our_adapters_give_the_same_logits_in_peft(variant, targets, rank, tmp_path):
+def test_logits_in_peft(variant, targets, rank, tmp_path):
     make, sizes = PAIRS[variant]
     reference, model = make(sizes, seed=0)
     add_lora(model, rank=rank, alpha=16, dropout=0.1, targets=targets)
-    learn_something(model)
+    randomize_updates(model)
     save_adapter(model, tmp_path)
     wrapped = open_with_peft(reference, tmp_path)
     assert error(logits(wrapped), logits(model)) <= 1e-6
@@ -165,13 +164,13 @@ kinds = st.one_of(
     seeds,
     sides,
 )
-def test_in_float64_there_is_no_difference(tmp_path_factory, kind, rank, alpha, to_peft, seed, side):
+def test_logits_in_float64(tmp_path_factory, kind, rank, alpha, to_peft, seed, side):
     variant, sizes, targets = kind
     directory = tmp_path_factory.mktemp("adapter")
     reference, model = PAIRS[variant][0](sizes, seed)
     if to_peft:
         add_lora(model, rank=rank, alpha=alpha, targets=targets)
-        learn_something(model, seed)
+        randomize_updates(model, seed)
         save_adapter(model, directory)
         wrapped = open_with_peft(reference, directory)
     else:
@@ -188,7 +187,7 @@ def test_in_float64_there_is_no_difference(tmp_path_factory, kind, rank, alpha, 
         assert error(got[read], expected[read]) <= BOUND[torch.float64]
 
 
-def test_adapters_that_are_pickled_are_read_too(tmp_path):
+def test_pickled_adapters(tmp_path):
     reference, model = t5_pair(T5, seed=0)
     wrapped = wrap(reference)
     wrapped.save_pretrained(tmp_path, safe_serialization=False)
@@ -198,12 +197,12 @@ def test_adapters_that_are_pickled_are_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["t5", "gpt2"])
-def test_peft_finds_the_base_model_by_itself(variant, tmp_path):
+def test_peft_finds_the_base_model(variant, tmp_path):
     make, sizes = PAIRS[variant]
     _, model = make(sizes, seed=0)
     save_model(model, tmp_path / "base")
     add_lora(model)
-    learn_something(model)
+    randomize_updates(model)
     save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
     classes = {"t5": peft.AutoPeftModelForSeq2SeqLM, "gpt2": peft.AutoPeftModelForCausalLM}
     opened = classes[variant].from_pretrained(tmp_path / "adapter").eval()
@@ -219,7 +218,7 @@ def loss(model: nn.Module) -> Tensor:
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """A and B, under the same names on both sides."""
+    """A and B, under common names."""
     return {
         name.removeprefix("base_model.model.").replace(".default", ""): parameter
         for name, parameter in model.named_parameters()
@@ -227,13 +226,13 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def trainable_pair(variant: str, directory: Path, learnt: bool) -> tuple[nn.Module, nn.Module]:
-    """The same adapter in PEFT and here, in float64, where a difference is a mistake."""
+def trainable_pair(variant: str, directory: Path, trained: bool) -> tuple[nn.Module, nn.Module]:
+    """The same adapter in PEFT and in ftcore, in float64."""
     make, sizes = PAIRS[variant]
     reference, model = make(sizes, seed=0)
     add_lora(model, rank=4, alpha=8, targets="all-linear")
-    if learnt:
-        learn_something(model)
+    if trained:
+        randomize_updates(model)
     save_adapter(model, directory)
     return open_with_peft(reference, directory, is_trainable=True).double(), model.double()
 
@@ -243,8 +242,8 @@ def reference_of(variant: str) -> Any:
 
 
 @pytest.mark.parametrize("variant", PAIRS)
-def test_gradients_are_pefts(variant, tmp_path):
-    wrapped, model = trainable_pair(variant, tmp_path, learnt=True)
+def test_gradients(variant, tmp_path):
+    wrapped, model = trainable_pair(variant, tmp_path, trained=True)
     with reference_of(variant):
         loss(wrapped).backward()
     loss(model).backward()
@@ -258,8 +257,8 @@ def test_gradients_are_pefts(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", PAIRS)
-def test_three_steps_of_adamw_are_pefts(variant, tmp_path):
-    wrapped, model = trainable_pair(variant, tmp_path, learnt=False)
+def test_three_steps_of_adamw(variant, tmp_path):
+    wrapped, model = trainable_pair(variant, tmp_path, trained=False)
     start = {name: parameter.detach().clone() for name, parameter in matrices(model).items()}
     for each, context in ((wrapped, reference_of(variant)), (model, nullcontext())):
         optimizer = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-2)
@@ -270,12 +269,12 @@ def test_three_steps_of_adamw_are_pefts(variant, tmp_path):
                 optimizer.step()
     expected = matrices(wrapped)
     for name, parameter in matrices(model).items():
-        # Adam divides a gradient by its own size, so rounding of the small ones counts as much.
+        # Adam divides a gradient by its own size, which amplifies the rounding of small ones.
         assert distance(parameter, expected[name]) <= 1e-10, name
         assert distance(parameter, start[name]) > 1e-3, name
 
 
-# ---------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,7 @@ def test_three_steps_of_adamw_are_pefts(variant, tmp_path):
         ({"bias": "all"}, "bias"),
     ],
 )
-def test_what_peft_has_beyond_lora_is_refused(settings, key, tmp_path):
+def test_peft_settings_beyond_lora_raise(settings, key, tmp_path):
     reference, model = t5_pair(T5, seed=0)
     wrap_config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **settings)
     peft.get_peft_model(reference, wrap_config).save_pretrained(tmp_path)
@@ -299,7 +298,7 @@ def test_what_peft_has_beyond_lora_is_refused(settings, key, tmp_path):
     assert not lora_layers(model)
 
 
-def test_other_methods_are_refused(tmp_path):
+def test_other_methods_raise(tmp_path):
     reference, model = t5_pair(T5, seed=0)
     config = peft.IA3Config(task_type="SEQ_2_SEQ_LM")
     peft.get_peft_model(reference, config).save_pretrained(tmp_path)
@@ -308,7 +307,7 @@ def test_other_methods_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["shared", "lm_head"])
-def test_adapters_of_head_and_embedding_are_refused(target, tmp_path):
+def test_adapters_of_head_and_embedding_raise(target, tmp_path):
     reference, model = t5_pair(T5, seed=0)
     config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", target])
     peft.get_peft_model(reference, config).save_pretrained(tmp_path)

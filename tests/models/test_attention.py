@@ -1,4 +1,4 @@
-"""attend: its two ways are one function; masks; what the softmax sees."""
+"""attend: fused kernel and textbook lines agree; hooks and replaced modules; masks."""
 
 import copy
 
@@ -8,12 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ftcore.models.attention import Softmax, attend, attention_mask_bias, is_hooked, merge_heads, split_heads
+from ftcore.models.attention import (
+    AttentionDropout,
+    Softmax,
+    attend,
+    attention_mask_bias,
+    can_fuse,
+    merge_heads,
+    split_heads,
+)
 from tests.helpers.oracle import BOUND, distance, error, seeds
 
 
-def watch(softmax: nn.Module) -> dict[str, Tensor]:
-    """Hooks the softmax, which makes `attend` take the textbook way, and keeps what passes through it."""
+def record(softmax: nn.Module) -> dict[str, Tensor]:
+    """Record a softmax's input and output; the hook makes `attend` run the textbook lines."""
     seen: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -38,7 +46,7 @@ def inputs(seed: int, queries: int, keys: int, dtype: torch.dtype = torch.float6
     masking=st.sampled_from(["none", "causal", "bias", "both"]),
     scale=st.sampled_from([1.0, 8**-0.5, 0.1]),
 )
-def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale):
+def test_fused_kernel_and_textbook_lines_agree(dtype, seed, queries, more_keys, masking, scale):
     causal = masking in ("causal", "both")
     keys = queries if causal else queries + more_keys
     bias = None
@@ -52,14 +60,14 @@ def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale
         )
 
     results = []
-    for watched in (False, True):
+    for hooked in (False, True):
         softmax = Softmax()
-        if watched:
-            watch(softmax)
+        if hooked:
+            record(softmax)
         leaves = inputs(seed, queries, keys, dtype)
         own_bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
         mixed = attend(
-            *leaves, bias=own_bias, causal=causal, scale=scale, softmax=softmax, dropout=nn.Dropout(0.0)
+            *leaves, bias=own_bias, causal=causal, scale=scale, softmax=softmax, dropout=AttentionDropout(0.0)
         )
         mixed.square().sum().backward()
         mixed = mixed.detach()
@@ -67,15 +75,16 @@ def test_fused_and_watched_agree(dtype, seed, queries, more_keys, masking, scale
         results.append([mixed, *(leaf.grad for leaf in learned)])
     size = max(float(grad.norm()) for grad in results[1][1:])
     for fused, textbook in zip(*results, strict=True):
-        # With one key the gradients of queries and keys are zero, and rounding has nothing to be relative to.
+        # With a single key the gradients of queries and keys are zero: measure errors against the largest
+        # gradient.
         assert float((fused - textbook).norm()) <= BOUND[dtype] * max(float(textbook.norm()), size)
 
 
-def test_a_query_weighs_its_keys_by_the_formula():
+def test_scores_weights_and_output_by_hand():
     query, key, value = (t.detach() for t in inputs(0, 2, 3))
     softmax = Softmax()
-    seen = watch(softmax)
-    mixed = attend(query, key, value, scale=0.5, softmax=softmax, dropout=nn.Dropout(0.0))
+    seen = record(softmax)
+    mixed = attend(query, key, value, scale=0.5, softmax=softmax, dropout=AttentionDropout(0.0))
     for row, head, place in [(0, 0, 0), (1, 2, 1)]:
         scores = torch.stack([0.5 * query[row, head, place].dot(k) for k in key[row, head]])
         weights = scores.exp() / scores.exp().sum()
@@ -84,22 +93,22 @@ def test_a_query_weighs_its_keys_by_the_formula():
         assert error(mixed[row, head, place], weights @ value[row, head]) < 1e-14
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_drops_attention_weights(watched, p):
-    """With the unit matrix for values, what comes out are the weights themselves after dropout."""
+def test_dropout_drops_attention_weights(hooked, p):
+    """With the identity matrix as values, the output is the attention weights after dropout."""
     keys = 200
     query, key = torch.zeros(1, 4, keys, 8), torch.zeros(1, 4, keys, 8)
     value = torch.eye(keys).expand(1, 4, keys, keys)
-    softmax, dropout = Softmax(), nn.Dropout(p)
-    if watched:
-        watch(softmax)
+    softmax, dropout = Softmax(), AttentionDropout(p)
+    if hooked:
+        record(softmax)
     torch.manual_seed(0)
     weights = attend(query, key, value, scale=1.0, softmax=softmax, dropout=dropout)
     kept = weights > 0
-    # What is kept is scaled up by 1 / (1 - p).
+    # Kept weights are scaled by 1 / (1 - p).
     assert error(weights[kept], torch.full((int(kept.sum()),), 1 / (1 - p) / keys)) < 1e-6
-    # The number kept is binomial: six standard deviations are never seen by chance.
+    # The number of kept weights is binomial; allow six standard deviations.
     n = weights.numel()
     assert abs(float(kept.sum()) - n * (1 - p)) < 6 * (n * p * (1 - p)) ** 0.5
 
@@ -108,69 +117,95 @@ def test_dropout_drops_attention_weights(watched, p):
     assert error(undropped, torch.full_like(undropped, 1 / keys)) < 1e-6
 
 
-def test_any_hook_is_noticed_until_it_is_removed():
-    softmax = Softmax()
-    assert not is_hooked(softmax)
+@pytest.mark.parametrize("hooked", ["softmax", "dropout"])
+def test_any_hook_disables_the_fused_kernel_until_removed(hooked):
+    modules = {"softmax": Softmax(), "dropout": AttentionDropout(0.0)}
+    assert can_fuse(**modules)
     for register in (
-        softmax.register_forward_hook,
-        softmax.register_forward_pre_hook,
-        softmax.register_full_backward_hook,
-        softmax.register_full_backward_pre_hook,
+        modules[hooked].register_forward_hook,
+        modules[hooked].register_forward_pre_hook,
+        modules[hooked].register_full_backward_hook,
+        modules[hooked].register_full_backward_pre_hook,
     ):
         handle = register(lambda *_: None)
-        assert is_hooked(softmax)
+        assert not can_fuse(**modules)
         handle.remove()
-        assert not is_hooked(softmax)
+        assert can_fuse(**modules)
 
 
-def test_a_hook_changes_what_attention_does():
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_a_hook_on_dropout_fires(p):
+    query, key, value = (t.detach() for t in inputs(0, 3, 4))
+    dropout, seen = AttentionDropout(p), []
+    dropout.register_forward_hook(lambda module, args, weights: seen.extend([args[0], weights]))
+    mixed = attend(query, key, value, scale=0.5, softmax=Softmax(), dropout=dropout)
+    before, after = seen
+    assert error(before, (0.5 * query @ key.mT).softmax(-1)) < 1e-14
+    assert torch.equal(mixed, after @ value)
+    assert bool((after == 0).any()) == (p > 0)
+
+
+@pytest.mark.parametrize("replacement", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.9).eval()])
+def test_dropout_may_be_replaced(replacement):
+    query, key, value = (t.detach() for t in inputs(0, 3, 4))
+    results = [
+        attend(query, key, value, scale=0.5, softmax=Softmax(), dropout=dropout)
+        for dropout in (AttentionDropout(0.0), replacement)
+    ]
+    assert error(*results) < 1e-14
+
+
+def test_a_hook_on_softmax_can_change_the_weights():
     query, key, value = (t.detach() for t in inputs(0, 4, 4))
     softmax = Softmax()
     softmax.register_forward_hook(lambda module, args, weights: torch.eye(4).to(weights).expand_as(weights))
-    assert torch.equal(attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0)), value)
+    assert torch.equal(
+        attend(query, key, value, scale=1.0, softmax=softmax, dropout=AttentionDropout(0.0)), value
+    )
 
 
-def test_a_module_put_in_the_place_of_softmax_is_used():
+def test_softmax_may_be_replaced():
     class Uniform(nn.Module):
         def forward(self, scores: Tensor) -> Tensor:
             return torch.full_like(scores, 1 / scores.shape[-1])
 
     query, key, value = (t.detach() for t in inputs(0, 4, 5))
-    mixed = attend(query, key, value, scale=1.0, softmax=Uniform(), dropout=nn.Dropout(0.0))
+    mixed = attend(query, key, value, scale=1.0, softmax=Uniform(), dropout=AttentionDropout(0.0))
     assert error(mixed, value.mean(-2, keepdim=True).expand_as(mixed)) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_scores_and_weights_are_float32_in_half_precision(dtype, autocast):
-    """Half precision rounds its inputs and its output; between them nothing may be rounded again.
+    """Half precision rounds inputs and output, and nothing in between.
 
-    Rounding the scores would cost half a unit of the type at their size, here above 16: 0.06 in bfloat16.
+    Rounding the scores would cost half a unit in the last place at their magnitude (above 16): 0.06 in
+    bfloat16.
     """
     query, key, value = (20 * t.detach().to(dtype) for t in inputs(3, 5, 6))
     softmax = Softmax()
-    seen = watch(softmax)
+    seen = record(softmax)
     with torch.autocast("cpu", dtype, enabled=autocast):
-        watched = attend(query, key, value, scale=0.1, softmax=softmax, dropout=nn.Dropout(0.0))
+        hooked = attend(query, key, value, scale=0.1, softmax=softmax, dropout=AttentionDropout(0.0))
     scores = query.double() @ key.double().transpose(-2, -1) * 0.1
     assert seen["scores"].dtype == seen["weights"].dtype == torch.float32
     assert error(seen["scores"].double(), scores) < 1e-6
-    # exp turns an error of 1e-7 of scores near 100 into one of 1e-5.
+    # exp turns a relative error of 1e-7 in scores near 100 into 1e-5.
     assert error(seen["weights"].double(), scores.softmax(-1)) < 1e-4
-    # Weights and values are rounded once each, and the output once: three halves of a unit, plus their sums.
+    # Weights, values and output are rounded once each: 1.5 eps, plus the rounding of the sums.
     exact = scores.softmax(-1) @ value.double()
     with torch.autocast("cpu", dtype, enabled=autocast):
-        fused = attend(query, key, value, scale=0.1, softmax=Softmax(), dropout=nn.Dropout(0.0))
-    for mixed in (watched, fused):
+        fused = attend(query, key, value, scale=0.1, softmax=Softmax(), dropout=AttentionDropout(0.0))
+    for mixed in (hooked, fused):
         assert mixed.dtype == dtype
         assert error(mixed.double(), exact) < 2 * torch.finfo(dtype).eps
 
 
 def test_float64_stays_float64():
     softmax = Softmax()
-    seen = watch(softmax)
+    seen = record(softmax)
     query, key, value = (t.detach() for t in inputs(0, 3, 3))
-    mixed = attend(query, key, value, scale=1.0, softmax=softmax, dropout=nn.Dropout(0.0))
+    mixed = attend(query, key, value, scale=1.0, softmax=softmax, dropout=AttentionDropout(0.0))
     assert mixed.dtype == seen["weights"].dtype == torch.float64
     assert distance(seen["weights"], seen["scores"].softmax(-1)) == 0
 
@@ -193,7 +228,7 @@ def test_mask_bias_by_hand():
     assert visible(attention_mask_bias(None, 2, 4, causal=True, like=like)) == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert visible(attention_mask_bias(mask, 1, 4, causal=False, like=like)) == [[0, 1, 1, 0]]
     assert visible(attention_mask_bias(mask, 4, 4, causal=True, like=like)) == [
-        [1, 1, 1, 1],  # left padding: would see nothing, so it sees everything, and nobody reads its output
+        [1, 1, 1, 1],  # left padding: fully masked, so left unmasked; its output is unused
         [0, 1, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
@@ -202,7 +237,7 @@ def test_mask_bias_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_mask_bias_has_the_dtype_asked_for(dtype):
+def test_mask_bias_has_the_dtype_of_like(dtype):
     bias = attention_mask_bias(torch.tensor([[0, 1]]), 2, 2, causal=True, like=torch.empty(0, dtype=dtype))
     assert bias.dtype == dtype
 
@@ -215,8 +250,8 @@ def test_masks_may_be_bool_or_numbers():
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_a_mask_that_does_not_cover_the_keys_is_refused(length):
-    """Length 1, the new token alone, would broadcast and be wrong without a word."""
+def test_a_mask_that_does_not_cover_the_keys_raises(length):
+    """Length 1, the new token alone, would broadcast silently."""
     with pytest.raises(ValueError, match=f"attention_mask covers {length} positions, expected 4.*cache"):
         attention_mask_bias(torch.ones(2, length), 1, 4, causal=True, like=torch.empty(0))
 
@@ -225,7 +260,7 @@ def test_a_mask_that_does_not_cover_the_keys_is_refused(length):
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
-def test_heads_are_slices_of_the_width(rows, length, heads, width):
+def test_split_and_merge_heads(rows, length, heads, width):
     states = torch.randn(rows, length, heads * width)
     split = split_heads(states, heads)
     assert split.shape == (rows, heads, length, width)
@@ -234,7 +269,7 @@ def test_heads_are_slices_of_the_width(rows, length, heads, width):
     assert torch.equal(merge_heads(split), states)
 
 
-def test_a_watched_softmax_can_be_copied():
+def test_a_hooked_softmax_can_be_copied():
     softmax = Softmax()
-    watch(softmax)
-    assert is_hooked(copy.deepcopy(softmax))
+    record(softmax)
+    assert not can_fuse(copy.deepcopy(softmax), AttentionDropout(0.0))

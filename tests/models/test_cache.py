@@ -1,4 +1,4 @@
-"""KVCache by itself; that models with and without it agree stands in the models' own tests."""
+"""KVCache alone; the tests of the models compare cached and uncached forward passes."""
 
 import gc
 import weakref
@@ -16,13 +16,13 @@ def states(rows: int, positions: int, *, heads: int = 2, width: int = 3, dtype=t
 
 
 @given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=5), spare=st.integers(0, 3))
-def test_appended_chunks_come_back_in_order(chunks, spare):
+def test_append_returns_all_chunks_in_order(chunks, spare):
     cache = KVCache(sum(chunks) + spare)
     keys, values = [], []
     for chunk in chunks:
         keys.append(states(2, chunk))
         values.append(states(2, chunk))
-        for layer in range(3):  # every layer sees the same length, and only then is it moved on
+        for layer in range(3):  # the length advances after the last layer
             key, value = cache.layer(layer).append((layer + 1) * keys[-1], values[-1] - layer)
             assert torch.equal(key, (layer + 1) * torch.cat(keys, 2))
             assert torch.equal(value, torch.cat(values, 2) - layer)
@@ -30,8 +30,7 @@ def test_appended_chunks_come_back_in_order(chunks, spare):
     assert cache.length == sum(chunks)
 
 
-def test_a_dropped_cache_is_gone_at_once():
-    """And not when Python next looks for cycles: it may be most of the memory there is."""
+def test_a_dropped_cache_is_freed_without_garbage_collection():
     cache = KVCache(4)
     cache.layer(0).append(states(2, 3), states(2, 3))
     memory = weakref.ref(cache.layer(0).key)
@@ -43,7 +42,7 @@ def test_a_dropped_cache_is_gone_at_once():
         gc.enable()
 
 
-def test_buffers_take_rows_heads_dtype_and_device_from_the_first_keys():
+def test_buffers_follow_the_first_keys():
     cache = KVCache(7)
     first = states(4, 2, heads=5, width=6, dtype=torch.bfloat16)
     cache.layer(0).append(first, first)
@@ -71,7 +70,7 @@ def test_reorder_repeats_drops_and_grows_rows(index):
     assert cache.length == 5
 
 
-def test_reorder_leaves_sources_alone_and_select_sources_leaves_rows_alone():
+def test_reorder_and_select_sources_are_independent():
     cache = KVCache(3)
     layer = cache.layer(0)
     key, cross = states(4, 1), (states(2, 5), states(2, 5))
@@ -86,7 +85,7 @@ def test_reorder_leaves_sources_alone_and_select_sources_leaves_rows_alone():
     assert torch.equal(layer.key[:, :, :1], key[[3, 3]])
 
 
-def test_an_empty_cache_may_be_reordered():
+def test_an_empty_cache_can_be_reordered():
     cache = KVCache(3)
     cache.layer(0)
     cache.reorder(torch.tensor([0, 0]))
@@ -94,23 +93,23 @@ def test_an_empty_cache_may_be_reordered():
     assert cache.length == 0
 
 
-def test_a_full_cache_says_how_much_is_needed():
+def test_a_full_cache_raises():
     cache = KVCache(5)
     cache.layer(0).append(states(1, 4), states(1, 4))
     cache.advance(4)
     with pytest.raises(ValueError, match="the cache holds 5 positions, 6 are needed"):
         cache.layer(0).append(states(1, 2), states(1, 2))
     assert cache.length == 4
-    cache.layer(0).append(states(1, 1), states(1, 1))  # and is none the worse for it
+    cache.layer(0).append(states(1, 1), states(1, 1))  # still usable
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_other_rows_than_before_are_refused(rows):
-    """One row would broadcast into all of them."""
+def test_another_batch_size_raises(rows):
+    """A single row would broadcast."""
     cache = KVCache(5)
     cache.layer(0).append(states(2, 1), states(2, 1))
     cache.advance(1)
-    with pytest.raises(ValueError, match=f"the cache holds 2 rows, {rows} came.*reorder"):
+    with pytest.raises(ValueError, match=f"the cache holds 2 rows, got {rows}.*reorder"):
         cache.layer(0).append(states(rows, 1), states(rows, 1))
 
 
@@ -119,7 +118,7 @@ def test_other_rows_than_before_are_refused(rows):
     start=st.integers(0, 4),
     later=st.lists(st.integers(0, 2), min_size=3, max_size=3),
 )
-def test_what_rows_have_in_common_need_not_move(index, start, later):
+def test_a_common_prefix_need_not_be_copied(index, start, later):
     cache, told = KVCache(6), KVCache(6)
     key, value = states(3, 4), states(3, 4)
     key[:, :, :start], value[:, :, :start] = key[:1, :, :start], value[:1, :, :start]
@@ -136,7 +135,7 @@ def test_what_rows_have_in_common_need_not_move(index, start, later):
             assert torch.equal(ours, theirs)
 
 
-def test_other_rows_take_all_their_positions_along():
+def test_start_is_ignored_if_the_number_of_rows_changes():
     cache = KVCache(3)
     key = states(2, 2)
     cache.layer(0).append(key, key)

@@ -1,4 +1,4 @@
-"""config.json in, config.json out, and what is wrong with it in one line."""
+"""Configurations: config.json in and out, and errors in one line."""
 
 import json
 
@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.models import GPT2Config, MT5Config, T5Config, UMT5Config
-from ftcore.models.activations import ACTIVATIONS
-from ftcore.models.config import Config
+from ftcore.models.config import ACTIVATIONS, Config
 from tests.helpers.oracle import gpt2_settings, t5_settings
 
 CLASSES = [GPT2Config, T5Config, MT5Config, UMT5Config]
@@ -25,7 +24,7 @@ json_values = st.recursive(
 @pytest.mark.parametrize("cls", CLASSES)
 @settings(deadline=None)
 @given(unknown=st.dictionaries(st.text(max_size=8).map("x_".__add__), json_values, max_size=4))
-def test_unknown_keys_survive(cls, unknown):
+def test_unknown_keys_are_kept(cls, unknown):
     config = cls.from_dict({**unknown, "vocab_size": 11})
     assert config.extra == unknown
     written = json.loads(json.dumps(config.to_dict()))
@@ -37,10 +36,10 @@ def test_unknown_keys_survive(cls, unknown):
 @pytest.mark.parametrize("cls", CLASSES)
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
-def test_transformers_reads_what_we_write_and_we_what_it_writes(cls, data):
+def test_round_trip_through_transformers(cls, data):
     config = cls(**data.draw(gpt2_settings if cls is GPT2Config else t5_settings))
     read = THEIRS[cls].from_dict(config.to_dict())
-    tied = cls is not GPT2Config  # a T5Config of transformers says that every head is tied
+    tied = cls is not GPT2Config  # a T5Config of transformers always says that the head is tied
     for key, value in config.to_dict().items():
         if not (tied and key == "tie_word_embeddings"):
             assert getattr(read, key) == value, key
@@ -50,7 +49,7 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(cls, data):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_defaults_are_those_of_transformers(cls):
+def test_defaults_equal_those_of_transformers(cls):
     reference = THEIRS[cls]()
     only_ours = {"extra"} if cls in (GPT2Config, T5Config) else {"extra", "scale_decoder_outputs"}
     for key in vars(cls()).keys() - only_ours:
@@ -59,8 +58,8 @@ def test_defaults_are_those_of_transformers(cls):
 
 @pytest.mark.parametrize("tie", [None, True, False])
 @pytest.mark.parametrize("scale", [None, True, False])
-def test_what_scales_t5s_output(tie, scale):
-    """Old files say it with the tie flag, new ones with a flag of its own, which wins."""
+def test_t5_output_scaling(tie, scale):
+    """Old files use the tie flag, new ones a separate flag, which takes precedence."""
     keys = {"tie_word_embeddings": tie, "scale_decoder_outputs": scale}
     values = {key: value for key, value in keys.items() if value is not None}
     config = T5Config.from_dict(values)
@@ -72,8 +71,8 @@ def test_what_scales_t5s_output(tie, scale):
 @pytest.mark.parametrize("key", ["tie_word_embeddings", "scale_decoder_outputs"])
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize(("cls", "scaled"), [(MT5Config, False), (UMT5Config, True)])
-def test_mt5_never_scales_and_umt5_always(cls, scaled, key, value):
-    """Their classes in transformers do not look at what the file says."""
+def test_mt5_never_scales_and_umt5_always_does(cls, scaled, key, value):
+    """As in transformers, whatever the file says."""
     assert cls.from_dict({key: value}).scale_decoder_outputs is scaled
 
 
@@ -102,7 +101,7 @@ def test_feed_forward_proj(proj, gated, name):
     {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "is_gated_act": True},
     {"feed_forward_proj": "gated-gelu_pytorch_tanh"},
 ])  # fmt: skip
-def test_the_feed_forward_layer_in_one_key_or_two(values):
+def test_feed_forward_in_one_key_or_two(values):
     config, reference = T5Config.from_dict(values), transformers.T5Config.from_dict(values)
     assert (config.dense_act_fn, config.is_gated_act) == (reference.dense_act_fn, reference.is_gated_act)
     written = config.to_dict()
@@ -114,15 +113,15 @@ def test_the_feed_forward_layer_in_one_key_or_two(values):
 
 
 @pytest.mark.parametrize(("cls", "other", "name"), [
-    *((cls, other, name) for cls in CLASSES for other, name in cls.other_names.items()),
+    *((cls, other, name) for cls in CLASSES for other, name in cls.aliases.items()),
     (GPT2Config, "n_ctx", "n_positions"),
 ])  # fmt: skip
-def test_a_key_under_another_name(cls, other, name):
+def test_aliases(cls, other, name):
     value = "float16" if name == "dtype" else 24
     config = cls.from_dict({other: value})
     assert config.to_dict()[name] == value
     assert cls.from_dict({other: value, name: value}) == config
-    if other != "n_ctx":  # transformers does not know that any more
+    if other != "n_ctx":  # no longer read by transformers
         assert str(getattr(THEIRS[cls].from_dict({other: value}), name)).removeprefix("torch.") == str(value)
         assert other not in config.to_dict()
         said = {other: value, name: "bfloat16" if name == "dtype" else 36}
@@ -130,8 +129,8 @@ def test_a_key_under_another_name(cls, other, name):
             cls.from_dict(said, where="file")
 
 
-def test_n_ctx_beside_n_positions_counts_for_nothing():
-    """Training scripts have changed either of them and left the other; transformers reads n_positions."""
+def test_n_ctx_is_ignored_beside_n_positions():
+    """Training scripts have changed only one of them; transformers reads n_positions."""
     keys = {"n_ctx": 128, "n_positions": 1024}
     assert (
         GPT2Config.from_dict(keys).n_positions == transformers.GPT2Config.from_dict(keys).n_positions == 1024
@@ -154,10 +153,10 @@ def test_n_ctx_beside_n_positions_counts_for_nothing():
         (T5Config, {"layer_norm_epsilon": True}, "layer_norm_epsilon is True, expected a number"),
         (T5Config, {"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
         (T5Config, {"scale_decoder_outputs": 0}, "scale_decoder_outputs is 0, expected true or false or"),
-        (T5Config, {"feed_forward_proj": None}, "feed_forward_proj is None, expected a text"),
+        (T5Config, {"feed_forward_proj": None}, "feed_forward_proj is None, expected a string"),
         (T5Config, {"feed_forward_proj": "gated-x"}, "feed_forward_proj is 'gated-x': unknown activation"),
         (T5Config, {"dense_act_fn": "gleu"}, "dense_act_fn is 'gleu': unknown activation function 'gleu'"),
-        (T5Config, {"dense_act_fn": 1}, "dense_act_fn is 1, expected a text or null"),
+        (T5Config, {"dense_act_fn": 1}, "dense_act_fn is 1, expected a string or null"),
         (T5Config, {"is_gated_act": "yes"}, "is_gated_act is 'yes', expected true or false or null"),
         (T5Config, {"feed_forward_proj": "relu", "is_gated_act": True},
             "is_gated_act is True, but feed_forward_proj is 'relu'; remove one of them"),
@@ -180,7 +179,7 @@ def test_n_ctx_beside_n_positions_counts_for_nothing():
         (GPT2Config, {"add_cross_attention": True}, "add_cross_attention is true, but GPT-2 with"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named_with_its_file_and_key(cls, values, message):
+def test_errors_name_file_and_key(cls, values, message):
     with pytest.raises(ValueError) as caught:
         cls.from_dict(values, where="somewhere/config.json")
     assert str(caught.value).startswith(f"somewhere/config.json: {message}")
@@ -188,23 +187,23 @@ def test_a_wrong_value_is_named_with_its_file_and_key(cls, values, message):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_numbers_that_json_writes_without_a_point_are_numbers(cls):
+def test_integers_are_valid_floats(cls):
     key = "attn_pdrop" if cls is GPT2Config else "dropout_rate"
     assert getattr(cls.from_dict({key: 0}), key) == 0
 
 
 @pytest.mark.parametrize("eos", [None, 1, [1, 2]])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_end_may_be_several_tokens_or_none(cls, eos):
+def test_eos_may_be_a_list_or_none(cls, eos):
     assert cls.from_dict({"eos_token_id": eos}).eos_token_id == eos
 
 
-def test_the_decoder_start_has_no_default():
+def test_decoder_start_token_id_has_no_default():
     assert T5Config().decoder_start_token_id is None
     assert T5Config().num_decoder_layers == T5Config().num_layers
 
 
-def test_families_are_told_apart():
+def test_model_types():
     for cls in CLASSES:
         assert issubclass(cls, Config)
         assert cls.model_type == THEIRS[cls].model_type
@@ -215,6 +214,6 @@ def test_families_are_told_apart():
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_functions_are_those_of_transformers(name):
+def test_activations_equal_those_of_transformers(name):
     values = torch.linspace(-9, 9, 181, dtype=torch.float64)
     torch.testing.assert_close(ACTIVATIONS[name]()(values), transformers.activations.ACT2FN[name](values))

@@ -24,7 +24,8 @@ from ftcore.decoding import generate
 from ftcore.study import randomize_weights
 from tests.helpers.oracle import BOUND, distance, error, float64_reference, padding, positions, tokens
 
-# ------------------------------------------------------------------------------------------ what is published
+# ------------------------------------------------------------------------------------------ published
+# configurations
 
 T5 = {
     "architectures": ["T5ForConditionalGeneration"],
@@ -155,7 +156,7 @@ AUTO = {True: transformers.AutoModelForSeq2SeqLM, False: transformers.AutoModelF
 
 
 def shrunk(keys: dict[str, Any]) -> dict[str, Any]:
-    """The same shape, small: as many heads, and the ids at the end of a vocabulary still there."""
+    """Scale the sizes down; the number of heads and special ids at the end of the vocabulary are kept."""
     divisors = {"d_model": 16, "d_kv": 16, "d_ff": 32, "num_layers": 4, "num_decoder_layers": 4}
     divisors |= {"n_embd": 16, "n_inner": 16, "n_layer": 6, "n_positions": 8, "n_ctx": 8}
     small = {
@@ -169,11 +170,11 @@ def shrunk(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def reference_model(keys: dict[str, Any], directory: Path) -> nn.Module:
-    """transformers' model of the class that the keys call for, in a directory as the hub has it."""
+    """transformers' model for these keys, saved in a directory as on the hub."""
     write_config(keys, directory)
     config = transformers.AutoConfig.from_pretrained(directory)
     model = AUTO[config.is_encoder_decoder].from_config(config)
-    if keys.get("tie_word_embeddings") is False:  # its T5Config always says tied; the published heads are not
+    if keys.get("tie_word_embeddings") is False:  # T5Config always says tied; the published heads are untied
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
     model.load_state_dict(randomize_weights(model_from_config(keys)).state_dict())
     model.save_pretrained(directory)
@@ -193,7 +194,7 @@ def write_config(keys: dict[str, Any], directory: Path) -> None:
 
 @dataclass
 class Published:
-    """One member, as transformers wrote it."""
+    """A small model of a published architecture, saved by transformers."""
 
     keys: dict[str, Any]
     reference: nn.Module
@@ -209,16 +210,16 @@ class Published:
         return inputs | ({"decoder_input_ids": tokens(1, rows=3, length=40)} if self.is_t5 else {})
 
     def reference_logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
-        """Without a cache, which in transformers breaks under a decoder deeper than its encoder."""
+        """Without a cache, which in transformers breaks if the decoder is deeper than the encoder."""
         more = {} if self.is_t5 else {"position_ids": positions(inputs["attention_mask"])}
         return (model or self.reference)(**inputs, **more, use_cache=False).logits
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[nn.Module]:
-        """The reference, as it is, in another precision."""
+        """The reference, temporarily in another precision."""
         upcasting = [m for m in self.reference.modules() if getattr(m, "reorder_and_upcast_attn", False)]
         for attention in upcasting if dtype == torch.float64 else []:
-            attention.reorder_and_upcast_attn = False  # it would insist on float32, and computes the same
+            attention.reorder_and_upcast_attn = False  # requires float32, and computes the same
         with float64_reference():
             yield self.reference.to(dtype)
         for attention in upcasting:
@@ -237,7 +238,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 # ----------------------------------------------------------------------------------- equal to transformers
 
 
-def test_the_state_dict_is_theirs(published: Published) -> None:
+def test_state_dict(published: Published) -> None:
     ours = load_model(published.directory).state_dict()
     theirs = published.reference.state_dict()
     assert ours.keys() == theirs.keys()
@@ -276,19 +277,19 @@ def test_generation(published: Published, num_beams: int) -> None:
 
 
 def up_to(end: int, rows: Tensor, start: int) -> list[list[int]]:
-    """The new tokens of each row as far as its first end: transformers fills T5's beams up with that."""
+    """The new tokens of each row up to the first EOS, since transformers pads T5's beams with EOS."""
     lists = [row[start:] for row in rows.tolist()]
     return [row[: row.index(end) + 1] if end in row else row for row in lists]
 
 
-def test_what_we_write_transformers_reads(published: Published, tmp_path: Path) -> None:
+def test_transformers_reads_what_is_saved(published: Published, tmp_path: Path) -> None:
     save_model(load_model(published.directory), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     again = reopened(tmp_path)
     assert type(again) is type(published.reference)
     assert written["architectures"] == [type(again).__name__]
-    known_apart = {"architectures", "tie_word_embeddings", "torch_dtype"}  # said anew, by what the model is
-    for key in published.keys.keys() - known_apart:
+    excluded = {"architectures", "tie_word_embeddings", "torch_dtype"}  # written from the model
+    for key in published.keys.keys() - excluded:
         assert written[key] == published.keys[key], key
     inputs = published.inputs(50, "right")
     with torch.no_grad():
@@ -296,12 +297,12 @@ def test_what_we_write_transformers_reads(published: Published, tmp_path: Path) 
         assert error(load_model(tmp_path)(**inputs), load_model(published.directory)(**inputs)) == 0
 
 
-# ------------------------------------------------------------------------------------------ from text to text
+# ------------------------------------------------------------------------------------------ text to text
 
 
 @pytest.mark.parametrize("name", ["flan-t5-small", "gpt2", "byt5-small"])
 def test_text_to_text_with_real_tokenizers(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """A directory as it is published, but small: text in, text out, and so from what we saved."""
+    """Text to text from a small model in a published layout, and from its saved copy."""
     keys = shrunk(VARIANTS[name]) | {"vocab_size": VARIANTS[name]["vocab_size"]}
     (tmp_path / "published").mkdir()
     if name == "byt5-small":

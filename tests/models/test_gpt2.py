@@ -1,4 +1,4 @@
-"""GPT-2 against transformers, and against itself: cached, padded, watched, in half precision, in training."""
+"""GPT-2 against transformers, and against itself: cached, padded, hooked, in half precision, in training."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from ftcore.models import GPT2Config, GPT2LMHeadModel, KVCache
-from ftcore.models.activations import ACTIVATIONS
+from ftcore.models.config import ACTIVATIONS
 from tests.helpers.oracle import (
     BOUND,
     LENGTHS,
@@ -27,18 +27,19 @@ from tests.helpers.oracle import (
     gpt2_settings,
     padding,
     positions,
+    record_outputs,
     seeds,
     sides,
     tokens,
-    watch_all,
 )
 
 SMALL = {"n_embd": 24, "n_head": 3, "n_layer": 2}
 DTYPES = list(BOUND)
 HALVES = [torch.bfloat16, torch.float16]
 
-# Scores that nobody divides by sqrt(K): the keys' biases, which no score feels, get the most rounding.
-LOUD_SCORES = {
+# Scores not divided by sqrt(K): the gradient of the key bias, exactly zero in theory, has the most rounding
+# error.
+UNSCALED_SCORES = {
     "n_embd": 48,
     "n_head": 1,
     "n_layer": 1,
@@ -66,7 +67,7 @@ def loss_of(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 @settings(deadline=None, max_examples=15)
 @given(drawn=gpt2_settings, seed=seeds)
-def test_the_state_dict_is_theirs(drawn, seed):
+def test_state_dict(drawn, seed):
     reference, model = gpt2_pair(drawn, seed)
     want = {name: tensor.shape for name, tensor in reference.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == want
@@ -107,7 +108,7 @@ def test_loss_and_every_gradient(dtype, drawn, seed, side):
 
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds)
-def test_our_loss_is_the_one_they_compute_from_labels(drawn, seed):
+def test_loss_from_labels(drawn, seed):
     reference, model = gpt2_pair(drawn, seed)
     labels = tokens(seed, 2, 12)
     labels[1, 8:] = -100
@@ -120,13 +121,14 @@ def test_our_loss_is_the_one_they_compute_from_labels(drawn, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=8)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
-@example(drawn=LOUD_SCORES, seed=0, side="left")
-def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
-    """Adam divides a gradient by its own size, so where the true gradient is zero it steps by rounding noise:
-    a key's bias adds the same to all scores of a query, and softmax takes it out again. Only `eps` stands
-    against that: noise of about 1e-7, in float32, moves a weight by lr * 1e-7 / eps a step. Biases are about
-    0.2 here, so for three steps to stay well below 1e-5 of that, float32 needs an eps of 1e-3: 1e-7 a step.
-    float64, with its noise of 1e-16, compares the usual 1e-8.
+@example(drawn=UNSCALED_SCORES, seed=0, side="left")
+def test_weights_after_three_steps_of_adamw(dtype, drawn, seed, side):
+    """Adam divides a gradient by its own size, so where the true gradient is zero it steps by rounding noise.
+
+    A key's bias is such a parameter: it adds a constant to all scores of a query, to which softmax is
+    invariant. Noise of about 1e-7 in float32 moves a weight by lr * 1e-7 / eps per step. Biases are about
+    0.2 here, so float32 needs eps = 1e-3 for three steps to stay well below 1e-5 of that; float64, with
+    noise of 1e-16, uses the usual 1e-8.
     """
     reference, model = (m.to(dtype) for m in gpt2_pair(drawn, seed))
     ids, mask, targets = tokens(seed, 3, 20), padding(seed, 3, 20, side), tokens(seed + 1, 3, 20)
@@ -145,13 +147,13 @@ def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
 
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds, side=sides)
-def test_attention_maps_and_hidden_states(drawn, seed, side):
+def test_attention_weights_and_hidden_states(drawn, seed, side):
     reference, model = gpt2_pair(drawn, seed)
     ids, mask = tokens(seed, 3, 20), padding(seed, 3, 20, side)
     blocks = [f"transformer.h.{layer}" for layer in range(drawn["n_layer"])]
-    # Their hidden states: the embeddings, after each block but the last, and after the final norm.
+    # transformers returns the embeddings, the output of each block but the last, and the final norm.
     stream = ["transformer.drop", *blocks[:-1], "transformer.ln_f"]
-    seen = watch_all(model, *stream, *(f"{block}.attn.softmax" for block in blocks))
+    seen = record_outputs(model, *stream, *(f"{block}.attn.softmax" for block in blocks))
     with torch.no_grad():
         want = theirs(reference, ids, mask, output_attentions=True, output_hidden_states=True)
         model(ids, mask)
@@ -166,16 +168,17 @@ def test_attention_maps_and_hidden_states(drawn, seed, side):
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations(name):
     values = torch.linspace(-8, 8, 1001, dtype=torch.float64)
-    # gelu_fast knows sqrt(2 / pi) to ten digits only.
+    # gelu_fast has sqrt(2 / pi) to ten digits only.
     bound = 1e-10 if name == "gelu_fast" else BOUND[torch.float64]
     assert error(ACTIVATIONS[name]()(values), ACT2FN[name](values)) < bound
 
 
 @pytest.mark.parametrize("switches", [{"scale_attn_by_inverse_layer_idx": True}, {}])
 def test_reorder_and_upcast_in_bfloat16(switches):
-    """Both compute scores and softmax in float32. What they round to bfloat16 they round at the same places,
-    but one may round up what the other rounds down: 2^-8 of one value of a sum, which is why the bound is
-    that of the type, times the walk of the 2 x 2 sublayers and 8 roundings in each.
+    """Both compute scores and softmax in float32 and round to bfloat16 in the same places.
+
+    But one may round up where the other rounds down; the bound is eps times the random walk of 2 x 2
+    sublayers with 8 roundings each.
     """
     reference, model = gpt2_pair({**SMALL, **switches, "reorder_and_upcast_attn": True}, 0)
     exact = copy.deepcopy(model).double()
@@ -185,7 +188,7 @@ def test_reorder_and_upcast_in_bfloat16(switches):
         got, want = model(ids, mask), theirs(reference, ids, mask).logits
     real, unit = mask.bool(), torch.finfo(torch.bfloat16).eps
     assert error(got[real].float(), want[real].float()) < unit * math.sqrt(4 * 8)
-    # and neither is further than that from the truth
+    # Neither is further than that from the truth.
     with torch.no_grad():
         truth = exact(ids, mask)[real]
     for logits in (got, want):
@@ -201,8 +204,8 @@ def test_reorder_and_upcast_in_bfloat16(switches):
         {"layer_norm_epsilon": 1e-3},
     ],
 )
-def test_every_switch_shows_in_the_logits(changed):
-    """Or the comparisons above would prove nothing about it."""
+def test_every_switch_changes_the_logits(changed):
+    """Otherwise the comparisons above would not test it."""
     (_, plain), (_, switched) = gpt2_pair(SMALL, 0), gpt2_pair({**SMALL, **changed}, 0)
     ids = tokens(0, 2, 20)
     assert error(switched(ids), plain(ids)) > 2 * BOUND[torch.float32]
@@ -220,7 +223,7 @@ def test_every_switch_shows_in_the_logits(changed):
     chunks=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     masked=st.booleans(),
 )
-def test_cached_is_uncached(dtype, drawn, seed, side, chunks, masked):
+def test_cached_equals_uncached(dtype, drawn, seed, side, chunks, masked):
     _, model = gpt2_pair(drawn, seed)
     model.to(dtype)
     length = sum(chunks)
@@ -239,7 +242,7 @@ def test_cached_is_uncached(dtype, drawn, seed, side, chunks, masked):
 
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds, index=st.lists(st.integers(0, 2), min_size=1, max_size=5))
-def test_reordered_rows_go_on_as_what_they_became(drawn, seed, index):
+def test_decoding_continues_from_reordered_rows(drawn, seed, index):
     _, model = gpt2_pair(drawn, seed)
     ids, mask, new = tokens(seed, 3, 7), padding(seed, 3, 7, "left"), tokens(seed + 1, len(index), 4)
     cache = KVCache(11)
@@ -255,11 +258,11 @@ def test_reordered_rows_go_on_as_what_they_became(drawn, seed, index):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=15)
 @given(drawn=gpt2_settings, seed=seeds, side=sides, pads=st.integers(1, 30))
-def test_padded_is_unpadded(dtype, drawn, seed, side, pads):
+def test_padded_equals_unpadded(dtype, drawn, seed, side, pads):
     _, model = gpt2_pair(drawn, seed)
     model.to(dtype)
     ids = tokens(seed, 1, 12)
-    filler = tokens(seed + 1, 1, pads)  # whatever stands under the padding must not matter
+    filler = tokens(seed + 1, 1, pads)  # ids under the padding must not matter
     ones, zeros = torch.ones_like(ids), torch.zeros_like(filler)
     parts = [(filler, zeros), (ids, ones)] if side == "left" else [(ids, ones), (filler, zeros)]
     padded, mask = (torch.cat(part, 1) for part in zip(*parts, strict=True))
@@ -267,15 +270,15 @@ def test_padded_is_unpadded(dtype, drawn, seed, side, pads):
         assert error(model(padded, mask)[mask.bool()], model(ids)[0]) < BOUND[dtype]
 
 
-def test_position_ids_may_be_given():
+def test_explicit_position_ids():
     reference, model = gpt2_pair(SMALL, 0)
     ids, places = tokens(0, 2, 6), torch.tensor([[3, 1, 4, 1, 5, 9]])
-    mask = torch.ones_like(ids)  # without one, theirs takes a step other than 1 for the start of another text
+    mask = torch.ones_like(ids)  # without one, transformers infers packed sequences from the position ids
     want = reference(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False).logits
     assert error(model(ids, position_ids=places), want) < BOUND[torch.float32]
 
 
-def test_the_bare_reference_ignores_left_padding_and_we_do_not():
+def test_position_ids_follow_left_padding_unlike_the_reference():
     reference, model = gpt2_pair(SMALL, 0)
     ids, mask = tokens(0, 1, 10), torch.tensor([[0] * 4 + [1] * 6])
     alone = model(ids[:, 4:])
@@ -283,41 +286,41 @@ def test_the_bare_reference_ignores_left_padding_and_we_do_not():
     assert error(reference(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 4:], alone) > 1e-2
 
 
-# ---------------------------------------------------------------------------------------- watched, dropout
+# ---------------------------------------------------------------------------------------- hooked, dropout
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=10)
 @given(drawn=gpt2_settings, seed=seeds, side=sides, masked=st.booleans())
-def test_watched_is_fused(dtype, drawn, seed, side, masked):
+def test_hooked_equals_fused(dtype, drawn, seed, side, masked):
     _, model = gpt2_pair(drawn, seed)
     model.to(dtype)
-    watched = copy.deepcopy(model)
-    seen = watch_all(watched, *(f"transformer.h.{layer}.attn.softmax" for layer in range(drawn["n_layer"])))
+    hooked = copy.deepcopy(model)
+    seen = record_outputs(
+        hooked, *(f"transformer.h.{layer}.attn.softmax" for layer in range(drawn["n_layer"]))
+    )
     ids, mask, targets = tokens(seed, 3, 15), padding(seed, 3, 15, side), tokens(seed + 1, 3, 15)
-    for each in (model, watched):
+    for each in (model, hooked):
         loss_of(each(ids, mask if masked else None), targets, mask).backward()
     assert len(seen) == drawn["n_layer"]
-    gradients = dict(watched.named_parameters())
+    gradients = dict(hooked.named_parameters())
     for name, parameter in model.named_parameters():
         assert distance(parameter.grad, gradients[name].grad) < BOUND[dtype], name
     real = mask.bool() if masked else torch.ones_like(mask).bool()
     with torch.no_grad():
         mask = mask if masked else None
-        assert error(model(ids, mask)[real], watched(ids, mask)[real]) < BOUND[dtype]
+        assert error(model(ids, mask)[real], hooked(ids, mask)[real]) < BOUND[dtype]
 
 
 @settings(deadline=None, max_examples=10)
-@given(drawn=gpt2_settings, seed=seeds, watched=st.booleans())
-def test_dropout_stands_where_theirs_does(drawn, seed, watched):
-    """The same calls of dropout, in the same order, on the same shapes; and so, drawing the same numbers,
-    the same logits and gradients in the middle of training.
-    """
+@given(drawn=gpt2_settings, seed=seeds, hooked=st.booleans())
+def test_dropout_calls(drawn, seed, hooked):
+    """The same calls of dropout in the same order on the same shapes, so the same logits and gradients."""
     drawn = {**drawn, "embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.3}
     reference, model = gpt2_pair(drawn, seed)
     ids, mask, targets = tokens(seed, 3, 9), padding(seed, 3, 9, "right"), tokens(seed + 1, 3, 9)
-    if watched:  # the fused kernel draws in its own order
-        watch_all(model, *(f"transformer.h.{layer}.attn.softmax" for layer in range(drawn["n_layer"])))
+    if hooked:  # the fused kernel draws random numbers in another order
+        record_outputs(model, *(f"transformer.h.{layer}.attn.softmax" for layer in range(drawn["n_layer"])))
     results = []
     runs = {reference: lambda: theirs(reference, ids, mask).logits, model: lambda: model(ids, mask)}
     for each, run in runs.items():
@@ -330,7 +333,7 @@ def test_dropout_stands_where_theirs_does(drawn, seed, watched):
     (want_calls, want), (calls, got) = results
     assert calls == want_calls
     assert len(calls) == 1 + 3 * drawn["n_layer"]
-    if watched:
+    if hooked:
         assert error(got, want) < BOUND[torch.float32]
         gradients = dict(model.named_parameters())
         for name, parameter in reference.named_parameters():
@@ -345,9 +348,9 @@ def test_dropout_stands_where_theirs_does(drawn, seed, watched):
 
 
 @pytest.mark.parametrize("mode", ["bfloat16", "float16", "autocast bfloat16", "autocast float16"])
-@pytest.mark.parametrize("watched", [False, True])
-def test_half_precision(mode, watched):
-    """Near the truth, never NaN: not in a row of padding alone, not before the text of a left-padded row."""
+@pytest.mark.parametrize("hooked", [False, True])
+def test_half_precision(mode, hooked):
+    """Close to float64 and never NaN, including rows of padding alone and left padding."""
     _, model = gpt2_pair(SMALL, 0)
     dtype = getattr(torch, mode.removeprefix("autocast "))
     ids, mask = tokens(0, 4, 20), padding(0, 4, 20, "left")
@@ -356,8 +359,8 @@ def test_half_precision(mode, watched):
     with torch.no_grad():
         truth = model.double()(ids, mask)[mask.bool()]
     model.to(torch.float32 if mode.startswith("autocast") else dtype)
-    if watched:
-        watch_all(model, "transformer.h.0.attn.softmax", "transformer.h.1.attn.softmax")
+    if hooked:
+        record_outputs(model, "transformer.h.0.attn.softmax", "transformer.h.1.attn.softmax")
     with torch.autocast("cpu", dtype, enabled=mode.startswith("autocast")):
         logits = model(ids, mask)
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
@@ -373,7 +376,7 @@ def test_half_precision(mode, watched):
     assert error(torch.cat(steps, 1)[mask.bool()].double(), truth) < bound
 
 
-# ------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -386,19 +389,19 @@ def test_half_precision(mode, watched):
         ([[1] * 161], "161 tokens, but n_positions is 160"),
     ],
 )
-def test_input_that_the_model_cannot_read_is_refused_before_any_kernel(ids, message):
+def test_invalid_ids_raise_before_any_kernel(ids, message):
     _, model = gpt2_pair(SMALL, 0)
     with mock.patch.object(F, "embedding", side_effect=AssertionError("a kernel ran")):
         with pytest.raises(ValueError, match=message):
             model(torch.tensor(ids))
         cache = KVCache(200)
         cache.advance(1)
-        if "token id" in message:  # the second chunk of a prompt is looked at too
+        if "token id" in message:  # the second chunk of a prompt is checked too
             with pytest.raises(ValueError, match=message):
                 model(torch.tensor(ids), cache=cache)
 
 
-def test_past_n_positions_with_a_cache():
+def test_more_than_n_positions_with_a_cache_raises():
     _, model = gpt2_pair({**SMALL, "n_positions": 8}, 0)
     cache = KVCache(20)
     model(tokens(0, 1, 8), cache=cache)
@@ -408,7 +411,7 @@ def test_past_n_positions_with_a_cache():
 
 
 @pytest.mark.parametrize("covered", [1, 3, 5])
-def test_a_mask_of_the_new_tokens_alone_is_refused(covered):
+def test_a_mask_of_the_new_tokens_alone_raises(covered):
     _, model = gpt2_pair(SMALL, 0)
     cache = KVCache(10)
     model(tokens(0, 2, 5), torch.ones(2, 5), cache=cache)
@@ -416,16 +419,16 @@ def test_a_mask_of_the_new_tokens_alone_is_refused(covered):
         model(tokens(0, 2, 1), torch.ones(2, covered), cache=cache)
 
 
-def test_cross_attention_is_refused():
+def test_cross_attention_raises():
     with pytest.raises(ValueError, match="add_cross_attention is true"):
         GPT2Config(add_cross_attention=True)
 
 
-# --------------------------------------------------------------------------------- initialisation, copies
+# --------------------------------------------------------------------------------- initialization, copies
 
 
-def test_initialisation():
-    """The standard deviation of n draws is known to 1 / sqrt(2 n); six of those are never seen by chance."""
+def test_initialization():
+    """The standard error of a standard deviation is 1 / sqrt(2 n); allow six of them."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=500, n_positions=128, n_embd=96, n_layer=3, n_head=4)
     model = GPT2LMHeadModel(config)
@@ -440,7 +443,7 @@ def test_initialisation():
     assert model.training
 
 
-def test_forward_is_the_head_of_last_hidden():
+def test_forward_is_lm_head_of_last_hidden():
     _, model = gpt2_pair(SMALL, 0)
     ids, mask = tokens(0, 2, 5), padding(0, 2, 5, "left")
     hidden = model.last_hidden(ids, mask)
@@ -449,7 +452,7 @@ def test_forward_is_the_head_of_last_hidden():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_equal_tied_and_apart(copied):
+def test_copies_are_equal_tied_and_independent(copied):
     _, model = gpt2_pair(SMALL, 0)
     twin = copied(model)
     ids = tokens(0, 2, 5)
@@ -462,19 +465,20 @@ def test_copies_are_equal_tied_and_apart(copied):
     assert torch.equal(model(ids), want)
 
 
-def test_on_the_meta_device_shapes_are_computed_without_memory():
+def test_meta_device():
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())  # GPT-2 small
     assert sum(weight.numel() for weight in model.parameters()) == 124_439_808  # as published
     assert model.lm_head.weight is model.transformer.wte.weight
     _, small = gpt2_pair(SMALL, 0)
     small = small.to("meta")
-    small.tie_weights()  # moving to meta makes new parameters of shared ones, in torch
+    small.tie_weights()  # moving to meta unties parameters
     assert small.lm_head.weight is small.transformer.wte.weight
 
 
 @pytest.mark.study  # half a minute of compiling
-def test_it_compiles_in_one_graph():
+def test_it_compiles_in_one_graph_apart_from_the_id_check(monkeypatch):
+    monkeypatch.setattr("ftcore.models.gpt2.check_ids", lambda *_: None)  # reads values: a graph break
     _, model = gpt2_pair(SMALL, 0)
     ids, mask = tokens(0, 2, 20), padding(0, 2, 20, "left")
     compiled = torch.compile(model, fullgraph=True)

@@ -1,4 +1,4 @@
-"""T5 against transformers, and against itself: cached, padded, watched, in half precision, in training."""
+"""T5 against transformers, and against itself: cached, padded, hooked, in half precision, in training."""
 
 import copy
 import math
@@ -15,8 +15,12 @@ from transformers.models.t5 import modeling_t5
 from transformers.utils import ModelOutput
 
 from ftcore.models import KVCache, T5Config, T5ForConditionalGeneration
-from ftcore.models.relative_position import relative_position_bias, relative_position_bucket
-from ftcore.models.t5 import T5LayerNorm, clamp_overflow
+from ftcore.models.t5 import (
+    T5LayerNorm,
+    clamp_overflow,
+    relative_position_bias,
+    relative_position_bucket,
+)
 from tests.helpers.oracle import (
     BOUND,
     LENGTHS,
@@ -26,12 +30,12 @@ from tests.helpers.oracle import (
     error,
     float64_reference,
     padding,
+    record_outputs,
     seeds,
     sides,
     t5_pair,
     t5_settings,
     tokens,
-    watch_all,
 )
 
 SMALL = {"d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
@@ -69,7 +73,7 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 @settings(deadline=None, max_examples=15)
 @given(drawn=t5_settings, seed=seeds)
-def test_the_state_dict_is_theirs(drawn, seed):
+def test_state_dict(drawn, seed):
     reference, model = t5_pair(drawn, seed)
     want = {name: tensor.shape for name, tensor in reference.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == want
@@ -131,8 +135,8 @@ def test_loss_and_every_gradient(dtype, drawn, seed, side):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=8)
 @given(drawn=t5_settings, seed=seeds, side=sides)
-def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
-    """Why eps is what it is stands at the same test of GPT-2."""
+def test_weights_after_three_steps_of_adamw(dtype, drawn, seed, side):
+    """See the test of GPT-2 for the choice of eps."""
     reference, model = (m.to(dtype) for m in t5_pair(drawn, seed))
     source, mask, target = tokens(seed, 3, 25), padding(seed, 3, 25, side), tokens(seed + 1, 3, 20)
     runs = {
@@ -154,13 +158,13 @@ def test_every_weight_after_three_steps_of_adamw(dtype, drawn, seed, side):
 
 @settings(deadline=None, max_examples=10)
 @given(drawn=t5_settings, seed=seeds, side=sides)
-def test_attention_maps_and_hidden_states(drawn, seed, side):
+def test_attention_weights_and_hidden_states(drawn, seed, side):
     reference, model = t5_pair(drawn, seed)
     source, mask, target = tokens(seed, 3, 25), padding(seed, 3, 25, side), tokens(seed + 1, 3, 20)
-    # Their hidden states: the embeddings, after each block but the last, and after the final norm.
+    # transformers returns the embeddings, the output of each block but the last, and the final norm.
     encoder_stream = [f"encoder.block.{layer}" for layer in range(drawn["num_layers"] - 1)]
     decoder_stream = [f"decoder.block.{layer}" for layer in range(drawn["num_decoder_layers"] - 1)]
-    seen = watch_all(
+    seen = record_outputs(
         model,
         *encoder_stream,
         *decoder_stream,
@@ -199,8 +203,8 @@ def test_attention_maps_and_hidden_states(drawn, seed, side):
         {"relative_attention_max_distance": 9},
     ],
 )
-def test_every_switch_shows_in_the_logits(changed):
-    """Or the comparisons above would prove nothing about it."""
+def test_every_switch_changes_the_logits(changed):
+    """Otherwise the comparisons above would not test it."""
     base = {**SMALL, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8}
     (_, plain), (_, switched) = t5_pair(base, 0), t5_pair({**base, **changed}, 0)
     ids = tokens(0, 2, 20)
@@ -213,8 +217,8 @@ def test_every_switch_shows_in_the_logits(changed):
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("num_buckets", [4, 5, 7, 8, 9, 10, 16, 17, 18, 19, 31, 32, 64])
 def test_buckets(bidirectional, num_buckets):
-    """Every distance and every maximal distance that a model may have. With 9, 10, 17, 18 or 19 buckets some
-    distances lie so close to an edge that the logarithm in float64 would choose another bucket.
+    """All distances and maximum distances. With 9, 10, 17, 18 or 19 buckets some distances are so close to a
+    bucket's edge that a float64 logarithm would choose another bucket.
     """
     distances = torch.arange(-300, 301)
     for max_distance in [*range(num_buckets // 2 + 1, 161), 256, 300, 512, 1000]:
@@ -230,7 +234,7 @@ def test_buckets(bidirectional, num_buckets):
 
 
 def test_buckets_by_hand():
-    """Key minus query. 32 buckets up to 128: the encoder's differ by side, the decoder's future is 0."""
+    """Key minus query, 32 buckets up to 128. Bidirectional buckets differ by side; else the future is 0."""
     distances = torch.tensor([-200, -127, -16, -8, -7, -1, 0, 1, 7, 8, 200])
     both = relative_position_bucket(distances, bidirectional=True, num_buckets=32, max_distance=128)
     assert both.tolist() == [15, 15, 10, 8, 7, 1, 0, 17, 23, 24, 31]
@@ -240,7 +244,7 @@ def test_buckets_by_hand():
 
 @settings(deadline=None, max_examples=20)
 @given(drawn=t5_settings, seed=seeds, queries=st.integers(1, 30), past=st.integers(0, 120))
-def test_the_bias_of_each_stack(drawn, seed, queries, past):
+def test_relative_position_bias(drawn, seed, queries, past):
     reference, model = t5_pair(drawn, seed)
     for stack, bidirectional in (("encoder", True), ("decoder", False)):
         name = f"{stack}.block.0.layer.0.SelfAttention"
@@ -256,7 +260,7 @@ def test_the_bias_of_each_stack(drawn, seed, queries, past):
         assert torch.equal(got, want)
 
 
-def test_one_table_a_stack_and_none_for_the_source():
+def test_one_table_per_stack_and_none_for_cross_attention():
     _, model = t5_pair(SMALL, 0)
     tables = [name for name, _ in model.named_parameters() if "relative_attention_bias" in name]
     assert tables == [
@@ -277,7 +281,7 @@ def test_one_table_a_stack_and_none_for_the_source():
     chunks=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     target_side=st.sampled_from(["left", "right", None]),
 )
-def test_cached_is_uncached(dtype, drawn, seed, side, chunks, target_side):
+def test_cached_equals_uncached(dtype, drawn, seed, side, chunks, target_side):
     _, model = t5_pair(drawn, seed)
     model.to(dtype)
     length = sum(chunks)
@@ -297,7 +301,7 @@ def test_cached_is_uncached(dtype, drawn, seed, side, chunks, target_side):
     assert error(torch.cat(parts, 1)[real], whole[real]) < BOUND[dtype]
 
 
-def test_the_source_is_projected_once():
+def test_cross_attention_keys_are_computed_once():
     _, model = t5_pair(SMALL, 0)
     source, target, cache = tokens(0, 2, 9), tokens(1, 2, 4), KVCache(4)
     output = model.encode(source)
@@ -312,11 +316,11 @@ def test_the_source_is_projected_once():
 
 @pytest.mark.parametrize("cached", [False, True])
 @settings(deadline=None, max_examples=10)
-@given(drawn=t5_settings, seed=seeds, side=sides, beams=st.integers(1, 4), watched=st.booleans())
-def test_beams_of_a_source_are_more_queries_of_its_keys(cached, drawn, seed, side, beams, watched):
+@given(drawn=t5_settings, seed=seeds, side=sides, beams=st.integers(1, 4), hooked=st.booleans())
+def test_beams_share_the_row_of_their_source(cached, drawn, seed, side, beams, hooked):
     _, model = t5_pair(drawn, seed)
-    if watched:
-        watch_all(model, *softmaxes(model))
+    if hooked:
+        record_outputs(model, *softmaxes(model))
     source, mask, target = tokens(seed, 3, 12), padding(seed, 3, 12, side), tokens(seed + 1, 3 * beams, 5)
     with torch.no_grad():
         output = model.encode(source, mask)
@@ -334,8 +338,8 @@ def test_beams_of_a_source_are_more_queries_of_its_keys(cached, drawn, seed, sid
 
 @settings(deadline=None, max_examples=10)
 @given(drawn=t5_settings, seed=seeds, data=st.data())
-def test_rows_and_sources_may_be_chosen_anew_while_decoding(drawn, seed, data):
-    """As a search does it: beams move among those of their source, and finished sources leave."""
+def test_rows_and_sources_may_be_selected_while_decoding(drawn, seed, data):
+    """As in beam search: beams are reordered within their source, and finished sources are dropped."""
     _, model = t5_pair(drawn, seed)
     sources, beams = 3, 2
     source, mask = tokens(seed, sources, 12), padding(seed, sources, 12, "right")
@@ -356,12 +360,12 @@ def test_rows_and_sources_may_be_chosen_anew_while_decoding(drawn, seed, data):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=15)
 @given(drawn=t5_settings, seed=seeds, side=sides, target_side=sides, pads=st.integers(1, 30))
-def test_padded_is_unpadded(dtype, drawn, seed, side, target_side, pads):
+def test_padded_equals_unpadded(dtype, drawn, seed, side, target_side, pads):
     _, model = t5_pair(drawn, seed)
     model.to(dtype)
 
     def padded(ids: Tensor, where: str) -> tuple[Tensor, Tensor]:
-        filler = tokens(seed + 2, 1, pads)  # whatever stands under the padding must not matter
+        filler = tokens(seed + 2, 1, pads)  # ids under the padding must not matter
         parts = [(filler, torch.zeros_like(filler)), (ids, torch.ones_like(ids))]
         wide, mask = zip(*(parts if where == "left" else reversed(parts)), strict=True)
         return torch.cat(wide, 1), torch.cat(mask, 1)
@@ -373,39 +377,37 @@ def test_padded_is_unpadded(dtype, drawn, seed, side, target_side, pads):
         assert error(got, model(source, None, target)[0]) < BOUND[dtype]
 
 
-# ---------------------------------------------------------------------------------------- watched, dropout
+# ---------------------------------------------------------------------------------------- hooked, dropout
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=10)
 @given(drawn=t5_settings, seed=seeds, side=sides, masked=st.booleans())
-def test_watched_is_fused(dtype, drawn, seed, side, masked):
+def test_hooked_equals_fused(dtype, drawn, seed, side, masked):
     _, model = t5_pair(drawn, seed)
     model.to(dtype)
-    watched = copy.deepcopy(model)
-    seen = watch_all(watched, *softmaxes(model))
+    hooked = copy.deepcopy(model)
+    seen = record_outputs(hooked, *softmaxes(model))
     source, target = tokens(seed, 3, 15), tokens(seed + 1, 3, 12)
     mask = padding(seed, 3, 15, side) if masked else None
-    results = [each(source, mask, target) for each in (model, watched)]
+    results = [each(source, mask, target) for each in (model, hooked)]
     assert len(seen) == drawn["num_layers"] + 2 * drawn["num_decoder_layers"]
     assert error(*(logits.detach() for logits in results)) < BOUND[dtype]
     for logits in results:
         loss_of(logits, target.roll(-1, 1)).backward()
-    gradients = dict(watched.named_parameters())
+    gradients = dict(hooked.named_parameters())
     for name, parameter in model.named_parameters():
         assert distance(parameter.grad, gradients[name].grad) < BOUND[dtype], name
 
 
 @settings(deadline=None, max_examples=10)
-@given(drawn=t5_settings, seed=seeds, watched=st.booleans())
-def test_dropout_stands_where_theirs_does(drawn, seed, watched):
-    """The same calls of dropout, in the same order, on the same shapes; and so, drawing the same numbers,
-    the same logits and gradients in the middle of training.
-    """
+@given(drawn=t5_settings, seed=seeds, hooked=st.booleans())
+def test_dropout_calls(drawn, seed, hooked):
+    """The same calls of dropout in the same order on the same shapes, so the same logits and gradients."""
     reference, model = t5_pair({**drawn, "dropout_rate": 0.2}, seed)
     source, mask, target = tokens(seed, 3, 9), padding(seed, 3, 9, "right"), tokens(seed + 1, 3, 7)
-    if watched:  # the fused kernel draws in its own order
-        watch_all(model, *softmaxes(model))
+    if hooked:  # the fused kernel draws random numbers in another order
+        record_outputs(model, *softmaxes(model))
     results = []
     runs = {
         reference: lambda: theirs(reference, source, mask, target).logits,
@@ -420,10 +422,10 @@ def test_dropout_stands_where_theirs_does(drawn, seed, watched):
         results.append((calls, logits.detach()))
     (want_calls, want), (calls, got) = results
     assert calls == want_calls
-    # Each stack: embeddings and final norm; a self- or cross-attention: weights and branch; a feed-forward:
-    # before wo and branch.
+    # Per stack: embeddings, final norm. Per attention: weights, residual branch. Per feed-forward layer:
+    # before wo, residual branch.
     assert len(calls) == 4 + 4 * drawn["num_layers"] + 6 * drawn["num_decoder_layers"]
-    if watched:
+    if hooked:
         assert error(got, want) < BOUND[torch.float32]
         gradients = dict(model.named_parameters())
         for name, parameter in reference.named_parameters():
@@ -438,7 +440,7 @@ def test_dropout_stands_where_theirs_does(drawn, seed, watched):
 
 
 def halved(model: T5ForConditionalGeneration, dtype: torch.dtype) -> T5ForConditionalGeneration:
-    """As `load_model` gives it: under float16, `wo` stays in float32."""
+    """As loaded by `load_model`: under float16, `wo` stays float32."""
     model.to(dtype)
     for name, module in model.named_modules():
         if dtype == torch.float16 and name.endswith(".wo"):
@@ -448,9 +450,9 @@ def halved(model: T5ForConditionalGeneration, dtype: torch.dtype) -> T5ForCondit
 
 @pytest.mark.parametrize("proj", ["relu", "gated-gelu"])
 @pytest.mark.parametrize("mode", ["bfloat16", "float16", "autocast bfloat16", "autocast float16"])
-@pytest.mark.parametrize("watched", [False, True])
-def test_half_precision(proj, mode, watched):
-    """Near the truth, never NaN: for a source of padding alone or before a left-padded text neither."""
+@pytest.mark.parametrize("hooked", [False, True])
+def test_half_precision(proj, mode, hooked):
+    """Close to float64 and never NaN, including a source of padding alone and left padding."""
     _, model = t5_pair({**SMALL, "feed_forward_proj": proj}, 0)
     dtype = getattr(torch, mode.removeprefix("autocast "))
     source, mask, target = tokens(0, 4, 20), padding(0, 4, 20, "left"), tokens(1, 4, 12)
@@ -460,8 +462,8 @@ def test_half_precision(proj, mode, watched):
     with torch.no_grad():
         truth = model.double()(source, mask, target, target_mask)
     model = model.float() if mode.startswith("autocast") else halved(model, dtype)
-    if watched:
-        watch_all(model, *softmaxes(model))
+    if hooked:
+        record_outputs(model, *softmaxes(model))
     with torch.autocast("cpu", dtype, enabled=mode.startswith("autocast")):
         logits = model(source, mask, target, target_mask)
         loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
@@ -476,15 +478,15 @@ def test_half_precision(proj, mode, watched):
     assert logits.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     real = target_mask.bool()
-    real[2] = False  # nothing is right about a row without a source
+    real[2] = False  # undefined without a source
     bound = torch.finfo(dtype).eps * math.sqrt(13 * 8)  # 13 sublayers, 8 roundings in each
     assert error(logits[real].double(), truth[real]) < bound
     assert error(torch.cat(steps, 1)[real].double(), truth[real]) < bound
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_theirs(dtype):
-    """Not nearer to each other than to the truth, but rounded, clamped and widened at the same places."""
+def test_half_precision_equals_theirs(dtype):
+    """Rounded, clamped and widened in the same places."""
     reference, model = t5_pair(SMALL, 0)
     reference, model = halved(reference, dtype), halved(model, dtype)
     source, mask, target = tokens(0, 3, 20), padding(0, 3, 20, "left"), tokens(1, 3, 12)
@@ -495,8 +497,8 @@ def test_half_precision_is_theirs(dtype):
     assert error(got.float(), want.float()) < torch.finfo(dtype).eps * math.sqrt(13 * 8)
 
 
-def test_float16_survives_what_overflows_it():
-    """The feed-forward's sums pass 65504; kept in float32, they come back into range with the next norm."""
+def test_float16_overflow_in_feed_forward():
+    """The feed-forward sums exceed 65504; in float32 they return to range with the next norm."""
     reference, model = t5_pair({**SMALL, "feed_forward_proj": "gated-gelu"}, 0)
     with torch.no_grad():
         for each in (reference, model):
@@ -507,7 +509,7 @@ def test_float16_survives_what_overflows_it():
     with torch.no_grad():
         truth = model.double()(source, None, target)
     reference, model = halved(reference, torch.float16), halved(model.float(), torch.float16)
-    seen = watch_all(model, "encoder.block.0.layer.1.DenseReluDense")
+    seen = record_outputs(model, "encoder.block.0.layer.1.DenseReluDense")
     with torch.no_grad():
         logits = model(source, None, target)
         want = reference(input_ids=source, decoder_input_ids=target).logits
@@ -519,15 +521,15 @@ def test_float16_survives_what_overflows_it():
     assert error(logits.double(), truth) < bound
 
 
-def test_float16_infinities_are_clamped_where_theirs_are():
-    """Attention's own output matrix is in float16, and its sums pass 65504 too."""
+def test_float16_infinities_are_clamped():
+    """The sums of attention's output projection, which is float16, exceed 65504 too."""
     reference, model = t5_pair(SMALL, 0)
     name = "encoder.block.0.layer.0.SelfAttention.o"
     with torch.no_grad():
         for each in (reference, model):
             each.get_submodule(name).weight.mul_(60_000)
     reference, model = halved(reference, torch.float16), halved(model, torch.float16)
-    seen = watch_all(model, name)
+    seen = record_outputs(model, name)
     source, target = tokens(0, 3, 20), tokens(1, 3, 12)
     with torch.no_grad():
         got = model(source, None, target)
@@ -539,7 +541,7 @@ def test_float16_infinities_are_clamped_where_theirs_are():
 
 def test_wo_stays_in_float32_under_float16_autocast():
     _, model = t5_pair(SMALL, 0)
-    seen = watch_all(
+    seen = record_outputs(
         model, "encoder.block.0.layer.1.DenseReluDense", "encoder.block.0.layer.1.DenseReluDense.wi"
     )
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
@@ -559,7 +561,7 @@ def test_clamping(place, dtype):
         assert clamped is hidden
     elif place is None:
         assert torch.equal(clamped, hidden)
-    else:  # room for the next sublayer to add something
+    else:  # headroom for the next sublayer
         assert clamped.abs().max() == torch.tensor(largest - 1000).half()
         assert clamped[0, 0].sign() == hidden[0, 0].sign()
 
@@ -580,12 +582,12 @@ def test_norm(dtype):
         assert norm(hidden.float()).dtype == dtype
 
 
-# -------------------------------------------------------------------------------- labels, what is refused
+# -------------------------------------------------------------------------------- labels, errors
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, start=st.integers(0, 5), pad=st.integers(0, 5))
-def test_labels_are_shifted_as_theirs(seed, start, pad):
+def test_shift_right(seed, start, pad):
     reference, model = t5_pair({**SMALL, "decoder_start_token_id": start, "pad_token_id": pad}, 0)
     labels = tokens(seed, 3, 8)
     labels[1, 5:] = -100
@@ -597,7 +599,7 @@ def test_labels_are_shifted_as_theirs(seed, start, pad):
 
 
 @pytest.mark.parametrize("missing", ["decoder_start_token_id", "pad_token_id"])
-def test_shifting_needs_both_ids(missing):
+def test_shift_right_needs_both_ids(missing):
     config = T5Config(
         **SMALL, vocab_size=VOCAB, **{"decoder_start_token_id": 0, "pad_token_id": 0, missing: None}
     )
@@ -614,7 +616,7 @@ def test_shifting_needs_both_ids(missing):
         ([[1.0, 2.0]], r"float32 of shape \(1, 2\), expected whole numbers"),
     ],
 )
-def test_input_that_the_model_cannot_read_is_refused_before_any_kernel(ids, message):
+def test_invalid_ids_raise_before_any_kernel(ids, message):
     _, model = t5_pair(SMALL, 0)
     output = model.encode(tokens(0, 1, 4))
     cache = KVCache(9)
@@ -628,7 +630,7 @@ def test_input_that_the_model_cannot_read_is_refused_before_any_kernel(ids, mess
             model.decode(torch.tensor(ids), output, cache=cache)
 
 
-def test_masks_that_do_not_cover_their_keys_are_refused():
+def test_masks_that_do_not_cover_the_keys_raise():
     _, model = t5_pair(SMALL, 0)
     source, target = tokens(0, 2, 6), tokens(1, 2, 3)
     output, ones = model.encode(source), torch.ones
@@ -645,26 +647,26 @@ def test_masks_that_do_not_cover_their_keys_are_refused():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
-def test_rows_that_are_no_multiple_of_the_sources_are_refused(rows):
+def test_rows_that_are_no_multiple_of_the_sources_raise(rows):
     _, model = t5_pair(SMALL, 0)
     with pytest.raises(ValueError, match=f"{rows} decoder rows for 2 sources"):
         model.decode(tokens(0, rows, 3), model.encode(tokens(0, 2, 4)))
 
 
-def test_the_decoder_wants_its_input():
+def test_missing_decoder_input_ids_raise():
     _, model = t5_pair(SMALL, 0)
     with pytest.raises(ValueError, match=r"decoder_input_ids are missing.*shift_right\(labels\)"):
         model(tokens(0, 1, 3))
 
 
-# --------------------------------------------------------------------------------- initialisation, copies
+# --------------------------------------------------------------------------------- initialization, copies
 
 
 @pytest.mark.parametrize("proj", ["relu", "gated-gelu"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("factor", [1.0, 0.3])
-def test_initialisation(proj, tied, factor):
-    """The standard deviation of n draws is known to 1 / sqrt(2 n); six of those are never seen by chance."""
+def test_initialization(proj, tied, factor):
+    """The standard error of a standard deviation is 1 / sqrt(2 n); allow six of them."""
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=500, d_model=64, d_kv=12, d_ff=100, num_layers=2, num_heads=5, feed_forward_proj=proj,
@@ -683,7 +685,7 @@ def test_initialisation(proj, tied, factor):
     assert model.training
 
 
-def test_forward_is_the_head_of_last_hidden():
+def test_forward_is_lm_head_of_last_hidden():
     _, model = t5_pair(SMALL, 0)
     source, mask, target = tokens(0, 2, 5), padding(0, 2, 5, "left"), tokens(1, 2, 3)
     hidden = model.last_hidden(source, mask, target)
@@ -693,7 +695,7 @@ def test_forward_is_the_head_of_last_hidden():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_equal_tied_and_apart(copied):
+def test_copies_are_equal_tied_and_independent(copied):
     _, model = t5_pair(SMALL, 0)
     twin = copied(model)
     ids = tokens(0, 2, 5)
@@ -706,19 +708,20 @@ def test_copies_are_equal_tied_and_apart(copied):
     assert torch.equal(model(ids, None, ids), want)
 
 
-def test_on_the_meta_device_shapes_are_computed_without_memory():
+def test_meta_device():
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config())  # T5-small
     assert sum(weight.numel() for weight in model.parameters()) == 60_506_624  # as published
     assert model.lm_head.weight is model.shared.weight
     _, small = t5_pair(SMALL, 0)
     small = small.to("meta")
-    small.tie_weights()  # moving to meta makes new parameters of shared ones, in torch
+    small.tie_weights()  # moving to meta unties parameters
     assert small.lm_head.weight is small.shared.weight is small.decoder.embed_tokens.weight
 
 
 @pytest.mark.study  # half a minute of compiling
-def test_it_compiles_in_one_graph():
+def test_it_compiles_in_one_graph_apart_from_the_id_check(monkeypatch):
+    monkeypatch.setattr("ftcore.models.t5.check_ids", lambda *_: None)  # reads values: a graph break
     _, model = t5_pair(SMALL, 0)
     source, mask, target = tokens(0, 2, 20), padding(0, 2, 20, "left"), tokens(1, 2, 9)
     compiled = torch.compile(model, fullgraph=True)

@@ -1,8 +1,8 @@
-"""ftcore against transformers in the cells of a matrix: a few always, 500 for each family with
+"""ftcore against transformers in random configurations: a few by default, 500 per family with
 
     python -m pytest tests/parity -m study -s
 
-which prints what was covered and how near its bound anything came. docs/parity.md derives the bounds.
+which prints coverage and the largest error / bound. docs/parity.md derives the bounds.
 """
 
 import platform
@@ -35,7 +35,7 @@ def run(family: str, count: int, ledger: Ledger) -> None:
         max_examples=count,
         deadline=None,
         database=None,
-        phases=[Phase.generate],  # a configuration is small as it is, and has no smaller neighbours
+        phases=[Phase.generate],  # shrinking makes no sense for configurations
         suppress_health_check=[HealthCheck.too_slow],
     )
     @seed(2026)
@@ -65,23 +65,23 @@ def test_the_whole_matrix(family):
         print(f"\n{family}: {versions}, Python {platform.python_version()}, {seconds}\n\n{ledger}")
 
 
-# A bound that nothing exceeds would prove nothing: these faults are small, and each must be noticed.
+# Sensitivity: small injected faults must exceed the bounds.
 
 
-def softmax_in_half_precision(self: Softmax, scores: Tensor) -> Tensor:
+def bfloat16_softmax(self: Softmax, scores: Tensor) -> Tensor:
     return scores.bfloat16().softmax(-1).to(scores.dtype)
 
 
-def keys_in_half_precision(self: LayerCache, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def bfloat16_keys(self: LayerCache, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return append(self, key.bfloat16().to(key.dtype), value)
 
 
-def a_billionth_too_much(model: Any, batch: dict[str, Tensor]) -> TokenLoss:
+def loss_off_by_one_billionth(model: Any, batch: dict[str, Tensor]) -> TokenLoss:
     total, correct, count = batch_loss(model, batch)
     return TokenLoss(total * (1 + 1e-9), correct, count)
 
 
-def decaying_everything(model: Any, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def decay_everything(model: Any, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
     optimizer = adamw(model, lr=lr, weight_decay=weight_decay)
     for group in optimizer.param_groups:
         group["weight_decay"] = weight_decay
@@ -94,14 +94,14 @@ append, batch_loss = LayerCache.append, sides.batch_loss
 @pytest.mark.parametrize(
     ("owner", "name", "fault", "quantity"),
     [
-        (Softmax, "forward", softmax_in_half_precision, "hidden states"),
-        (LayerCache, "append", keys_in_half_precision, "logits cached"),
-        (sides, "batch_loss", a_billionth_too_much, "loss"),
-        (sides, "adamw", decaying_everything, "weights after AdamW"),
+        (Softmax, "forward", bfloat16_softmax, "hidden states"),
+        (LayerCache, "append", bfloat16_keys, "logits cached"),
+        (sides, "batch_loss", loss_off_by_one_billionth, "loss"),
+        (sides, "adamw", decay_everything, "weights after AdamW"),
     ],
 )
 @pytest.mark.parametrize("family", VARIANTS)
-def test_a_small_fault_is_noticed(family: str, owner: Any, name: str, fault: Callable, quantity: str):
+def test_a_small_fault_is_detected(family: str, owner: Any, name: str, fault: Callable, quantity: str):
     drawn = random_configuration(family, random.Random(0))
     length = {"source": 20 if family == "t5" else 0, "length": 20}
     cell = replace(drawn, precision="float32", cache="steps", optimizer="AdamW", **length)

@@ -1,7 +1,7 @@
-"""Where transformers 5.23.0 is wrong, or surprises: what it does, what ftcore does, and why.
+"""Bugs and surprises of transformers 5.23.0: what it does, what ftcore does, and why.
 
-Each test pins a behaviour of transformers, so that a version that changes it is noticed at once: then the
-test goes, and whatever in ftcore, its tests or its documents goes around that behaviour may go too.
+Each test pins a behaviour of transformers. If a version changes it, remove the test and the workarounds for
+it in ftcore, its tests and its docs.
 """
 
 from pathlib import Path
@@ -36,10 +36,10 @@ def batch(family: str, rows: int = 2, length: int = 6) -> dict[str, Tensor]:
 # ----------------------------------------------------------------------------------------------------- cache
 
 
-def test_t5s_generate_makes_a_cache_of_as_many_layers_as_the_encoder_has():
-    """Theirs: `generate` sizes the decoder's cache by `num_layers`, and a deeper decoder overruns it with an
-    IndexError, unless use_cache=False. The bare forward pass, whose decoder counts its own layers, does not.
-    Ours: a cache grows with the layers that use it.
+def test_t5_generate_sizes_its_cache_by_the_encoder():
+    """Theirs: `generate` sizes the decoder's cache by `num_layers`, so a deeper decoder raises IndexError
+    unless use_cache=False. The forward pass alone works.
+    Ours: the cache grows with the layers that use it.
     """
     reference, model = t5_pair(T5 | {"num_layers": 1, "num_decoder_layers": 3}, 0)
     source, target = tokens(0, 2, 5), tokens(1, 2, 4)
@@ -55,34 +55,34 @@ def test_t5s_generate_makes_a_cache_of_as_many_layers_as_the_encoder_has():
 # -------------------------------------------------------------------------------------------------- training
 
 
-def test_the_trainer_multiplies_t5s_gradient_by_the_accumulated_steps(tmp_path):
-    """Theirs: a model whose forward takes any keyword is believed to divide its loss by `num_items_in_batch`,
-    the target tokens of the whole window. GPT-2 does. T5 takes the number and ignores it, each micro-batch's
-    loss stays a mean of its own, and the gradient is as many times too large as there are micro-batches.
-    Ours: the sum over the window, divided by its target tokens, for both families.
+def test_the_trainer_multiplies_t5_gradients_by_the_accumulation_steps(tmp_path):
+    """Theirs: the Trainer assumes that a forward with **kwargs divides its loss by `num_items_in_batch`,
+    the target tokens of all micro-batches. GPT-2 does. T5 ignores it, so each micro-batch's loss is its own
+    mean, and the gradient is too large by the number of micro-batches.
+    Ours: the sum over all micro-batches divided by their target tokens, for both families.
     """
     for family, too_large in (("t5", 4), ("gpt2", 1)):
         examples = batch(family, rows=8)
-        examples["labels"][:, 0] = -100  # of which GPT-2's next test speaks
+        examples["labels"][:, 0] = -100  # see the next test
         for steps, times in ((1, 1), (4, too_large)):
-            ours = our_gradient_norm(family, examples, steps)
+            ours = own_gradient_norm(family, examples, steps)
             assert trainers_gradient_norm(family, examples, steps, tmp_path) == pytest.approx(times * ours), (
                 family
             )
 
 
-def test_the_trainer_counts_a_label_of_gpt2_that_nothing_predicts(tmp_path):
-    """Theirs: the loss is a sum over labels 2 to T of each row, divided by the number of labels 1 to T. The
-    Trainer would leave the first out, but does not know GPT2LMHeadModel's loss by the name of its class.
-    Ours: divided by as many tokens as are predicted.
+def test_the_trainer_counts_a_gpt2_label_that_is_not_predicted(tmp_path):
+    """Theirs: the loss sums over labels 2 to T of each row and divides by the number of labels 1 to T. The
+    Trainer excludes the first label only for class names that it knows, which GPT2LMHeadModel is not.
+    Ours: divided by the number of predicted tokens.
     """
     examples = batch("gpt2", rows=8, length=6)
     theirs = trainers_gradient_norm("gpt2", examples, 1, tmp_path)
-    assert theirs == pytest.approx(5 / 6 * our_gradient_norm("gpt2", examples, 1))
+    assert theirs == pytest.approx(5 / 6 * own_gradient_norm("gpt2", examples, 1))
 
 
 def trainers_gradient_norm(family: str, examples: dict[str, Tensor], steps: int, directory: Path) -> float:
-    """Of one optimizer step over 8 examples, in so many micro-batches."""
+    """Gradient norm of one optimizer step over 8 examples in `steps` micro-batches."""
     pytest.importorskip("accelerate")
     reference, _ = PAIRS[family]()
     arguments = transformers.TrainingArguments(
@@ -102,7 +102,7 @@ def trainers_gradient_norm(family: str, examples: dict[str, Tensor], steps: int,
     return trainer.state.log_history[0]["grad_norm"]
 
 
-def our_gradient_norm(family: str, examples: dict[str, Tensor], steps: int) -> float:
+def own_gradient_norm(family: str, examples: dict[str, Tensor], steps: int) -> float:
     _, model = PAIRS[family]()
     losses = [
         batch_loss(model, {name: values[start::steps] for name, values in examples.items()})
@@ -113,9 +113,9 @@ def our_gradient_norm(family: str, examples: dict[str, Tensor], steps: int) -> f
     return nn.utils.get_total_norm([weight.grad for weight in model.parameters()]).item()
 
 
-def test_the_trainer_takes_t5s_tables_of_position_biases_for_biases(tmp_path):
-    """Theirs: whatever has "bias" in its name is not decayed, and so T5's `relative_attention_bias.weight` is
-    not, though it is an embedding.
+def test_the_trainer_does_not_decay_t5_position_bias_tables(tmp_path):
+    """Theirs: no weight decay for names with "bias", so none for T5's `relative_attention_bias.weight`, an
+    embedding.
     Ours: matrices decay, vectors do not.
     """
     pytest.importorskip("accelerate")
@@ -135,10 +135,10 @@ def test_the_trainer_takes_t5s_tables_of_position_biases_for_biases(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @families
-def test_the_losses_type(family, dtype):
-    """Theirs: T5's loss has the type of its weights, in bfloat16 three digits; GPT-2's is always float32,
-    of a float64 model too.
-    Ours: at least float32, and float64 where the model is.
+def test_dtype_of_the_loss(family, dtype):
+    """Theirs: T5's loss has the dtype of its weights (three digits in bfloat16); GPT-2's is always float32,
+    even of a float64 model.
+    Ours: at least float32, and float64 for a float64 model.
     """
     reference, model = (side.to(dtype) for side in PAIRS[family]())
     theirs = reference(**batch(family)).loss.dtype
@@ -146,17 +146,17 @@ def test_the_losses_type(family, dtype):
     assert batch_loss(model, batch(family)).total.dtype == torch.promote_types(dtype, torch.float32)
 
 
-def test_gpt2s_loss_asks_padding_for_the_first_token_of_a_row():
-    """Theirs: under left padding the first token's label is predicted from the padding before it, and counts.
-    Ours: it is asked of nobody.
+def test_gpt2_loss_includes_a_prediction_from_padding():
+    """Theirs: under left padding the loss includes the first token, predicted from the padding before it.
+    Ours: excluded.
     """
     reference, model = PAIRS["gpt2"]()
     ids, mask = tokens(0, 2, 8), torch.tensor([[1] * 8, [0] * 3 + [1] * 5])
     labels = ids.masked_fill(mask == 0, -100)
-    unasked = labels.clone()
-    unasked[1, 3] = -100
+    excluded = labels.clone()
+    excluded[1, 3] = -100
     options = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
-    theirs, without = (reference(labels=wanted, **options).loss.item() for wanted in (labels, unasked))
+    theirs, without = (reference(labels=wanted, **options).loss.item() for wanted in (labels, excluded))
     assert abs(theirs - without) > 1e-2
     total, _, count = batch_loss(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
     assert total.item() / count == pytest.approx(without, rel=1e-5)
@@ -165,10 +165,10 @@ def test_gpt2s_loss_asks_padding_for_the_first_token_of_a_row():
 # -------------------------------------------------------------------------------------------------- decoding
 
 
-def test_t5s_beams_are_filled_with_eos_where_the_pad_id_is_0():
-    """Theirs: beams that ended are filled with `pad_token_id or eos_token_id`, and T5's pad id, 0, counts as
-    none. Greedy search, and beams of a model with another pad id, are filled with pad.
-    Ours: pad, always.
+def test_t5_beams_are_padded_with_eos_if_the_pad_id_is_0():
+    """Theirs: finished beams are filled with `pad_token_id or eos_token_id`, and T5's pad id, 0, is falsy.
+    Greedy search and models with another pad id use pad.
+    Ours: always pad.
     """
     reference, model = t5_pair(T5 | {"tie_word_embeddings": False}, 0)
     ids = tokens(0, 6, 5)
@@ -186,10 +186,9 @@ def test_t5s_beams_are_filled_with_eos_where_the_pad_id_is_0():
         assert torch.equal(theirs[:, 1:][~after], ours[:, 1:][~after])
 
 
-def test_gpt2s_bare_forward_counts_left_padding_as_positions():
-    """Theirs: only `generate` derives positions from the mask; the forward pass counts padding too, so that a
-    prompt means something else when it is padded.
-    Ours: positions come from the mask, everywhere.
+def test_gpt2_forward_counts_left_padding_as_positions():
+    """Theirs: only `generate` derives positions from the mask; the forward pass counts padding too.
+    Ours: positions always come from the mask.
     """
     reference, model = PAIRS["gpt2"]()
     ids, mask = tokens(0, 1, 10), torch.tensor([[0] * 4 + [1] * 6])
@@ -203,8 +202,8 @@ def test_gpt2s_bare_forward_counts_left_padding_as_positions():
 # ------------------------------------------------------------------------------------------------- precision
 
 
-def test_t5s_norm_rounds_to_float32_in_a_float64_model():
-    """Theirs: the mean of squares is float32 whatever the model, so that float64 holds no more than 7 digits.
+def test_t5_norm_rounds_to_float32_in_a_float64_model():
+    """Theirs: the mean of squares is always float32, which limits float64 models to 7 digits.
     Ours: at least float32.
     """
     reference, model = (side.double() for side in PAIRS["t5"]())
@@ -216,8 +215,8 @@ def test_t5s_norm_rounds_to_float32_in_a_float64_model():
 
 
 def test_upcast_attention_refuses_float64():
-    """Theirs: `reorder_and_upcast_attn` wants scores in float32, and raises where a mask makes them float64.
-    Ours: scores are at least float32, with the switch or without.
+    """Theirs: `reorder_and_upcast_attn` requires float32 scores and raises if a mask makes them float64.
+    Ours: scores are at least float32, with or without the switch.
     """
     reference, model = (side.double() for side in PAIRS["gpt2"](reorder_and_upcast_attn=True))
     ids = tokens(0, 2, 6)
@@ -227,9 +226,9 @@ def test_upcast_attention_refuses_float64():
 
 
 @families
-def test_from_pretrained_keeps_the_type_of_the_file(family, tmp_path):
-    """Theirs: a checkpoint saved in bfloat16 is a bfloat16 model, which trains badly.
-    Ours: float32 unless asked for another; dtype=None keeps the file's.
+def test_from_pretrained_keeps_the_dtype_of_the_file(family, tmp_path):
+    """Theirs: a checkpoint saved in bfloat16 loads as a bfloat16 model, which trains badly.
+    Ours: float32 by default; dtype=None keeps the file's.
     """
     reference, _ = PAIRS[family]()
     reference.bfloat16().save_pretrained(tmp_path)
@@ -241,11 +240,11 @@ def test_from_pretrained_keeps_the_type_of_the_file(family, tmp_path):
 # ------------------------------------------------------------------------------------------------------ ties
 
 
-def test_t5s_configurations_say_tied_whatever_they_are_told(tmp_path):
-    """Theirs: T5Config, MT5Config and UMT5Config set `tie_word_embeddings` to True. What it said survives in
-    T5's `scale_decoder_outputs` alone, a new v1.1 model has one matrix where the published ones have two, and
-    config.json says tied beside a head of its own. A head in a file is kept all the same.
-    Ours: the flag means what it says, and a head in a file that differs from the embedding is kept.
+def test_t5_configurations_always_say_tied(tmp_path):
+    """Theirs: T5Config, MT5Config and UMT5Config force `tie_word_embeddings` to True; the given value
+    survives only in T5's `scale_decoder_outputs`. A new v1.1 model is therefore tied, unlike the published
+    ones, and config.json says tied beside an untied head. A head in a file is loaded nevertheless.
+    Ours: the flag is respected, and a head in a file that differs from the embedding is untied.
     """
     sizes = T5 | {"vocab_size": VOCAB, "decoder_start_token_id": 0}
     for config_of_theirs in (transformers.T5Config, transformers.MT5Config, transformers.UMT5Config):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftcore.models import GPT2Config
 from ftcore.models.attention import attention_mask_bias
 from ftcore.models.gpt2 import GPT2Block
-from ftcore.models.relative_position import relative_position_bias
+from ftcore.models.t5 import relative_position_bias
 from ftcore.study import compare_modules, randomize_weights
 from ftcore.study.report import Report
 from tests.helpers.mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale

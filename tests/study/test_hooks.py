@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftcore.decoding import generate
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2LMHeadModel, KVCache
-from ftcore.models.attention import is_hooked
+from ftcore.models.attention import has_hooks
 from ftcore.study import logit_lens, patch, record
 from ftcore.study.names import short_names
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
@@ -591,7 +591,7 @@ def test_model_converted_inside_a_block_is_still_recorded(model):
 def test_only_recorded_attention_leaves_the_fused_kernel():
     model = tiny("gpt2")
     with record(model, "resid_*.*", "z.*", "mlp.*", "attn.*", "neurons.*", "pattern.1"):
-        hooked = [is_hooked(block.attn.softmax) for block in model.transformer.h]
+        hooked = [has_hooks(block.attn.softmax) for block in model.transformer.h]
     assert hooked == [False, True, False]
     assert has_no_hooks(model)
 
