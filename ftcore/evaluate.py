@@ -9,45 +9,35 @@ from ftcore.cli import REQUIRED, check_bounds, cli_errors, option, parse
 @dataclass
 class EvaluateOptions:
     """Score a checkpoint on a file: loss, token accuracy, perplexity and, where the task has gold answers,
-    exact match and F1 of the answers that the model writes."""
+    exact match and F1 of the generated answers."""
 
-    model: str = option(
-        REQUIRED,
-        "directory or hub name of a checkpoint",
-        group="What to score, on what",
-        metavar="DIR",
-    )
+    model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
     data: str = option(REQUIRED, "file of records", metavar="FILE")
     task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
-        "qa",
-        "how a file becomes examples",
+        "qa", "how a file becomes examples"
     )
     limit: int | None = option(None, "score only this many records from the start of the file", at_least=1)
     max_source_length: int = option(512, "tokens of the source; longer ones are cut", at_least=1)
     max_target_length: int = option(
-        128,
-        "tokens of the target, and the most that an answer may have",
-        at_least=1,
+        128, "tokens of the target, and most tokens of a generated answer", at_least=1
     )
     num_beams: int = option(1, "beams of the generation", at_least=1)
 
     predictions: str | None = option(
-        None,
-        "file to write the answers to: a JSON object a line",
-        group="Output",
-        metavar="FILE",
+        None, "file to write the answers to, a JSON object per line", group="Output", metavar="FILE"
     )
     json: bool = option(False, "print the scores as one JSON object")
 
-    batch_size: int = option(16, "examples at a time", group="Machine", at_least=1)
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    fast: bool = option(False, "generate the answers with a model prepared for it", group="Computation")
+    batch_size: int = option(16, "examples per batch", at_least=1)
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
 
 if __name__ == "__main__":
-    parse(EvaluateOptions, command="ftcore.evaluate")  # --help and typing errors, before the import of torch
+    parse(EvaluateOptions, command="ftcore.evaluate")  # --help and errors, before the slow import of torch
 
 import json
 import sys
@@ -81,11 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.predictions:
             check_predictions(Path(options.predictions), dataset)
         loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
+    decoder = model
+    if options.fast:
+        with cli_errors("ftcore.evaluate", (ValueError, ImportError)):  # ftcore.fast may be left out
+            from ftcore.fast import prepare_for_decoding
+
+            decoder = prepare_for_decoding(model)
+        print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
 
     bar = tqdm(loader, "loss", unit="batch", leave=False)
     loss = score_loss(model, bar)
     answers = score_answers(
-        model,
+        decoder,
         tokenizer,
         dataset,
         batch_size=options.batch_size,
@@ -115,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_predictions(path: Path, dataset: ExampleDataset) -> None:
-    """Find out before the work, not after it, that there will be nothing to write or nowhere to write it."""
+    """Check before any work that there will be predictions, and a directory for them."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--predictions {path}: its directory does not exist")
     if not any(record.references for record in dataset.records):
@@ -123,9 +120,9 @@ def check_predictions(path: Path, dataset: ExampleDataset) -> None:
 
 
 def write_predictions(answers: Sequence[Answer], path: Path) -> None:
-    """One JSON object a line: source, prediction, references, exact_match, f1."""
+    """Write one JSON object per line: source, prediction, references, exact_match, f1."""
     lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
-    write_atomically(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
 
 if __name__ == "__main__":

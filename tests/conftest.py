@@ -2,14 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-
-from ftcore.fast.compiler import require_compiler
 
 pytest.register_assert_rewrite("tests.helpers")
 
@@ -46,18 +43,3 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real data sets are not at {REAL_DATA} (set FTCORE_REAL_DATA)")
     return REAL_DATA
-
-
-@pytest.fixture
-def programs() -> Iterator[Callable[[], int]]:
-    """How many programs PyTorch's compiler has made in a test: `programs()`. Skips where it can make none."""
-    from torch._dynamo.utils import counters  # which takes seconds to import
-
-    try:
-        require_compiler(torch.device("cpu"), "this test")
-    except ValueError as error:
-        pytest.skip(str(error))
-    torch._dynamo.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()

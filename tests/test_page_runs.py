@@ -42,10 +42,3 @@ def test_default_options_call_the_pages_alone(
     names = {f"{kind.__module__}.{kind.__name__}" for kind in called}
     assert {name for name in names if not name.startswith(PAGES)} == set()
     assert nn.Dropout in called and (family == "gpt2" or T5LayerNorm in called)
-
-
-def test_with_fast_other_modules_train(called: set[type[nn.Module]], tmp_path: Path) -> None:
-    model, data = tiny_runs.tiny_t5(tmp_path), tiny_runs.questions(tmp_path / "train.jsonl", 12)
-    run = ["--model", str(model), "--train", str(data), "--output", str(tmp_path / "run"), "--max-steps", "1"]
-    assert ftcore.train.main([*run, "--fast"]) == 0
-    assert any(kind.__module__.startswith("ftcore.fast.") for kind in called)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.decoding import generate
-from ftcore.decoding.search import HOPELESS, Hypotheses
+from ftcore.decoding.search import Hypotheses
 from ftcore.models import Model
 
 Status = Literal["running", "finished", "displaced", "pruned"]
@@ -125,7 +125,7 @@ class _Recorder:
 def _valid(hypotheses: Hypotheses, prompt_length: int) -> Iterator[tuple[int, _Ids]]:
     """Index and ids of the hypotheses of the first source, without empty slots."""
     for i, score in enumerate(hypotheses.scores[0].tolist()):
-        if score > HOPELESS / 2:
+        if score > NEG_INF / 2:
             length = prompt_length + int(hypotheses.new_tokens[0, i])
             yield i, tuple(hypotheses.ids[0, i, :length].tolist())
 

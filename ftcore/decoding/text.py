@@ -1,4 +1,4 @@
-"""Generation from texts to texts: many at once in batches, or one whose answer is shown as it grows."""
+"""Text in, text out: many texts in batches, or one whose answer is streamed."""
 
 import re
 import warnings
@@ -28,25 +28,32 @@ def generate_texts(
 ) -> list[Any]:
     """T5's answers to `texts`, or GPT-2's continuations without the prompts, in the order of `texts`.
 
-    Texts of similar length share a batch. The longest come first: if memory runs out, it does so at once.
+    Texts of similar length share a batch, the longest first, so that running out of memory happens at once.
 
     Args:
         model, tokenizer: of one checkpoint.
         texts: T5's inputs or GPT-2's prompts.
-        batch_size: how many texts are worked on at the same time.
-        progress: show a bar that counts texts.
+        batch_size: in texts.
+        progress: show a progress bar.
         generator, arguments: those of `generate`.
 
     Returns:
-        A string for each text; with num_return_sequences > 1 a list of strings.
+        One string per text; with num_return_sequences > 1 one list of strings per text.
 
     Raises:
-        ValueError: a wrong argument, or a prompt that is empty or too long, with its number, from 1.
+        ValueError: a wrong argument, or an empty or too long prompt, with its number from 1.
     """
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
-    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "generator": generator}
-    return generate_from_ids(model, tokenizer, sources, **settings, **arguments)
+    return generate_from_ids(
+        model,
+        tokenizer,
+        sources,
+        batch_size=batch_size,
+        progress=progress,
+        generator=generator,
+        **arguments,
+    )
 
 
 def generate_from_ids(
@@ -59,7 +66,7 @@ def generate_from_ids(
     generator: torch.Generator | None = None,
     **arguments: Any,
 ) -> list[Any]:
-    """`generate_texts` for texts that are token ids already: a dataset's sources, cut as in training."""
+    """`generate_texts` for encoded texts, such as the sources of a dataset."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     chosen = arguments_for(model, arguments)
@@ -71,10 +78,10 @@ def generate_from_ids(
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
             rows = generate(model, ids, mask, generator=generator, **arguments).tolist()
-            new_from = first_new_token(model, ids)
-            for place, row in enumerate(rows):
-                index = batch[place // chosen.num_return_sequences]
-                answers[index].append(tokenizer.decode(up_to_end(row[new_from:], chosen.eos_ids)))
+            prefix = 1 if model.config.is_encoder_decoder else ids.shape[1]  # start token or prompt
+            for number, row in enumerate(rows):
+                index = batch[number // chosen.num_return_sequences]
+                answers[index].append(tokenizer.decode(up_to_end(row[prefix:], chosen.eos_ids)))
             bar.update(len(batch))
     return answers if chosen.num_return_sequences > 1 else [answer for [answer] in answers]
 
@@ -88,10 +95,10 @@ def stream_text(
     generator: torch.Generator | None = None,
     **arguments: Any,
 ) -> str:
-    """Answer or continue one text and hand the new text to `write` piece by piece, as soon as it is certain.
+    """Answer or continue one text, and pass the new text to `write` in pieces, as soon as they are final.
 
-    Returns what `generate_texts` returns for this text: all pieces joined. Raises ValueError as that does,
-    and for several answers or beams, which know their answer only at the end.
+    Returns all pieces joined, the text that `generate_texts` returns. Raises ValueError as it does, and for
+    several answers or beams, which are known only at the end.
     """
     chosen = arguments_for(model, arguments)
     if chosen.num_return_sequences > 1:
@@ -109,10 +116,10 @@ def stream_text(
 
 
 class TextStream:
-    """A `streamer` for `generate` with one row: turns its tokens into text and writes what no longer changes.
+    """A `streamer` for `generate` with one row: decodes its tokens and writes the text that is final.
 
-    A character may take several tokens, and the next token may remove a space before it, so that the end of
-    the text is held back until it is certain, or until `close`.
+    A character may take several tokens, and the next token may remove a space before it. So the end of the
+    text is held back until it is final, or until `close`.
     """
 
     def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:
@@ -122,14 +129,14 @@ class TextStream:
         self.written = ""
 
     def __call__(self, tokens: Tensor) -> None:
-        """Take the next token, shape (1,)."""
+        """Add the next token, shape (1,)."""
         self.tokens.append(int(tokens))
-        # Parts of a character decode to U+FFFD. A space may yet go if no more than two characters follow it:
-        # some tokenizers' decoding makes "don't" of "do n't", and "yes." of "yes .".
+        # Parts of a character decode to U+FFFD. A space is not final until three characters follow it: some
+        # tokenizers decode "do n't" as "don't" and "yes ." as "yes.".
         self._write_up_to(re.sub(r"\s\S{0,2}$", "", self._text().rstrip("\ufffd")))
 
     def close(self) -> None:
-        """Write what was held back."""
+        """Write the text that was held back."""
         self._write_up_to(self._text())
 
     def _text(self) -> str:
@@ -143,7 +150,7 @@ class TextStream:
 
 
 def check_prompts(model: Model, arguments: Arguments, sources: Sequence[list[int]]) -> None:
-    """Refuse GPT-2 prompts that cannot be continued. T5 takes all."""
+    """Raises ValueError for an empty or too long GPT-2 prompt. T5 accepts all."""
     if model.config.is_encoder_decoder:
         return
     for number, source in enumerate(sources, start=1):
@@ -156,7 +163,7 @@ def check_prompts(model: Model, arguments: Arguments, sources: Sequence[list[int
 
 
 def warn_of_final_spaces(model: Model, texts: Sequence[str]) -> None:
-    """A GPT-2 prompt that ends in a space is taken as it is, but its author should know."""
+    """Warn of GPT-2 prompts that end in a space; they are not changed."""
     ending = sum(text.endswith(" ") for text in texts)
     if ending and not model.config.is_encoder_decoder:
         warnings.warn(
@@ -167,17 +174,12 @@ def warn_of_final_spaces(model: Model, texts: Sequence[str]) -> None:
 
 
 def padded(model: Model, tokenizer: Tokenizer, sources: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (B, S), padded where the model wants it."""
+    """Ids and attention mask (B, S), padded on the side that the model needs."""
     side = "right" if model.config.is_encoder_decoder else "left"
     return pad_rows(sources, tokenizer.pad_id, side), pad_rows([[1] * len(row) for row in sources], 0, side)
 
 
-def first_new_token(model: Model, ids: Tensor) -> int:
-    """Where the new tokens begin in what `generate` returns: after the start token or after the prompt."""
-    return 1 if model.config.is_encoder_decoder else ids.shape[1]
-
-
 def up_to_end(tokens: list[int], eos_ids: list[int]) -> list[int]:
-    """The tokens up to the first EOS; what follows it is padding."""
-    end = next((place for place, token in enumerate(tokens) if token in eos_ids), len(tokens))
+    """The tokens up to the first EOS, which only padding follows."""
+    end = next((index for index, token in enumerate(tokens) if token in eos_ids), len(tokens))
     return tokens[: end + 1]

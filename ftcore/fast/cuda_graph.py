@@ -1,9 +1,9 @@
-"""A step of decoding as a CUDA graph: recorded once, then started by a single call.
+"""A decoding step as a CUDA graph: captured once, then replayed by a single call.
 
-A step is hundreds of kernels of a few microseconds each, and Python takes longer to start one than a GPU to
-run it. A graph starts them all at once, but can only repeat itself: the same kernels on the same memory. So
-nothing in it may grow from step to step, and no number that changes may be known to Python alone. Its cache
-shows all the positions there will ever be, a mask says which are in use, a tensor where the new token stands.
+A step is hundreds of kernels of a few microseconds each, and Python takes longer to launch one than a GPU to
+run it. A graph launches them all at once, but repeats exactly the captured kernels on the captured memory. So
+no tensor of the step may grow, and no value that changes may be a Python number: the cache always shows all
+of its positions, a mask selects the filled ones, and a tensor holds the position of the new token.
 """
 
 import weakref
@@ -20,59 +20,58 @@ from ftcore.models.attention import attention_mask_bias
 from ftcore.models.cache import Extent, KVCache, LayerCache
 from ftcore.models.t5 import relative_position_bucket
 
-# A graph has room for a multiple of so many positions, so that texts of similar lengths can share one.
-ROOM = 64
-# So many graphs may wait for others of their sizes. Each keeps a cache.
-WAITING = 8
+# Cache sizes are rounded up to a multiple of this, so that similar lengths share a graph.
+LENGTH_MULTIPLE = 64
+# Unused graphs kept for later calls. Each keeps its cache.
+MAX_UNUSED = 8
 
 
 class GraphStep:
-    """`next_logits` for one new token of each row, with a graph for each combination of sizes.
+    """The `fast_step` of a model on a GPU: `next_logits` for one new token per row, one graph per `Sizes`.
 
-    A graph serves one call of `generate` after another. A call that begins while another of the same sizes
-    goes on gets a graph of its own.
+    Successive calls of `generate` reuse a graph. Concurrent calls of equal sizes get a graph each.
     """
 
-    # Threads may share a model, and a process can record one graph at a time.
+    # Threads may share a model, and a process can capture one graph at a time.
     lock = Lock()
 
     def __init__(self) -> None:
-        self.graphs: list[Graph] = []  # the one that was lent last is the last
+        self.graphs: list[Graph] = []  # least recently used first
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphStep":
-        return GraphStep()  # a graph reads the memory of the model that it was recorded from
+        return GraphStep()  # captured graphs read the memory of the original model
 
     def __call__(
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> Tensor:
-        graph = next((graph for graph in self.graphs if graph.borrower() is cache), None)
+        graph = next((graph for graph in self.graphs if graph.owner() is cache), None)
         if graph is None:
             sizes = Sizes.of(model, new_ids, cache, mask, encoder_output)
             with self.lock:
-                graph = self.waiting_or_new(model, sizes, cache)
-                graph.take_over(cache, mask)
+                graph = self.unused_or_new(model, sizes, cache)
+                graph.attach(cache, mask)
         return graph.step(new_ids, cache)
 
-    def suits(self, sources: int, rows: int) -> bool:
-        """Whether to go on with so few once others have ended: no, they would be recorded anew."""
+    def supports(self, sources: int, rows: int) -> bool:
+        """False: fewer rows would need another graph."""
         return False
 
-    def waiting_or_new(self, model: Any, sizes: "Sizes", cache: KVCache) -> "Graph":
-        """A graph of these sizes that nobody uses, now the last of all."""
-        waiting = [graph for graph in self.graphs if graph.borrower() is None]
-        graph = next((graph for graph in waiting if graph.sizes == sizes), None)
-        leaving = [graph] if graph is not None else waiting[: max(0, len(waiting) + 1 - WAITING)]
-        self.graphs = [other for other in self.graphs if other not in leaving]
+    def unused_or_new(self, model: Any, sizes: "Sizes", cache: KVCache) -> "Graph":
+        """An unused graph of these sizes, or a new one, moved to the end of `graphs`."""
+        unused = [graph for graph in self.graphs if graph.owner() is None]
+        graph = next((graph for graph in unused if graph.sizes == sizes), None)
+        removed = [graph] if graph is not None else unused[: max(0, len(unused) + 1 - MAX_UNUSED)]
+        self.graphs = [other for other in self.graphs if other not in removed]
         self.graphs.append(graph or Graph(model, sizes, cache))
         return self.graphs[-1]
 
 
 class Sizes(NamedTuple):
-    """All that two calls must have in common to share a graph of one model."""
+    """Two calls with equal `Sizes` can share a graph."""
 
-    weights: tuple[tuple[int, torch.dtype], ...]  # where they lie: a moved or converted model is another
+    weights: tuple[tuple[int, torch.dtype], ...]  # addresses: moving or converting the model changes them
     rows: int
-    room: int
+    max_length: int
     source: torch.Size | None  # (B, S, D) of T5's encoder output
     source_is_padded: bool
 
@@ -86,15 +85,15 @@ class Sizes(NamedTuple):
         encoder_output: Tensor | None,
     ) -> "Sizes":
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
-        room = -(-cache.max_length // ROOM) * ROOM
-        room = min(room, position_limit(model) or room)
+        max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        max_length = min(max_length, position_limit(model) or max_length)
         if encoder_output is None:
-            return cls(weights, len(new_ids), room, None, False)
-        return cls(weights, len(new_ids), room, encoder_output.shape, mask is not None)
+            return cls(weights, len(new_ids), max_length, None, False)
+        return cls(weights, len(new_ids), max_length, encoder_output.shape, mask is not None)
 
 
 class Graph:
-    """One recorded step, and the memory that it works on. It is recorded from zeros."""
+    """One captured step with its static input and output tensors."""
 
     def __init__(self, model: Any, sizes: Sizes, cache: KVCache):
         self.sizes = sizes
@@ -102,16 +101,16 @@ class Graph:
         zeros = partial(torch.zeros, dtype=torch.long, device=device)
         self.new_ids = zeros(sizes.rows, 1)
         self.position = zeros(1)  # of the new tokens
-        self.visible = zeros(sizes.rows, sizes.room)  # 1 at positions that hold a token
-        self.cache = WholeCache(cache, sizes.room, self.position)
-        # T5's encoder output is asked for its size alone: its keys and values are in the cache.
+        self.visible = zeros(sizes.rows, sizes.max_length)  # 1 at positions that hold a token
+        self.cache = StaticCache(cache, sizes.max_length, self.position)
+        # Only the shape of T5's encoder output is read: its keys and values are in the cache.
         self.source = None if sizes.source is None else torch.empty(sizes.source, device="meta")
         self.source_mask = zeros(sizes.source[:2]) if sizes.source and sizes.source_is_padded else None
-        self.borrower: Callable[[], KVCache | None] = lambda: None  # whose call it serves at present
-        self.replay, self.logits = record(partial(self.compute, model), device)
+        self.owner: Callable[[], KVCache | None] = lambda: None  # the cache of the call in progress
+        self.replay, self.logits = capture(partial(self.compute, model), device)
 
     def compute(self, model: Any) -> Tensor:
-        """What is recorded: `next_logits`, from tensors that stay where they are, (R, V)."""
+        """The captured computation: `next_logits` (R, V) from the static tensors."""
         self.visible.index_fill_(1, self.position, 1)
         if self.source is None:
             hidden = model.last_hidden(self.new_ids, self.visible, cache=self.cache)
@@ -123,9 +122,10 @@ class Graph:
         """T5's `decode_hidden`, but with the position of the new tokens in a tensor: (R, 1, D)."""
         decoder, config = model.decoder, model.config
         hidden = decoder.embed_tokens(self.new_ids)
-        mask = attention_mask_bias(self.visible, 1, self.sizes.room, causal=True, like=hidden)
+        mask = attention_mask_bias(self.visible, 1, self.sizes.max_length, causal=True, like=hidden)
         source_bias = attention_mask_bias(self.source_mask, 1, source.shape[1], causal=False, like=hidden)
-        distances = torch.arange(self.sizes.room, device=hidden.device)[None] - self.position  # (1, room)
+        keys = torch.arange(self.sizes.max_length, device=hidden.device)
+        distances = keys[None] - self.position  # (1, S): key minus query
         buckets = relative_position_bucket(
             distances,
             bidirectional=False,
@@ -135,24 +135,24 @@ class Graph:
         for layer, block in enumerate(decoder.block):
             table = block.layer[0].SelfAttention.relative_attention_bias
             if table is not None:
-                position_bias = table(buckets).permute(2, 0, 1)[None].contiguous() + mask  # (R, H, 1, room)
+                position_bias = table(buckets).permute(2, 0, 1)[None].contiguous() + mask  # (R, H, 1, S)
             hidden = block(hidden, position_bias, source, source_bias, self.cache.layer(layer))
         hidden = decoder.final_layer_norm(hidden)
         return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden
 
-    def take_over(self, cache: KVCache, mask: Tensor | None) -> None:
-        """Go on from what a cache and its mask hold; the cache goes on in this memory."""
+    def attach(self, cache: KVCache, mask: Tensor | None) -> None:
+        """Copy a cache and its mask into the static tensors, and make the cache use these from now on."""
         self.visible.zero_()
         self.visible[:, : cache.length] = 1
         if mask is not None and self.source_mask is not None:
             self.source_mask.copy_(mask)
-        elif mask is not None:  # GPT-2's, over all positions so far
+        elif mask is not None:  # GPT-2's mask, over all positions so far
             self.visible[:, : cache.length] = mask[:, : cache.length]
-        self.cache.take_over(cache)
-        self.borrower = weakref.ref(cache)
+        self.cache.attach(cache)
+        self.owner = weakref.ref(cache)
 
     def step(self, new_ids: Tensor, cache: KVCache) -> Tensor:
-        """The next tokens (R, 1) go in, fp32 logits of the one after come out, (R, V)."""
+        """Feed the next tokens (R, 1) -> fp32 logits of the token after, (R, V)."""
         self.new_ids.copy_(new_ids)
         self.position.fill_(cache.length)
         self.replay()
@@ -160,31 +160,31 @@ class Graph:
         return self.logits.clone()
 
 
-class WholeCache(KVCache):
-    """A cache that shows all of its positions, as if the new token were the last that it has room for.
+class StaticCache(KVCache):
+    """A cache that always shows all of its positions, as if the new token were the last to fit.
 
-    Where the new token really goes `position` says, (1,).
+    `position` (1,): where the new token's key and value are stored.
     """
 
-    def __init__(self, like: KVCache, room: int, position: Tensor):
-        super().__init__(room)
-        self.extent.length = room - 1
-        self.whole_layers = [WholeLayer(layer, self.extent, position) for layer in like.layers]
-        self.layers = [*self.whole_layers]
+    def __init__(self, like: KVCache, max_length: int, position: Tensor):
+        super().__init__(max_length)
+        self.extent.length = max_length - 1
+        self.static_layers = [StaticLayer(layer, self.extent, position) for layer in like.layers]
+        self.layers = [*self.static_layers]
 
-    def take_over(self, cache: KVCache) -> None:
-        """Copy what a cache holds, and let its layers have this memory from now on."""
-        for own, layer in zip(self.whole_layers, cache.layers, strict=True):
-            own.take_over(layer, cache.length)
+    def attach(self, cache: KVCache) -> None:
+        """Copy a cache's contents, and make its layers use this memory from now on."""
+        for static, layer in zip(self.static_layers, cache.layers, strict=True):
+            static.attach(layer, cache.length)
 
     def advance(self, positions: int) -> None:
-        """It is full as ever: whoever repeats the step counts them."""
+        """A no-op: `Graph.step` advances the attached cache."""
 
 
-class WholeLayer(LayerCache):
-    """One layer's share of a WholeCache, zeros at first."""
+class StaticLayer(LayerCache):
+    """One layer of a StaticCache, zeros at first."""
 
-    key: Tensor  # (R, H, room, K)
+    key: Tensor  # (R, H, max_length, K)
     value: Tensor
 
     def __init__(self, like: Any, extent: Extent, position: Tensor):
@@ -196,35 +196,35 @@ class WholeLayer(LayerCache):
             self.cross = torch.zeros_like(key), torch.zeros_like(value)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new token's key and value, (R, H, 1, K) each; return all there will ever be."""
+        """Store the new token's key and value, (R, H, 1, K) each; return those of all positions."""
         self.key.index_copy_(2, self.position, key)
         self.value.index_copy_(2, self.position, value)
         return self.key, self.value
 
-    def take_over(self, layer: Any, length: int) -> None:
-        """Copy what a layer holds, `length` positions, and give it this memory instead of its own."""
-        for own, old in ((self.key, layer.key), (self.value, layer.value)):
-            own[:, :, :length] = old[:, :, :length]
-            own[:, :, length:] = 0  # nobody looks at them, but nothing times infinity would be no number
+    def attach(self, layer: Any, length: int) -> None:
+        """Copy `length` positions of a layer, and make it use this memory instead of its own."""
+        for static, old in ((self.key, layer.key), (self.value, layer.value)):
+            static[:, :, :length] = old[:, :, :length]
+            static[:, :, length:] = 0  # masked, but must be finite: 0 * inf = NaN
         if self.cross is not None:
-            for own, old in zip(self.cross, layer.cross, strict=True):
-                own.copy_(old)
+            for static, old in zip(self.cross, layer.cross, strict=True):
+                static.copy_(old)
         layer.key, layer.value, layer.cross = self.key, self.value, self.cross
 
 
-def record(compute: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """What repeats a computation, and the memory in which its result appears.
+def capture(compute: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """Capture a computation as a CUDA graph: returns its replay function and its static output.
 
-    It runs once before it is recorded: libraries do things at their first call that cannot be repeated.
+    The computation runs once before, since libraries initialize at their first call.
     """
     with torch.cuda.device(device):
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             compute()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on with what they do.
-        with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+        # "thread_local": other threads may use CUDA during the capture.
+        with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
             result = compute()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side_stream)
     return graph.replay, result

@@ -1,4 +1,4 @@
-"""python -m ftcore.evaluate: the same scores as in training, predictions, one line for every mistake."""
+"""python -m ftcore.evaluate: the scores of training, predictions, one line for every error."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def on(files: Path, model: str, data: str = "qa.jsonl") -> list[str]:
     return ["--model", str(files / model), "--data", str(files / data), "--max-target-length", "20"]
 
 
-def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+def error_of(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         main(arguments)
@@ -49,10 +49,10 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
-def test_the_scores_of_a_run_again(
+def test_scores_equal_those_logged_by_training(
     files: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """What the log says of the last step is what evaluate says of last/."""
+    """The last line of metrics.jsonl equals the scores of last/."""
     monkeypatch.setattr(console, "save_picture", lambda *_: False)
     rows = ({"context": f"it is {n}", "question": "is it?", "answer": "yes"} for n in range(9))
     run, data = tmp_path / "run", str(tiny_runs.write_lines(tmp_path / "yes.jsonl", rows))
@@ -65,7 +65,7 @@ def test_the_scores_of_a_run_again(
     assert scores.pop("examples") == 9 and scores.pop("tokens") > 9
     assert scores.pop("loss") == pytest.approx(logged.pop("valid_loss"), rel=1e-5)
     assert {"step": 30, "epoch": 30.0, **scores} == pytest.approx(logged, rel=1e-5)
-    assert scores["f1"] > 0  # it has learnt something to score
+    assert scores["f1"] > 0  # the model has learned something
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
@@ -88,14 +88,14 @@ def test_predictions(files: Path, tmp_path: Path, model: str, capsys: pytest.Cap
         assert scores[name] == pytest.approx(sum(answer[name] for answer in answers) / 5)
 
 
-def test_a_table_for_people(files: Path, capsys: pytest.CaptureFixture) -> None:
+def test_table(files: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(on(files, "t5")) == 0
     table = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert list(table) == ["examples", "tokens", "loss", "token_accuracy", "perplexity", "exact_match", "f1"]
     assert table["examples"] == "9"
 
 
-def test_a_text_has_a_perplexity_and_no_answers(files: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_corpus_has_a_perplexity_and_no_answers(files: Path, capsys: pytest.CaptureFixture) -> None:
     scores = evaluate(capsys, *on(files, "gpt2", "text.txt"), "--task", "lm")
     assert list(scores) == ["examples", "tokens", "loss", "token_accuracy", "perplexity"]
     assert scores["tokens"] == len("the quick brown fox. " * 30)  # every byte but the first, and the end
@@ -110,7 +110,7 @@ def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--data", "/nowhere/x.json"], "/nowhere/x.json"),
         (["--model", "/nowhere/x"], "/nowhere/x: no such directory"),
@@ -126,29 +126,29 @@ def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> 
         (["--predikt", "x"], "did you mean '--predictions'?"),
     ],
 )
-def test_one_line_for_what_is_wrong(
-    files: Path, capsys: pytest.CaptureFixture, arguments: list[str], complaint: str
+def test_invalid_options_are_refused_in_one_line(
+    files: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
 ) -> None:
-    assert complaint in refusal(capsys, *on(files, "t5"), *arguments)
+    assert message in error_of(capsys, *on(files, "t5"), *arguments)
 
 
-def test_more_mistakes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "--model is missing" in refusal(capsys)
-    assert "--data is missing" in refusal(capsys, "--model", str(files / "t5"))
+def test_invalid_files_are_refused(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "--model is missing" in error_of(capsys)
+    assert "--data is missing" in error_of(capsys, "--model", str(files / "t5"))
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"context": \n')
-    assert "broken.jsonl, line 1: broken JSON" in refusal(capsys, *on(files, "t5"), "--data", str(broken))
+    assert "broken.jsonl, line 1: broken JSON" in error_of(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
-    assert "the records have no gold answers" in refusal(capsys, *text)
-    assert "--limit counts records, and the text of --task lm has none" in refusal(
+    assert "the records have no gold answers" in error_of(capsys, *text)
+    assert "--limit counts records, and the text of --task lm has none" in error_of(
         capsys, *text[:-2], "--limit", "2"
     )
     small = tiny_runs.tiny_gpt2(tmp_path / "small", n_positions=16)
-    assert "only 16 positions" in refusal(capsys, *on(files, "gpt2"), "--model", str(small))
-    assert "no config.json" in refusal(capsys, *on(files, "t5"), "--model", str(files))
+    assert "only 16 positions" in error_of(capsys, *on(files, "gpt2"), "--model", str(small))
+    assert "no config.json" in error_of(capsys, *on(files, "t5"), "--model", str(files))
 
 
-def test_a_t5_without_start_token_is_scored(
+def test_a_missing_start_token_defaults_to_the_pad_token(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bare = tiny_runs.tiny_t5(tmp_path / "bare", decoder_start_token_id=None)

@@ -1,4 +1,4 @@
-"""python -m ftcore.generate: every way to ask, every way to answer, and one line for every mistake."""
+"""python -m ftcore.generate: inputs, outputs, --fast, and one line for every error."""
 
 import json
 import subprocess
@@ -6,39 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers.pre_tokenizers import ByteLevel
 
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.generate import main
-from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from tests.helpers import tiny_runs
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("gpt2")
-    pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
-    (directory / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
-    (directory / "merges.txt").write_text("#version: 0.2\n")
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=257, n_positions=256, n_embd=16, n_layer=1, n_head=2, eos_token_id=256)
-    model = GPT2LMHeadModel(config)
-    torch.nn.init.normal_(model.transformer.wpe.weight, std=0.1)
-    model.save_pretrained(directory)
-    return str(directory)
+    return str(tiny_runs.tiny_gpt2(tmp_path_factory.mktemp("gpt2"), n_positions=256))
 
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("byt5")
-    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    config = T5Config(**sizes, decoder_start_token_id=0, tie_word_embeddings=False)
-    T5ForConditionalGeneration(config).save_pretrained(directory)
-    return str(directory)
+    return str(tiny_runs.tiny_t5(tmp_path_factory.mktemp("byt5"), tie_word_embeddings=False))
 
 
 def expected(directory: str, texts: list[str], **options: object) -> list[str]:
@@ -49,7 +32,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split("\n"))
 
 
-# Ways to ask
+# Inputs
 
 
 def test_a_prompt_is_continued(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +41,7 @@ def test_a_prompt_is_continued(gpt2: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_a_question_is_asked_as_in_training(
+def test_a_question_is_formatted_as_in_training(
     family: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = request.getfixturevalue(family)
@@ -71,7 +54,7 @@ def test_a_question_is_asked_as_in_training(
     assert json.loads(capsys.readouterr().out) == answer
 
 
-def test_a_file_of_lines_is_answered_in_order(
+def test_the_lines_of_a_file_are_answered_in_order(
     gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts.txt"
@@ -83,9 +66,7 @@ def test_a_file_of_lines_is_answered_in_order(
     assert "3/3" in captured.err  # the progress bar
 
 
-def test_a_file_of_records_may_mix_their_kinds(
-    t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_may_mix_kinds_of_records(t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "records.jsonl"
     records = [{"prompt": "a\nb"}, {"context": "c", "question": "q", "answers": ["x"]}, {"source": "s"}]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -96,7 +77,7 @@ def test_a_file_of_records_may_mix_their_kinds(
     assert [answer["text"] for answer in answers] == expected(t5, texts, max_new_tokens=5)
 
 
-# Ways to answer
+# Outputs
 
 
 def test_beams_and_several_answers(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,10 +91,10 @@ def test_beams_and_several_answers(gpt2: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "".join(text + "\n" for text in texts)
 
 
-def test_a_seed_repeats_the_sample(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_makes_samples_reproducible(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     def sampled(seed: int) -> str:
-        drawing = ["--sample", "--temperature", "2", "--top-k", "0", "--top-p", "0.9", "--seed", str(seed)]
-        main(["--model", gpt2, "--prompt", "Ada", *drawing])
+        sampling = ["--sample", "--temperature", "2", "--top-k", "0", "--top-p", "0.9", "--seed", str(seed)]
+        main(["--model", gpt2, "--prompt", "Ada", *sampling])
         return capsys.readouterr().out
 
     assert sampled(1) == sampled(1) != sampled(2)
@@ -124,7 +105,7 @@ def test_the_stream_is_the_answer(gpt2: str, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == expected(gpt2, ["Ada"])[0] + "\n"
 
 
-def test_the_output_file_is_what_the_screen_would_show(
+def test_the_output_file_has_the_printed_text(
     gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "answers.txt"
@@ -133,12 +114,12 @@ def test_the_output_file_is_what_the_screen_would_show(
     assert path.read_text(encoding="utf-8") == expected(gpt2, ["Ada"])[0] + "\n"
 
 
-def test_a_prompt_that_ends_in_a_space_is_warned_of(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", gpt2, "--prompt", "Ada "]) == 0
     assert "warning: 1 of 1 prompts end in a space" in capsys.readouterr().err
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -161,7 +142,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_of(gpt2: str, capsys: pytest.Ca
         (["--prompt", "a", "--output", "/no/such/directory/file"], "its directory does not exist"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
+def test_an_error_is_one_line_and_status_2(
     gpt2: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "a" * 250 in arguments:
@@ -186,7 +167,7 @@ def test_a_mistake_is_one_line_and_status_2(
         (b"a\xff", "not UTF-8"),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(
+def test_errors_in_a_file_name_its_line(
     gpt2: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts"
@@ -200,15 +181,23 @@ def test_a_broken_file_is_named_with_its_line(
     assert error.count("\n") == 1
 
 
-def test_help_comes_without_torch_and_names_every_option() -> None:
+def test_help_does_not_import_torch() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "ftcore.generate", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "torch" not in done.stderr
-    for option in ("--prompt TEXT", "--input FILE", "--num-beams N", "--top-p X", "--stream", "--model DIR"):
+    for option in (
+        "--prompt TEXT",
+        "--input FILE",
+        "--num-beams N",
+        "--top-p X",
+        "--stream",
+        "--fast",
+        "--model DIR",
+    ):
         assert option in done.stdout
 
 
-def test_it_runs_as_a_command(gpt2: str) -> None:
+def test_the_command(gpt2: str) -> None:
     command = [sys.executable, "-m", "ftcore.generate", "--model", gpt2, "--prompt", "Ada"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == expected(gpt2, ["Ada"])[0] + "\n"

@@ -1,4 +1,4 @@
-"""The rules: each equals transformers' bit for bit, and all together come in its order."""
+"""Logits processors: each equals transformers' bit for bit, and together they have its order."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ quick = settings(max_examples=60, deadline=None)
 
 @st.composite
 def texts(draw: st.DrawFn, longest: int = 9) -> tuple[Tensor, Tensor]:
-    """Tokens so far (R, T) and scores (R, V), some of them equal and some already forbidden."""
+    """Tokens so far (R, T) and scores (R, V), some of them equal and some already -inf."""
     rows, length = draw(st.integers(1, 3)), draw(st.integers(1, longest))
     ids = torch.tensor(
         draw(
@@ -51,7 +51,7 @@ def texts(draw: st.DrawFn, longest: int = 9) -> tuple[Tensor, Tensor]:
     return ids, scores
 
 
-def same(got: Tensor, want: Tensor) -> None:
+def assert_same(got: Tensor, want: Tensor) -> None:
     assert got.tolist() == want.tolist()
 
 
@@ -60,15 +60,15 @@ keeps = st.integers(1, 3)
 
 @quick
 @given(texts(), st.sampled_from([0.5, 1.3, 2.0]), st.booleans(), st.data())
-def test_penalise_repetition(
+def test_penalize_repetition(
     text: tuple[Tensor, Tensor], penalty: float, padded: bool, data: st.DataObject
 ) -> None:
     ids, scores = text
-    first_real = None
+    first_token = None
     if padded:
-        first_real = torch.tensor([data.draw(st.integers(0, ids.shape[1] - 1)) for _ in ids])
-    want = theirs.RepetitionPenaltyLogitsProcessor(penalty, first_real)(ids, scores.clone())
-    same(ours.penalise_repetition(ids, scores, penalty=penalty, first_real=first_real), want)
+        first_token = torch.tensor([data.draw(st.integers(0, ids.shape[1] - 1)) for _ in ids])
+    want = theirs.RepetitionPenaltyLogitsProcessor(penalty, first_token)(ids, scores.clone())
+    assert_same(ours.penalize_repetition(ids, scores, penalty=penalty, first_token=first_token), want)
 
 
 @quick
@@ -76,7 +76,7 @@ def test_penalise_repetition(
 def test_forbid_repeated_ngrams(text: tuple[Tensor, Tensor], size: int) -> None:
     ids, scores = text
     want = theirs.NoRepeatNGramLogitsProcessor(size)(ids, scores)
-    same(ours.forbid_repeated_ngrams(ids, scores, size=size), want)
+    assert_same(ours.forbid_repeated_ngrams(ids, scores, size=size), want)
 
 
 @quick
@@ -85,8 +85,8 @@ def test_forbid_words(text: tuple[Tensor, Tensor], words: list[list[int]]) -> No
     ids, scores = text
     before = scores.clone()
     want = theirs.NoBadWordsLogitsProcessor(words)(ids, scores)
-    same(ours.forbid_words(ids, scores, words=words), want)
-    same(scores, before)
+    assert_same(ours.forbid_words(ids, scores, words=words), want)
+    assert_same(scores, before)
 
 
 @quick
@@ -94,7 +94,7 @@ def test_forbid_words(text: tuple[Tensor, Tensor], words: list[list[int]]) -> No
 def test_forbid_early_end(text: tuple[Tensor, Tensor], length: int, eos: list[int]) -> None:
     ids, scores = text
     want = theirs.MinLengthLogitsProcessor(length, eos)(ids, scores)
-    same(ours.forbid_early_end(ids, scores, min_length=length, eos_ids=eos), want)
+    assert_same(ours.forbid_early_end(ids, scores, min_length=length, eos_ids=eos), want)
 
 
 @quick
@@ -102,9 +102,9 @@ def test_forbid_early_end(text: tuple[Tensor, Tensor], length: int, eos: list[in
 def test_force_at(text: tuple[Tensor, Tensor], length: int, tokens: list[int]) -> None:
     ids, scores = text
     want = theirs.ForcedEOSTokenLogitsProcessor(length + 1, tokens)(ids, scores)
-    same(ours.force_at(ids, scores, length=length, tokens=tokens), want)
+    assert_same(ours.force_at(ids, scores, length=length, tokens=tokens), want)
     want = theirs.ForcedBOSTokenLogitsProcessor(tokens[0])(ids, scores)
-    same(ours.force_at(ids, scores, length=1, tokens=tokens[:1]), want)
+    assert_same(ours.force_at(ids, scores, length=1, tokens=tokens[:1]), want)
 
 
 @quick
@@ -115,7 +115,7 @@ def test_force_at(text: tuple[Tensor, Tensor], length: int, tokens: list[int]) -
     st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.999]),
     keeps,
 )
-def test_what_reshapes_and_cuts(
+def test_sampling_processors(
     text: tuple[Tensor, Tensor], temperature: float, k: int, p: float, keep: int
 ) -> None:
     ids, scores = text
@@ -128,10 +128,10 @@ def test_what_reshapes_and_cuts(
         (ours.keep_top_p(ids, scores, p=p, keep=keep), theirs.TopPLogitsWarper(p, min_tokens_to_keep=keep)),
         (ours.keep_min_p(ids, scores, p=p, keep=keep), theirs.MinPLogitsWarper(p, min_tokens_to_keep=keep)),
     ):
-        same(got, want(ids, scores))
+        assert_same(got, want(ids, scores))
     if p > 0:
         want = theirs.TypicalLogitsWarper(p, min_tokens_to_keep=keep)(ids, scores)
-        same(ours.keep_typical(ids, scores, mass=p, keep=keep), want)
+        assert_same(ours.keep_typical(ids, scores, mass=p, keep=keep), want)
 
 
 every_option = st.fixed_dictionaries(
@@ -157,7 +157,7 @@ every_option = st.fixed_dictionaries(
 @pytest.mark.parametrize("encoder_decoder", [False, True])
 @settings(max_examples=150, deadline=None)
 @given(texts(), every_option, st.integers(0, 8), st.integers(9, 12), st.booleans())
-def test_all_rules_come_in_the_order_of_transformers(
+def test_all_processors_apply_in_the_order_of_transformers(
     encoder_decoder: bool,
     text: tuple[Tensor, Tensor],
     given_options: dict[str, Any],
@@ -179,10 +179,10 @@ def test_all_rules_come_in_the_order_of_transformers(
         model_kwargs={} if encoder_decoder else {"attention_mask": mask},
     )
     options = Arguments(**{"eos_token_id": model.generation_config.eos_token_id} | given_options)
-    rules = ours.rules(
+    processors = ours.processors_for(
         options,
         min_length=min_length,
         max_length=max_length,
-        first_real=mask.argmax(1) if padded and not encoder_decoder else None,
+        first_token=mask.argmax(1) if padded and not encoder_decoder else None,
     )
-    same(ours.apply_rules(rules, ids, scores), chain(ids, scores.clone()))
+    assert_same(ours.apply_processors(processors, ids, scores), chain(ids, scores.clone()))

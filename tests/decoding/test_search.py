@@ -1,4 +1,4 @@
-"""generate: ids equal to transformers' under every argument, equal without a cache, errors in one line."""
+"""generate: ids equal to transformers' for every argument, equal without a cache, errors in one line."""
 
 import random
 import warnings
@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import shared_length
+from ftcore.decoding.search import common_prefix_length
 from tests.helpers.oracle import gpt2_pair, t5_pair
 
-VOCAB = 41  # few tokens, so that repetitions and ends are frequent
-START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers would fill what its beams leave empty with EOS
+VOCAB = 41  # small, so that repetitions and EOS are frequent
+START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers fills finished beams with EOS
 FAMILIES = ("t5", "gpt2")
 
 
 @cache
 def pair(family: str, seed: int) -> tuple[Any, Any]:
-    """A random model of transformers and ours with its weights."""
+    """A random model of transformers, and ours with the same weights."""
     r = random.Random(seed)
-    # A tied head mostly repeats the last token; most of the models shall say more than that.
+    # A tied head mostly repeats the last token, so most models are untied.
     common = {"vocab_size": VOCAB, "tie_word_embeddings": seed == 0}
     if family == "t5":
         layers = r.choice([1, 2])
@@ -38,14 +38,12 @@ def pair(family: str, seed: int) -> tuple[Any, Any]:
         reference, model = gpt2_pair(settings | common, seed)
     with torch.no_grad():
         for lm in (reference, model):
-            lm.lm_head.weight *= (
-                1.0 if seed == 0 else 2.0
-            )  # surer of some tokens than of others, as trained models are
+            lm.lm_head.weight *= 1.0 if seed == 0 else 2.0  # peaked distributions, like a trained model's
     return reference, model
 
 
 def inputs(r: random.Random, family: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask of one to three rows, GPT-2's padded on the left, T5's on either side."""
+    """Ids and mask of one to three rows, with GPT-2's padding on the left, T5's on either side."""
     rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
     ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
     mask = torch.ones_like(ids)
@@ -60,7 +58,7 @@ def inputs(r: random.Random, family: str) -> tuple[Tensor, Tensor]:
 
 
 def random_options(r: random.Random) -> dict[str, Any]:
-    """Options as different as can be, but possible together."""
+    """Any valid combination of options of greedy and beam search."""
     new = r.choice([1, 6, 16])
     o: dict[str, Any] = {"max_new_tokens": new, "num_beams": r.choice([1, 2, 2, 4, 4]), "pad_token_id": PAD}
     o["eos_token_id"] = r.choice([EOS, [EOS, 7], [EOS, 3, 5, 11, 13], [*range(1, 12)]])
@@ -120,7 +118,7 @@ def prompt_length(family: str, ids: Tensor) -> int:
 
 
 def both(reference: Any, model: Any, ids: Tensor, mask: Tensor, o: dict[str, Any]) -> list[list[list[int]]]:
-    """What transformers and we generate, out of the same chance."""
+    """The ids of transformers and of ftcore, with the same random seed."""
     torch.manual_seed(5)
     want = reference.generate(ids, attention_mask=mask, use_cache=True, **o)
     torch.manual_seed(5)
@@ -140,7 +138,7 @@ def test_greedy_and_beam_search_give_the_ids_of_transformers(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sampling_draws_what_transformers_draws_from_the_same_chance(family: str) -> None:
+def test_sampling_gives_the_ids_of_transformers_for_the_same_seed(family: str) -> None:
     for reference, model, r in cases(family, 30):
         ids, mask = inputs(r, family)
         options = sampling_options(r)
@@ -149,7 +147,7 @@ def test_sampling_draws_what_transformers_draws_from_the_same_chance(family: str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beam_sampling_draws_what_transformers_draws_from_the_same_chance(family: str) -> None:
+def test_beam_sampling_gives_the_ids_of_transformers_for_the_same_seed(family: str) -> None:
     for reference, model, r in cases(family, 20):
         ids, mask = inputs(r, family)
         options = sampling_options(r) | {"num_beams": 3, "early_stopping": r.choice([True, False, "never"])}
@@ -158,8 +156,8 @@ def test_beam_sampling_draws_what_transformers_draws_from_the_same_chance(family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_choice_of_early_stopping_matters_here(family: str) -> None:
-    """Otherwise agreement in it would say nothing."""
+def test_the_random_cases_depend_on_early_stopping(family: str) -> None:
+    """Otherwise equal ids would prove nothing about it."""
     differing = 0
     for _, model, r in cases(family, 20):
         ids, mask = inputs(r, family)
@@ -170,7 +168,7 @@ def test_the_choice_of_early_stopping_matters_here(family: str) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_decoder_prefix_gets_the_start_token_in_front(beams: int) -> None:
+def test_the_start_token_is_prepended_to_a_decoder_prefix(beams: int) -> None:
     reference, model = pair("t5", 0)
     r = random.Random(0)
     ids, mask = inputs(r, "t5")
@@ -183,7 +181,7 @@ def test_a_decoder_prefix_gets_the_start_token_in_front(beams: int) -> None:
         assert got[:, : len(prefix)].tolist() == [[START, 5, 9, 4][: len(prefix)]] * len(ids)
 
 
-def test_t5_beams_are_filled_with_pad_where_transformers_takes_eos() -> None:
+def test_finished_t5_beams_are_filled_with_pad_unlike_transformers() -> None:
     reference, model = pair("t5", 1)
     ids = torch.randint(3, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
     eos = [*range(1, 12)]
@@ -197,7 +195,7 @@ def test_t5_beams_are_filled_with_pad_where_transformers_takes_eos() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_gpt2_without_a_mask_takes_pad_tokens_for_padding(beams: int) -> None:
+def test_gpt2_without_a_mask_masks_pad_tokens(beams: int) -> None:
     reference, model = pair("gpt2", 1)
     ids = torch.tensor([[0, 0, 5, 8], [9, 4, 3, 2]])
     options = {"pad_token_id": 0, "max_new_tokens": 8, "num_beams": beams}
@@ -207,37 +205,37 @@ def test_gpt2_without_a_mask_takes_pad_tokens_for_padding(beams: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lengths_without_an_argument_are_those_of_transformers(family: str) -> None:
+def test_default_lengths_are_those_of_transformers(family: str) -> None:
     """20 new tokens, but no more than GPT-2 has positions; max_length counts the prompt."""
     reference, model = pair(family, 2)
     for length in (3, 50, 63):
         ids = torch.randint(2, VOCAB, (2, length), generator=torch.Generator().manual_seed(length))
         got = generate(model, ids, eos_token_id=None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it advises against the default
+            warnings.simplefilter("ignore")  # transformers advises against the default
             assert got.tolist() == reference.generate(ids, use_cache=True, eos_token_id=None).tolist()
         longer = prompt_length(family, ids) + 1
         assert generate(model, ids, max_length=longer, eos_token_id=None).shape == (2, longer)
 
 
-# Defaults of the checkpoint
+# Defaults from the checkpoint
 
 
-def test_the_call_wins_over_generation_config_and_that_over_config() -> None:
+def test_arguments_override_generation_config_which_overrides_config() -> None:
     _, model = pair("gpt2", 3)
     ids = torch.tensor([[5, 6, 7]])
     everything = list(range(VOCAB))
     assert model.config.eos_token_id == EOS
     model.generation_config = {"max_new_tokens": 4, "eos_token_id": everything, "transformers_version": "5"}
     try:
-        assert generate(model, ids).shape == (1, 4)  # any token ends it
+        assert generate(model, ids).shape == (1, 4)  # any token is an EOS
         assert generate(model, ids, eos_token_id=None).shape == (1, 7)
         assert generate(model, ids, eos_token_id=None, max_new_tokens=2).shape == (1, 5)
     finally:
         model.generation_config = None
 
 
-def test_num_beams_one_and_none_mean_not_given() -> None:
+def test_none_means_not_given() -> None:
     _, model = pair("gpt2", 3)
     ids = torch.tensor([[5, 6, 7]])
     plain = generate(model, ids)
@@ -247,11 +245,11 @@ def test_num_beams_one_and_none_mean_not_given() -> None:
     )
 
 
-# What holds whatever transformers does
+# Without transformers
 
 
 def uncached(family: str, model: Any, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
-    """Greedy search as simple as can be: the whole text through the whole model for every token."""
+    """Greedy search that runs the model on the whole text for every token."""
     text = torch.zeros(len(ids), 1, dtype=torch.long) if family == "t5" else ids
     for _ in range(new_tokens):
         if family == "t5":
@@ -272,8 +270,8 @@ def test_cached_equals_uncached(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beams_find_a_likelier_text_than_greedy_search(family: str) -> None:
-    """All texts of 3 tokens, scored by brute force: enough beams must find the likeliest."""
+def test_enough_beams_find_the_most_likely_continuations(family: str) -> None:
+    """Compared with brute force over all continuations of 2 tokens."""
     _, model = pair(family, 0)
     ids = torch.tensor([[5, 9, 3]])
     words = torch.cartesian_prod(*[torch.arange(VOCAB)] * 2)  # every continuation of 2 tokens
@@ -291,24 +289,24 @@ def test_beams_find_a_likelier_text_than_greedy_search(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_padding_and_batching_change_nothing(family: str, beams: int) -> None:
+def test_padding_and_batching_do_not_change_the_ids(family: str, beams: int) -> None:
     _, model = pair(family, 1)
     eos = [1, 3, 4, 5]
     options = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": eos, "pad_token_id": PAD}
-    texts = [torch.tensor([text]) for text in ([5, 9, 3, 12, 8], [7, 6], [30, 22, 4])]
-    ids = torch.cat([F.pad(text, (5 - text.shape[1], 0), value=PAD) for text in texts])
+    prompts = [torch.tensor([text]) for text in ([5, 9, 3, 12, 8], [7, 6], [30, 22, 4])]
+    ids = torch.cat([F.pad(text, (5 - text.shape[1], 0), value=PAD) for text in prompts])
     together = generate(model, ids, (ids != PAD).long(), **options)[:, prompt_length(family, ids) :]
-    for text, row in zip(texts, together, strict=True):
+    for text, row in zip(prompts, together, strict=True):
         alone = generate(model, text, **options)[:, prompt_length(family, text) :]
         assert up_to_end(row[None], eos) == up_to_end(alone, eos)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beams", [1, 4])
-def test_rows_that_ended_hold_pad_tokens_only(family: str, beams: int) -> None:
+def test_finished_rows_are_filled_with_pad(family: str, beams: int) -> None:
     _, model = pair(family, 2)
     ids = torch.randint(2, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
-    eos, pad = [*range(1, 12)], VOCAB + 5  # a pad id without an embedding is never fed to the model
+    eos, pad = [*range(1, 12)], VOCAB + 5  # a pad id out of vocabulary is never fed to the model
     out = generate(model, ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=pad, num_beams=beams)
     for row in out[:, prompt_length(family, ids) :].tolist():
         end = next((i for i, token in enumerate(row) if token in eos), len(row))
@@ -317,7 +315,7 @@ def test_rows_that_ended_hold_pad_tokens_only(family: str, beams: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_streamer_gets_every_new_token(family: str) -> None:
+def test_the_streamer_receives_every_new_token(family: str) -> None:
     _, model = pair(family, 1)
     ids = torch.randint(2, VOCAB, (2, 4), generator=torch.Generator().manual_seed(0))
     steps: list[Tensor] = []
@@ -325,29 +323,29 @@ def test_the_streamer_gets_every_new_token(family: str) -> None:
     assert torch.stack(steps, 1).tolist() == out[:, prompt_length(family, ids) :].tolist()
 
 
-def test_a_generator_alone_decides_what_is_drawn() -> None:
+def test_sampling_depends_on_the_generator_only() -> None:
     _, model = pair("gpt2", 0)
     ids = torch.tensor([[5, 6, 7]])
 
-    def draw(seed: int) -> list[list[int]]:
+    def sampled(seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
         return generate(model, ids, do_sample=True, max_new_tokens=12, generator=generator).tolist()
 
     before = torch.get_rng_state()
-    assert draw(1) == draw(1) != draw(2)
+    assert sampled(1) == sampled(1) != sampled(2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_module_gets_its_mode_back(family: str) -> None:
+def test_the_mode_of_every_module_is_restored(family: str) -> None:
     _, model = pair(family, 0)
     ids = torch.tensor([[5, 6, 7]])
-    quiet = generate(model, ids)
+    without_dropout = generate(model, ids)
     model.train()
     model.lm_head.eval()
     modes = [module.training for module in model.modules()]
     try:
-        assert generate(model, ids).tolist() == quiet.tolist()  # no dropout
+        assert generate(model, ids).tolist() == without_dropout.tolist()
         assert [module.training for module in model.modules()] == modes
         with pytest.raises(ValueError):
             generate(model, torch.tensor([[VOCAB]]))
@@ -356,7 +354,7 @@ def test_every_module_gets_its_mode_back(family: str) -> None:
         model.eval()
 
 
-def test_generated_ids_can_be_trained_on() -> None:
+def test_generated_ids_are_no_inference_tensors() -> None:
     _, model = pair("gpt2", 0)
     ids = generate(model, torch.tensor([[5, 6, 7]]))
     model(ids).sum().backward()
@@ -364,7 +362,7 @@ def test_generated_ids_can_be_trained_on() -> None:
     model.zero_grad()
 
 
-def test_t5_runs_its_encoder_once_and_keeps_one_row_of_keys_per_source() -> None:
+def test_t5_encodes_once_and_keeps_one_row_of_cross_attention_keys_per_source() -> None:
     _, model = pair("t5", 0)
     encoded: list[int] = []
     rows_of_keys: list[int] = []
@@ -380,7 +378,7 @@ def test_t5_runs_its_encoder_once_and_keeps_one_row_of_keys_per_source() -> None
     assert rows_of_keys == [2]
 
 
-def test_the_head_sees_one_position_a_step() -> None:
+def test_the_head_runs_on_one_position_per_step() -> None:
     _, model = pair("gpt2", 0)
     shapes: list[tuple[int, ...]] = []
     hook = model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
@@ -395,7 +393,7 @@ def test_the_head_sees_one_position_a_step() -> None:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("gpt2", {"num_beam": 2}, "no argument 'num_beam'; did you mean 'num_beams'?"),
+        ("gpt2", {"num_beam": 2}, "no argument 'num_beam', did you mean 'num_beams'?"),
         ("gpt2", {"max_tokens": 2}, "did you mean 'max_new_tokens'?"),
         ("gpt2", {"zzz": 2}, "no argument 'zzz'$"),
         (
@@ -412,7 +410,7 @@ def test_the_head_sees_one_position_a_step() -> None:
             {"min_new_tokens": 5, "max_new_tokens": 4},
             "minimum length of 8 tokens exceeds the maximum of 7",
         ),
-        ("gpt2", {"max_length": 3}, "leaves no room below the maximum length of 3"),
+        ("gpt2", {"max_length": 3}, "reaches the maximum length of 3"),
         ("gpt2", {"max_new_tokens": 63}, "3 tokens and 63 new ones exceed the model's 64 positions"),
         ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected more than 0"),
         ("gpt2", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
@@ -435,7 +433,7 @@ def test_the_head_sees_one_position_a_step() -> None:
         ("t5", {"attention_mask": torch.ones(1, 2)}, r"attention_mask has the shape \(1, 2\)"),
     ],
 )
-def test_an_impossible_call_is_one_clear_line(family: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(family: str, options: dict[str, Any], message: str) -> None:
     _, model = pair(family, 0)
     with pytest.raises(ValueError, match=message) as caught:
         generate(model, torch.tensor([[5, 6, 7]]), **options)
@@ -443,7 +441,7 @@ def test_an_impossible_call_is_one_clear_line(family: str, options: dict[str, An
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inputs_that_are_no_ids_are_refused(family: str) -> None:
+def test_inputs_that_are_not_ids_are_refused(family: str) -> None:
     _, model = pair(family, 0)
     for ids in (torch.tensor([5, 6]), torch.ones(1, 3), torch.ones(1, 0, dtype=torch.long)):
         with pytest.raises(ValueError, match="input_ids must be a tensor of token ids"):
@@ -453,30 +451,30 @@ def test_inputs_that_are_no_ids_are_refused(family: str) -> None:
             generate(model, torch.tensor([[5, token]]))
 
 
-def test_a_prompt_padded_on_the_right_cannot_be_continued() -> None:
+def test_right_padding_of_gpt2_prompts_is_refused() -> None:
     _, model = pair("gpt2", 0)
     ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
     with pytest.raises(ValueError, match="pad GPT-2's prompts on the left"):
         generate(model, ids, (ids != 0).long())
 
 
-def test_the_whole_of_gpt2s_positions_can_be_used() -> None:
+def test_all_of_gpt2s_positions_can_be_used() -> None:
     _, model = pair("gpt2", 0)
     out = generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=62, eos_token_id=None)
     assert out.shape == (1, 65)  # the last token needs no position
 
 
-def test_sampling_options_without_sampling_are_named_in_a_warning() -> None:
+def test_unused_sampling_options_cause_a_warning() -> None:
     _, model = pair("gpt2", 0)
     with pytest.warns(UserWarning, match="without do_sample=True generate ignores temperature, top_k"):
         generate(model, torch.tensor([[5, 6, 7]]), temperature=0.5, top_k=3)
 
 
-# Rows that leave
+# Finished sources
 
 
 def fed_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows the head sees in each step, filled while `generate` runs. A hook would keep all."""
+    """Rows that the head receives in each step of `generate`. (A hook would keep all rows.)"""
     counts: list[int] = []
     head = model.lm_head.forward
 
@@ -489,31 +487,33 @@ def fed_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sources_leave_without_a_trace(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy, sampled or with beams: the ids are those of a search in which all rows stay."""
-    shrank = 0
+def test_dropping_finished_sources_does_not_change_the_ids(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy search, sampling and beam search, compared with a search that keeps all rows."""
+    shrunk = 0
     for _, model, r in cases(family, 40):
         ids, mask = inputs(r, family)
         options = (random_options if r.random() < 0.6 else sampling_options)(r)
         options |= {"max_new_tokens": 12, "eos_token_id": [*range(1, 9)]}
         answers = []
-        for stay in (False, True):
+        for keep_all in (False, True):
             with monkeypatch.context() as patch:
-                if stay:
+                if keep_all:
                     patch.setattr("ftcore.decoding.state.is_hooked", lambda model: True)
                 counts = fed_rows(model, patch)
-                chance = torch.Generator().manual_seed(3)
-                answers.append(generate(model, ids, mask, generator=chance, **options).tolist())
-            assert not stay or len(set(counts[1:])) <= 1
+                generator = torch.Generator().manual_seed(3)
+                answers.append(generate(model, ids, mask, generator=generator, **options).tolist())
+            assert not keep_all or len(set(counts[1:])) <= 1
             assert counts[1:] == sorted(counts[1:], reverse=True)
-            shrank += len(set(counts[1:])) > 1
+            shrunk += len(set(counts[1:])) > 1
         assert answers[0] == answers[1], options
-    assert shrank > 5
+    assert shrunk > 5
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whoever_watches_sees_all_rows_in_every_step(family: str, beams: int) -> None:
+def test_hooks_see_all_rows_in_every_step(family: str, beams: int) -> None:
     _, model = pair(family, 1)
     ids = torch.randint(2, VOCAB, (4, 4), generator=torch.Generator().manual_seed(0))
     shapes: list[int] = []
@@ -525,9 +525,9 @@ def test_whoever_watches_sees_all_rows_in_every_step(family: str, beams: int) ->
 
 @settings(deadline=None, max_examples=50)
 @given(st.data())
-def test_shared_length_is_that_of_the_common_beginning(data: st.DataObject) -> None:
+def test_common_prefix_length(data: st.DataObject) -> None:
     sources, beams, length = (data.draw(st.integers(1, 4)) for _ in range(3))
     bits = st.lists(st.integers(0, 1), min_size=length, max_size=length)
     ids = [[data.draw(bits) for _ in range(beams)] for _ in range(sources)]
     want = max(n for n in range(length + 1) if all(row[:n] == rows[0][:n] for rows in ids for row in rows))
-    assert shared_length(torch.tensor(ids)).tolist() == [want]
+    assert common_prefix_length(torch.tensor(ids)).tolist() == [want]

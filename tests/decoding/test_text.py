@@ -17,8 +17,8 @@ from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditiona
 TEXTS = ["Ada Lovelace was", "I", "the engine of Mr. Babbage weaves", "a b", "naïve 🙂"]
 
 
-def bytes_of_gpt2(directory: Path) -> Tokenizer:
-    """A GPT-2 tokenizer without merges: every piece is a byte."""
+def gpt2_byte_tokenizer(directory: Path) -> Tokenizer:
+    """A GPT-2 tokenizer without merges: every token is a byte."""
     pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     (directory / "vocab.json").write_text(json.dumps(vocabulary))
@@ -26,7 +26,7 @@ def bytes_of_gpt2(directory: Path) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def bytes_of_t5(directory: Path, **config: object) -> Tokenizer:
+def t5_byte_tokenizer(directory: Path, **config: object) -> Tokenizer:
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", **config}))
     return load_tokenizer(directory)
@@ -34,7 +34,7 @@ def bytes_of_t5(directory: Path, **config: object) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Tokenizer]:
-    tokenizer = bytes_of_gpt2(tmp_path_factory.mktemp("gpt2"))
+    tokenizer = gpt2_byte_tokenizer(tmp_path_factory.mktemp("gpt2"))
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2, eos_token_id=256)
     model = GPT2LMHeadModel(config).eval()
@@ -44,7 +44,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Tok
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[T5ForConditionalGeneration, Tokenizer]:
-    tokenizer = bytes_of_t5(tmp_path_factory.mktemp("byt5"))
+    tokenizer = t5_byte_tokenizer(tmp_path_factory.mktemp("byt5"))
     torch.manual_seed(0)
     sizes = {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     config = T5Config(**sizes, decoder_start_token_id=0, tie_word_embeddings=False)
@@ -54,7 +54,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[T5ForConditionalGenera
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_batches_answer_as_single_texts_do_and_in_order(family: str, request: pytest.FixtureRequest) -> None:
+def test_batches_give_the_answers_of_single_texts(family: str, request: pytest.FixtureRequest) -> None:
     model, tokenizer = request.getfixturevalue(family)
     alone = [generate_texts(model, tokenizer, [text], max_new_tokens=9)[0] for text in TEXTS]
     assert len(set(alone)) > 1
@@ -64,14 +64,14 @@ def test_batches_answer_as_single_texts_do_and_in_order(family: str, request: py
     assert generate_from_ids(model, tokenizer, ids, max_new_tokens=9) == alone
 
 
-def test_gpt2_gives_the_continuation_alone(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+def test_gpt2_returns_the_continuation_without_the_prompt(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     model, tokenizer = gpt2
     source = tokenizer.encode("Ada")
     whole = generate(model, torch.tensor([source]), max_new_tokens=7)[0].tolist()
     assert generate_texts(model, tokenizer, ["Ada"], max_new_tokens=7) == [tokenizer.decode(whole[3:])]
 
 
-def test_several_sequences_come_as_lists(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+def test_several_sequences_are_returned_as_lists(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     model, tokenizer = gpt2
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5}
     answers = generate_texts(model, tokenizer, TEXTS, batch_size=2, **options)
@@ -80,8 +80,8 @@ def test_several_sequences_come_as_lists(gpt2: tuple[GPT2LMHeadModel, Tokenizer]
     assert generate_texts(model, tokenizer, [], **options) == []
 
 
-def test_what_follows_the_end_is_no_text(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
-    """Also where the pad token is an ordinary one."""
+def test_padding_after_eos_is_not_decoded(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+    """Even if the pad token is an ordinary one."""
     model, tokenizer = gpt2
     ends = list(range(0, 256, 2))
     answers = generate_texts(model, tokenizer, TEXTS, eos_token_id=ends, pad_token_id=33, max_new_tokens=12)
@@ -92,22 +92,22 @@ def test_what_follows_the_end_is_no_text(gpt2: tuple[GPT2LMHeadModel, Tokenizer]
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_stream_is_the_text_in_pieces(family: str, seed: int, request: pytest.FixtureRequest) -> None:
+def test_the_pieces_of_a_stream_are_the_text(family: str, seed: int, request: pytest.FixtureRequest) -> None:
     model, tokenizer = request.getfixturevalue(family)
     options = {"do_sample": True, "max_new_tokens": 40, "top_k": 0}
     pieces: list[str] = []
-    chance = torch.Generator().manual_seed(seed)
-    streamed = stream_text(model, tokenizer, "Ada", pieces.append, generator=chance, **options)
-    chance = torch.Generator().manual_seed(seed)
-    [whole] = generate_texts(model, tokenizer, ["Ada"], generator=chance, **options)
+    generator = torch.Generator().manual_seed(seed)
+    streamed = stream_text(model, tokenizer, "Ada", pieces.append, generator=generator, **options)
+    generator = torch.Generator().manual_seed(seed)
+    [whole] = generate_texts(model, tokenizer, ["Ada"], generator=generator, **options)
     assert "".join(pieces) == streamed == whole
     assert len(pieces) > 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12))
-def test_a_stream_never_takes_anything_back(gpt2: tuple[GPT2LMHeadModel, Tokenizer], text: str) -> None:
-    """Every byte is a token here: a character appears when its last byte is there, and never as U+FFFD."""
+def test_a_stream_writes_only_final_text(gpt2: tuple[GPT2LMHeadModel, Tokenizer], text: str) -> None:
+    """With a token per byte, a character is written when it is complete, never as U+FFFD."""
     _, tokenizer = gpt2
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
@@ -118,20 +118,20 @@ def test_a_stream_never_takes_anything_back(gpt2: tuple[GPT2LMHeadModel, Tokeniz
     assert "".join(pieces) == text
 
 
-def test_a_stream_waits_where_decoding_joins_words(tmp_path: Path) -> None:
-    tokenizer = bytes_of_t5(tmp_path, clean_up_tokenization_spaces=True)
-    for text, tidy in (("they do n't know .", "they don't know."), ("we 've , it 's", "we've, it's")):
+def test_a_stream_waits_for_the_clean_up_of_spaces(tmp_path: Path) -> None:
+    tokenizer = t5_byte_tokenizer(tmp_path, clean_up_tokenization_spaces=True)
+    for text, cleaned in (("they do n't know .", "they don't know."), ("we 've , it 's", "we've, it's")):
         pieces: list[str] = []
         stream = TextStream(tokenizer, pieces.append)
         for token in tokenizer.encode(text):
             stream(torch.tensor([token]))
-            assert tidy.startswith(stream.written)
+            assert cleaned.startswith(stream.written)
         stream.close()
-        assert tokenizer.decode(tokenizer.encode(text)) == tidy
-        assert "".join(pieces) == tidy
+        assert tokenizer.decode(tokenizer.encode(text)) == cleaned
+        assert "".join(pieces) == cleaned
 
 
-def test_a_prompt_that_ends_in_a_space_is_named_and_kept(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     model, tokenizer = gpt2
     with pytest.warns(UserWarning, match="1 of 2 prompts end in a space"):
         [kept, _] = generate_texts(model, tokenizer, ["Ada ", "Ada"], max_new_tokens=5)
@@ -152,14 +152,14 @@ def test_a_prompt_that_ends_in_a_space_is_named_and_kept(gpt2: tuple[GPT2LMHeadM
         (["Ada"], {"num_beam": 2}, "did you mean 'num_beams'"),
     ],
 )
-def test_a_wrong_call_is_one_line(
+def test_invalid_calls_are_refused(
     gpt2: tuple[GPT2LMHeadModel, Tokenizer], texts: list[str], options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate_texts(*gpt2, texts, **options)
 
 
-def test_a_stream_shows_one_answer(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+def test_a_stream_has_a_single_answer(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     with pytest.raises(ValueError, match="num_return_sequences is 2, but a stream shows only one"):
         stream_text(*gpt2, "Ada", print, do_sample=True, num_return_sequences=2)
     with pytest.raises(ValueError, match="streamer needs num_beams=1"):

@@ -1,7 +1,4 @@
-"""Steps as graphs: the ids of the model's own page, from what is recorded once and repeated.
-
-There need be no GPU: tape.py stands in for CUDA's graphs.
-"""
+"""Decoding steps as CUDA graphs generate equal ids. No GPU needed: tape.py replaces CUDA's graphs."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +11,9 @@ from torch._subclasses import FakeTensorMode
 
 from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.state import DecoderState
-from ftcore.fast import cuda_graph as graph
-from ftcore.fast.cuda_graph import ROOM, WAITING, GraphStep
-from ftcore.fast.decoding import with_graphs
+from ftcore.fast import cuda_graph
+from ftcore.fast.cuda_graph import LENGTH_MULTIPLE, MAX_UNUSED, GraphStep
+from ftcore.fast.decoding import use_graphs
 from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import record
@@ -27,21 +24,21 @@ FAMILIES = ["gpt2", "t5, relu, tied"]
 
 
 @pytest.fixture(autouse=True)
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """One entry for each graph that is recorded."""
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One entry per captured graph."""
     made: list[Any] = []
 
     def counted(*arguments: Any) -> Any:
-        made.append(tape.record(*arguments))
+        made.append(tape.capture(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(graph, "record", counted)
+    monkeypatch.setattr(cuda_graph, "capture", counted)
     return made
 
 
 def graphed(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """What `prepare_for_decoding` makes of a model on a GPU."""
-    return with_graphs(merge_lora(model_of(name)).eval(), dtype)
+    """As `prepare_for_decoding` on a GPU."""
+    return use_graphs(merge_lora(model_of(name)).eval(), dtype)
 
 
 def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
@@ -50,13 +47,13 @@ def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_ids_are_the_models_own(name: str, search: str, recordings: list[Any]) -> None:
+def test_ids_are_equal(name: str, search: str, captures: list[Any]) -> None:
     assert_same_ids(name, graphed(name), search)
-    assert recordings
+    assert captures
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_bfloat16_it_is_the_model_in_bfloat16(name: str) -> None:
+def test_bfloat16_ids_are_those_of_the_model_in_bfloat16(name: str) -> None:
     prepared, model = graphed(name, torch.bfloat16), copy.deepcopy(model_of(name)).bfloat16()
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None}
     assert torch.equal(
@@ -66,27 +63,27 @@ def test_in_bfloat16_it_is_the_model_in_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_texts_of_similar_lengths_share_a_recording(name: str, recordings: list[Any]) -> None:
+def test_similar_lengths_share_a_graph(name: str, captures: list[Any]) -> None:
     model, prepared = model_of(name), graphed(name)
-    for seed, new_tokens in enumerate((9, 30, ROOM - 9)):
+    for seed, new_tokens in enumerate((9, 30, LENGTH_MULTIPLE - 9)):
         options: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_token_id": None}
         ids = some_ids(2, 7, seed)
         assert torch.equal(generate(prepared, ids, **options), generate(model, ids, **options))
-    assert len(recordings) == 1
+    assert len(captures) == 1
 
 
-def test_a_recording_has_no_more_room_than_the_model(recordings: list[Any]) -> None:
-    config = GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=1, n_positions=ROOM + 5)
-    prepared = with_graphs(GPT2LMHeadModel(config).eval(), torch.float32)
-    ids = generate(prepared, some_ids(1, 3), max_length=ROOM + 5, eos_token_id=None)
-    assert ids.shape == (1, ROOM + 5)
-    [(_, logits)] = recordings
-    assert prepared.fast_step.graphs[0].visible.shape == (1, ROOM + 5)
+def test_a_graph_has_no_more_positions_than_the_model(captures: list[Any]) -> None:
+    config = GPT2Config(vocab_size=VOCAB, n_embd=24, n_head=3, n_layer=1, n_positions=LENGTH_MULTIPLE + 5)
+    prepared = use_graphs(GPT2LMHeadModel(config).eval(), torch.float32)
+    ids = generate(prepared, some_ids(1, 3), max_length=LENGTH_MULTIPLE + 5, eos_token_id=None)
+    assert ids.shape == (1, LENGTH_MULTIPLE + 5)
+    [(_, logits)] = captures
+    assert prepared.fast_step.graphs[0].visible.shape == (1, LENGTH_MULTIPLE + 5)
     assert logits.shape == (1, VOCAB)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_text_begun_within_another_gets_memory_of_its_own(name: str, recordings: list[Any]) -> None:
+def test_nested_calls_use_separate_graphs(name: str, captures: list[Any]) -> None:
     model, prepared = model_of(name), graphed(name)
     options: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": None}
     inner: list[Tensor] = []
@@ -98,7 +95,7 @@ def test_a_text_begun_within_another_gets_memory_of_its_own(name: str, recording
     assert torch.equal(outer, generate(model, some_ids(2, 5), **options))
     want = generate(model, some_ids(2, 5, seed=1), **options)
     assert len(inner) == 8 and all(torch.equal(ids, want) for ids in inner)
-    assert len(recordings) == 2
+    assert len(captures) == 2
 
 
 def test_threads_may_share_a_prepared_model() -> None:
@@ -112,8 +109,8 @@ def test_threads_may_share_a_prepared_model() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_nothing_of_the_text_before_is_left(name: str) -> None:
-    """Not even what is no number: nothing times infinity would be none either."""
+def test_a_reused_graph_forgets_the_previous_call(name: str) -> None:
+    """Infinity in unused positions would become NaN: 0 * inf."""
     model, prepared = model_of(name), graphed(name)
     options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": PAD}
     ids, mask = some_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
@@ -129,7 +126,7 @@ def test_nothing_of_the_text_before_is_left(name: str) -> None:
     assert prepared.fast_step.graphs == [only]
 
 
-def test_logits_stay_as_they_were_given() -> None:
+def test_returned_logits_are_not_overwritten() -> None:
     stepper = DecoderState(graphed("gpt2"), some_ids(1, 4), None, 10)
     with torch.inference_mode():
         for new_ids in (some_ids(1, 4), some_ids(1, 1, seed=1)):
@@ -139,56 +136,56 @@ def test_logits_stay_as_they_were_given() -> None:
     assert torch.equal(logits, before)
 
 
-def test_few_wait_and_those_that_waited_longest_leave(recordings: list[Any]) -> None:
+def test_the_least_recently_used_graphs_are_dropped(captures: list[Any]) -> None:
     prepared = graphed("gpt2")
-    for rows in (*range(1, WAITING + 3), WAITING):  # the last of them has been recorded
+    for rows in (*range(1, MAX_UNUSED + 3), MAX_UNUSED):  # the last one is captured already
         generate(prepared, some_ids(rows, 3), max_new_tokens=3, eos_token_id=None)
-    assert len(recordings) == WAITING + 2
+    assert len(captures) == MAX_UNUSED + 2
     graphs = prepared.fast_step.graphs
     assert [graph.sizes.rows for graph in graphs] == [3, 4, 5, 6, 7, 9, 10, 8]
-    assert all(graph.borrower() is None for graph in graphs)
+    assert all(graph.owner() is None for graph in graphs)
 
 
-def test_a_model_that_was_converted_is_recorded_anew(recordings: list[Any]) -> None:
-    """A graph would go on reading the memory in which the weights have been."""
+def test_a_converted_model_is_captured_again(captures: list[Any]) -> None:
+    """A graph reads the addresses that the weights had at its capture."""
     prepared = graphed("gpt2")
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None}
     generate(prepared, some_ids(2, 5), **options)
     want = generate(copy.deepcopy(model_of("gpt2")).bfloat16(), some_ids(2, 5), **options)
     assert torch.equal(generate(prepared.bfloat16(), some_ids(2, 5), **options), want)
-    assert len(recordings) == 2
+    assert len(captures) == 2
 
 
-def test_watchers_take_the_models_own_page(recordings: list[Any]) -> None:
+def test_a_hooked_model_runs_without_graphs(captures: list[Any]) -> None:
     prepared = graphed("gpt2")
     with record(prepared, "pattern.0") as acts:
         generate(prepared, some_ids(1, 4), max_new_tokens=5, eos_token_id=None)
     assert acts["pattern.0"].shape[-1] == 8
-    assert not recordings
+    assert not captures
 
 
-def test_a_copy_records_for_itself() -> None:
+def test_a_copy_has_no_graphs() -> None:
     prepared = graphed("gpt2")
     generate(prepared, some_ids(1, 4), max_new_tokens=5, eos_token_id=None)
     assert copy.deepcopy(prepared).fast_step.graphs == []
 
 
-def test_the_tape_refuses_what_waits_for_the_device() -> None:
-    with pytest.raises(RuntimeError, match=r"_local_scalar_dense.* waits for the device"):
-        tape.record(lambda: torch.ones(2) * float(torch.ones(2).sum()), torch.device("cpu"))
+def test_the_tape_refuses_synchronization() -> None:
+    with pytest.raises(RuntimeError, match=r"_local_scalar_dense.* synchronizes"):
+        tape.capture(lambda: torch.ones(2) * float(torch.ones(2).sum()), torch.device("cpu"))
 
 
-def test_the_tape_knows_no_number_but_the_recorded() -> None:
-    """Or it would prove nothing."""
+def test_the_tape_replays_python_numbers_as_constants() -> None:
+    """As a CUDA graph does."""
     numbers = iter((1.0, 2.0, 3.0))
     memory = torch.zeros(2)
-    play, result = tape.record(lambda: memory + next(numbers), torch.device("cpu"))
+    replay, result = tape.capture(lambda: memory + next(numbers), torch.device("cpu"))
     memory.fill_(5.0)
-    play()
+    replay()
     assert result.tolist() == [7.0, 7.0]
 
 
-# What a GPU's model becomes. PyTorch's fake tensors know devices, shapes and types, and hold no numbers.
+# Models on a GPU, as PyTorch's fake tensors: devices, shapes and dtypes without values.
 
 
 def on_gpu(dtype: torch.dtype = torch.float32) -> Any:
@@ -201,7 +198,7 @@ def on_gpu(dtype: torch.dtype = torch.float32) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_steps_become_graphs(dtype: torch.dtype) -> None:
+def test_a_model_on_a_gpu_uses_graphs(dtype: torch.dtype) -> None:
     model = on_gpu(dtype)
     prepared: Any = prepare_for_decoding(model, dtype)
     assert isinstance(prepared.fast_step, GraphStep)
@@ -210,7 +207,7 @@ def test_on_a_gpu_steps_become_graphs(dtype: torch.dtype) -> None:
     assert not hasattr(model, "fast_step")
 
 
-def test_what_a_gpu_cannot_is_one_clear_line() -> None:
+def test_unsupported_options_on_a_gpu_are_refused_in_one_line() -> None:
     for model, arguments, message in (
         (
             on_gpu(),

@@ -1,4 +1,4 @@
-"""prepare_for_decoding: the same answers in float32, in bfloat16 and int8 no error but their rounding."""
+"""prepare_for_decoding: equal ids in float32; in bfloat16 and int8 no error beyond rounding."""
 
 import copy
 import random
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from ftcore import save_model
 from ftcore.decoding import generate, prepare_for_decoding
-from ftcore.fast.decoding import LAYERS
-from ftcore.fast.packed import MANY_ROWS, Float32Linear, FrozenLinear, Int8Linear, Share
+from ftcore.fast.decoding import LAYER_TYPES
+from ftcore.fast.packed import MANY_ROWS, Float32Linear, FusedQKVSlice, Int8Linear, PackedLinear
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.models.gpt2 import Conv1D
 from ftcore.study import record
 from tests.helpers.small_models import MODELS, SEARCHES, VOCAB, assert_same_ids, inputs, model_of
 
-DTYPES = list(LAYERS)
+DTYPES = list(LAYER_TYPES)
 
 
 @cache
@@ -31,17 +31,17 @@ def prepared_from(name: str, dtype: torch.dtype) -> Any:
     return prepare_for_decoding(model_of(name), dtype)
 
 
-# Float32: the same ids
+# Float32: equal ids
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", MODELS)
-def test_in_float32_the_ids_are_the_models_own(name: str, search: str) -> None:
+def test_float32_ids_are_equal(name: str, search: str) -> None:
     assert_same_ids(name, prepared_from(name, torch.float32), search)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_textbook_pages_run_in_it_and_can_be_watched(name: str) -> None:
+def test_hooks_record_the_same_activations(name: str) -> None:
     prepared = prepared_from(name, torch.float32)
     ids, mask = inputs(random.Random(2))
     pattern = "pattern.1" if name.startswith("gpt2") else "cross.pattern.1"
@@ -53,36 +53,35 @@ def test_the_textbook_pages_run_in_it_and_can_be_watched(name: str) -> None:
         torch.testing.assert_close(acts[key], want[key], rtol=1e-5, atol=1e-5)
 
 
-# Bfloat16 and int8: each matrix errs by no more than its type's rounding
+# Bfloat16 and int8: errors of each matrix within rounding
 
-BFLOAT16 = 2.0**-8  # a number is off by at most this share of itself
+BFLOAT16 = 2.0**-8  # relative rounding error
 
 
-def bound(layer: FrozenLinear | Share, weight: Tensor, inputs: Tensor) -> Tensor:
-    """The largest error that rounding permits, for each output (..., out): all errors the same way.
+def bound(layer: PackedLinear | FusedQKVSlice, weight: Tensor, inputs: Tensor) -> Tensor:
+    """Upper bound of the rounding error of each output (..., out), all errors having the same sign.
 
-    Products of rounded numbers are summed in float32, the sum is rounded once, and of int8 multiplied by a
-    scale, and rounded again at most.
+    Products of rounded values are summed in float32 and the sum is rounded; in int8 it is multiplied by a
+    scale and rounded again.
     """
     first = 0
-    if isinstance(layer, Share):
-        first, layer = layer.index * len(weight), layer.together
+    if isinstance(layer, FusedQKVSlice):
+        first, layer = layer.index * len(weight), layer.fused
     sizes = inputs.abs().double()  # (..., in)
-    reach = sizes @ weight.abs().double().T  # (..., out): what the sum would be without cancellation
+    reach = sizes @ weight.abs().double().T  # (..., out): the sum without cancellation
     if isinstance(layer, Int8Linear):
-        step = (
-            layer.scale[first : first + len(weight)].double() / 2
-        )  # half a step either way, for each weight
-        missing = sizes.sum(-1, keepdim=True) * step
-        return (missing + BFLOAT16 * (reach + missing)) * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
+        half_step = layer.scale[first : first + len(weight)].double() / 2
+        quantization = sizes.sum(-1, keepdim=True) * half_step
+        rounding = quantization + BFLOAT16 * (reach + quantization)
+        return rounding * (1 + 2 * BFLOAT16) + 2 * BFLOAT16 * reach
     in_float32 = weight.shape[1] * 2.0**-23
     if isinstance(layer, Float32Linear):
         return in_float32 * reach
     return ((1 + BFLOAT16) ** 3 - 1 + in_float32) * reach
 
 
-def room_for(bias: Tensor | None, outputs: Tensor) -> Tensor:
-    """A bias is rounded too, and so is the sum with it."""
+def bias_bound(bias: Tensor | None, outputs: Tensor) -> Tensor:
+    """Rounding error of the bias and of its addition."""
     if bias is None:
         return torch.zeros(())
     return bias.abs().double() * 2 * BFLOAT16 + outputs.abs() * 2.0**-22
@@ -96,12 +95,12 @@ def exact(layer: nn.Linear | Conv1D, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def original(model: Any, name: str) -> nn.Linear | Conv1D:
-    """The layer that became `name` in a prepared model."""
+    """The layer that `name` in a prepared model was made from."""
     if name != "lm_head.differences":
         return model.get_submodule(name)
-    centred = copy.deepcopy(model.lm_head)
-    centred.weight.data -= centred.weight.mean(0)
-    return centred
+    centered = copy.deepcopy(model.lm_head)
+    centered.weight.data -= centered.weight.mean(0)
+    return centered
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,43 +110,43 @@ def original(model: Any, name: str) -> nn.Linear | Conv1D:
     seed=st.integers(0, 2**31),
     width=st.sampled_from([8, 24, 65, 512]),
     biased=st.booleans(),
-    as_one_text=st.booleans(),
+    as_one_row=st.booleans(),
 )
-def test_a_packed_matrix_errs_by_its_rounding(
-    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool, as_one_text: bool
+def test_error_of_a_packed_layer_is_rounding(
+    dtype: torch.dtype, rows: int, seed: int, width: int, biased: bool, as_one_row: bool
 ) -> None:
     torch.manual_seed(seed)
     linear = nn.Linear(width, 33, bias=biased)
     with torch.no_grad():
-        linear.weight *= torch.logspace(-3, 3, 33)[:, None]  # every output has a scale of its own
+        linear.weight *= torch.logspace(-3, 3, 33)[:, None]  # outputs of different scales
         linear.weight[5] = 0
-    shape = (1, rows) if as_one_text else (rows, 1)
+    shape = (1, rows) if as_one_row else (rows, 1)
     inputs = torch.randn(*shape, width) * torch.logspace(-2, 2, width)
-    packed = LAYERS[dtype](linear.weight.detach(), linear.bias)
+    packed = LAYER_TYPES[dtype](linear.weight.detach(), linear.bias)
     weight, want = exact(linear, inputs)
     got = packed(inputs)
     assert got.shape == want.shape and got.dtype == torch.float32
-    slack = room_for(linear.bias, want)
+    slack = bias_bound(linear.bias, want)
     assert ((got - want).abs() <= bound(packed, weight, inputs) + slack).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("name", MODELS)
-def test_in_a_whole_generation_no_matrix_errs_by_more(name: str, dtype: torch.dtype) -> None:
-    """All else is the model's own code, in float32."""
+def test_error_of_every_layer_during_generation_is_rounding(name: str, dtype: torch.dtype) -> None:
+    """Everything else is the model's own code, in float32."""
     model, prepared = model_of(name), prepare_for_decoding(model_of(name), dtype)
     seen = set()
 
-    def compare(name: str, layer: FrozenLinear | Share, inputs: Tensor, outputs: Tensor) -> None:
+    def compare(name: str, layer: PackedLinear | FusedQKVSlice, inputs: Tensor, outputs: Tensor) -> None:
         assert inputs.dtype == outputs.dtype == torch.float32
         linear = original(model, name)
         weight, want = exact(linear, inputs)
-        slack = room_for(linear.bias, want)
+        slack = bias_bound(linear.bias, want)
         assert ((outputs - want).abs() <= bound(layer, weight, inputs) + slack).all(), name
         seen.add(name.removesuffix(".differences"))
 
     for key, layer in prepared.named_modules():
-        if isinstance(layer, FrozenLinear | Share) and not key.endswith("together"):
+        if isinstance(layer, PackedLinear | FusedQKVSlice) and not key.endswith("fused"):
             layer.register_forward_hook(lambda module, args, out, key=key: compare(key, module, args[0], out))
     ids, mask = inputs(random.Random(5))
     generate(prepared, ids, mask, max_new_tokens=5, num_beams=2, eos_token_id=None)
@@ -155,21 +154,21 @@ def test_in_a_whole_generation_no_matrix_errs_by_more(name: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_what_all_logits_have_in_common_costs_no_precision(dtype: torch.dtype) -> None:
-    """As in GPT-2, whose logits lie around -100: there bfloat16's steps are halves."""
+def test_the_mean_of_the_logits_keeps_its_precision(dtype: torch.dtype) -> None:
+    """As in GPT-2, whose logits are near -100, where bfloat16's spacing is 0.5."""
     config = GPT2Config(vocab_size=1000, n_embd=64, n_head=4, n_layer=1)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         model.transformer.ln_f.bias.fill_(1.0)
-        model.lm_head.weight -= 1.5  # times 64 ones, about
+        model.lm_head.weight -= 1.5  # times 64 values of about 1
         logits = model(ids := torch.randint(0, 1000, (3, 5)))
         assert (logits < -50).all()
         hidden = model.last_hidden(ids)
         got = prepare_for_decoding(model, dtype).lm_head(hidden)
     head = original(model, "lm_head.differences")
     weight, _ = exact(head, hidden)
-    layer = LAYERS[dtype](weight, None)
+    layer = LAYER_TYPES[dtype](weight, None)
     in_float32 = 64 * 2.0**-23 * (hidden.abs().double() @ model.lm_head.weight.abs().double().T)
     assert ((got - exact(model.lm_head, hidden)[1]).abs() <= bound(layer, weight, hidden) + in_float32).all()
 
@@ -187,15 +186,15 @@ def test_threads_may_share_a_prepared_model(name: str) -> None:
     assert at_once == [answer(ids) for ids in rows] * 3
 
 
-def test_a_prepared_t5_keeps_nothing_of_what_it_read() -> None:
+def test_a_prepared_t5_keeps_no_activations() -> None:
     prepared = prepared_from("mt5", torch.float32)
     generate(prepared, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
-    shares = [part for part in prepared.modules() if isinstance(part, Share)]
-    assert len(shares) == 3 * 5  # of two layers and three
-    assert all(share.latest == [None] for share in shares)
+    slices = [part for part in prepared.modules() if isinstance(part, FusedQKVSlice)]
+    assert len(slices) == 3 * 5  # of two encoder and three decoder layers
+    assert all(part.latest == [None] for part in slices)
 
 
-def test_float32_is_laid_out_anew_for_several_texts_only() -> None:
+def test_float32_is_packed_for_several_rows_only() -> None:
     prepared = prepare_for_decoding(model_of("t5, relu, tied"))
     layers = [part for part in prepared.modules() if isinstance(part, Float32Linear)]
     assert len(layers) > 10
@@ -205,19 +204,19 @@ def test_float32_is_laid_out_anew_for_several_texts_only() -> None:
     assert all(layer.packed is not None for layer in layers)
 
 
-def test_int8_uses_all_of_its_range_and_no_more() -> None:
+def test_int8_uses_its_whole_range() -> None:
     weight = torch.randn(50, 30) * torch.logspace(-6, 6, 50)[:, None]
     layer = Int8Linear(weight, None)
-    assert layer.quantised.min() >= -127
-    assert (layer.quantised.abs().amax(1)[:50] >= 126).all()
+    assert layer.quantized.min() >= -127
+    assert (layer.quantized.abs().amax(1)[:50] >= 126).all()
 
 
-# What becomes of the model
+# The original model
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_stays_as_it_was(name: str, dtype: torch.dtype) -> None:
+def test_the_model_is_not_changed(name: str, dtype: torch.dtype) -> None:
     model = copy.deepcopy(model_of(name)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     kinds = {key: type(part) for key, part in model.named_modules()}
@@ -232,10 +231,10 @@ def test_the_model_stays_as_it_was(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
-def test_what_is_no_matrix_is_shared(name: str) -> None:
+def test_unconverted_parameters_are_shared(name: str) -> None:
     model, prepared = model_of(name), prepared_from(name, torch.int8)
-    places = {parameter.data_ptr() for parameter in model.parameters()}
-    assert {parameter.data_ptr() for parameter in prepared.parameters()} <= places
+    addresses = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in prepared.parameters()} <= addresses
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
@@ -254,35 +253,35 @@ def test_lora_is_merged(name: str) -> None:
     assert lora_layers(model) and not lora_layers(prepared)
 
 
-# What cannot work
+# Errors
 
 
-def refuses(message: str, model: Any, dtype: torch.dtype = torch.float32) -> None:
+def assert_refused(message: str, model: Any, dtype: torch.dtype = torch.float32) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         prepare_for_decoding(model, dtype)
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_work_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_models_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("gpt2")
-    refuses(
+    assert_refused(
         "dtype is torch.float16, expected one of torch.float32, torch.bfloat16, torch.int8 on cpu",
         model,
         torch.float16,
     )
-    refuses("prepared already", prepared_from("gpt2", torch.int8))
-    refuses("the model has torch.bfloat16 weights, expected float32", copy.deepcopy(model).bfloat16())
-    refuses("the model is on meta, expected a CPU or CUDA", copy.deepcopy(model).to("meta"))
+    assert_refused("prepared already", prepared_from("gpt2", torch.int8))
+    assert_refused("the model has torch.bfloat16 weights, expected float32", copy.deepcopy(model).bfloat16())
+    assert_refused("the model is on meta, expected a CPU or CUDA", copy.deepcopy(model).to("meta"))
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-        refuses("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)
+        assert_refused("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    refuses("no oneDNN", model)
+    assert_refused("no oneDNN", model)
     prepare_for_decoding(model, torch.int8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_prepared_model_is_not_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_prepared_model_cannot_be_saved(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save the one that it was made from"):
         save_model(prepared_from("gpt2", dtype), tmp_path / "model")
     assert not (tmp_path / "model").exists() or not any((tmp_path / "model").glob("*.safetensors"))

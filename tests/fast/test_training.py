@@ -1,4 +1,4 @@
-"""The faster layers give what the textbook's give, forward and backward, and are the same otherwise."""
+"""prepare_for_training: the fast layers have the values and gradients of the layers that they replace."""
 
 import copy
 
@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import load_model, save_model
-from ftcore.fast.dropout import FastDropout
-from ftcore.fast.linear import FastConv1D, FastLinear
-from ftcore.fast.norm import FastT5LayerNorm
-from ftcore.fast.t5_attention import FastT5Attention
-from ftcore.fast.training import FAST, use_fast_layers
+from ftcore.fast import prepare_for_training
+from ftcore.fast.layers import FastConv1D, FastDropout, FastLinear, FastT5Attention, FastT5LayerNorm
+from ftcore.fast.training import FAST_LAYERS
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.models.attention import attention_mask_bias
@@ -56,12 +54,12 @@ def test_linear_layers(shape, inputs, outputs, kind, dtype):
     fast.__class__ = FastConv1D if kind == "conv1d" else FastLinear
     results = []
     for one in (layer, fast):
-        numbers = torch.linspace(-1, 1, torch.Size(shape).numel() * inputs).to(dtype)
-        read = numbers.view(*shape, inputs).requires_grad_()
-        written = one(read)
-        written.square().sum().backward()
-        results.append([written, read.grad, *(parameter.grad for parameter in one.parameters())])
-    # A sum of N products, in whatever order, is exact to N units of rounding of its largest terms.
+        values = torch.linspace(-1, 1, torch.Size(shape).numel() * inputs).to(dtype)
+        leaf = values.view(*shape, inputs).requires_grad_()
+        output = one(leaf)
+        output.square().sum().backward()
+        results.append([output, leaf.grad, *(parameter.grad for parameter in one.parameters())])
+    # The rounding error of a sum of N products is at most N units of its largest terms.
     terms = max(inputs, outputs, torch.Size(shape).numel())
     for got, wanted in zip(results[1], results[0], strict=True):
         bound = 4 * terms * torch.finfo(dtype).eps * max(1.0, wanted.abs().max().item())
@@ -93,18 +91,18 @@ def test_attention(rows, length, source, bias_of_each_row, bias_is_float32, padd
     if (hidden := attention_mask_bias(mask, length, source, causal=False, like=bias)) is not None:
         bias = bias + hidden
     wanted: list[Tensor] = []
-    # The textbook in float64, of the same numbers; then the fast one in its own type.
-    for fast, its_dtype in ((False, torch.float64), (True, dtype)):
+    # T5Attention in float64, then FastT5Attention in `dtype`, on the same values.
+    for fast, layer_dtype in ((False, torch.float64), (True, dtype)):
         layer = attention()
         layer.__class__ = FastT5Attention if fast else T5Attention
-        leaves = [one.to(its_dtype).requires_grad_() for one in states]
+        leaves = [one.to(layer_dtype).requires_grad_() for one in states]
         learned = bias.to(torch.float64 if not fast else bias_dtype).requires_grad_()
-        mixed = layer.attend(*leaves, learned)
-        assert mixed.dtype == its_dtype
-        results = [mixed, *torch.autograd.grad(mixed.sin().sum(), [*leaves, learned])]
+        output = layer.attend(*leaves, learned)
+        assert output.dtype == layer_dtype
+        results = [output, *torch.autograd.grad(output.sin().sum(), [*leaves, learned])]
         if not fast:
             wanted = results
-    # Every number is a sum of at most 2 * 3 * 5 products of numbers of about 1 that were rounded twice.
+    # Every element is a sum of at most 2 * 3 * 5 products of values near 1, each rounded twice.
     bound = 64 * torch.finfo(dtype).eps
     for got, right in zip(results, wanted, strict=True):
         assert (got - right).abs().max().item() <= bound * max(1.0, right.abs().max().item())
@@ -118,11 +116,11 @@ def test_gradients_of_attention_under_dropout(dropout, bias_rows):
     states = [torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     bias = torch.randn(bias_rows, 2, 3, 3, dtype=torch.float64, requires_grad=True)
 
-    def mixed(*leaves: Tensor) -> Tensor:
-        torch.manual_seed(1)  # the same weights are dropped each time
+    def attend(*leaves: Tensor) -> Tensor:
+        torch.manual_seed(1)  # the same dropout mask in every call
         return layer.attend(*leaves)
 
-    torch.autograd.gradcheck(mixed, (*states, bias))
+    torch.autograd.gradcheck(attend, (*states, bias))
 
 
 @settings(deadline=None, max_examples=60)
@@ -132,7 +130,7 @@ def test_gradients_of_attention_under_dropout(dropout, bias_rows):
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 9),
 )
-def test_dropout_keeps_or_drops_each_number_and_its_gradient(rate, shape, dtype, seed):
+def test_dropout_scales_or_zeroes_each_element_and_its_gradient(rate, shape, dtype, seed):
     torch.manual_seed(seed)
     layer = FastDropout(rate)
     states = torch.ones(*shape, 7, dtype=dtype).transpose(0, -1).requires_grad_()
@@ -140,9 +138,9 @@ def test_dropout_keeps_or_drops_each_number_and_its_gradient(rate, shape, dtype,
     assert (out.shape, out.dtype) == (states.shape, dtype)
     assert len(out.detach().unique()) <= 2
     [grad] = torch.autograd.grad(out.sum(), states)
-    torch.testing.assert_close(grad, out, rtol=0, atol=0)  # of ones
+    torch.testing.assert_close(grad, out, rtol=0, atol=0)  # the input is ones
     kept = 1 - rate
-    if kept > 2**-15:  # else a step of 2**-16, to which rates are rounded, is no longer small beside it
+    if kept > 2**-15:  # the rate is rounded to a multiple of 2**-16
         factors = out[out != 0].double()
         torch.testing.assert_close(
             factors * kept, torch.ones_like(factors), rtol=2**-15 / kept + torch.finfo(dtype).eps, atol=0
@@ -150,8 +148,8 @@ def test_dropout_keeps_or_drops_each_number_and_its_gradient(rate, shape, dtype,
     assert torch.equal(layer.eval()(states), states)
 
 
-def test_dropout_draws_each_number_for_itself():
-    """The shares of numbers, and of pairs of them, that are dropped; 4 come of one draw."""
+def test_dropout_is_independent_per_element():
+    """Rates at which elements, and pairs of elements, are dropped; one 64-bit draw serves 4 elements."""
     torch.manual_seed(0)
     count, rate = 400_000, 0.1
     dropped = (FastDropout(rate)(torch.ones(count)) == 0).double()
@@ -164,29 +162,29 @@ def test_dropout_draws_each_number_for_itself():
         assert abs(dropped[lane::4].mean().item() - rate) < 5 * (rate * (1 - rate) / (count / 4)) ** 0.5
 
 
-def test_dropout_of_nothing_and_of_everything():
+def test_dropout_rates_zero_and_one():
     states = torch.randn(5, 3)
     assert torch.equal(FastDropout(0.0)(states), states)
     assert torch.equal(FastDropout(1.0)(states), torch.zeros(5, 3))
 
 
-def test_dropout_keeps_its_share_of_the_weights_and_enlarges_them():
+def test_attention_dropout_rate_and_scale():
     layer = attention(dropout=0.25).train()
     layer.__class__ = FastT5Attention
     size = 64
     query, key = torch.randn(2, 4, 2, size, 8, dtype=torch.float64)
     bias = torch.zeros(1, 2, size, size, dtype=torch.float64, requires_grad=True)
-    # With one-hot values, what comes out is the weights.
+    # With one-hot values the output is the attention weights.
     values = torch.eye(size, dtype=torch.float64).expand(4, 2, size, size)
     used = layer.attend(query, key, values, bias)
     weights = layer.eval().attend(query, key, values, bias)
     is_kept = used != 0
     torch.testing.assert_close(used[is_kept], weights[is_kept] / 0.75)
-    # 32,768 draws: the share's standard deviation is 0.0024.
+    # 32,768 draws: the standard deviation of the rate is 0.0024.
     assert abs(is_kept.double().mean().item() - 0.75) < 0.015
 
 
-def test_attention_is_the_textbooks_to_those_who_watch_and_where_no_bias_is_learned():
+def test_attention_falls_back_with_hooks_and_without_a_learned_bias():
     layer = attention()
     layer.__class__ = FastT5Attention
     states = [torch.randn(2, 2, 3, 4, dtype=torch.float64) for _ in range(3)]
@@ -197,6 +195,9 @@ def test_attention_is_the_textbooks_to_those_who_watch_and_where_no_bias_is_lear
     handle = layer.softmax.register_forward_hook(lambda module, inputs, output: seen.append(output))
     torch.testing.assert_close(layer.attend(*states, bias), fast)
     assert seen[0].shape == (2, 2, 3, 3)
+    handle.remove()
+    handle = layer.dropout.register_forward_hook(lambda module, inputs, output: None)
+    assert "_Attention" not in type(layer.attend(*states, bias).grad_fn).__name__
     handle.remove()
     assert layer.attend(*states, bias.detach()).grad_fn is None
 
@@ -216,17 +217,17 @@ def test_norm(shape, width):
     def normed(hidden: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(layer, {"weight": weight}, hidden)
 
-    # Where a vector is nearly 0 its norm bends within the step of a numerical gradient.
+    # Away from 0, where the curvature of the norm exceeds the step of the numerical gradient.
     torch.autograd.gradcheck(normed, (hidden.detach().add(2).requires_grad_(), weight))
 
 
 @pytest.mark.parametrize("build", [t5, gpt2])
-def test_a_model_learns_the_same_from_a_batch(build):
+def test_gradients_of_a_batch_are_equal(build):
     gradients = []
     for fast in (False, True):
         model = build()
         if fast:
-            use_fast_layers(model)
+            assert prepare_for_training(model) is model
         loss = batch_loss(model, batch())
         loss.total.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -234,19 +235,19 @@ def test_a_model_learns_the_same_from_a_batch(build):
 
 
 @pytest.mark.parametrize("build", [t5, gpt2])
-def test_names_hooks_lora_and_files_stay(build, tmp_path):
+def test_names_hooks_lora_and_files_do_not_change(build, tmp_path):
     model, plain = build(), build()
     add_lora(model, rank=2)
-    use_fast_layers(model)
+    prepare_for_training(model)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
-    assert not {type(module) for module in model.modules()} & set(FAST)
+    assert not {type(module) for module in model.modules()} & set(FAST_LAYERS)
     seen: list[Tensor] = []
     layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
     batch_loss(model, batch())
     assert len(seen) == 1
 
     fast = build()
-    use_fast_layers(fast)
+    prepare_for_training(fast)
     save_model(fast, tmp_path)
     assert type(load_model(tmp_path)) is type(plain)
     for name, weight in load_model(tmp_path).state_dict().items():
@@ -258,3 +259,17 @@ def test_frozen_weights_get_no_gradient():
     layer.weight.requires_grad_(False)
     layer(torch.ones(2, 3)).sum().backward()
     assert layer.weight.grad is None and layer.bias.grad is not None
+
+
+@pytest.mark.parametrize("build", [t5, gpt2])
+def test_fused_attention_still_applies_dropout(build, monkeypatch):
+    rates = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, key, value, bias, p, *rest, **options):
+        rates.append(p)
+        return fused(query, key, value, bias, p, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    batch_loss(prepare_for_training(build().train()), batch())
+    assert rates == [0.1]  # GPT-2's self-attention, T5's cross-attention

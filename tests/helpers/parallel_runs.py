@@ -12,21 +12,27 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import ftcore.train
-from ftcore.fast import compiled_blocks
-from ftcore.fast.compiler import compile_apart
+from ftcore.training import console
 from ftcore.training.meter import Meter
+
+HAS_FAST = find_spec("ftcore.fast") is not None
+if HAS_FAST:
+    from ftcore.fast import compiler
+
+    compile_separately = compiler.compile_separately
 
 RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's program, not written in C++, which takes long."""
-    return compile_apart(forward, backend="eager")
+    """Replaces `compile_separately`: traces only, since compiling to C++ takes long."""
+    return compile_separately(forward, backend="eager")
 
 
 def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
@@ -52,7 +58,8 @@ def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    ftcore.train.save_picture = lambda *_: False
-    compiled_blocks.compile_apart = traced
+    console.save_picture = lambda *_: False
+    if HAS_FAST:
+        compiler.compile_separately = traced
     results = [run(**row) for row in json.loads((folder / "runs.json").read_text())]
     (folder / f"process-{RANK}.json").write_text(json.dumps(results))

@@ -284,7 +284,7 @@ def check_decoding(cell: Cell) -> None:
     theirs = theirs_generate(cell.truth, ids, mask, drawing)
     torch.manual_seed(cell.configuration.seed)
     distributions: list[Tensor] = []
-    with mock.patch.object(search, "apply_rules", keeping(search.apply_rules, distributions)):
+    with mock.patch.object(search, "apply_processors", keeping(search.apply_processors, distributions)):
         got = generate(cell.witness.model, ids, mask, **drawing)
     cell.ledger.require_equal("sampled ids", f"{drawing}", got, theirs.sequences)
     # Only running rows: finished ones are fed different (ignored) tokens by the two libraries.

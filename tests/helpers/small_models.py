@@ -1,4 +1,4 @@
-"""Small random models of both families, inputs for them, and ways to search: for whoever makes them fast."""
+"""Small random models of both families, inputs and search options, for the tests of fast decoding."""
 
 import random
 from functools import cache
@@ -43,7 +43,7 @@ def model_of(name: str) -> Any:
 
 
 def random_model(config: Any) -> Any:
-    """Matrices of a size that makes it surer of some tokens than of others."""
+    """With weights large enough that some tokens are much more likely than others."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else T5ForConditionalGeneration(config)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def random_model(config: Any) -> Any:
 
 
 def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
-    """Ids and mask of one to three rows, padded on the left."""
+    """Ids and mask of one to three rows with left padding."""
     rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
     ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
     mask = torch.ones_like(ids)
@@ -64,18 +64,18 @@ def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "greedy, many ends": {"eos_token_id": [*range(1, 9)]},
-    "rules": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 7]]},
+    "greedy, many EOS": {"eos_token_id": [*range(1, 9)]},
+    "constraints": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 7]]},
     "sampling": {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
     "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
-    "patient beams": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
-    "hasty beams": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
+    "early_stopping=never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
+    "early_stopping=True": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
     "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
 }
 
 
 def assert_same_ids(name: str, prepared: Any, search: str) -> None:
-    """What is made of a model writes what the model does."""
+    """A prepared model generates the ids of the model."""
     for seed in range(4):
         ids, mask = inputs(random.Random(seed))
         options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]

@@ -22,7 +22,6 @@ from torch import Tensor
 
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
-from ftcore.fast import compiled_blocks
 from ftcore.models import GPT2LMHeadModel
 from ftcore.training import console, distributed, interrupt
 from ftcore.training.meter import Meter
@@ -53,6 +52,9 @@ VARIANTS = {  # of a run, and the mode that it is made in
     "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
     "spans": ("t5", "fsdp", "--task span-corruption --train {text} --valid {other} --max-source-length 40"),
 }
+
+if not parallel_runs.HAS_FAST:
+    VARIANTS = {name: variant for name, variant in VARIANTS.items() if "--compile" not in variant[2]}
 
 
 class Bench:
@@ -160,7 +162,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(console, "save_picture", lambda *_: False)
-        patch.setattr(compiled_blocks, "compile_apart", parallel_runs.traced)
+        if parallel_runs.HAS_FAST:
+            patch.setattr(parallel_runs.compiler, "compile_separately", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
 
 

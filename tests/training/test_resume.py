@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -161,23 +162,6 @@ def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
     stop_at(gpt2, run, step, "--optimizer adafactor")
     assert gpt2.resume(run) == 0
     assert_same(outcome(run), outcome(whole))
-
-
-@pytest.mark.usefixtures("programs")
-def test_compiled_stopped(gpt2: Bench, capsys: pytest.CaptureFixture) -> None:
-    """Its programs draw dropout's numbers by themselves, so that only runs with them go on with them."""
-    whole, run, plain = (gpt2.new_directory() for _ in range(3))
-    options = "--batch-size 4 --max-steps 4"  # never a row alone, which would take programs of its own
-    assert gpt2.train(whole, f"{options} --compile") == 0
-    stop_at(gpt2, run, 3, f"{options} --compile")
-    assert gpt2.resume(run) == 0
-    assert_same(outcome(run), outcome(whole))
-    stop_at(gpt2, plain, 3, options)
-    with pytest.raises(SystemExit):
-        gpt2.resume(plain, "--compile")
-    assert "without --compile, it cannot go on with --compile" in capsys.readouterr().err
-    assert gpt2.resume(plain) == 0
-    assert outcome(plain)["progress"] != outcome(whole)["progress"]
 
 
 def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
@@ -469,6 +453,7 @@ def test_where_there_is_nothing_to_resume(t5: Bench, tmp_path: Path, capsys: pyt
     assert "--resume needs --output" in refusal(lambda: ftcore.train.main(["--resume"]), capsys)
 
 
+@pytest.mark.skipif(find_spec("ftcore.fast") is None, reason="needs ftcore.fast")
 def test_a_state_from_before_fast_was_an_option_resumes_with_it(
     t5: Bench, capsys: pytest.CaptureFixture
 ) -> None:
