@@ -18,7 +18,7 @@ import ftcore
 from ftcore.benchmark.machine import measure_machine
 from ftcore.benchmark.model import measure_model
 from ftcore.benchmark.picture import require_plots, save_growth
-from ftcore.benchmark.table import Row, report
+from ftcore.benchmark.report import Row, report
 from ftcore.training.inputs import find_device
 
 

@@ -11,9 +11,9 @@ from ftcore.benchmark.options import BenchOptions
 from ftcore.benchmark.order import Order
 from ftcore.benchmark.rounds import convert, installed_sides, measure
 from ftcore.benchmark.shapes import SHAPES
-from ftcore.benchmark.stage import read_batches, stage_batches, stage_model, stage_prompts, training_files
-from ftcore.benchmark.table import Row
-from ftcore.benchmark.work import generation_seconds, training_seconds
+from ftcore.benchmark.inputs import read_batches, stage_batches, stage_model, stage_prompts, training_files
+from ftcore.benchmark.report import Row
+from ftcore.benchmark.roofline import generation_seconds, training_seconds
 from ftcore.models import GPT2LMHeadModel, Model
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ftcore.benchmark.growth import AXES
 from ftcore.benchmark.rounds import Spread
-from ftcore.benchmark.table import NAMES, Row
-from ftcore.benchmark.work import BYTES
+from ftcore.benchmark.report import NAMES, Row
+from ftcore.benchmark.roofline import BYTES
 from ftcore.checkpoints.files import write_atomically
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ftcore.benchmark.order import Order
-from ftcore.benchmark.stage import read_batches, read_prompts
+from ftcore.benchmark.inputs import read_batches, read_prompts
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.machine import Machine, measure_machine
-from ftcore.benchmark.work import generation_seconds, training_seconds
+from ftcore.benchmark.roofline import generation_seconds, training_seconds
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
 

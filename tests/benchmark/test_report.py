@@ -7,7 +7,7 @@ import pytest
 from ftcore.benchmark.cases import Case
 from ftcore.benchmark.machine import Machine
 from ftcore.benchmark.rounds import Measured
-from ftcore.benchmark.table import Row, report
+from ftcore.benchmark.report import Row, report
 
 MACHINE = Machine("An imagined processor", 2, "cpu", 44e9, 200e9)
 GREEDY = Case("greedy", "generate", rows=2, source=16, target=10)

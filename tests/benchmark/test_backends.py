@@ -14,7 +14,7 @@ from ftcore.benchmark import side_ftcore, side_transformers, stage, worker
 from ftcore.benchmark.cases import GPT2_CASES, ROWS, T5_CASES, Case
 from ftcore.benchmark.order import Order
 from ftcore.benchmark.shapes import SHAPES
-from ftcore.benchmark.stage import read_batches, read_prompts, stage_batches, stage_model, stage_prompts
+from ftcore.benchmark.inputs import read_batches, read_prompts, stage_batches, stage_model, stage_prompts
 from ftcore.checkpoints.checkpoint import model_from_config
 
 ROOT = Path(__file__).parents[2]
