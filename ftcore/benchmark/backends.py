@@ -1,50 +1,137 @@
-"""ftcore's side: the functions that every side has."""
+"""The libraries under test: ftcore (its plain modules, or its fast ones), transformers and CTranslate2.
 
+Each class has:
+
+    load() -> model                     from the job's checkpoint directory
+    prepare(model) -> model             one-time work before generating
+    generate(model, prompts)            greedy or beam search -> lists of `case.target` new ids
+    training_step() -> step             step(batch) runs forward, backward, clipping and AdamW -> loss
+"""
+
+import importlib
+import importlib.metadata
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftcore import __version__
-from ftcore.benchmark.cases import Case
-from ftcore.benchmark.order import Order
+from ftcore.benchmark.cases import Case, Job
 from ftcore.checkpoints.checkpoint import load_model
-from ftcore.decoding import generate, prepare_for_decoding
+from ftcore.checkpoints.files import read_json
+from ftcore.decoding import generate
+from ftcore.models.config import set_dropout_rates
 
+Step = Callable[[dict[str, Tensor]], float]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
-version = __version__
+
+class FtcoreBackend:
+    """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.fast = job.backend == "ftcore-fast"
+        self.compile = self.fast and job.compile
+
+    def load(self) -> Any:
+        bf16 = self.job.dtype == "bf16" and not (self.fast and self.job.device == "cpu")
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return load_model(self.job.checkpoint, dtype=dtype, device=self.job.device)
+
+    def prepare(self, model: Any) -> Any:
+        if not self.fast:
+            return model
+        from ftcore.fast import prepare_for_decoding
+
+        compile = self.compile and self.job.device == "cpu"  # on CUDA a step is a CUDA graph
+        return prepare_for_decoding(model, DTYPES[self.job.dtype], compile=compile)
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        return _generate(partial(generate, model), prompts, self.job.case)
+
+    def training_step(self) -> Step:
+        from ftcore.train import take_step
+        from ftcore.training.options import TrainOptions
+        from ftcore.training.setup import prepare
+
+        job, case = self.job, self.job.case
+        options = TrainOptions(
+            model=job.checkpoint,
+            task=job.task,  # type: ignore[arg-type]
+            train=job.train,
+            output=str(Path(job.checkpoint) / "run"),
+            overwrite=True,
+            batch_size=case.rows,
+            max_source_length=case.source,
+            max_target_length=case.target,
+            lr=case.learning_rate,
+            weight_decay=0.0,  # transformers' AdamW would decay biases and norms too
+            dropout=job.dropout,
+            precision="bf16" if job.dtype == "bf16" else "fp32",
+            device=job.device,
+            fast=self.fast and not self.compile,  # either the fast layers, or compiled blocks
+            compile=self.compile,
+        )
+        run = prepare(options)
+        return lambda batch: take_step(run, [batch], case.learning_rate)[0]
 
 
-def cannot(order: Order) -> str | None:
-    """Why this side has nothing to do with an order, or None."""
-    if order.dtype == "int8" and (order.case.kind == "train" or order.device != "cpu"):
-        return "has int8 on the CPU, and not to train"
-    return None
+class TransformersBackend:
+    """transformers with its default attention, the fused kernel; trained without its Trainer."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def load(self) -> Any:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.job.checkpoint)
+        set_dropout_rates(config, self.job.dropout)
+        bf16 = self.job.dtype == "bf16" and self.job.case.kind != "train"  # training autocasts
+        model = getattr(transformers, config.architectures[0]).from_pretrained(
+            self.job.checkpoint, config=config, dtype=torch.bfloat16 if bf16 else torch.float32
+        )
+        return model.to(self.job.device).eval()
+
+    def prepare(self, model: Any) -> Any:
+        return model
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        return _generate(model.generate, prompts, self.job.case)
+
+    def training_step(self) -> Step:
+        job = self.job
+        model = self.load().train()
+        if job.compile:
+            model.compile(dynamic=True)
+        # Its tutorials pad and take AdamW's default; otherwise the fused one.
+        fused = None if job.case.padded else True
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=job.case.learning_rate, weight_decay=0.0, fused=fused
+        )
+
+        def step(batch: dict[str, Tensor]) -> float:
+            inputs = {name: batch[name].to(job.device) for name in ("input_ids", "attention_mask", "labels")}
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=job.dtype == "bf16"):
+                loss = model(**inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
 
 
-def convert(order: Order) -> None:
-    """Files of a side's own, made beforehand: none."""
-
-
-def load(order: Order) -> Any:
-    """A directory becomes a model; on the CPU in float32, from which `ready` goes on."""
-    dtype = torch.bfloat16 if order.dtype == "bf16" and order.device != "cpu" else torch.float32
-    return load_model(order.directory, dtype=dtype, device=order.device)
-
-
-def ready(model: Any, order: Order) -> Any:
-    """The model as it generates best. On a GPU steps are graphs, and nothing is left to compile."""
-    compile = order.compile and order.device == "cpu"
-    return prepare_for_decoding(model, dtype=DTYPES[order.dtype], compile=compile)
-
-
-def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:
-    """Exactly `case.target` new tokens behind each prompt, the best that `case.beams` beams find."""
-    ids = generate(
-        model,
+def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
+    """Call `generate`, whose arguments have the same names in ftcore and transformers."""
+    ids = function(
         prompts,
         attention_mask=torch.ones_like(prompts),
         num_beams=case.beams,
@@ -55,28 +142,93 @@ def write(model: Any, prompts: Tensor, case: Case) -> list[list[int]]:
     return ids[:, -case.target :].tolist()
 
 
-def trainer(order: Order) -> Callable[[dict[str, Tensor]], float]:
-    """A training step: batch in, loss out. It is `python -m ftcore.train`'s own."""
-    from ftcore.train import take_step
-    from ftcore.training.options import TrainOptions
-    from ftcore.training.setup import prepare
+class CTranslate2Backend:
+    """CTranslate2, which has a checkpoint format of its own, works on token strings and does not train."""
 
-    run = prepare(
-        TrainOptions(
-            model=order.directory,
-            task=order.task,  # type: ignore[arg-type]
-            train=order.train,
-            output=str(Path(order.directory) / "run"),
-            overwrite=True,
-            batch_size=order.case.rows,
-            max_source_length=order.case.source,
-            max_target_length=order.case.target,
-            lr=order.case.learning_rate,
-            weight_decay=0.0,  # transformers' tutorials decay biases and norms too
-            dropout=order.dropout,
-            precision="bf16" if order.dtype == "bf16" else "fp32",
-            device=order.device,
-            compile=order.compile,
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.library: Any = importlib.import_module("ctranslate2")
+        self.compute_type = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[job.dtype]
+        self.converted = Path(job.checkpoint) / f"ctranslate2-{job.dtype}"
+
+    def convert(self) -> None:
+        """Write the checkpoint in CTranslate2's format, with the tokens `<id>` in place of a tokenizer's."""
+        config = read_json(Path(self.job.checkpoint) / "config.json")
+        eos_id = config.get("eos_token_id") or 0
+        tokenizer = SimpleNamespace(
+            get_vocab=lambda: {_token(number): number for number in range(config["vocab_size"])},
+            convert_ids_to_tokens=_token,
+            eos_token=_token(eos_id[0] if isinstance(eos_id, list) else eos_id),
+            bos_token=_token(0),
+            pad_token=_token(0),
+            unk_token=_token(0),
         )
-    )
-    return lambda batch: take_step(run, [batch], order.case.learning_rate)[0]
+        converters = importlib.import_module("ctranslate2.converters")
+        converter = converters.TransformersConverter(self.job.checkpoint)
+        converter.load_tokenizer = lambda *_, **__: tokenizer
+        converter.convert(str(self.converted), quantization=self.compute_type)
+
+    def load(self) -> Any:
+        device, _, index = self.job.device.partition(":")
+        if self.compute_type not in self.library.get_supported_compute_types(device):
+            raise NotImplementedError(f"has no {self.compute_type} here")
+        is_t5 = any((self.converted / f"{name}_vocabulary.json").exists() for name in ("source", "shared"))
+        return (self.library.Translator if is_t5 else self.library.Generator)(
+            str(self.converted),
+            device=device,
+            device_index=int(index or 0),
+            compute_type=self.compute_type,
+            intra_threads=self.job.threads,
+        )
+
+    def prepare(self, model: Any) -> Any:
+        return model
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        case = self.job.case
+        rows = [[_token(number) for number in row] for row in prompts.tolist()]
+        if isinstance(model, self.library.Translator):
+            results = model.translate_batch(
+                rows,
+                beam_size=case.beams,
+                min_decoding_length=case.target,
+                max_decoding_length=case.target,
+                max_input_length=0,  # no limit
+            )
+            best = [result.hypotheses[0] for result in results]
+        else:
+            results = model.generate_batch(
+                rows,
+                beam_size=case.beams,
+                min_length=case.target,
+                max_length=case.target,
+                include_prompt_in_result=False,  # the lengths then count new tokens only
+            )
+            best = [result.sequences[0] for result in results]
+        return [[int(token[1:-1]) for token in tokens] for tokens in best]
+
+    def training_step(self) -> Step:
+        raise NotImplementedError("does not train")
+
+
+def _token(number: int) -> str:
+    return f"<{number}>"
+
+
+BACKENDS: dict[str, Any] = {
+    "ftcore": FtcoreBackend,
+    "ftcore-fast": FtcoreBackend,
+    "transformers": TransformersBackend,
+    "ctranslate2": CTranslate2Backend,
+}
+
+
+def installed_backends(*, fast: bool) -> list[str]:
+    """Names of the BACKENDS that can run here. CTranslate2 converts checkpoints through transformers."""
+    ftcore = ["ftcore", "ftcore-fast"] if fast else ["ftcore"]
+    others = ["transformers", "ctranslate2"] if find_spec("ctranslate2") else ["transformers"]
+    return ftcore + (others if find_spec("transformers") else [])
+
+
+def version(backend: str) -> str:
+    return __version__ if backend.startswith("ftcore") else importlib.metadata.version(backend)

@@ -1,4 +1,4 @@
-"""What all sides are given: one directory with the model, one file with each case's ids or batches."""
+"""Files that all backends read: one checkpoint per model, one file of prompts or batches per case."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ftcore.benchmark.cases import Case
-from ftcore.benchmark.shapes import SHAPES
+from ftcore.benchmark.cases import SHAPES, Case
 from ftcore.checkpoints.checkpoint import load_model, model_from_config, save_model
 from ftcore.cli import did_you_mean
 from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
@@ -16,14 +15,11 @@ from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
 from ftcore.training.options import TrainOptions, with_defaults
 
-Batch = dict[str, Tensor]
 
+def write_model(name: str, directory: Path) -> Model:
+    """Save a published shape with random weights, or the model of a directory or hub name, to `directory`.
 
-def stage_model(name: str, directory: Path) -> Model:
-    """Write a published shape with random weights, or the model of a directory or hub name, to `directory`.
-
-    Without dropout, so that the sides' losses can be compared, unless an order asks for some; and without
-    settings of generation of its own.
+    Dropout is 0, so that losses can be compared, and there are no generation settings.
 
     Raises:
         ValueError, FileNotFoundError: neither a shape nor a model.
@@ -47,11 +43,10 @@ def stage_model(name: str, directory: Path) -> Model:
     return model
 
 
-def stage_prompts(case: Case, vocab_size: int, file: Path) -> None:
-    """Random ids, (rows, source), none of which is one of the first ids, where special tokens lie."""
-    first = min(5, vocab_size - 1)
+def write_prompts(case: Case, vocab_size: int, file: Path) -> None:
+    """Save random ids, (rows, source), without the first five, which are special tokens in T5."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(first, vocab_size, (case.rows, case.source), generator=generator)
+    ids = torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
     save_file({"input_ids": ids}, file)
 
 
@@ -59,30 +54,32 @@ def read_prompts(file: Path) -> Tensor:
     return load_file(file)["input_ids"]
 
 
-def training_files(*, decoder_only: bool, train: str | None, tokenizer: str | None) -> TrainOptions:
-    """The task, its file and a directory with a tokenizer: those given, or those that come with a clone.
+def training_data(model: Model, train: str | None, tokenizer: str | None) -> TrainOptions:
+    """Options with task, training file and tokenizer directory; None selects those of the repository.
 
     Raises:
-        ValueError: neither given nor here.
+        ValueError: not given, and not in a clone of the repository.
     """
-    return with_defaults(TrainOptions(task="emotion" if decoder_only else "qa", train=train, model=tokenizer))
+    is_t5 = model.config.is_encoder_decoder
+    return with_defaults(TrainOptions(task="qa" if is_t5 else "emotion", train=train, model=tokenizer))
 
 
-def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path, file: Path) -> None:
-    """Batches of similar length, drawn evenly from the epoch's, from narrow to wide; and the tokenizer.
+def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path, file: Path) -> None:
+    """Save `case.steps` batches twice, padded to the longest example and to the case's lengths.
 
-    They are written twice, padded to the longest example of the batch and padded to the case's limits.
+    The batches are evenly spaced among an epoch's, ordered by length. The tokenizer is saved to the model's
+    `directory`.
 
     Raises:
-        ValueError, OSError: the file, the tokenizer or the two together are wrong.
+        ValueError, OSError: invalid file or tokenizer, or too few examples.
     """
-    assert files.train and files.model
-    decoder_only = not model.config.is_encoder_decoder
-    tokenizer = load_tokenizer(files.model)
-    check_vocabulary(tokenizer, model.config, files.model)
+    assert data.train and data.model
+    tokenizer = load_tokenizer(data.model)
+    check_vocabulary(tokenizer, model.config, data.model)
     tokenizer.save_pretrained(directory)
+    decoder_only = not model.config.is_encoder_decoder
     dataset = Dataset(
-        read_records(files.task, files.train, decoder_only=decoder_only),
+        read_records(data.task, data.train, decoder_only=decoder_only),
         tokenizer,
         decoder_only=decoder_only,
         max_source_length=case.source,
@@ -90,33 +87,30 @@ def stage_batches(case: Case, files: TrainOptions, model: Model, directory: Path
     )
     if len(dataset) < case.steps * case.rows:
         raise ValueError(
-            f"{files.train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
+            f"{data.train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
         )
-    tensors: Batch = {}
+    tensors: dict[str, Tensor] = {}
     for padded in (False, True):
         loader = DataLoader(
             dataset, case.rows, pad_id=tokenizer.pad_id, shuffle=True, pad_to_max_length=padded
         )
-        for step, batch in enumerate(_typical(loader, case.steps)):
+        sampler = loader.batch_sampler
+        batches = sorted(
+            (indices for indices in sampler if len(indices) == case.rows),
+            key=lambda indices: sampler.lengths[indices, 0].max(),
+        )
+        for step in range(case.steps):
+            indices = batches[(2 * step + 1) * len(batches) // (2 * case.steps)]
+            batch = loader.collate_fn([dataset[index] for index in indices])
             tensors |= {f"{padded}/{step}/{name}": tensor for name, tensor in batch.items()}
     save_file(tensors, file)
 
 
-def _typical(loader: DataLoader, count: int) -> list[Batch]:
-    """Batch number (i + 1/2) / count of the epoch's full batches, ordered by width."""
-    size = loader.batch_sampler.batch_size
-    order = loader.batch_sampler.order()
-    full = order[: len(order) - len(order) % size].reshape(-1, size)
-    widths = loader.batch_sampler.lengths[full, 0].max(axis=1)
-    ranked = full[widths.argsort(kind="stable")]
-    chosen = [ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)]
-    return [loader.collate_fn([loader.dataset[place] for place in places.tolist()]) for places in chosen]
-
-
-def read_batches(file: Path, *, padded: bool) -> list[Batch]:
-    batches: dict[int, Batch] = {}
+def read_batches(file: Path, *, padded: bool) -> list[dict[str, Tensor]]:
+    """Return the batches padded to the case's lengths, or to their longest example."""
+    batches: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(file).items():
-        which, step, name = key.split("/")
-        if which == str(padded):
+        padding, step, name = key.split("/")
+        if padding == str(padded):
             batches.setdefault(int(step), {})[name] = tensor
     return [batches[step] for step in sorted(batches)]

@@ -1,56 +1,61 @@
-"""The rows as a table in Markdown, and as an object for JSON."""
+"""Results as a Markdown table, as JSON and as a figure of growth."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from ftcore.benchmark.backends import version
 from ftcore.benchmark.cases import Case
-from ftcore.benchmark.machine import Machine
-from ftcore.benchmark.rounds import Measured, Spread, ratios
+from ftcore.benchmark.roofline import BYTES, Machine
+from ftcore.benchmark.worker import Measurement, Quartiles
+from ftcore.checkpoints.files import write_atomically
 
-NAMES = {"ftcore": "ftcore", "transformers": "transformers", "ctranslate2": "CTranslate2"}
-SAME_LOSS = 1e-4  # per step, in fp32
+NAMES = {
+    "ftcore": "ftcore",
+    "ftcore-fast": "ftcore --fast",
+    "transformers": "transformers",
+    "ctranslate2": "CTranslate2",
+}
+LOSS_TOL = 1e-4  # per step, in fp32
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case of one model, measured."""
+    """One case of one model: ftcore, or ftcore --fast, against the other libraries."""
 
     model: str
     case: Case
     dtype: str
-    sides: dict[str, Measured]  # ftcore's first
-    limit: float | None  # seconds below which no program gets on this machine
-    parameters: int  # of the model
-    compiled: bool = False  # ftcore's steps of decoding, and what is trained
-    dropout: float = 0.0  # while training
+    results: dict[str, Measurement]  # by backend, ftcore's first
+    roofline: float | None  # lower bound on seconds
+    parameters: int
+    compiled: bool = False
+    dropout: float = 0.0
 
     @property
-    def ours(self) -> Measured:
-        return self.sides["ftcore"]
+    def name(self) -> str:
+        if "ftcore" in self.results:
+            return self.case.name
+        return self.case.name + (" --compile" if self.compiled else " --fast")
 
     @property
-    def value(self) -> int:
-        """Where the row stands on its case's axis."""
-        return self.parameters if self.case.axis == "model" else getattr(self.case, self.case.axis)
+    def ours(self) -> Measurement:
+        return next(iter(self.results.values()))
 
-    def rate(self, side: str) -> Spread | None:
-        """The unit's figures: what is done in a second, or of loading the seconds that it takes."""
-        seconds = self.sides[side].seconds
-        if not seconds:
-            return None
-        amount = self.amount
-        return Spread.of([amount / each for each in seconds] if amount else seconds)
+    @property
+    def others(self) -> list[str]:
+        return list(self.results)[1:]
 
     @property
     def amount(self) -> int:
-        """How much a round does, in the unit; 0 for loading, which is a matter of seconds."""
+        """Tokens or examples per round, the numerator of the rate; 0 for loading, whose unit is seconds."""
         case = self.case
-        return case.rows * {
-            "generate": case.source if case.target == 1 else case.target,
-            "train": case.steps,
-        }.get(case.kind, 0)
+        if case.kind == "generate":
+            return case.rows * (case.source if case.target == 1 else case.target)
+        return case.rows * case.steps
 
     @property
     def unit(self) -> str:
@@ -58,144 +63,164 @@ class Row:
             return "examples/s"
         return "tokens/s" if self.amount else "s"
 
-    def ratio(self, side: str) -> Spread | None:
-        other = self.sides[side]
-        return ratios(other, self.ours) if other.seconds and self.ours.seconds else None
+    def rate(self, backend: str) -> Quartiles | None:
+        seconds = self.results[backend].seconds
+        if not seconds:
+            return None
+        return Quartiles.of([self.amount / each for each in seconds] if self.amount else seconds)
+
+    def ratio(self, backend: str) -> Quartiles | None:
+        """The backend's time divided by ftcore's, paired by round, since the speed of a machine drifts."""
+        other, ours = self.results[backend].seconds, self.ours.seconds
+        if not other or not ours:
+            return None
+        return Quartiles.of([a / b for a, b in zip(other, ours, strict=True)])
 
     @property
-    def share(self) -> float | None:
-        """Of what the machine can do at most."""
-        if self.limit is None or not self.ours.seconds:
+    def roofline_share(self) -> float | None:
+        if self.roofline is None or not self.ours.seconds:
             return None
-        return self.limit / Spread.of(self.ours.seconds).median
+        return self.roofline / Quartiles.of(self.ours.seconds).median
 
-    def agreement(self, side: str) -> str:
-        """Whether the side's ids, or losses, are ftcore's; ids and equal losses can be expected in fp32."""
-        mine, other = self.ours.first, self.sides[side].first
-        if mine is None or other is None:
+    def agreement(self, backend: str) -> str:
+        """Compare ids, or losses, with ftcore's. Equal ids are expected in fp32 only."""
+        ours, other = self.ours.output, self.results[backend].output
+        if ours is None or other is None:
             return ""
         if self.case.kind == "generate":
-            return ("ids equal" if mine == other else "ids DIFFER") if self.dtype == "fp32" else ""
-        if self.dropout:  # each draws numbers of its own
+            return ("ids equal" if ours == other else "ids DIFFER") if self.dtype == "fp32" else ""
+        if self.dropout:
             return ""
-        differences = [abs(one - two) for one, two in zip(mine, other, strict=True)]
-        apart = math.nan if any(map(math.isnan, differences)) else max(differences)
-        verdict = " DIFFERS" if self.dtype == "fp32" and not apart <= SAME_LOSS else ""
-        return f"loss{verdict} within {apart:.0e}"
+        errors = [abs(a - b) for a, b in zip(ours, other, strict=True)]
+        error = math.nan if any(map(math.isnan, errors)) else max(errors)
+        verdict = " DIFFERS" if self.dtype == "fp32" and not error <= LOSS_TOL else ""
+        return f"loss{verdict} within {error:.0e}"
 
-    def summary(self) -> str:
-        """One line for those who wait."""
-        parts = [f"  {_rate(self, 'ftcore')} {self.unit}"]
-        for side in self.sides:
-            if side != "ftcore" and (ratio := self.ratio(side)):
-                parts.append(f"{ratio.median:.2f}x {NAMES[side]}")
-            elif reason := self.sides[side].missing:
-                parts.append(f"{NAMES[side]} {reason}")
-        return ", ".join(parts)
+    def cells(self) -> list[str]:
+        """The row of the table; see `report` for the columns."""
+        cells = [self.model, self.name, self.unit]
+        for backend in self.results:
+            rate, ratio = self.rate(backend), self.ratio(backend)
+            cells.append("–" if rate is None else f"{rate.median:{'.3g' if rate.median < 100 else ',.0f'}}")
+            if backend in self.others:
+                cells.append(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else "")
+        cells.append("" if self.roofline_share is None else f"{self.roofline_share:.0%}")
+        peaks = [result.peak_bytes for result in self.results.values()]
+        cells.append(" / ".join("–" if peak is None else f"{peak / 1e6:,.0f} MB" for peak in peaks))
+        agreements = {NAMES[backend]: text for backend in self.others if (text := self.agreement(backend))}
+        if len(set(agreements.values())) > 1:
+            return [*cells, "; ".join(f"{name}: {text}" for name, text in agreements.items())]
+        return [*cells, next(iter(agreements.values()), "")]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "parameters": self.parameters,
-            "row": self.case.name,
+        row = {name: getattr(self, name) for name in ("model", "parameters", "dtype", "compiled", "dropout")}
+        backends = {
+            backend: {
+                "seconds": result.seconds,
+                "rate": _asdict(self.rate(backend)),
+                "peak_bytes": result.peak_bytes,
+                "missing": result.missing,
+            }
+            for backend, result in self.results.items()
+        }
+        for backend in self.others:
+            backends[backend]["ratio"] = _asdict(self.ratio(backend))
+            backends[backend]["agreement"] = self.agreement(backend)
+        return row | {
+            "row": self.name,
             "case": asdict(self.case),
-            "dtype": self.dtype,
-            "compiled": self.compiled,
-            "dropout": self.dropout,
             "unit": self.unit,
-            "sides": {
-                side: {
-                    "version": measured.version,
-                    "missing": measured.missing,
-                    "seconds": measured.seconds,
-                    "rate": _spread(self.rate(side)),
-                    "peak_bytes": measured.peak_bytes,
-                }
-                | ({} if side == "ftcore" else self._beside_ours(side))
-                for side, measured in self.sides.items()
-            },
-            "limit_seconds": self.limit,
-            "share_of_limit": self.share,
+            "backends": backends,
+            "roofline_seconds": self.roofline,
+            "roofline_share": self.roofline_share,
         }
 
-    def _beside_ours(self, side: str) -> dict[str, Any]:
-        return {"ratio": _spread(self.ratio(side)), "agreement": self.agreement(side)}
 
-
-def _spread(spread: Spread | None) -> dict[str, float] | None:
-    if spread is None:
-        return None
-    return {"median": spread.median, "low": spread.low, "high": spread.high}
+def _asdict(quartiles: Quartiles | None) -> dict[str, float] | None:
+    return asdict(quartiles) if quartiles else None
 
 
 def report(rows: Sequence[Row], machine: Machine) -> list[str]:
-    """The table, with the machine above it and what is missing below."""
-    return [*machine.lines(), _versions(rows), "", *_table(rows), *_notes(rows)]
-
-
-def _versions(rows: Sequence[Row]) -> str:
-    versions = {side: measured.version for row in rows for side, measured in row.sides.items()}
-    sides = ", ".join(f"{NAMES[side]} {version}" for side, version in versions.items())
+    """Lines: the machine, versions and settings, the Markdown table, and why cells are empty."""
+    first = rows[0]
+    settings = f"{first.dtype}{', compiled' * first.compiled}"
+    settings += f", dropout {first.dropout:g}" if first.dropout else ""
+    versions = ", ".join(f"{NAMES[backend]} {version(backend)}" for backend in first.results)
     rounds = max(len(row.ours.seconds) for row in rows)
-    settings = ", compiled" if rows[0].compiled else ""
-    settings += f", dropout {rows[0].dropout:g}" if rows[0].dropout else ""
-    return (
-        f"{sides}; {rows[0].dtype}{settings}; medians of {rounds} rounds. A ratio is the other's time in "
-        "ftcore's; in brackets its quartiles."
-    )
 
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    """The table's lines; all rows have the same sides."""
-    others = [side for side in rows[0].sides if side != "ftcore"]
     head = ["model", "row", "unit", "ftcore"]
-    for side in others:
-        head += [NAMES[side], "ratio"]
-    head += ["of the limit", "peak memory", "agreement"]
-    lines = [head] + [_cells(row, others) for row in rows]
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(head))]
-    rule = ["-" * width for width in widths]
-    return [_line(cells, widths) for cells in (lines[0], rule, *lines[1:])]
+    for backend in first.others:
+        head += [NAMES[backend], "ratio"]
+    head += ["of roofline", "peak memory", "agreement"]
+    lines = [head, *(row.cells() for row in rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    table = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    ]
 
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-
-def _cells(row: Row, others: Sequence[str]) -> list[str]:
-    cells = [row.model, row.case.name, row.unit, _rate(row, "ftcore")]
-    for side in others:
-        ratio = row.ratio(side)
-        cells += [_rate(row, side), f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else ""]
-    memory = " / ".join(_memory(measured) for measured in row.sides.values())
-    agreements = [text for side in others if (text := row.agreement(side))]
-    if len(set(agreements)) > 1:
-        agreements = [f"{NAMES[side]}: {text}" for side in others if (text := row.agreement(side))]
-    cells += [f"{row.share:.0%}" if row.share else "", memory, "; ".join(dict.fromkeys(agreements))]
-    return cells
-
-
-def _rate(row: Row, side: str) -> str:
-    rate = row.rate(side)
-    if rate is None:
-        return "–"
-    return f"{rate.median:.3g}" if rate.median < 100 else f"{rate.median:,.0f}"
-
-
-def _memory(measured: Measured) -> str:
-    if measured.peak_bytes is None:
-        return "–"
-    return f"{measured.peak_bytes / 1e6:,.0f} MB"
-
-
-def _notes(rows: Sequence[Row]) -> list[str]:
-    """Why cells are empty."""
-    reasons = {
-        f"{NAMES[side]} {row.model} {row.case.name}: {measured.missing}"
-        if measured.missing and ":" in measured.missing
-        else f"{NAMES[side]} {measured.missing}"
+    reasons = [
+        f"{NAMES[backend]}, {row.model} {row.name}: {result.missing}."
         for row in rows
-        for side, measured in row.sides.items()
-        if measured.missing
-    }
-    return ["", *(f"{reason}." for reason in sorted(reasons))] if reasons else []
+        for backend, result in row.results.items()
+        if result.missing
+    ]
+    return [
+        machine.describe(),
+        f"{versions}; {settings}; medians of {rounds} rounds. A ratio is the other's time divided by "
+        "ftcore's, with its quartiles in parentheses.",
+        "",
+        *(f"| {line} |" for line in table),
+        *(["", *reasons] if reasons else []),
+    ]
+
+
+AXES = {
+    "source": "tokens of the input (one new token)",
+    "rows": "rows (16 tokens in, 32 out)",
+    "beams": "beams (16 tokens in, 32 out)",
+    "model": "parameters (16 tokens in, 32 out)",
+}
+
+
+def require_matplotlib(path: Path) -> None:
+    """Raise ValueError, before anything is measured, where `save_growth` could not save the figure."""
+    if find_spec("matplotlib") is None:
+        raise ValueError('--growth draws with matplotlib, which is not installed: pip install -e ".[plot]"')
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--growth {path}: its directory does not exist")
+
+
+def save_growth(rows: Sequence[Row], path: Path) -> None:
+    """Plot seconds and peak memory of `growth_cases`, one column per axis.
+
+    Dashed: the roofline of the time, and the size of the weights.
+    """
+    from matplotlib.figure import Figure  # without pyplot, which would need a display
+
+    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(AXES), squeeze=False)
+    for column, (axis, label) in enumerate(AXES.items()):
+        lines: dict[str, dict[int, tuple[float | None, float | None]]] = {}  # x -> seconds, bytes
+        for row in rows:
+            if row.case.axis == axis:
+                x = row.parameters if axis == "model" else getattr(row.case, axis)
+                for backend, result in row.results.items():
+                    seconds = Quartiles.of(result.seconds).median if result.seconds else None
+                    lines.setdefault(NAMES[backend], {})[x] = seconds, result.peak_bytes
+                lines.setdefault("roofline", {})[x] = row.roofline, row.parameters * BYTES[row.dtype]
+        for name, points in lines.items():
+            style = {"linestyle": "--", "color": "gray"} if name == "roofline" else {"marker": "."}
+            xs = sorted(points)
+            for line in (0, 1):
+                values = [math.nan if (y := points[x][line]) is None else y / (1, 1e9)[line] for x in xs]
+                panels[line, column].plot(xs, values, label=name, **style)
+        for panel, quantity in zip(panels[:, column], ("seconds", "peak memory (GB)"), strict=True):
+            panel.set(xscale="log", xlabel=label, ylabel=quantity)
+            panel.set_xticks(xs, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in xs])
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+        panels[0, column].set_yscale("log")
+        panels[1, column].set_ylim(0, None)
+    panels[0, -1].legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,32 +1,39 @@
-"""What a row says of its measurements."""
+"""Rows, the table and JSON."""
 
 from dataclasses import replace
 
 import pytest
 
 from ftcore.benchmark.cases import Case
-from ftcore.benchmark.machine import Machine
-from ftcore.benchmark.rounds import Measured
 from ftcore.benchmark.report import Row, report
+from ftcore.benchmark.roofline import Machine
+from ftcore.benchmark.worker import Measurement, Quartiles
 
-MACHINE = Machine("An imagined processor", 2, "cpu", 44e9, 200e9)
+MACHINE = Machine("Imagined processor", 2, "cpu", 44e9, 200e9)
 GREEDY = Case("greedy", "generate", rows=2, source=16, target=10)
-OURS = Measured("1.0", [0.5, 0.4, 0.6, 0.5, 0.5], [[3, 4]], 400_000_000)
-THEIRS = Measured("5.0", [1.0, 1.0, 1.0, 1.0, 1.0], [[3, 4]], 800_000_000)
+OURS = Measurement([0.5, 0.4, 0.6, 0.5, 0.5], [[3, 4]], 400_000_000)
+THEIRS = Measurement([1.0, 1.0, 1.0, 1.0, 1.0], [[3, 4]], 800_000_000)
 
 
-def row(case: Case = GREEDY, theirs: Measured = THEIRS, ours: Measured = OURS, dtype: str = "fp32") -> Row:
-    return Row("gpt2", case, dtype, {"ftcore": ours, "transformers": theirs}, limit=0.2, parameters=9)
+@pytest.fixture(autouse=True)
+def versions(monkeypatch):
+    monkeypatch.setattr("ftcore.benchmark.report.version", {"ftcore": "1.0", "transformers": "5.0"}.get)
 
 
-def test_a_row_in_figures():
-    told = row().to_dict()
-    ours, theirs = told["sides"]["ftcore"], told["sides"]["transformers"]
-    assert told["unit"] == "tokens/s"
+def make_row(
+    case: Case = GREEDY, theirs: Measurement = THEIRS, ours: Measurement = OURS, dtype: str = "fp32"
+) -> Row:
+    return Row("gpt2", case, dtype, {"ftcore": ours, "transformers": theirs}, roofline=0.2, parameters=9)
+
+
+def test_the_json_of_a_row():
+    values = make_row().to_dict()
+    ours, theirs = values["backends"]["ftcore"], values["backends"]["transformers"]
+    assert values["unit"] == "tokens/s"
     assert ours["rate"] == {"median": 40.0, "low": 40.0, "high": 40.0}
     assert theirs["rate"]["median"] == 20.0
     assert theirs["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
-    assert told["share_of_limit"] == pytest.approx(0.4)
+    assert values["roofline_share"] == pytest.approx(0.4)
     assert ours["peak_bytes"] == 400_000_000
     assert theirs["agreement"] == "ids equal"
     assert "ratio" not in ours
@@ -42,14 +49,14 @@ def test_a_row_in_figures():
     ],
 )
 def test_units(case, unit, rate):
-    theirs = Measured("5.0", THEIRS.seconds, None)
-    measured = row(case, theirs)
-    assert measured.unit == unit
-    assert measured.rate("ftcore").median == pytest.approx(rate)
+    theirs = Measurement(THEIRS.seconds, None)
+    row = make_row(case, theirs)
+    assert row.unit == unit
+    assert row.rate("ftcore").median == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(
-    ("kind", "theirs", "dtype", "told"),
+    ("kind", "theirs", "dtype", "agreement"),
     [
         ("generate", [[3, 4]], "fp32", "ids equal"),
         ("generate", [[3, 5]], "fp32", "ids DIFFER"),
@@ -61,22 +68,22 @@ def test_units(case, unit, rate):
         ("train", [2.0, float("nan")], "fp32", "loss DIFFERS within nan"),
     ],
 )
-def test_agreement(kind, theirs, dtype, told):
-    ours = Measured("1.0", [1.0], [[3, 4]] if kind == "generate" else [2.0, 1.0])
-    measured = row(Case("", kind, target=10), Measured("5.0", [1.0], theirs), ours, dtype)
-    assert measured.agreement("transformers") == told
+def test_agreement(kind, theirs, dtype, agreement):
+    ours = Measurement([1.0], [[3, 4]] if kind == "generate" else [2.0, 1.0])
+    row = make_row(Case("", kind, target=10), Measurement([1.0], theirs), ours, dtype)
+    assert row.agreement("transformers") == agreement
 
 
-def test_losses_under_dropout_have_no_equals():
-    losses = Measured("5.0", [1.0], [2.0]), Measured("1.0", [1.0], [3.0])
-    measured = replace(row(Case("", "train"), *losses, "fp32"), dropout=0.1)
-    assert measured.agreement("transformers") == ""
-    assert "fp32, dropout 0.1; medians" in report([measured], MACHINE)[1]
+def test_losses_with_dropout_are_not_compared():
+    losses = Measurement([1.0], [2.0]), Measurement([1.0], [3.0])
+    row = replace(make_row(Case("", "train"), *losses, "fp32"), dropout=0.1)
+    assert row.agreement("transformers") == ""
+    assert "fp32, dropout 0.1; medians" in report([row], MACHINE)[1]
 
 
 def test_the_table_is_markdown_of_one_width():
     lines = report(
-        [row(), row(Case("load", "load"), Measured("5.0", missing="MemoryError: too large"))], MACHINE
+        [make_row(), make_row(Case("load", "load"), Measurement(missing="MemoryError: too large"))], MACHINE
     )
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 4 and len({len(line) for line in table}) == 1
@@ -84,13 +91,26 @@ def test_the_table_is_markdown_of_one_width():
     assert cells == [
         "gpt2", "greedy", "tokens/s", "40", "20", "2.00 (2.00–2.00)", "40%", "400 MB / 800 MB", "ids equal",
     ]  # fmt: skip
-    assert "An imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
-    assert "transformers 5.0" in lines[1] and "medians of 5 rounds" in lines[1]
-    assert lines[-1] == "transformers gpt2 load: MemoryError: too large."
+    assert "Imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
+    assert "ftcore 1.0, transformers 5.0; fp32; medians of 5 rounds" in lines[1]
+    assert lines[-1] == "transformers, gpt2 load: MemoryError: too large."
     assert "–" in table[3]
 
 
-def test_a_row_is_summed_up_for_those_who_wait():
-    assert row().summary() == "  40 tokens/s, 2.00x transformers"
-    missing = Measured("5.0", missing="does not train")
-    assert row(theirs=missing).summary() == "  40 tokens/s, transformers does not train"
+def test_rows_of_the_fast_backend_are_marked():
+    row = make_row()
+    fast = replace(row, results={"ftcore-fast": row.ours, "transformers": row.results["transformers"]})
+    assert fast.cells()[1] == "greedy --fast" and fast.cells()[2:] == row.cells()[2:]
+    assert replace(fast, compiled=True).to_dict()["row"] == "greedy --compile"
+
+
+def test_a_ratio_is_taken_round_by_round():
+    """The machine is slower by half in the last two rounds, which does not change the ratio."""
+    ours, other = Measurement([1.0, 1.0, 1.0, 2.0, 2.0]), Measurement([3.0, 3.0, 3.0, 6.0, 6.0])
+    assert make_row(ours=ours, theirs=other).ratio("transformers") == Quartiles(3.0, 3.0, 3.0)
+
+
+def test_agreements_that_differ_are_listed_by_library():
+    row = make_row()
+    three = replace(row, results=row.results | {"ctranslate2": replace(THEIRS, output=[[3, 5]])})
+    assert three.cells()[-1] == "transformers: ids equal; CTranslate2: ids DIFFER"

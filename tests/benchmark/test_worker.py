@@ -1,109 +1,110 @@
-"""Turns, medians and quartiles; and what a side's process says."""
+"""Turns, quartiles and failures of the worker processes."""
 
+import os
 import statistics
+from concurrent.futures import Future
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.benchmark import rounds
-from ftcore.benchmark.cases import Case
-from ftcore.benchmark.order import Order
-from ftcore.benchmark.rounds import Measured, Spread, measure, ratios
+from ftcore.benchmark import worker
+from ftcore.benchmark.cases import Case, Job
+from ftcore.benchmark.worker import Measurement, Quartiles, measure
 
 seconds = st.floats(1e-6, 1e6)
 
 
-def order(side: str, **changes: object) -> Order:
-    values = {"case": Case("greedy", "generate"), "directory": "", "inputs": "", "dtype": "fp32"}
-    return Order(side=side, **(values | {"device": "cpu", "threads": 1} | changes))
+def make_job(backend: str, **changes: object) -> Job:
+    values = {"case": Case("greedy", "generate"), "checkpoint": "", "inputs": "", "dtype": "fp32"}
+    return Job(backend=backend, **(values | {"device": "cpu", "threads": 1} | changes))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(seconds, min_size=1, max_size=12))
 def test_a_quarter_of_the_values_lies_on_either_side_of_the_quartiles(values):
-    spread = Spread.of(values)
-    assert spread.median == pytest.approx(statistics.median(values))
-    below = [value for value in values if value <= spread.low * (1 + 1e-9)]
-    above = [value for value in values if value >= spread.high * (1 - 1e-9)]
+    quartiles = Quartiles.of(values)
+    assert quartiles.median == pytest.approx(statistics.median(values))
+    below = [value for value in values if value <= quartiles.low * (1 + 1e-9)]
+    above = [value for value in values if value >= quartiles.high * (1 - 1e-9)]
     assert min(len(below), len(above)) * 4 >= len(values)
-    assert spread.low * (1 - 1e-9) <= spread.median <= spread.high * (1 + 1e-9)
+    assert quartiles.low * (1 - 1e-9) <= quartiles.median <= quartiles.high * (1 + 1e-9)
 
 
 def test_the_quartiles_of_five_are_the_second_and_the_fourth():
-    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+    assert Quartiles.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
 
 
-def test_a_ratio_is_taken_round_by_round():
-    """The pace of the machine halves in the last two rounds: the ratio does not see it."""
-    ours, other = Measured(seconds=[1.0, 1.0, 1.0, 2.0, 2.0]), Measured(seconds=[3.0, 3.0, 3.0, 6.0, 6.0])
-    assert ratios(other, ours) == Spread(3.0, 3.0, 3.0)
+def test_a_job_pads_where_its_case_says():
+    padded = {
+        padding: [make_job(name, case=Case("", "train", padded=padding)).padded for name in worker.BACKENDS]
+        for padding in ("", "transformers", "all")
+    }
+    assert list(worker.BACKENDS) == ["ftcore", "ftcore-fast", "transformers", "ctranslate2"]
+    assert padded == {"": [False] * 4, "transformers": [False, False, True, False], "all": [True] * 4}
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.text(), st.integers(0, 9), st.booleans())
-def test_an_order_survives_json(text, number, plain):
-    case = Case(text, "train", source=number, padded=("ftcore", "transformers"), plain=plain)
-    given_order = order("transformers", case=case, directory=text)
-    assert Order.from_json(given_order.to_json()) == given_order
-    assert given_order.padded
-
-
-class Actor:
-    """A worker without a process: writes down when its turn comes."""
+class FakeExecutor:
+    """Records turns instead of starting a process."""
 
     turns: tuple[str, ...] = ()
 
-    def __init__(self, given_order: Order):
-        self.side = given_order.side
+    def __init__(self, *_: object, **__: object) -> None:
+        self.backend = ""
 
-    def __enter__(self) -> "Actor":
+    def __enter__(self) -> "FakeExecutor":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def hear(self) -> dict[str, object]:
-        return {"ready": True, "version": f"{self.side} 1"}
-
-    def round(self) -> dict[str, object]:
-        Actor.turns += (self.side,)
-        count = Actor.turns.count(self.side)
-        if self.side == "fails" and count == 2:
-            return {"error": "MemoryError: too large"}
-        return {"seconds": float(count), "result": [count]}
-
-    def end(self) -> dict[str, object]:
-        return {"peak_bytes": 7}
-
-
-def test_sides_take_turns_and_the_first_round_warms_up(monkeypatch):
-    monkeypatch.setattr(rounds, "Worker", Actor)
-    monkeypatch.setattr(Actor, "turns", ())
-    found = measure([order("one"), order("two")], 3)
-    assert Actor.turns == ("one", "two") * 4
-    assert found["one"] == Measured("one 1", [2.0, 3.0, 4.0], [1], 7, None)
-    assert found["two"].seconds == [2.0, 3.0, 4.0]
+    def submit(self, function, *arguments) -> Future:
+        future: Future = Future()
+        if function is worker.start:
+            self.backend = arguments[0].backend
+            future.set_result(None)
+        elif function is worker.run_round:
+            FakeExecutor.turns += (self.backend,)
+            count = FakeExecutor.turns.count(self.backend)
+            if self.backend == "fails" and count == 3:
+                future.set_exception(MemoryError("too large\nby far"))
+            else:
+                future.set_result((float(count), [count]))
+        else:
+            future.set_result(7)
+        return future
 
 
-def test_a_side_that_fails_is_left_out_of_the_next_rounds(monkeypatch):
-    monkeypatch.setattr(rounds, "Worker", Actor)
-    monkeypatch.setattr(Actor, "turns", ())
-    found = measure([order("one"), order("fails")], 3)
-    assert Actor.turns == ("one", "fails", "one", "fails", "one", "one")
-    assert found["fails"].missing == "MemoryError: too large"
-    assert found["one"].seconds == [2.0, 3.0, 4.0]
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", FakeExecutor)
+    monkeypatch.setattr(FakeExecutor, "turns", ())
 
 
-def test_what_a_process_fails_of_is_told(tmp_path):
-    missing = order("ftcore", case=Case("load", "load"), directory=str(tmp_path / "missing"))
-    found = measure([missing], 1)["ftcore"]
-    assert found.missing is not None
-    assert found.missing.startswith("FileNotFoundError: ")
-    assert "missing" in found.missing
-    assert found.seconds == []
+def test_backends_take_turns_and_the_first_round_is_a_warm_up(fake):
+    results = measure([make_job("one"), make_job("two")], 3)
+    assert FakeExecutor.turns == ("one", "two") * 4
+    assert results["one"] == Measurement([2.0, 3.0, 4.0], [1], 7, None)
+    assert results["two"].seconds == [2.0, 3.0, 4.0]
 
 
-def test_a_process_that_ends_without_a_word_is_an_error_too():
-    found = measure([order("no_such_side")], 1)
-    assert "no_such_side" in str(found["no_such_side"].missing)
+def test_a_backend_that_fails_has_no_results_and_no_more_turns(fake):
+    results = measure([make_job("one"), make_job("fails")], 3)
+    assert FakeExecutor.turns == ("one", "fails") * 3 + ("one",)
+    assert results["fails"] == Measurement(missing="MemoryError: too large")
+    assert results["one"].seconds == [2.0, 3.0, 4.0]
+
+
+def test_an_error_in_a_process_is_reported(tmp_path):
+    missing = make_job("ftcore", case=Case("load", "load"), checkpoint=str(tmp_path / "missing"))
+    result = measure([missing], 1)["ftcore"]
+    assert result.missing is not None
+    assert result.missing.startswith("FileNotFoundError: ")
+    assert "missing" in result.missing
+    assert result.seconds == []
+
+
+def test_the_death_of_a_process_is_reported(monkeypatch):
+    monkeypatch.setattr(worker, "initialize", partial(os._exit, 3))
+    assert "BrokenProcessPool: " in str(measure([make_job("ftcore")], 1)["ftcore"].missing)
