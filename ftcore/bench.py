@@ -34,8 +34,8 @@ class BenchOptions:
     rows: list[str] | None = option(None, "names of the rows above (default: all)", metavar="NAME")
     dtype: Literal["fp32", "bf16", "int8"] = option(
         "fp32",
-        "number format; int8 weights are for generation, with ftcore --fast and CTranslate2; the others "
-        "have fp32 then",
+        "number format; int8 is for generation, and holds for the weights of ftcore --fast and CTranslate2 "
+        "(the others: fp32)",
     )
     fast: bool = option(False, "add rows with ftcore's --fast: prepared for decoding, faster training layers")
     compile: bool = option(
@@ -53,12 +53,11 @@ class BenchOptions:
         metavar="FILE",
     )
     tokenizer: str | None = option(
-        None, "directory of the tokenizer (default: the model's, for a shape that in weights/)", metavar="DIR"
+        None,
+        "directory of the tokenizer (default: the model's; for a shape, that of weights/)",
+        metavar="DIR",
     )
-    dropout: float = option(
-        0.0,
-        "all dropout rates; 0.1 in the tutorials. Losses are compared without dropout only",
-    )
+    dropout: float = option(0.0, "rate of all layers (the tutorials: 0.1); losses are compared only at 0")
 
     device: str = option("cpu", "cpu, cuda or cuda:N", group="Machine")
     threads: int | None = option(None, "threads of each backend (default: one per core)", at_least=1)
@@ -187,21 +186,18 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         elif case.kind == "train":
             write_batches(case, data, model, checkpoint, inputs)
             roofline = training_seconds(model, read_batches(inputs, padded=False), machine)
-        results = measure(
-            [
-                replace(job, backend=backend, case=case)
-                for backend in backends
-                if (backend, case.kind) != ("ftcore-fast", "load")  # loads like ftcore
-            ],
-            options.rounds,
-        )
-        for ours in sorted(results.keys() & {"ftcore", "ftcore-fast"}):
-            others = {name: result for name, result in results.items() if not name.startswith("ftcore")}
+        jobs = [replace(job, backend=backend, case=case) for backend in backends]
+        if case.kind == "load":  # ftcore --fast loads like ftcore
+            jobs = [job for job in jobs if job.backend != "ftcore-fast"]
+        results = measure(jobs, options.rounds)
+        ours = [backend for backend in results if backend.startswith("ftcore")]
+        others = {backend: result for backend, result in results.items() if backend not in ours}
+        for backend in ours:
             row = Row(
                 model=name,
                 case=case,
                 dtype=options.dtype,
-                results={ours: results[ours]} | others,
+                results={backend: results[backend]} | others,
                 roofline=roofline,
                 parameters=sum(parameter.numel() for parameter in model.parameters()),
                 compiled=options.compile,

@@ -199,28 +199,35 @@ def save_growth(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure  # without pyplot, which would need a display
 
     figure = Figure(figsize=(14, 6.4), layout="constrained")
-    panels = figure.subplots(2, len(AXES), squeeze=False)
-    for column, (axis, label) in enumerate(AXES.items()):
-        lines: dict[str, dict[int, tuple[float | None, float | None]]] = {}  # x -> seconds, bytes
-        for row in rows:
-            if row.case.axis == axis:
-                x = row.parameters if axis == "model" else getattr(row.case, axis)
-                for backend, result in row.results.items():
-                    seconds = Quartiles.of(result.seconds).median if result.seconds else None
-                    lines.setdefault(NAMES[backend], {})[x] = seconds, result.peak_bytes
-                lines.setdefault("roofline", {})[x] = row.roofline, row.parameters * BYTES[row.dtype]
-        for name, points in lines.items():
-            style = {"linestyle": "--", "color": "gray"} if name == "roofline" else {"marker": "."}
-            xs = sorted(points)
-            for line in (0, 1):
-                values = [math.nan if (y := points[x][line]) is None else y / (1, 1e9)[line] for x in xs]
-                panels[line, column].plot(xs, values, label=name, **style)
-        for panel, quantity in zip(panels[:, column], ("seconds", "peak memory (GB)"), strict=True):
-            panel.set(xscale="log", xlabel=label, ylabel=quantity)
+    columns = figure.subplots(2, len(AXES)).T
+    for (seconds, memory), (axis, label) in zip(columns, AXES.items(), strict=True):
+        points = [
+            (row.parameters if axis == "model" else getattr(row.case, axis), row)
+            for row in rows
+            if row.case.axis == axis
+        ]
+        points.sort(key=lambda point: point[0])
+        for backend, name in NAMES.items():
+            measured = [(x, row.results[backend]) for x, row in points if backend in row.results]
+            lines = [
+                (x, Quartiles.of(result.seconds).median, (result.peak_bytes or math.nan) / 1e9)
+                for x, result in measured
+                if result.seconds
+            ]
+            if lines:
+                xs, medians, peaks = zip(*lines, strict=True)
+                seconds.plot(xs, medians, marker=".", label=name)
+                memory.plot(xs, peaks, marker=".", label=name)
+        xs = tuple(x for x, _ in points)
+        weights = [row.parameters * BYTES[row.dtype] / 1e9 for _, row in points]
+        seconds.plot(xs, [row.roofline for _, row in points], "--", color="gray", label="lower bound")
+        memory.plot(xs, weights, "--", color="gray", label="weights")
+        seconds.set(ylabel="seconds", yscale="log")
+        memory.set(ylabel="peak memory (GB)", ylim=(0, None))
+        for panel in (seconds, memory):
+            panel.set(xlabel=label, xscale="log")
             panel.set_xticks(xs, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in xs])
             panel.minorticks_off()
             panel.grid(alpha=0.3)
-        panels[0, column].set_yscale("log")
-        panels[1, column].set_ylim(0, None)
-    panels[0, -1].legend()
+    columns[-1][0].legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.benchmark.cases import Case
+from ftcore.benchmark.worker import synchronize
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.training.loss import count_targets
@@ -49,25 +50,23 @@ def measure_machine(device: str, dtype: str, threads: int, *, quick: bool = Fals
     bytes_read = 2**31 if on_cuda else 2**26 if quick else 2**29  # well beyond the caches
     vector = torch.ones(bytes_read // 4, device=device)
     width = 8192 if on_cuda else 256 if quick else 2048
-    matrix = torch.ones(
-        width, width, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, device=device
-    )
+    product_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    matrix = torch.ones(width, width, dtype=product_dtype, device=device)
     return Machine(
         name=torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
         threads=threads,
         device=device,
-        bandwidth=bytes_read / _fastest(lambda: vector.sum(), on_cuda),
-        flops=2 * width**3 / _fastest(lambda: matrix @ matrix, on_cuda),
+        bandwidth=bytes_read / _fastest(lambda: vector.sum(), device),
+        flops=2 * width**3 / _fastest(lambda: matrix @ matrix, device),
     )
 
 
-def _fastest(work: Callable[[], object], on_cuda: bool) -> float:
+def _fastest(work: Callable[[], object], device: str) -> float:
     seconds = []
     for _ in range(7):
         start = time.perf_counter()
         work()
-        if on_cuda:
-            torch.cuda.synchronize()
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -118,7 +117,7 @@ def _elements(blocks: nn.Module) -> int:
 
 
 def generation_seconds(model: Model, case: Case, machine: Machine, dtype: str) -> float:
-    """Lower bound on the seconds of `generate`: each phase is limited by its bytes or its FLOPs."""
+    """Lower bound on the time of `generate`: each phase is limited by its bytes or its FLOPs."""
     weights, sources, hypotheses = Weights.of(model), case.rows, case.rows * case.beams
     weight_bytes = BYTES[dtype]
     cache_bytes = 2 if dtype == "bf16" else 4  # per element of a key or value
@@ -127,8 +126,8 @@ def generation_seconds(model: Model, case: Case, machine: Machine, dtype: str) -
     def seconds(products: float, bytes_read: float) -> float:
         return max(2 * products / machine.flops, bytes_read / machine.bandwidth)
 
-    # GPT-2's prompt, whose last position gives the first token; or T5's encoder. Half of a causal attention
-    # is masked, so that its two products count as one.
+    # Prefill: GPT-2's prompt, whose last position gives the first token, or T5's encoder. Causal attention
+    # masks half of its scores, so its two products count as one.
     tokens = sources * case.source
     if is_gpt2:
         prefill = seconds(
@@ -143,8 +142,8 @@ def generation_seconds(model: Model, case: Case, machine: Machine, dtype: str) -
         )
         steps, prompt = case.target, 0
 
-    # The decoding steps. Beams have keys of their own, and share those of T5's source.
-    positions = steps * prompt + steps * (steps + 1) / 2  # attended to, summed over the steps
+    # Decoding steps. Each beam has its own keys and values, but all beams share those of T5's source.
+    positions = steps * prompt + steps * (steps + 1) / 2  # attended positions, summed over the steps
     keys = products = 2 * weights.decoder_width * positions * hypotheses
     if not is_gpt2:
         keys += 2 * weights.decoder_width * case.source * steps * sources
@@ -154,7 +153,7 @@ def generation_seconds(model: Model, case: Case, machine: Machine, dtype: str) -
 
 
 def training_seconds(model: Model, batches: list[dict[str, Tensor]], machine: Machine) -> float:
-    """Lower bound on the seconds of training on these batches, padding excluded."""
+    """Lower bound on the time of training on these batches, without their padding."""
     weights = Weights.of(model)
     products = 0.0
     for batch in batches:

@@ -56,16 +56,16 @@ def measure(jobs: Sequence[Job], rounds: int) -> dict[str, Measurement]:
         }
 
         def call(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-            """Run a function in the job's process. A failure is noted, and ends the job."""
+            """Run a function in the job's process. After an exception the job has no results and no turns."""
             if job.backend in workers:
                 try:
                     return workers[job.backend].submit(function, *arguments).result()
-                except NotImplementedError as error:  # a limitation of the library
-                    reason = str(error)
-                except Exception as error:  # out of memory, for example
-                    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                results[job.backend] = Measurement(missing=reason)
-                del workers[job.backend]
+                except Exception as error:  # a limitation of the library, or out of memory, for example
+                    reason = (str(error).splitlines() or [""])[0]
+                    if not isinstance(error, NotImplementedError):
+                        reason = f"{type(error).__name__}: {reason}"
+                    results[job.backend] = Measurement(missing=reason)
+                    del workers[job.backend]
             return None
 
         for job in jobs:
