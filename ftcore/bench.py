@@ -112,7 +112,7 @@ import torch
 
 from ftcore.benchmark.backends import installed_backends, version
 from ftcore.benchmark.cases import GPT2_CASES, SHAPES, T5_CASES, Case, Job, growth_cases
-from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model, write_prompts
+from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
 from ftcore.benchmark.report import Row, report, require_matplotlib, save_growth
 from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
 from ftcore.benchmark.worker import measure
@@ -155,18 +155,19 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         ValueError, OSError: no such model, or invalid training data.
     """
     progress(f"{name}: writing the checkpoint")
-    checkpoint, inputs = directory / "model", directory / "inputs.safetensors"
+    checkpoint, batches = directory / "model", directory / "batches.safetensors"
     model = write_model(name, checkpoint)
     cases = select_cases(model, options, is_first=name == options.models[0])
     job = Job(
         backend="",
         case=cases[0],
         checkpoint=str(checkpoint),
-        inputs=str(inputs),
+        vocab_size=model.config.vocab_size,
         dtype=options.dtype,
         device=machine.device,
         threads=machine.threads,
         compile=options.compile,
+        batches=str(batches),
         dropout=options.dropout,
     )
     if any(case.kind == "train" for case in cases):
@@ -176,33 +177,24 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
     if "ctranslate2" in backends:  # if this fails, so does loading, whose error is reported
         measure([replace(job, backend="ctranslate2", case=Case("convert", "convert"))], rounds=0)
 
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = []
     for number, case in enumerate(cases, start=1):
         progress(f"{name} {case.name} ({number} of {len(cases)})")
-        roofline = None
+        job, roofline = replace(job, case=case), None
         if case.kind == "generate":
-            write_prompts(case, model.config.vocab_size, inputs)
             roofline = generation_seconds(model, case, machine, options.dtype)
         elif case.kind == "train":
-            write_batches(case, data, model, checkpoint, inputs)
-            roofline = training_seconds(model, read_batches(inputs, padded=False), machine)
-        jobs = [replace(job, backend=backend, case=case) for backend in backends]
+            write_batches(case, data, model, checkpoint, batches)
+            roofline = training_seconds(model, read_batches(batches, padded=False), machine)
+        jobs = [replace(job, backend=backend) for backend in backends]
         if case.kind == "load":  # ftcore --fast loads like ftcore
             jobs = [job for job in jobs if job.backend != "ftcore-fast"]
         results = measure(jobs, options.rounds)
         ours = [backend for backend in results if backend.startswith("ftcore")]
         others = {backend: result for backend, result in results.items() if backend not in ours}
         for backend in ours:
-            row = Row(
-                model=name,
-                case=case,
-                dtype=options.dtype,
-                results={backend: results[backend]} | others,
-                roofline=roofline,
-                parameters=sum(parameter.numel() for parameter in model.parameters()),
-                compiled=options.compile,
-                dropout=options.dropout,
-            )
+            row = Row(name, parameters, job, {backend: results[backend]} | others, roofline)
             progress("  " + "  ".join(row.cells()[2:]))
             rows.append(row)
     return rows

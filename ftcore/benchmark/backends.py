@@ -149,14 +149,14 @@ class CTranslate2Backend:
         self.job = job
         self.library: Any = importlib.import_module("ctranslate2")
         self.compute_type = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[job.dtype]
-        self.converted = Path(job.checkpoint) / f"ctranslate2-{job.dtype}"
+        self.converted = Path(job.checkpoint) / "ctranslate2"
+        self.config = read_json(Path(job.checkpoint) / "config.json")
 
     def convert(self) -> None:
         """Write the checkpoint in CTranslate2's format, with the tokens `<id>` in place of a tokenizer's."""
-        config = read_json(Path(self.job.checkpoint) / "config.json")
-        eos_id = config.get("eos_token_id") or 0
+        eos_id = self.config.get("eos_token_id") or 0
         tokenizer = SimpleNamespace(
-            get_vocab=lambda: {_token(number): number for number in range(config["vocab_size"])},
+            get_vocab=lambda: {_token(number): number for number in range(self.job.vocab_size)},
             convert_ids_to_tokens=_token,
             eos_token=_token(eos_id[0] if isinstance(eos_id, list) else eos_id),
             bos_token=_token(0),
@@ -172,7 +172,7 @@ class CTranslate2Backend:
         device, _, index = self.job.device.partition(":")
         if self.compute_type not in self.library.get_supported_compute_types(device):
             raise NotImplementedError(f"has no {self.compute_type} here")
-        is_t5 = any((self.converted / f"{name}_vocabulary.json").exists() for name in ("source", "shared"))
+        is_t5 = self.config["model_type"] == "t5"
         return (self.library.Translator if is_t5 else self.library.Generator)(
             str(self.converted),
             device=device,

@@ -17,7 +17,7 @@ class Case:
     steps: int = 0  # optimizer steps per round
     learning_rate: float = 0.0
     padded: Literal["", "transformers", "all"] = ""  # libraries that pad each batch to `source` and `target`
-    axis: str = ""  # of the growth figure, see `growth_cases`
+    axis: str = ""  # of the growth figure: what varies
 
     def fit(self, positions: int) -> "Case":
         """Shorten to a model with fewer positions."""
@@ -38,12 +38,13 @@ class Job:
     backend: str
     case: Case
     checkpoint: str  # directory
-    inputs: str  # safetensors file of prompts or batches
+    vocab_size: int
     dtype: str
     device: str
     threads: int
     compile: bool = False
-    task: str = ""  # training task
+    batches: str = ""  # file of the training batches
+    task: str = ""  # of `train`
     train: str = ""  # training file
     dropout: float = 0.0
 
@@ -78,8 +79,8 @@ GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]
 
 
 def growth_cases(*, is_first: bool) -> list[Case]:
-    """One size varied at a time, for the first model; one case of the other models, for the model axis."""
-    base = Case("model", "generate", source=16, target=32, axis="model")
+    """One size varied at a time, for the first model; one case of the others, for the axis "parameters"."""
+    base = Case("model", "generate", source=16, target=32, axis="parameters")
     if not is_first:
         return [base]
     return [

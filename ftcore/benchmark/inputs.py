@@ -1,4 +1,4 @@
-"""Files that all backends read: one checkpoint per model, one file of prompts or batches per case."""
+"""Inputs that all backends share: a checkpoint, random prompts, and a file of training batches."""
 
 from pathlib import Path
 
@@ -43,15 +43,10 @@ def write_model(name: str, directory: Path) -> Model:
     return model
 
 
-def write_prompts(case: Case, vocab_size: int, file: Path) -> None:
-    """Save random ids, (rows, source), without the first five, which are special tokens in T5."""
+def random_prompts(case: Case, vocab_size: int) -> Tensor:
+    """Draw ids, (rows, source), the same each time, without the first five, which are special in T5."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
-    save_file({"input_ids": ids}, file)
-
-
-def read_prompts(file: Path) -> Tensor:
-    return load_file(file)["input_ids"]
+    return torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
 
 
 def training_data(model: Model, train: str | None, tokenizer: str | None) -> TrainOptions:

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.benchmark.backends import version
-from ftcore.benchmark.cases import Case
+from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.roofline import BYTES, Machine
 from ftcore.benchmark.worker import Measurement, Quartiles
 from ftcore.checkpoints.files import write_atomically
 
-NAMES = {
-    "ftcore": "ftcore",
-    "ftcore-fast": "ftcore --fast",
-    "transformers": "transformers",
-    "ctranslate2": "CTranslate2",
-}
 LOSS_TOL = 1e-4  # per step, in fp32
 
 
@@ -27,19 +21,20 @@ class Row:
     """One case of one model: ftcore, or ftcore --fast, against the other libraries."""
 
     model: str
-    case: Case
-    dtype: str
+    parameters: int
+    job: Job
     results: dict[str, Measurement]  # by backend, ftcore's first
     roofline: float | None  # lower bound on seconds
-    parameters: int
-    compiled: bool = False
-    dropout: float = 0.0
 
     @property
     def name(self) -> str:
-        if "ftcore" in self.results:
-            return self.case.name
-        return self.case.name + (" --compile" if self.compiled else " --fast")
+        """The case, marked where it is measured with `--fast` or `--compile`."""
+        options = " --compile" if self.job.compile else " --fast"
+        return self.case.name + (options if "ftcore-fast" in self.results else "")
+
+    @property
+    def case(self) -> Case:
+        return self.job.case
 
     @property
     def ours(self) -> Measurement:
@@ -88,12 +83,12 @@ class Row:
         if ours is None or other is None:
             return ""
         if self.case.kind == "generate":
-            return ("ids equal" if ours == other else "ids DIFFER") if self.dtype == "fp32" else ""
-        if self.dropout:
+            return ("ids equal" if ours == other else "ids DIFFER") if self.job.dtype == "fp32" else ""
+        if self.job.dropout:
             return ""
         errors = [abs(a - b) for a, b in zip(ours, other, strict=True)]
         error = math.nan if any(map(math.isnan, errors)) else max(errors)
-        verdict = " DIFFERS" if self.dtype == "fp32" and not error <= LOSS_TOL else ""
+        verdict = " DIFFERS" if self.job.dtype == "fp32" and not error <= LOSS_TOL else ""
         return f"loss{verdict} within {error:.0e}"
 
     def cells(self) -> list[str]:
@@ -107,13 +102,12 @@ class Row:
         cells.append("" if self.roofline_share is None else f"{self.roofline_share:.0%}")
         peaks = [result.peak_bytes for result in self.results.values()]
         cells.append(" / ".join("–" if peak is None else f"{peak / 1e6:,.0f} MB" for peak in peaks))
-        agreements = {NAMES[backend]: text for backend in self.others if (text := self.agreement(backend))}
+        agreements = {backend: text for backend in self.others if (text := self.agreement(backend))}
         if len(set(agreements.values())) > 1:
             return [*cells, "; ".join(f"{name}: {text}" for name, text in agreements.items())]
         return [*cells, next(iter(agreements.values()), "")]
 
     def to_dict(self) -> dict[str, Any]:
-        row = {name: getattr(self, name) for name in ("model", "parameters", "dtype", "compiled", "dropout")}
         backends = {
             backend: {
                 "seconds": result.seconds,
@@ -126,9 +120,14 @@ class Row:
         for backend in self.others:
             backends[backend]["ratio"] = _asdict(self.ratio(backend))
             backends[backend]["agreement"] = self.agreement(backend)
-        return row | {
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
             "row": self.name,
             "case": asdict(self.case),
+            "dtype": self.job.dtype,
+            "compiled": self.job.compile,
+            "dropout": self.job.dropout,
             "unit": self.unit,
             "backends": backends,
             "roofline_seconds": self.roofline,
@@ -142,15 +141,14 @@ def _asdict(quartiles: Quartiles | None) -> dict[str, float] | None:
 
 def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines: the machine, versions and settings, the Markdown table, and why cells are empty."""
-    first = rows[0]
-    settings = f"{first.dtype}{', compiled' * first.compiled}"
-    settings += f", dropout {first.dropout:g}" if first.dropout else ""
-    versions = ", ".join(f"{NAMES[backend]} {version(backend)}" for backend in first.results)
+    first, job = rows[0], rows[0].job
+    settings = job.dtype + ", compiled" * job.compile + f", dropout {job.dropout:g}" * (job.dropout > 0)
+    versions = ", ".join(f"{backend} {version(backend)}" for backend in first.results)
     rounds = max(len(row.ours.seconds) for row in rows)
 
     head = ["model", "row", "unit", "ftcore"]
     for backend in first.others:
-        head += [NAMES[backend], "ratio"]
+        head += [backend, "ratio"]
     head += ["of roofline", "peak memory", "agreement"]
     lines = [head, *(row.cells() for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
@@ -160,7 +158,7 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     ]
 
     reasons = [
-        f"{NAMES[backend]}, {row.model} {row.name}: {result.missing}."
+        f"{backend}, {row.model} {row.name}: {result.missing}."
         for row in rows
         for backend, result in row.results.items()
         if result.missing
@@ -175,12 +173,7 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     ]
 
 
-AXES = {
-    "source": "tokens of the input (one new token)",
-    "rows": "rows (16 tokens in, 32 out)",
-    "beams": "beams (16 tokens in, 32 out)",
-    "model": "parameters (16 tokens in, 32 out)",
-}
+AXES = ("source", "rows", "beams", "parameters")
 
 
 def require_matplotlib(path: Path) -> None:
@@ -192,41 +185,37 @@ def require_matplotlib(path: Path) -> None:
 
 
 def save_growth(rows: Sequence[Row], path: Path) -> None:
-    """Plot seconds and peak memory of `growth_cases`, one column per axis.
+    """Plot time and peak memory of `growth_cases`, one column per axis.
 
-    Dashed: the roofline of the time, and the size of the weights.
+    Lower bounds are dashed: the roofline, and the size of the weights.
     """
     from matplotlib.figure import Figure  # without pyplot, which would need a display
 
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     columns = figure.subplots(2, len(AXES)).T
-    for (seconds, memory), (axis, label) in zip(columns, AXES.items(), strict=True):
-        points = [
-            (row.parameters if axis == "model" else getattr(row.case, axis), row)
-            for row in rows
-            if row.case.axis == axis
-        ]
-        points.sort(key=lambda point: point[0])
-        for backend, name in NAMES.items():
-            measured = [(x, row.results[backend]) for x, row in points if backend in row.results]
-            lines = [
-                (x, Quartiles.of(result.seconds).median, (result.peak_bytes or math.nan) / 1e9)
-                for x, result in measured
-                if result.seconds
-            ]
-            if lines:
-                xs, medians, peaks = zip(*lines, strict=True)
-                seconds.plot(xs, medians, marker=".", label=name)
-                memory.plot(xs, peaks, marker=".", label=name)
-        xs = tuple(x for x, _ in points)
-        weights = [row.parameters * BYTES[row.dtype] / 1e9 for _, row in points]
-        seconds.plot(xs, [row.roofline for _, row in points], "--", color="gray", label="lower bound")
-        memory.plot(xs, weights, "--", color="gray", label="weights")
+    for (seconds, memory), axis in zip(columns, AXES, strict=True):
+        curves: dict[str, list[tuple[float, ...]]] = {}  # points (x, seconds, gigabytes)
+        for row in rows:
+            if row.case.axis != axis:
+                continue
+            x = row.parameters if axis == "parameters" else getattr(row.case, axis)
+            for backend, result in row.results.items():
+                if result.seconds and result.peak_bytes:
+                    point = x, Quartiles.of(result.seconds).median, result.peak_bytes / 1e9
+                    curves.setdefault(backend, []).append(point)
+            weights = row.parameters * BYTES[row.job.dtype] / 1e9
+            curves.setdefault("lower bound", []).append((x, row.roofline or math.nan, weights))
+        for name, points in curves.items():
+            xs, medians, peaks = zip(*sorted(points), strict=True)
+            style = {"linestyle": "--", "color": "gray"} if name == "lower bound" else {"marker": "."}
+            seconds.plot(xs, medians, label=name, **style)
+            memory.plot(xs, peaks, label=name, **style)
+        ticks = sorted({point[0] for point in curves.get("lower bound", [])})
         seconds.set(ylabel="seconds", yscale="log")
         memory.set(ylabel="peak memory (GB)", ylim=(0, None))
         for panel in (seconds, memory):
-            panel.set(xlabel=label, xscale="log")
-            panel.set_xticks(xs, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in xs])
+            panel.set(xlabel=axis, xscale="log")
+            panel.set_xticks(ticks, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in ticks])
             panel.minorticks_off()
             panel.grid(alpha=0.3)
     columns[-1][0].legend()

@@ -18,7 +18,7 @@ import torch
 
 from ftcore.benchmark.backends import BACKENDS
 from ftcore.benchmark.cases import Job
-from ftcore.benchmark.inputs import read_batches, read_prompts
+from ftcore.benchmark.inputs import random_prompts, read_batches
 
 
 @dataclass
@@ -113,11 +113,11 @@ def prepare(job: Job) -> Callable[[], Any]:
     if kind == "ready":
         return lambda: backend.prepare(backend.load())
     if kind == "generate":
-        prompts = read_prompts(Path(job.inputs)).to(job.device)
+        prompts = random_prompts(job.case, job.vocab_size).to(job.device)
         model = backend.prepare(backend.load())
         return torch.inference_mode()(lambda: backend.generate(model, prompts))
     step = backend.training_step()
-    batches = read_batches(Path(job.inputs), padded=job.padded)
+    batches = read_batches(Path(job.batches), padded=job.padded)
     return lambda: [step(batch) for batch in batches]
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from ftcore import load_model
 from ftcore.benchmark.backends import BACKENDS
 from ftcore.benchmark.cases import SHAPES, Case, Job
-from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model, write_prompts
+from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
 from ftcore.benchmark.worker import peak_bytes, prepare, run_round, start
 
 VOCAB_SIZE = 1600  # more than the tokenizers in weights/ have
@@ -31,7 +31,8 @@ def job(request, tmp_path, monkeypatch) -> Job:
         backend="ftcore",
         case=Case("", "generate"),
         checkpoint=str(tmp_path / "model"),
-        inputs=str(tmp_path / "inputs"),
+        vocab_size=VOCAB_SIZE,
+        batches=str(tmp_path / "batches"),
         dtype="fp32",
         device="cpu",
         threads=1,
@@ -47,7 +48,7 @@ def run(job: Job, rounds: int = 1) -> list[Any]:
 def write_training_inputs(job: Job, case: Case) -> Job:
     model = load_model(job.checkpoint)
     data = training_data(model, train=None, tokenizer=None)
-    write_batches(case, data, model, Path(job.checkpoint), Path(job.inputs))
+    write_batches(case, data, model, Path(job.checkpoint), Path(job.batches))
     return replace(job, case=case, task=data.task, train=str(data.train))
 
 
@@ -61,7 +62,6 @@ def test_all_load_the_same_weights(job):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_all_generate_the_same_number_of_tokens_and_the_same_ids(job, beams):
     case = Case("", "generate", rows=2, beams=beams, source=9, target=6)
-    write_prompts(case, VOCAB_SIZE, Path(job.inputs))
     outputs = {name: run(replace(job, backend=name, case=case), rounds=2) for name in NAMES}
     for first, second in outputs.values():
         assert first == second
@@ -71,7 +71,6 @@ def test_all_generate_the_same_number_of_tokens_and_the_same_ids(job, beams):
 
 def test_a_round_is_timed_and_memory_measured(job):
     case = Case("", "generate", source=9, target=2)
-    write_prompts(case, VOCAB_SIZE, Path(job.inputs))
     start(replace(job, case=case))
     assert run_round(job.device)[0] > 0
     assert peak_bytes(job.device) > 10**7
@@ -81,7 +80,7 @@ def test_a_round_is_timed_and_memory_measured(job):
 def test_all_train_on_the_same_examples_to_the_same_loss(job, padded):
     case = Case("", "train", rows=3, source=200, target=40, steps=3, padded=padded, learning_rate=1e-5)
     job = write_training_inputs(job, case)
-    tight, wide = (read_batches(Path(job.inputs), padded=which) for which in (False, True))
+    tight, wide = (read_batches(Path(job.batches), padded=which) for which in (False, True))
     assert [batch["index"].tolist() for batch in tight] == [batch["index"].tolist() for batch in wide]
     assert {batch["labels"].shape[1] for batch in wide} == {40}
     widths = [batch["input_ids"].shape[1] for batch in tight]
@@ -120,7 +119,6 @@ def test_only_the_fast_backend_prepares_its_model(job):
 def test_ctranslate2_generates_the_same_ids(job):
     pytest.importorskip("ctranslate2")
     case = Case("", "generate", rows=2, source=9, target=6)
-    write_prompts(case, VOCAB_SIZE, Path(job.inputs))
     theirs = replace(job, backend="ctranslate2", case=case)
     run(replace(theirs, case=Case("convert", "convert")))
     assert run(theirs) == run(replace(job, case=case))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ftcore.benchmark.cases import Case
+from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.report import Row, report
 from ftcore.benchmark.roofline import Machine
 from ftcore.benchmark.worker import Measurement, Quartiles
@@ -21,9 +21,14 @@ def versions(monkeypatch):
 
 
 def make_row(
-    case: Case = GREEDY, theirs: Measurement = THEIRS, ours: Measurement = OURS, dtype: str = "fp32"
+    case: Case = GREEDY,
+    theirs: Measurement = THEIRS,
+    ours: Measurement = OURS,
+    dtype: str = "fp32",
+    dropout: float = 0.0,
 ) -> Row:
-    return Row("gpt2", case, dtype, {"ftcore": ours, "transformers": theirs}, roofline=0.2, parameters=9)
+    job = Job("", case, "model", vocab_size=9, dtype=dtype, device="cpu", threads=2, dropout=dropout)
+    return Row("gpt2", 9, job, {"ftcore": ours, "transformers": theirs}, roofline=0.2)
 
 
 def test_the_json_of_a_row():
@@ -76,7 +81,7 @@ def test_agreement(kind, theirs, dtype, agreement):
 
 def test_losses_with_dropout_are_not_compared():
     losses = Measurement([1.0], [2.0]), Measurement([1.0], [3.0])
-    row = replace(make_row(Case("", "train"), *losses, "fp32"), dropout=0.1)
+    row = make_row(Case("", "train"), *losses, dropout=0.1)
     assert row.agreement("transformers") == ""
     assert "fp32, dropout 0.1; medians" in report([row], MACHINE)[1]
 
@@ -101,7 +106,7 @@ def test_rows_of_the_fast_backend_are_marked():
     row = make_row()
     fast = replace(row, results={"ftcore-fast": row.ours, "transformers": row.results["transformers"]})
     assert fast.cells()[1] == "greedy --fast" and fast.cells()[2:] == row.cells()[2:]
-    assert replace(fast, compiled=True).to_dict()["row"] == "greedy --compile"
+    assert replace(fast, job=replace(row.job, compile=True)).to_dict()["row"] == "greedy --compile"
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -113,4 +118,4 @@ def test_a_ratio_is_taken_round_by_round():
 def test_agreements_that_differ_are_listed_by_library():
     row = make_row()
     three = replace(row, results=row.results | {"ctranslate2": replace(THEIRS, output=[[3, 5]])})
-    assert three.cells()[-1] == "transformers: ids equal; CTranslate2: ids DIFFER"
+    assert three.cells()[-1] == "transformers: ids equal; ctranslate2: ids DIFFER"

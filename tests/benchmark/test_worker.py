@@ -17,7 +17,7 @@ seconds = st.floats(1e-6, 1e6)
 
 
 def make_job(backend: str, **changes: object) -> Job:
-    values = {"case": Case("greedy", "generate"), "checkpoint": "", "inputs": "", "dtype": "fp32"}
+    values = {"case": Case("greedy", "generate"), "checkpoint": "", "vocab_size": 9, "dtype": "fp32"}
     return Job(backend=backend, **(values | {"device": "cpu", "threads": 1} | changes))
 
 

@@ -119,7 +119,7 @@ def test_a_wrong_model_or_file_is_one_line(tiny, arguments, message, capsys):
 
 
 def refused(arguments: list[str], capsys) -> str:
-    """The line that says what was wrong with a command."""
+    """Run a command with wrong input; return its error line."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     captured = capsys.readouterr()
