@@ -56,9 +56,8 @@ class FtcoreBackend:
         return _generate(partial(generate, model), prompts, self.job.case)
 
     def training_step(self) -> Step:
-        from ftcore.train import take_step
+        from ftcore.train import prepare, take_step
         from ftcore.training.options import TrainOptions
-        from ftcore.training.setup import prepare
 
         job, case = self.job, self.job.case
         options = TrainOptions(
@@ -75,7 +74,7 @@ class FtcoreBackend:
             dropout=job.dropout,
             precision="bf16" if job.dtype == "bf16" else "fp32",
             device=job.device,
-            fast=self.fast and not self.compile,  # either the fast layers, or compiled blocks
+            fast=self.fast,
             compile=self.compile,
         )
         run = prepare(options)

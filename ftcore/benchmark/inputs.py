@@ -1,5 +1,6 @@
 """Inputs that all backends share: a checkpoint, random prompts, and a file of training batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
-from ftcore.training.options import TrainOptions, with_defaults
+from ftcore.training.options import TrainOptions, find_files
 
 
 def write_model(name: str, directory: Path) -> Model:
@@ -56,7 +57,9 @@ def training_data(model: Model, train: str | None, tokenizer: str | None) -> Tra
         ValueError: not given, and not in a clone of the repository.
     """
     is_t5 = model.config.is_encoder_decoder
-    return with_defaults(TrainOptions(task="qa" if is_t5 else "emotion", train=train, model=tokenizer))
+    options = TrainOptions(task="qa" if is_t5 else "emotion", train=train, model=tokenizer)
+    files = find_files(options)
+    return replace(options, train=files.train, model=files.model)
 
 
 def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path, file: Path) -> None:
