@@ -31,6 +31,19 @@ Step = Callable[[dict[str, Tensor]], float]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
+def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
+    """Call `generate`, whose arguments have the same names in ftcore and transformers."""
+    ids = function(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        num_beams=case.beams,
+        max_new_tokens=case.target,
+        min_new_tokens=case.target,
+        pad_token_id=0,
+    )
+    return ids[:, -case.target :].tolist()
+
+
 class FtcoreBackend:
     """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
 
@@ -40,6 +53,7 @@ class FtcoreBackend:
         self.compile = self.fast and job.compile
 
     def load(self) -> Any:
+        # On the CPU, prepare_for_decoding converts from float32.
         bf16 = self.job.dtype == "bf16" and not (self.fast and self.job.device == "cpu")
         dtype = torch.bfloat16 if bf16 else torch.float32
         return load_model(self.job.checkpoint, dtype=dtype, device=self.job.device)
@@ -109,8 +123,7 @@ class TransformersBackend:
         model = self.load().train()
         if job.compile:
             model.compile(dynamic=True)
-        # Its tutorials pad and take AdamW's default; otherwise the fused one.
-        fused = None if job.case.padded else True
+        fused = None if job.case.padded else True  # the tutorials, which pad, take AdamW's default
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=job.case.learning_rate, weight_decay=0.0, fused=fused
         )
@@ -128,19 +141,6 @@ class TransformersBackend:
         return step
 
 
-def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
-    """Call `generate`, whose arguments have the same names in ftcore and transformers."""
-    ids = function(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        num_beams=case.beams,
-        max_new_tokens=case.target,
-        min_new_tokens=case.target,
-        pad_token_id=0,
-    )
-    return ids[:, -case.target :].tolist()
-
-
 class CTranslate2Backend:
     """CTranslate2, which has a checkpoint format of its own, works on token strings and does not train."""
 
@@ -150,6 +150,7 @@ class CTranslate2Backend:
         self.compute_type = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[job.dtype]
         self.converted = Path(job.checkpoint) / "ctranslate2"
         self.config = read_json(Path(job.checkpoint) / "config.json")
+        self.is_t5 = self.config["model_type"] == "t5"
 
     def convert(self) -> None:
         """Write the checkpoint in CTranslate2's format, with the tokens `<id>` in place of a tokenizer's."""
@@ -171,8 +172,7 @@ class CTranslate2Backend:
         device, _, index = self.job.device.partition(":")
         if self.compute_type not in self.library.get_supported_compute_types(device):
             raise NotImplementedError(f"has no {self.compute_type} here")
-        is_t5 = self.config["model_type"] == "t5"
-        return (self.library.Translator if is_t5 else self.library.Generator)(
+        return (self.library.Translator if self.is_t5 else self.library.Generator)(
             str(self.converted),
             device=device,
             device_index=int(index or 0),
@@ -186,22 +186,14 @@ class CTranslate2Backend:
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
         case = self.job.case
         rows = [[_token(number) for number in row] for row in prompts.tolist()]
-        if isinstance(model, self.library.Translator):
-            results = model.translate_batch(
-                rows,
-                beam_size=case.beams,
-                min_decoding_length=case.target,
-                max_decoding_length=case.target,
-                max_input_length=0,  # no limit
-            )
+        if self.is_t5:
+            lengths = {"min_decoding_length": case.target, "max_decoding_length": case.target}
+            results = model.translate_batch(rows, beam_size=case.beams, max_input_length=0, **lengths)
             best = [result.hypotheses[0] for result in results]
         else:
+            lengths = {"min_length": case.target, "max_length": case.target}  # without the prompt
             results = model.generate_batch(
-                rows,
-                beam_size=case.beams,
-                min_length=case.target,
-                max_length=case.target,
-                include_prompt_in_result=False,  # the lengths then count new tokens only
+                rows, beam_size=case.beams, include_prompt_in_result=False, **lengths
             )
             best = [result.sequences[0] for result in results]
         return [[int(token[1:-1]) for token in tokens] for tokens in best]

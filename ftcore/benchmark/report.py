@@ -18,7 +18,7 @@ LOSS_TOL = 1e-4  # per step, in fp32
 
 @dataclass(frozen=True)
 class Row:
-    """One case of one model: ftcore, or ftcore --fast, against the other libraries."""
+    """A line of the table: one case of one model, in ftcore or ftcore --fast and in the other libraries."""
 
     model: str
     parameters: int
@@ -108,35 +108,15 @@ class Row:
         return [*cells, next(iter(agreements.values()), "")]
 
     def to_dict(self) -> dict[str, Any]:
-        backends = {
-            backend: {
-                "seconds": result.seconds,
-                "rate": _asdict(self.rate(backend)),
-                "peak_bytes": result.peak_bytes,
-                "missing": result.missing,
-            }
-            for backend, result in self.results.items()
-        }
-        for backend in self.others:
-            backends[backend]["ratio"] = _asdict(self.ratio(backend))
-            backends[backend]["agreement"] = self.agreement(backend)
-        return {
-            "model": self.model,
-            "parameters": self.parameters,
-            "row": self.name,
-            "case": asdict(self.case),
-            "dtype": self.job.dtype,
-            "compiled": self.job.compile,
-            "dropout": self.job.dropout,
-            "unit": self.unit,
-            "backends": backends,
-            "roofline_seconds": self.roofline,
-            "roofline_share": self.roofline_share,
-        }
-
-
-def _asdict(quartiles: Quartiles | None) -> dict[str, float] | None:
-    return asdict(quartiles) if quartiles else None
+        """The fields for JSON, with what is derived from them."""
+        row = asdict(self) | {"row": self.name, "unit": self.unit, "roofline_share": self.roofline_share}
+        for backend, result in row["results"].items():
+            del result["output"]
+            rate, ratio = self.rate(backend), self.ratio(backend)
+            result["rate"] = asdict(rate) if rate else None
+            result["ratio"] = asdict(ratio) if ratio else None
+            result["agreement"] = self.agreement(backend)
+        return row
 
 
 def report(rows: Sequence[Row], machine: Machine) -> list[str]:

@@ -36,11 +36,11 @@ def test_json_has_all_backends(monkeypatch, capsys):
     assert values["machine"]["threads"] == 1 and values["machine"]["bandwidth"] > 0
     [row] = values["rows"]
     assert (row["model"], row["row"], row["unit"]) == ("gpt2", "train-tutorial", "examples/s")
-    assert list(row["backends"]) == ["ftcore", "transformers"]
-    for backend in row["backends"].values():
+    assert list(row["results"]) == ["ftcore", "transformers"]
+    for backend in row["results"].values():
         assert len(backend["seconds"]) == 2 and backend["peak_bytes"] > 10**7 and backend["missing"] is None
-    assert row["backends"]["transformers"]["ratio"]["median"] > 0
-    assert row["backends"]["transformers"]["agreement"].startswith("loss within ")
+    assert row["results"]["transformers"]["ratio"]["median"] > 0
+    assert row["results"]["transformers"]["agreement"].startswith("loss within ")
     assert row["roofline_share"] > 0
     assert "gpt2 train-tutorial (1 of 1)" in captured.err
 
@@ -61,7 +61,7 @@ def test_fast_rows_stand_beside_the_others(tiny, monkeypatch, capsys):
     assert main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["row"] for row in rows] == ["load", "prefill", "prefill --fast"]
-    assert [list(row["backends"]) for row in rows] == [["ftcore"], ["ftcore"], ["ftcore-fast"]]
+    assert [list(row["results"]) for row in rows] == [["ftcore"], ["ftcore"], ["ftcore-fast"]]
 
 
 def test_growth_draws_a_picture(tiny, monkeypatch, tmp_path, capsys):
