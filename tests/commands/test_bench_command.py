@@ -1,4 +1,4 @@
-"""python -m ftcore.bench: a table or JSON on standard output, progress beside it, errors of one line."""
+"""python -m ftcore.bench: a table or JSON on standard output, progress on standard error, one-line errors."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_without_other_libraries_the_table_has_ftcore_alone(tiny, tmp_path, caps
     assert "transformers" not in captured.out
 
 
-def test_fast_rows_stand_beside_the_others(tiny, monkeypatch, capsys):
+def test_fast_adds_rows(tiny, monkeypatch, capsys):
     monkeypatch.setattr("ftcore.bench.installed_backends", installed_backends)
     monkeypatch.setattr("ftcore.benchmark.backends.find_spec", lambda name: None)
     arguments = ["--model", "gpt2", "--rows", "load", "prefill", "--fast", "--json", *QUICK]
@@ -98,7 +98,7 @@ def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
         (["--quik"], "did you mean '--quick'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+def test_a_wrong_command_line_is_a_one_line_error(arguments, message, capsys):
     assert message in refused(arguments, capsys)
 
 
@@ -114,7 +114,7 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
         (["--model", "gpt2", "--tokenizer", "./missing", "--rows", "train"], "missing"),
     ],
 )
-def test_a_wrong_model_or_file_is_one_line(tiny, arguments, message, capsys):
+def test_a_wrong_model_or_file_is_a_one_line_error(tiny, arguments, message, capsys):
     assert message in refused([*arguments, *QUICK], capsys)
 
 
