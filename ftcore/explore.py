@@ -1,4 +1,4 @@
-"""See inside a checkpoint while it reads and writes: `python -m ftcore.explore`."""
+"""Write or serve an HTML page of a model's activations on a text: `python -m ftcore.explore`."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ DEFAULT_PROMPT = (
     "question: Where does Selorina live? context: Marodan lives in Korbrook. Marodan fears wolves. "
     "Selorina's home is in Wenhaven."
 )
-# The same with the towns exchanged.
+# The same with the two towns swapped.
 DEFAULT_OTHER = (
     DEFAULT_PROMPT.replace("Korbrook", "#").replace("Wenhaven", "Korbrook").replace("#", "Wenhaven")
 )
@@ -19,48 +19,34 @@ DEFAULT_OTHER = (
 class ExploreOptions:
     """See inside a checkpoint: a page with its attention, logit lens, next tokens and beams on a text.
 
-    Without --serve the page is one file, with all that was recorded in it, that needs neither Python nor a
-    network. Without options: weights/t5-mini-qa on an example.
+    Without --serve the page is one file with all recorded data; it needs neither Python nor a network.
+    Without options: weights/t5-mini-qa on an example.
     """
 
     model: str | None = option(
-        None,
-        "directory or hub name of a checkpoint (default: weights/t5-mini-qa)",
-        metavar="DIR",
+        None, "directory or hub name of a checkpoint (default: weights/t5-mini-qa)", metavar="DIR"
     )
 
-    prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="What it reads")
+    prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="Input")
     context: str | None = option(None, "passage that holds the answer to --question")
     question: str | None = option(None, "question about --context")
     other: str | None = option(
-        None,
-        "second text, whose activations can be patched into the first; with --question, a second passage",
+        None, "second text, to patch activations from; with --question, a second passage"
     )
 
-    max_new_tokens: int = option(20, "most tokens to write", group="How it writes", at_least=1)
-    num_beams: int = option(4, "beams of the beam search", at_least=2)
-    temperature: float = option(1.0, "of the sampled answer")
-    top_k: int = option(
-        50,
-        "of the sampled answer: draw among that many of the likeliest tokens, 0 for all",
-        at_least=0,
-    )
-    seed: int = option(0, "of the sampled answer")
+    max_new_tokens: int = option(20, "most tokens to generate", group="Generation", at_least=1)
+    num_beams: int = option(4, "beams of beam search", at_least=2)
+    temperature: float = option(1.0, "temperature of the sampled answer")
+    top_k: int = option(50, "sample among this many most likely tokens, 0 for all", at_least=0)
+    seed: int = option(0, "random seed of the sampled answer")
 
     out: str | None = option(
-        None,
-        "file to write the page to (default: explore.html)",
-        group="Where the page goes",
-        metavar="FILE",
+        None, "file to write the page to (default: explore.html)", group="Output", metavar="FILE"
     )
-    serve: bool = option(False, "show the page at http://127.0.0.1 and compute while you look, until Ctrl-C")
-    port: int | None = option(None, "of --serve, 0 for any that is free (default: 8765)")
+    serve: bool = option(False, "serve the page at http://127.0.0.1 and compute on request, until Ctrl-C")
+    port: int | None = option(None, "port of --serve, 0 for any free one (default: 8765)")
 
-    device: str | None = option(
-        None,
-        "cpu, cuda or cuda:N (default: cuda where there is one)",
-        group="Machine",
-    )
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)", group="Machine")
 
     def __post_init__(self) -> None:
         if (self.context is None) != (self.question is None):
@@ -72,7 +58,7 @@ class ExploreOptions:
         if self.serve and self.out is not None:
             raise ValueError("give --out to write a file or --serve to show the page, not both")
         if self.port is not None and not self.serve:
-            raise ValueError("--port needs --serve: a file has none")
+            raise ValueError("--port needs --serve")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 0 to 65535")
         check_bounds(self)
@@ -81,10 +67,11 @@ class ExploreOptions:
 
 
 if __name__ == "__main__":
-    parse(ExploreOptions, command="ftcore.explore")  # --help and typing errors, before the import of torch
+    parse(ExploreOptions, command="ftcore.explore")  # --help and invalid options, before torch is imported
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ftcore.checkpoints.files import write_atomically
@@ -95,26 +82,22 @@ from ftcore.explorer.server import Server, Session
 from ftcore.training.inputs import find_device, load_checkpoint
 from ftcore.training.options import CLONE
 
-FILE, PORT = "explore.html", 8765
+DEFAULT_OUT, DEFAULT_PORT = "explore.html", 8765
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(ExploreOptions, argv, command="ftcore.explore")
     with cli_errors("ftcore.explore"):
-        out = Path(options.out or FILE)
+        out = Path(options.out or DEFAULT_OUT)
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")
         device = find_device(options.device)
-        name = options.model or shipped(DEFAULT_MODEL)
+        name = options.model or default_model()
         model, tokenizer = load_checkpoint(name)
         model.to(device)
-        text, other = texts(options, decoder_only=not model.config.is_encoder_decoder)
+        text, other = input_texts(options, decoder_only=not model.config.is_encoder_decoder)
         search = Search(
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            seed=options.seed,
+            options.max_new_tokens, options.num_beams, options.temperature, options.top_k, options.seed
         )
         content = record_page(
             model, tokenizer, name, text, other, search, live=options.serve, progress=sys.stderr.isatty()
@@ -124,45 +107,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
             print(f"page  {out} ({len(page) / 1e6:.1f} MB): open it in a browser")
             return 0
-        server = listen(page, Session(model, tokenizer), PORT if options.port is None else options.port)
-    return serve(server)
-
-
-def shipped(model: str) -> str:
-    """Weights of the clone, from wherever the command is run."""
-    return model if Path(model).exists() else str(CLONE / model)
-
-
-def texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:
-    """What the model reads, and the second text."""
-    if options.context is not None and options.question is not None:
-        both = [options.context] if options.other is None else [options.context, options.other]
-        asked = [
-            prompt("qa", decoder_only=decoder_only, context=one, question=options.question) for one in both
-        ]
-        return asked[0], asked[1] if len(asked) > 1 else None
-    if options.prompt is not None:
-        return options.prompt, options.other
-    return DEFAULT_PROMPT, options.other or DEFAULT_OTHER
-
-
-def listen(page: str, session: Session, port: int) -> Server:
-    try:
-        return Server(page, session, port)
-    except OSError as error:
-        raise ValueError(f"--port {port}: {error.strerror} (0 takes one that is free)") from None
-
-
-def serve(server: Server) -> int:
-    """Until Ctrl-C."""
+        port = DEFAULT_PORT if options.port is None else options.port
+        try:
+            server = Server(page, Session(model, tokenizer), port)
+        except OSError as error:
+            raise ValueError(f"--port {port}: {error.strerror} (0 takes any free port)") from None
     with server:
         try:
             print(f"page  {server.address}  (Ctrl-C ends it)", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
-            server.session.finish()
+            server.session.close()
             print("\nended")
     return 0
+
+
+def default_model() -> str:
+    """The weights of the clone, from any working directory."""
+    return DEFAULT_MODEL if Path(DEFAULT_MODEL).exists() else str(CLONE / DEFAULT_MODEL)
+
+
+def input_texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:
+    """The text and the second text, as the model reads them."""
+    if options.context is not None and options.question is not None:
+        ask = partial(prompt, "qa", decoder_only=decoder_only, question=options.question)
+        return ask(context=options.context), None if options.other is None else ask(context=options.other)
+    if options.prompt is not None:
+        return options.prompt, options.other
+    return DEFAULT_PROMPT, options.other or DEFAULT_OTHER
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The page that shows what a checkpoint computes on a text: `python -m ftcore.explore`.
+"""The HTML page of `python -m ftcore.explore`: what a checkpoint computes on a text.
 
-`recorder.py` says what is recorded, by `ftcore.study.record`; `interventions.py` what is changed, by `patch`.
-`structure.py` lists the parts of the network that the page draws, `tokens.py` makes tokens visible, and
-`packing.py` makes arrays small. `page.py` puts all that and what lies in `page/` into one file; `server.py`
-hands the page out and computes for it.
+recorder.py       runs the model under `ftcore.study.record`
+interventions.py  runs it with heads ablated or activations patched, under `ftcore.study.patch`
+serialize.py      tensors and tokens as JSON
+page.py           joins the recorded data and the files in page/ into one HTML file
+server.py         serves that file and runs the model on request
 """

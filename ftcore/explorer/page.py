@@ -1,13 +1,11 @@
-"""The page: what lies in `page/`, with what was recorded, as one file that loads nothing.
+"""The page as one HTML file: the files in page/ with the recorded data, loading nothing else.
 
-Tokens can hold anything. On the page they are text, never markup: the scripts write them as text nodes, and
-the JSON in the page has no `<`. Should that ever fail, the browser runs no other script and loads nothing,
-since the page's policy names its script by its hash.
+Tokens can hold any text. The scripts insert it as text nodes, and the embedded JSON has no `<`. As a second
+line of defence, the Content-Security-Policy allows only this page's script, by its hash, and no loading.
 """
 
 import base64
 import hashlib
-import json
 import re
 from html import escape
 from importlib.resources import files
@@ -16,27 +14,14 @@ from typing import Any
 import torch
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.explorer.interventions import Case, every_knock_out, every_transplant
-from ftcore.explorer.recorder import Search, describe, greedy, record_text, source_ids
-from ftcore.explorer.tokens import mentioned, pieces
+from ftcore.explorer.interventions import Baseline, every_activation_patch, every_head_ablation
+from ftcore.explorer.recorder import Search, describe, greedy_search, record_text, source_ids
+from ftcore.explorer.serialize import find_token_ids, to_json, token_texts
 from ftcore.models import Model
 
 # Joined in this order into one script.
-SCRIPTS = (
-    "elements",
-    "recording",
-    "state",
-    "text",
-    "network",
-    "panels",
-    "attention",
-    "next_token",
-    "lens",
-    "beams",
-    "change",
-    "server",
-    "start",
-)
+SCRIPTS = ["elements", "recording", "state", "text", "network", "panels", "attention", "next_token", "lens"]
+SCRIPTS += ["beams", "interventions", "server", "start"]
 
 
 def record_page(
@@ -50,12 +35,12 @@ def record_page(
     live: bool,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Everything that a page shows of a text, as JSON.
+    """Everything that a page shows, as input of `as_html`.
 
     Args:
-        name: what the page calls the model.
+        name: the model's name on the page.
         other: the second text.
-        live: interventions are computed when somebody asks for them; otherwise all that fit are recorded now.
+        live: a server computes interventions on request; otherwise the sweeps are recorded now.
 
     Raises:
         ValueError: one of the texts is empty or too long.
@@ -63,7 +48,7 @@ def record_page(
     recording = record_text(model, tokenizer, text, search)
     content: dict[str, Any] = {"model": describe(model, name), "recording": recording, "live": live}
     device = next(model.parameters()).device
-    case = Case(
+    baseline = Baseline(
         source=torch.tensor(recording["source"], device=device),
         ids=torch.tensor(recording["runs"][0]["ids"], device=device),
         other=None if other is None else source_ids(model, tokenizer, other, search.max_new_tokens),
@@ -73,48 +58,42 @@ def record_page(
         content["other"] = record_other(model, tokenizer, other, search.max_new_tokens)
     if not live:
         sweeps = {
-            "knock_outs": every_knock_out(model, case, progress=progress),
-            "transplants": every_transplant(model, case, progress=progress),
+            "head_ablations": every_head_ablation(model, baseline, progress=progress),
+            "activation_patches": every_activation_patch(model, baseline, progress=progress),
         }
-        content |= sweeps | {"pieces": pieces(tokenizer, mentioned(sweeps))}
+        content |= sweeps | {"pieces": token_texts(tokenizer, find_token_ids(sweeps))}
     return content
 
 
 def record_other(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: int) -> dict[str, Any]:
-    """The second text's tokens: what its source holds, and what the decoder reads and writes there."""
+    """The tokens of the second text: its source, and the decoder ids of its greedy answer."""
     source = source_ids(model, tokenizer, text, max_new_tokens)
-    said = {"text": text, "source": source.tolist(), "ids": greedy(model, source, max_new_tokens).tolist()}
-    return said | {"pieces": pieces(tokenizer, mentioned(said))}
+    ids = greedy_search(model, source, max_new_tokens)
+    recorded = {"text": text, "source": source.tolist(), "ids": ids.tolist()}
+    return recorded | {"pieces": token_texts(tokenizer, find_token_ids(recorded))}
 
 
 def as_html(content: dict[str, Any]) -> str:
-    """One file."""
+    """One HTML file."""
     style, script = _file("page.css"), "\n".join(_file(f"{name}.js") for name in SCRIPTS)
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"style-src '{_hash(style)}'",
-            f"script-src '{_hash(script)}'",
-            "img-src data:",
-            "connect-src 'self'" if content["live"] else "connect-src 'none'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
+    policy = [
+        "default-src 'none'",
+        f"style-src '{_hash(style)}'",
+        f"script-src '{_hash(script)}'",
+        "img-src data:",
+        "connect-src 'self'" if content["live"] else "connect-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
     parts = {
-        "policy": policy,
-        "title": escape(f"{content['model']['name']} on the inside"),
+        "policy": "; ".join(policy),
+        "title": escape(f"Inside {content['model']['name']}"),
         "style": style,
         "script": script,
-        "content": as_json(content).replace("<", "\\u003c"),
+        "content": to_json(content).replace("<", "\\u003c"),
     }
-    # In one pass: what is put in may itself look like the name of a part.
+    # A single pass, since inserted text may itself contain a placeholder.
     return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], _file("page.html"))
-
-
-def as_json(value: Any) -> str:
-    """In ASCII. A number that JSON does not have, such as infinity, is an error here and not on the page."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _file(name: str) -> str:

@@ -1,11 +1,10 @@
-"""What happens inside a model while it reads a text and writes an answer, as the page shows it.
+"""Activations of a model that reads a text and generates answers, as the page shows them.
 
-A text is answered several times: greedily, by sampling, and by beam search. Each answer is a run: one pass
-over all that the decoder reads, which gives what the steps of its generation gave. What runs share, the
-encoder or GPT-2's prompt, is recorded once.
+The text is answered by greedy search, by sampling and by beam search. Each answer is one run, recorded in a
+single pass over all its decoder inputs. What runs share (T5's encoder, GPT-2's prompt) is recorded once.
 
-Letters: T positions that a run reads, P of them the prompt's (1 for T5, its start token), S positions of T5's
-source, H heads, L blocks, V vocabulary. All that is recorded is of one text, without a batch dimension.
+Shapes: T positions of a run, the first P of them the prompt's (T5: 1, the start token), S source positions of
+T5, H heads of width K, L blocks, V vocabulary. Recorded tensors have no batch dimension.
 """
 
 from collections.abc import Sequence
@@ -19,22 +18,20 @@ from ftcore.analysis.beams import beam_trace
 from ftcore.analysis.inputs import num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
-from ftcore.explorer.packing import packed, quantised, token_ids
-from ftcore.explorer.structure import Stack, Sublayer, stacks
-from ftcore.explorer.tokens import mentioned, pieces
+from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.study import patch, record
 from ftcore.study.names import find_hook_points
 
-NEXT = 200  # next tokens that are recorded at each position
-TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # those that the page's slider has
-LENS = 5  # tokens that the lens shows at each position
-MOST_WEIGHTS = 160_000_000  # attention weights of one text: GPT-2 small at its 1024 positions is just below
+TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider
+NEXT_TOP_K = 200  # next tokens recorded at each position
+LENS_TOP_K = 5  # logit-lens tokens recorded at each position
+MAX_ATTENTION_WEIGHTS = 160_000_000  # of one stack; GPT-2 small at its 1024 positions is just below
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the answers are found."""
+    """Settings of the three searches."""
 
     max_new_tokens: int = 20
     num_beams: int = 4
@@ -43,33 +40,65 @@ class Search:
     seed: int = 0
 
 
-def record_text(model: Model, tokenizer: Tokenizer, text: str, search: Search) -> dict[str, Any]:
-    """All that the page shows of one text, as JSON.
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual branch. Activation names are those of `ftcore.study.names`."""
 
-    Raises:
-        ValueError: the text is empty, or too long for the model or for a page.
-    """
-    source = source_ids(model, tokenizer, text, search.max_new_tokens)
-    found = answers(model, source, search)
-    runs: list[dict[str, Any]] = []
-    for name, ids in found["ids"].items():
-        # All positions of the prompt but the last, after which each run goes on in its own way.
-        shared = prompt_length(model, source) - 1 if runs else 0
-        runs.append({"name": name} | record_run(model, source, ids, shared))
-    said = {
-        "text": text,
-        "source": source.tolist(),
-        "encoder": record_encoder(model, source),
-        "runs": runs,
-        "beams": found["beams"],
-        "search": asdict(search),
-        "temperatures": TEMPERATURES,
-    }
-    return said | {"pieces": pieces(tokenizer, mentioned(said))}
+    kind: str  # "self-attention", "cross-attention" or "feed-forward"
+    output: str  # what it adds to the residual stream: "attn.3"
+    residual: str  # the residual stream after it: "resid_mid.3"
+    pattern: str | None = None  # attention weights
+    z: str | None = None  # concatenated head outputs
+
+
+@dataclass(frozen=True)
+class Stack:
+    name: str  # "encoder" or "decoder"
+    input: str  # the residual stream before the first block: "resid_pre.0"
+    blocks: list[list[Sublayer]]
+
+    @property
+    def sublayers(self) -> list[Sublayer]:
+        return [sublayer for block in self.blocks for sublayer in block]
+
+
+def stacks(model: Model) -> list[Stack]:
+    """GPT-2's decoder, or T5's encoder and decoder."""
+    if isinstance(model, GPT2LMHeadModel):
+        return [_stack("decoder", "", len(model.transformer.h))]
+    return [
+        _stack("encoder", "encoder.", len(model.encoder.block)),
+        _stack("decoder", "decoder.", len(model.decoder.block), cross_attention=True),
+    ]
+
+
+def _stack(name: str, prefix: str, depth: int, *, cross_attention: bool = False) -> Stack:
+    attentions = {"self-attention": prefix} | ({"cross-attention": "cross."} if cross_attention else {})
+    blocks = [
+        [
+            Sublayer(kind, f"{at}attn.{i}", f"{at}resid_mid.{i}", f"{at}pattern.{i}", f"{at}z.{i}")
+            for kind, at in attentions.items()
+        ]
+        + [Sublayer("feed-forward", f"{prefix}mlp.{i}", f"{prefix}resid_post.{i}")]
+        for i in range(depth)
+    ]
+    return Stack(name, f"{prefix}resid_pre.0", blocks)
+
+
+def all_heads(model: Model) -> list[tuple[str, int]]:
+    """Every attention head, as the name of its sublayer's z and its index."""
+    names = [sublayer.z for stack in stacks(model) for sublayer in stack.sublayers if sublayer.z]
+    return [(name, head) for name in names for head in range(num_heads(model))]
+
+
+def head_masks(model: Model, z: Tensor) -> Tensor:
+    """(H, H * K) for each head, 1 at its own columns of `z` (..., H * K) and 0 elsewhere."""
+    heads = num_heads(model)
+    return torch.eye(heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[-1] // heads, 1)
 
 
 def describe(model: Model, name: str) -> dict[str, Any]:
-    """What the page says about a model, and the parts that it draws."""
+    """The model's facts and structure, for the page's header and network."""
     config = model.config
     return {
         "name": name,
@@ -82,20 +111,42 @@ def describe(model: Model, name: str) -> dict[str, Any]:
     }
 
 
-# Texts and answers
+def record_text(model: Model, tokenizer: Tokenizer, text: str, search: Search) -> dict[str, Any]:
+    """Record everything that the page shows of one text: nested dicts and lists with tensors as leaves.
+
+    Raises:
+        ValueError: the text is empty, or too long for the model or for a page.
+    """
+    source = source_ids(model, tokenizer, text, search.max_new_tokens)
+    answers, beams = generate_answers(model, source, search)
+    runs: list[dict[str, Any]] = []
+    for name, ids in answers.items():
+        # Runs diverge after the last prompt position; earlier positions are in the first run.
+        start = prompt_length(model, source) - 1 if runs else 0
+        runs.append({"name": name} | record_run(model, source, ids, start))
+    recording = {
+        "text": text,
+        "source": source.tolist(),
+        "encoder": record_encoder(model, source),
+        "runs": runs,
+        "beams": beams,
+        "search": asdict(search),
+        "temperatures": TEMPERATURES,
+    }
+    return recording | {"pieces": token_texts(tokenizer, find_token_ids(recording))}
 
 
 def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: int) -> Tensor:
-    """(1, S) T5's source, or GPT-2's prompt.
+    """(1, S) T5's encoder input, or GPT-2's prompt.
 
     Raises:
-        ValueError: there is nothing to read, or too much.
+        ValueError: the text is empty or too long.
     """
     ids = tokenizer.encode(text)
     is_gpt2 = isinstance(model, GPT2LMHeadModel)
     if not ids:
-        raise ValueError("the text is empty; GPT-2 can only continue one")
-    limit = most_tokens(model) - (max_new_tokens if is_gpt2 else 0)
+        raise ValueError("the text is empty; GPT-2 needs at least one token")
+    limit = max_text_tokens(model) - (max_new_tokens if is_gpt2 else 0)
     if len(ids) > limit:
         raise ValueError(
             f"the text has {len(ids)} tokens, expected at most {limit}"
@@ -104,160 +155,154 @@ def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: in
     return torch.tensor([ids], device=next(model.parameters()).device)
 
 
-def most_tokens(model: Model) -> int:
-    """How long a text can be: for the positions that GPT-2 has, and for the page."""
-    maps = len(stacks(model)[0].blocks) * num_heads(model)  # each as wide and as high as the text is long
-    limit = int((MOST_WEIGHTS / maps) ** 0.5)
+def max_text_tokens(model: Model) -> int:
+    """The longest text: bounded by GPT-2's positions and by the size of the page."""
+    maps = len(stacks(model)[0].blocks) * num_heads(model)  # each with length ** 2 weights
+    limit = int((MAX_ATTENTION_WEIGHTS / maps) ** 0.5)
     return min(limit, model.config.n_positions) if isinstance(model, GPT2LMHeadModel) else limit
 
 
 def prompt_length(model: Model, source: Tensor) -> int:
-    """P: positions that are read before the first token is written."""
+    """P: positions before the first generated token."""
     return source.shape[1] if isinstance(model, GPT2LMHeadModel) else 1
 
 
-def answers(model: Model, source: Tensor, search: Search) -> dict[str, Any]:
-    """`ids`: what the decoder has read and written, by each search; `beams`: the candidates of each step."""
-    length: dict[str, Any] = {"max_new_tokens": search.max_new_tokens, "num_return_sequences": 1}
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": search.temperature, "top_k": search.top_k}
-    chance = torch.Generator(source.device).manual_seed(search.seed)
-    trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **length)
-    ids = {
-        "greedy": greedy(model, source, search.max_new_tokens),
-        "sampling": generate(model, source, generator=chance, num_beams=1, **drawing, **length)[0],
+def generate_answers(
+    model: Model, source: Tensor, search: Search
+) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
+    """Decoder ids (T + 1,) of each search, and the candidates of each step of beam search."""
+    limits: dict[str, Any] = {"max_new_tokens": search.max_new_tokens, "num_return_sequences": 1}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": search.temperature, "top_k": search.top_k}
+    generator = torch.Generator(source.device).manual_seed(search.seed)
+    trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **limits)
+    answers = {
+        "greedy": greedy_search(model, source, search.max_new_tokens),
+        "sampling": generate(model, source, generator=generator, num_beams=1, **sampling, **limits)[0],
         "beams": trace.ids[0],
     }
-    return {"ids": ids, "beams": [[asdict(candidate) for candidate in step] for step in trace.steps]}
+    return answers, [[asdict(candidate) for candidate in step] for step in trace.steps]
 
 
-def greedy(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
-    """(T + 1,) what the decoder has read, and the last token, that it has only written."""
-    alone: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
-    return generate(model, source, max_new_tokens=max_new_tokens, **alone)[0]
+def greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
+    """(T + 1,) decoder ids: the T inputs and the last generated token."""
+    return generate(
+        model, source, max_new_tokens=max_new_tokens, num_beams=1, num_return_sequences=1, do_sample=False
+    )[0]
 
 
-def logits_of(model: Model, source: Tensor, ids: Tensor) -> Tensor:
-    """(T, V) what the model thinks comes next at each position of `ids` (T,)."""
+def decoder_logits(model: Model, source: Tensor, ids: Tensor) -> Tensor:
+    """(T, V) next-token logits in float32 for decoder inputs `ids` (T,); GPT-2 ignores `source`."""
     if isinstance(model, GPT2LMHeadModel):
         return model(ids[None])[0].float()
     return model(source, decoder_input_ids=ids[None])[0].float()
 
 
-# Recording
-
-
 @torch.no_grad()
 def record_encoder(model: Model, source: Tensor) -> dict[str, Any] | None:
-    """T5's encoder; GPT-2 has none."""
+    """T5's encoder; None for GPT-2."""
     if isinstance(model, GPT2LMHeadModel):
         return None
     stack = stacks(model)[0]
-    with record(model, *_names(stack)) as acts:
+    with record(model, *_activation_names(stack)) as acts:
         model.encode(source)
-        return _stack_of(model, stack, acts, start=0)
+        return _record_stack(model, stack, acts, start=0)
 
 
 @torch.no_grad()
 def record_run(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> dict[str, Any]:
-    """One answer.
+    """Record one answer.
 
     Args:
-        ids: (T + 1,) as `greedy` gives it.
-        start: leave out the positions before this one, which another run has as well.
+        ids: (T + 1,) decoder ids as returned by `greedy_search`.
+        start: first position to record; earlier ones are the same in another run.
     """
-    stack, read = stacks(model)[-1], ids[:-1]
-    with record(model, *_names(stack)) as acts:
-        logits = logits_of(model, source, read)
-        inside = _stack_of(model, stack, acts, start)
-        residuals = [acts[block[-1].after] for block in stack.blocks]  # (1, T, D) each
-    return inside | {
+    stack = stacks(model)[-1]
+    with record(model, *_activation_names(stack)) as acts:
+        logits = decoder_logits(model, source, ids[:-1])
+        recorded = _record_stack(model, stack, acts, start)
+        residuals = [acts[block[-1].residual] for block in stack.blocks]  # (1, T, D) each
+    return recorded | {
         "ids": ids.tolist(),
         "start": start,
         "prompt_length": prompt_length(model, source),
         "next": next_tokens(logits[start:], ids[start + 1 :]),
-        "lens": lens(model, source, ids, residuals, start),
+        "lens": logit_lens(model, source, ids, residuals, start),
     }
 
 
-def next_tokens(logits: Tensor, chosen: Tensor) -> dict[str, Any]:
-    """What may come next, after each of T positions.
+def next_tokens(logits: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+    """Top next tokens of T positions.
 
-    With the logarithm of the sum over the whole vocabulary at every temperature of the slider, the
-    probabilities of the tokens that are here are exact: at that temperature, with or without a top-k.
+    The log-sum-exp over the whole vocabulary is kept for every temperature, so that the page's probabilities
+    are exact with any temperature and top-k.
 
     Args:
         logits: (T, V)
-        chosen: (T,) the token that did come.
+        chosen: (T,) the tokens that follow in the run.
     """
-    top = logits.topk(min(NEXT, logits.shape[-1]))
-    sums = [(logits / temperature).logsumexp(-1) for temperature in TEMPERATURES]
-    own = logits.gather(1, chosen[:, None])  # (T, 1)
+    top = logits.topk(min(NEXT_TOP_K, logits.shape[-1]))
+    chosen_logit = logits.gather(1, chosen[:, None])  # (T, 1)
+    log_sums = [(logits / temperature).logsumexp(-1) for temperature in TEMPERATURES]
     return {
-        "ids": packed(token_ids(top.indices)),
-        "logits": packed(top.values),
-        "log_sums": packed(torch.stack(sums, 1)),  # (T, temperatures)
-        "chosen_logit": packed(own[:, 0]),
-        "chosen_rank": packed((logits > own).sum(1).int()),  # 0 for the likeliest
+        "ids": top.indices,
+        "logits": top.values,
+        "log_sums": torch.stack(log_sums, 1),  # (T, len(TEMPERATURES))
+        "chosen_logit": chosen_logit[:, 0],
+        "chosen_rank": (logits > chosen_logit).sum(1),  # 0 is the most likely
     }
 
 
-def lens(
+def logit_lens(
     model: Model, source: Tensor, ids: Tensor, residuals: Sequence[Tensor], start: int
-) -> dict[str, Any]:
-    """The logit lens, a block at a time: all of it would be L times the largest tensor of the model.
+) -> dict[str, Tensor]:
+    """Top tokens (L, T, k) and their probabilities after each block.
 
-    In the place of the last block's residual stream, an earlier one is read by the model's own norm and head.
+    One block at a time, by patching its residual stream over the last block's: (T, V) logits in memory,
+    where `ftcore.study.logit_lens` returns (L, B, T, V).
     """
-    last = stacks(model)[-1].blocks[-1][-1].after
-    tokens, probabilities, chosen = [], [], []
+    last = stacks(model)[-1].blocks[-1][-1].residual
+    tops = []
     for residual in residuals:
         with patch(model, last, residual):
-            guess = logits_of(model, source, ids[:-1])[start:].log_softmax(-1)  # (T, V)
-        top = guess.topk(min(LENS, guess.shape[-1]))
-        tokens.append(top.indices)
-        probabilities.append(top.values.exp())
-        chosen.append(guess.gather(1, ids[start + 1 :, None])[:, 0].exp())
+            probs = decoder_logits(model, source, ids[:-1])[start:].softmax(-1)  # (T, V)
+        tops.append(probs.topk(min(LENS_TOP_K, probs.shape[-1])))
     return {
-        "ids": packed(token_ids(torch.stack(tokens))),  # (L, T, 5)
-        "probabilities": packed(torch.stack(probabilities)),  # (L, T, 5)
-        "chosen": packed(torch.stack(chosen)),  # (L, T) the probability of the token that did come
+        "ids": torch.stack([top.indices for top in tops]),
+        "probs": torch.stack([top.values for top in tops]),
     }
 
 
-def _names(stack: Stack) -> list[str]:
-    """Everything to record in a stack."""
-    parts = [(part.pattern, part.z, part.writes, part.after) for part in stack.sublayers]
-    return [stack.before, *(name for names in parts for name in names if name)]
+def _activation_names(stack: Stack) -> list[str]:
+    names = [(part.pattern, part.z, part.output, part.residual) for part in stack.sublayers]
+    return [stack.input, *(name for group in names for name in group if name)]
 
 
-def _stack_of(model: Model, stack: Stack, acts: Any, start: int) -> dict[str, Any]:
-    """Attention, and how large all is that is added to the residual stream, from position `start` on."""
-    attention, written, by_heads = {}, {}, {}
+def _record_stack(model: Model, stack: Stack, acts: Any, start: int) -> dict[str, Any]:
+    """Attention (H, T, S), and norms of heads (H, T), outputs (T,) and residuals (T,), from `start` on."""
+    attention, head_norms, output_norms = {}, {}, {}
+    residual_norms = {stack.input: _norm(acts[stack.input][0, start:])}
     for part in stack.sublayers:
-        written[part.writes] = packed(_sizes(acts[part.writes][0, start:]))  # (T,)
+        output_norms[part.output] = _norm(acts[part.output][0, start:])
+        residual_norms[part.residual] = _norm(acts[part.residual][0, start:])
         if part.pattern and part.z:
-            attention[part.pattern] = packed(quantised(acts[part.pattern][0, :, start:]))  # (H, T, S)
-            by_heads[part.pattern] = packed(_head_sizes(model, part, acts[part.z][0, start:]))  # (H, T)
-    after = [stack.before, *(part.after for part in stack.sublayers)]
-    stream = {name: packed(_sizes(acts[name][0, start:])) for name in after}
-    return {"attention": attention, "written": written, "heads": by_heads, "stream": stream}
+            attention[part.pattern] = quantize_attention(acts[part.pattern][0, :, start:])
+            head_norms[part.pattern] = _head_norms(model, part.z, acts[part.z][0, start:])
+    return {
+        "attention": attention,
+        "head_norms": head_norms,
+        "output_norms": output_norms,
+        "residual_norms": residual_norms,
+    }
 
 
-def _sizes(vectors: Tensor) -> Tensor:
+def _norm(vectors: Tensor) -> Tensor:
     """(..., D) -> (...): Euclidean norms, in float32."""
     return vectors.float().norm(dim=-1)
 
 
-def _head_sizes(model: Model, part: Sublayer, z: Tensor) -> Tensor:
-    """(H, T) how much each head alone adds to the stream; `z` is (T, H * K)."""
-    assert part.z is not None
-    (place,) = find_hook_points(model, part.z)
-    project = model.get_submodule(place.module_name)  # linear, perhaps with a bias, which is no head's
-    alone = head_masks(model, z)[:, None] * z  # (H, T, H * K)
-    return _sizes(project(alone) - project(torch.zeros_like(z)))
-
-
-def head_masks(model: Model, z: Tensor) -> Tensor:
-    """(H, H * K) for each head 1 where `z` (..., H * K) is its own, else 0."""
-    count = num_heads(model)
-    return torch.eye(count, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[-1] // count, 1)
+def _head_norms(model: Model, name: str, z: Tensor) -> Tensor:
+    """(H, T) norm of what each head alone adds to the residual stream, without bias; `z` is (T, H * K)."""
+    (hook_point,) = find_hook_points(model, name)
+    projection = model.get_submodule(hook_point.module_name)
+    single_heads = head_masks(model, z)[:, None] * z  # (H, T, H * K)
+    return _norm(projection(single_heads) - projection(torch.zeros_like(z)))

@@ -1,8 +1,7 @@
-"""The page with a model behind it, for one person at one machine: it listens on 127.0.0.1 and nowhere else.
+"""Local HTTP server: the page at /, and JSON requests that run the model. Listens on 127.0.0.1 only.
 
-A page of another site that is open in the same browser can send requests here. It is refused by what browsers
-do not let it forge: `Host` names the site that the browser believes to talk to (DNS rebinding), and `Origin`
-the page that asks.
+Other sites open in the same browser could send requests here. They are rejected by two headers that a browser
+does not let them forge: `Host`, against DNS rebinding, and `Origin`, against cross-site requests.
 """
 
 import json
@@ -19,117 +18,114 @@ from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.explorer.interventions import (
-    Case,
+    ActivationPatch,
+    Baseline,
+    HeadAblation,
     Intervention,
-    KnockOut,
-    Transplant,
-    every_knock_out,
-    every_transplant,
+    every_activation_patch,
+    every_head_ablation,
     outcome,
 )
-from ftcore.explorer.page import as_json, record_other
-from ftcore.explorer.recorder import Search, record_text, source_ids
-from ftcore.explorer.structure import heads, stacks
-from ftcore.explorer.tokens import mentioned, pieces
+from ftcore.explorer.page import record_other
+from ftcore.explorer.recorder import Search, all_heads, record_text, source_ids, stacks
+from ftcore.explorer.serialize import find_token_ids, to_json, token_texts
 from ftcore.models import Model
 
 ADDRESS = "127.0.0.1"
-MOST_BYTES = 4_000_000  # of a request
-PATIENCE = 60.0  # seconds that a connection may say nothing
+MAX_REQUEST_BYTES = 4_000_000
+CONNECTION_TIMEOUT = 60.0  # seconds
 
 
 class Session:
-    """A model and what the page may ask of it. Everything that is wrong with a question is a ValueError."""
+    """A model and the requests of its page, by path. An invalid request raises ValueError."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer):
         self.model = model
         self.tokenizer = tokenizer
-        # Threads that share a model would see each other's hooks.
-        self.lock = threading.Lock()
-        self.answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        self.lock = threading.Lock()  # hooks are on the shared model, so requests run one at a time
+        self.handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "/record": self.record,
             "/other": self.other,
             "/outcome": self.outcome,
-            "/knock-outs": lambda asked: every_knock_out(self.model, self._case(asked)),
-            "/transplants": lambda asked: every_transplant(self.model, self._case(asked)),
+            "/head-ablations": lambda request: every_head_ablation(self.model, self._baseline(request)),
+            "/activation-patches": lambda request: every_activation_patch(
+                self.model, self._baseline(request)
+            ),
         }
 
-    def answer(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the page asks for, with the text of all tokens in it."""
+    def answer(self, path: str, request: dict[str, Any]) -> str:
+        """The JSON response to one request, with the texts of all token ids in it."""
         with self.lock:
-            said = self.answers[path](asked)
-        return {"pieces": pieces(self.tokenizer, mentioned(said))} | said
+            return self._answer(path, request)
 
-    def finish(self) -> None:
-        """Wait for the question that is being answered, and answer no other: Python cannot end before."""
+    def close(self) -> None:
+        """Wait for the current request and block later ones: exiting while torch runs in a thread aborts."""
         self.lock.acquire()
 
-    def record(self, asked: dict[str, Any]) -> dict[str, Any]:
-        chosen = _get(asked, "search", dict)
-        if unknown := set(chosen) - {field.name for field in fields(Search)}:
+    def _answer(self, path: str, request: dict[str, Any]) -> str:
+        # A method of its own, so that the tensors are freed before the lock is released; see `close`.
+        response = self.handlers[path](request)
+        return to_json({"pieces": token_texts(self.tokenizer, find_token_ids(response))} | response)
+
+    def record(self, request: dict[str, Any]) -> dict[str, Any]:
+        search = _field(request, "search", dict)
+        if unknown := set(search) - {field.name for field in fields(Search)}:
             raise ValueError(f"search has no setting {sorted(unknown)[0]!r}")
-        return record_text(self.model, self.tokenizer, _get(asked, "text", str), Search(**chosen))
+        return record_text(self.model, self.tokenizer, _field(request, "text", str), Search(**search))
 
-    def other(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return record_other(
-            self.model, self.tokenizer, _get(asked, "text", str), _get(asked, "max_new_tokens", int)
-        )
+    def other(self, request: dict[str, Any]) -> dict[str, Any]:
+        text, max_new_tokens = _field(request, "text", str), _field(request, "max_new_tokens", int)
+        return record_other(self.model, self.tokenizer, text, max_new_tokens)
 
-    def outcome(self, asked: dict[str, Any]) -> dict[str, Any]:
-        changes = [self._intervention(change) for change in _get(asked, "interventions", list)]
-        return outcome(self.model, self._case(asked), changes)
+    def outcome(self, request: dict[str, Any]) -> dict[str, Any]:
+        changes = [self._intervention(change) for change in _field(request, "interventions", list)]
+        return outcome(self.model, self._baseline(request), changes)
 
-    def _case(self, asked: dict[str, Any]) -> Case:
-        limit = _get(asked, "max_new_tokens", int)
-        ids = _get(asked, "ids", list)
-        rows = self.model.config.vocab_size
-        if len(ids) < 2 or not all(type(one) is int and 0 <= one < rows for one in ids):
-            raise ValueError(f"ids are not those of an answer: expected two or more from 0 to {rows - 1}")
-        source = self._source(_get(asked, "text", str), limit)
-        other = asked.get("other")
-        return Case(
-            source=source,
-            ids=torch.tensor(ids, device=source.device),
-            other=None if other is None else self._source(_get(asked, "other", str), limit),
-            max_new_tokens=limit,
-        )
+    def _baseline(self, request: dict[str, Any]) -> Baseline:
+        max_new_tokens, ids = _field(request, "max_new_tokens", int), _field(request, "ids", list)
+        vocab_size = self.model.config.vocab_size
+        if len(ids) < 2 or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+            raise ValueError(f"ids are not an answer: expected two or more from 0 to {vocab_size - 1}")
 
-    def _source(self, text: str, max_new_tokens: int) -> Tensor:
-        return source_ids(self.model, self.tokenizer, text, max_new_tokens)
+        def source(key: str) -> Tensor:
+            return source_ids(self.model, self.tokenizer, _field(request, key, str), max_new_tokens)
+
+        text = source("text")
+        other = None if request.get("other") is None else source("other")
+        return Baseline(text, torch.tensor(ids, device=text.device), other, max_new_tokens)
 
     def _intervention(self, change: Any) -> Intervention:
         if not isinstance(change, dict):
             raise ValueError(f"an intervention is {change!r}, expected an object")
         if "z" in change:
-            known = {str(sublayer.z): head for sublayer, head in heads(self.model)}  # the last head of each
-            z, head = _get(change, "z", str), _get(change, "head", int)
-            if z not in known or not 0 <= head <= known[z]:
+            z, head = _field(change, "z", str), _field(change, "head", int)
+            if (z, head) not in all_heads(self.model):
                 raise ValueError(f"there is no head {head} of {z}")
-            return KnockOut(z, head)
-        name = _get(change, "name", str)
-        if name not in transplantable(self.model):
+            return HeadAblation(z, head)
+        name = _field(change, "name", str)
+        if name not in patchable_activations(self.model):
             raise ValueError(f"{name} cannot be patched from here")
-        position, other_position = _get(change, "position", int), _get(change, "other_position", int)
+        position, other_position = _field(change, "position", int), _field(change, "other_position", int)
         if position < 0 or other_position < 0:
             raise ValueError("positions begin at 0")
-        return Transplant(name, position, other_position)
+        return ActivationPatch(name, position, other_position)
 
 
-def transplantable(model: Model) -> set[str]:
-    """The activations that the page may patch: the stream after every part, and what each part adds."""
+def patchable_activations(model: Model) -> set[str]:
+    """The output of each sublayer, and the residual stream after it."""
     parts = [part for stack in stacks(model) for part in stack.sublayers]
-    return {name for part in parts for name in (part.writes, part.after)}
+    return {name for part in parts for name in (part.output, part.residual)}
 
 
-def _get(asked: dict[str, Any], key: str, kind: type) -> Any:
-    value = asked.get(key)
+def _field(request: dict[str, Any], key: str, kind: type) -> Any:
+    value = request.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}, expected {kind.__name__}")
     return value
 
 
 class Server(ThreadingHTTPServer):
-    """Hands out one page and answers its questions."""
+    """Serves one page and the requests of its session."""
 
     daemon_threads = True
 
@@ -144,85 +140,95 @@ class Server(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> set[str]:
-        """What a browser on this machine calls this server."""
+        """The accepted Host headers."""
         return {f"{ADDRESS}:{self.server_port}", f"localhost:{self.server_port}"}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that was closed, by browser or Ctrl-C, is nobody's error; any other is one line."""
+        """Ignore closed connections; print any other error as one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+
+class RequestError(Exception):
+    def __init__(self, status: HTTPStatus, message: str):
+        super().__init__(message)
+        self.status = status
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "ftcore", ""
-    timeout = PATIENCE
+    timeout = CONNECTION_TIMEOUT
 
     def do_GET(self) -> None:
-        if self._refused():
-            return
-        if self.path.split("?")[0] != "/":
-            self._fail(HTTPStatus.NOT_FOUND, "there is nothing here but the page at /")
-            return
-        self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
+        self._respond(self._page)
 
     def do_POST(self) -> None:
-        if self._refused():
-            return
-        if self.headers.get("Origin") not in {f"http://{host}" for host in self.server.hosts}:
-            self._fail(HTTPStatus.FORBIDDEN, "only the page itself may ask")
-            return
-        if self.path not in self.server.session.answers:
-            self._fail(HTTPStatus.NOT_FOUND, f"the page cannot ask for {self.path}")
-            return
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            self._fail(HTTPStatus.LENGTH_REQUIRED, "a request needs its Content-Length")
-            return
-        if int(length) > MOST_BYTES:
-            self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {MOST_BYTES:,} bytes")
-            return
+        self._respond(self._answer)
+
+    def _respond(self, handler: Callable[[], tuple[str, bytes]]) -> None:
+        """Send the content type and body that `handler` returns, or the error that it raises."""
         try:
-            asked = json.loads(self.rfile.read(int(length)))
-            if not isinstance(asked, dict):
-                raise ValueError(f"expected a JSON object, got {type(asked).__name__}")
-            said = as_json(self.server.session.answer(self.path, asked))
+            if self.headers.get("Host") not in self.server.hosts:
+                message = f"this server is {self.server.address}; other host names are rejected"
+                raise RequestError(HTTPStatus.FORBIDDEN, message)
+            content_type, body = handler()
+        except RequestError as error:
+            self._fail(error.status, str(error))
         except (ValueError, TypeError, RecursionError) as error:
             self._fail(HTTPStatus.BAD_REQUEST, str(error) or type(error).__name__)
-            return
         except ConnectionError:
             raise
-        except Exception as error:  # memory, say: the page shows it and the server goes on
+        except Exception as error:  # such as running out of memory: report it and keep serving
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
-            return
-        self._send(HTTPStatus.OK, "application/json", said.encode())
+        else:
+            self._send(HTTPStatus.OK, content_type, body)
 
-    def _refused(self) -> bool:
-        if self.headers.get("Host") in self.server.hosts:
-            return False
-        self._fail(HTTPStatus.FORBIDDEN, f"this server is {self.server.address} and answers to no other name")
-        return True
+    def _page(self) -> tuple[str, bytes]:
+        if self.path.split("?")[0] != "/":
+            raise RequestError(HTTPStatus.NOT_FOUND, "there is nothing here but the page at /")
+        return "text/html; charset=utf-8", self.server.page
+
+    def _answer(self) -> tuple[str, bytes]:
+        if self.headers.get("Origin") not in {f"http://{host}" for host in self.server.hosts}:
+            raise RequestError(HTTPStatus.FORBIDDEN, "only requests of the page itself are accepted")
+        if self.path not in self.server.session.handlers:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"there is no request {self.path}")
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "a request needs its Content-Length")
+        if int(length) > MAX_REQUEST_BYTES:
+            message = f"a request has at most {MAX_REQUEST_BYTES:,} bytes"
+            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+        request = json.loads(self.rfile.read(int(length)))
+        if not isinstance(request, dict):
+            raise ValueError(f"expected a JSON object, got {type(request).__name__}")
+        return "application/json", self.server.session.answer(self.path, request).encode()
 
     def _fail(self, status: HTTPStatus, message: str) -> None:
-        """One line, and the end of the connection: what else was sent on it has not been read."""
+        """Send a one-line error and close the connection, since the request body may be unread."""
         self.close_connection = True
-        said = as_json({"error": " ".join(message.split())[:2000]}).encode()
-        self._send(status, "application/json", said)
+        response = to_json({"error": " ".join(message.split())[:2000]})
+        self._send(status, "application/json", response.encode())
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("X-Frame-Options", "DENY")  # nobody else's page may put this one in a frame
-        self.send_header("Referrer-Policy", "no-referrer")
+        headers = {
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Referrer-Policy": "no-referrer",
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: the terminal belongs to whoever started the server."""
+        """No request log in the terminal."""

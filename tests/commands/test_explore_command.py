@@ -1,7 +1,8 @@
-"""python -m ftcore.explore: a page of any checkpoint, and one line for every mistake."""
+"""python -m ftcore.explore: a page of any checkpoint, and one-line errors."""
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ftcore.explore import main
 from tests.helpers import tiny_checkpoints as tiny
 
-BRIEF = ["--max-new-tokens", "2", "--num-beams", "2"]
+SHORT = ["--max-new-tokens", "2", "--num-beams", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +22,19 @@ def content(page: Path) -> dict:
     return json.loads(re.search(r'id="content">(.*?)</script>', page.read_text(encoding="utf-8"), re.S)[1])
 
 
-def test_without_options_there_is_a_page_of_the_shipped_weights(tmp_path, monkeypatch, capsys):
+def test_the_default_page_shows_the_embedded_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(BRIEF) == 0
+    assert main(SHORT) == 0
     assert capsys.readouterr().out.startswith("page  explore.html (")
-    found = content(tmp_path / "explore.html")
-    assert found["model"]["name"].endswith("weights/t5-mini-qa")
-    assert found["knock_outs"]["answers"] and found["transplants"]["answers"]
+    page = content(tmp_path / "explore.html")
+    assert page["model"]["name"].endswith("weights/t5-mini-qa")
+    assert page["head_ablations"]["answers"] and page["activation_patches"]["answers"]
 
 
-def test_a_question_is_asked_as_in_training(t5, tmp_path):
+def test_a_question_is_formatted_as_in_training(t5, tmp_path):
     page = tmp_path / "page.html"
-    asked = ["--context", "Ada sews.", "--question", "Who?", "--other", "Bea sews."]
-    assert main(["--model", t5, *asked, "--out", str(page), *BRIEF]) == 0
+    options = ["--context", "Ada sews.", "--question", "Who?", "--other", "Bea sews."]
+    assert main(["--model", t5, *options, "--out", str(page), *SHORT]) == 0
     assert content(page)["recording"]["text"] == "question: Who? context: Ada sews."
     assert content(page)["other"]["text"] == "question: Who? context: Bea sews."
 
@@ -55,37 +56,25 @@ def test_a_question_is_asked_as_in_training(t5, tmp_path):
         (["--device", "abacus"], "--device is 'abacus'"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_an_invalid_option_is_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(words)
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_that_is_too_long_is_refused(tmp_path, capsys):
-    directory = tiny.save_gpt2(tmp_path, n_positions=8)
+def test_a_too_long_text_is_refused(tmp_path, capsys):
+    directory, page = tiny.save_gpt2(tmp_path, n_positions=8), tmp_path / "page.html"
     with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "--model",
-                directory,
-                "--prompt",
-                "more than eight",
-                "--out",
-                str(tmp_path / "page.html"),
-                *BRIEF,
-            ]
-        )
+        main(["--model", directory, "--prompt", "more than eight", "--out", str(page), *SHORT])
     assert end.value.code == 2
     assert "the text has 15 tokens, expected at most 6 and 2 new ones" in capsys.readouterr().err
-    assert not (tmp_path / "page.html").exists()
+    assert not page.exists()
 
 
-def test_a_port_that_is_taken_is_named(t5, capsys):
-    import socket
-
+def test_a_port_in_use_is_named(t5, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
-        main(["--model", t5, "--prompt", "p", "--serve", "--port", str(taken.getsockname()[1]), *BRIEF])
-    assert "(0 takes one that is free)" in capsys.readouterr().err
+        main(["--model", t5, "--prompt", "p", "--serve", "--port", str(taken.getsockname()[1]), *SHORT])
+    assert "(0 takes any free port)" in capsys.readouterr().err

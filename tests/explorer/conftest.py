@@ -1,4 +1,4 @@
-"""Checkpoints and recordings that the tests of the page share."""
+"""Tiny checkpoints for the tests of the explorer."""
 
 from types import SimpleNamespace
 

@@ -1,6 +1,6 @@
-"""The page in a browser: it shows the numbers of the model, does what its controls say, and obeys no token.
+"""The page in Chromium: its numbers equal the model's, its controls work, and no token becomes markup.
 
-Skipped where there is no Chromium or no Playwright to drive it.
+Skipped without Chromium or Playwright.
 """
 
 import json
@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from ftcore.decoding import generate
-from ftcore.explorer.interventions import Case, KnockOut, Transplant, outcome
-from ftcore.explorer.packing import unpacked
-from ftcore.explorer.page import as_html, as_json, record_page
-from ftcore.explorer.recorder import Search, logits_of
+from ftcore.explorer.interventions import ActivationPatch, Baseline, HeadAblation, outcome
+from ftcore.explorer.page import as_html, record_page
+from ftcore.explorer.recorder import Search, decoder_logits
+from ftcore.explorer.serialize import to_json
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
+from tests.helpers.packed_arrays import unpack
 
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright, of the extra test, is not installed"
+    "playwright.sync_api", reason="playwright is not installed; it comes with the extra test"
 )
 
 SEARCH = Search(max_new_tokens=4, num_beams=3)
@@ -32,18 +33,18 @@ SEARCH = Search(max_new_tokens=4, num_beams=3)
 def browser():
     with playwright.sync_playwright() as driver:
         names = ("chromium", "chromium-browser", "google-chrome")
-        found = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
-        if not Path(found).exists():
+        path = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        if not Path(path).exists():
             pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
-        # Chromium's sandbox does not work for root.
+        # Chromium refuses to run as root with its sandbox.
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with driver.chromium.launch(executable_path=found, args=arguments) as made:
-            yield made
+        with driver.chromium.launch(executable_path=path, args=arguments) as chromium:
+            yield chromium
 
 
 @pytest.fixture(scope="module")
 def recorded(family, tmp_path_factory):
-    """A page on disk, and what the model computes on its text."""
+    """A page on disk, with the source and the greedy answer of its text."""
     content = record_page(
         family.model, family.tokenizer, "tiny", family.text, family.other, SEARCH, live=False
     )
@@ -53,7 +54,7 @@ def recorded(family, tmp_path_factory):
     ids = generate(family.model, source, max_new_tokens=4)[0]
     return SimpleNamespace(
         address=path.as_uri(),
-        content=json.loads(as_json(content)),
+        content=json.loads(to_json(content)),
         source=source,
         ids=ids,
         prefix="" if family.name == "gpt2" else "decoder.",
@@ -61,17 +62,18 @@ def recorded(family, tmp_path_factory):
 
 
 class Visit:
-    """A tab: what went wrong in it, and short ways to look at it."""
+    """A browser tab, with its errors and requests."""
 
     def __init__(self, browser, address, **options):
         self.context = browser.new_context(reduced_motion="reduce", **options)
         self.page = self.context.new_page()
-        self.troubles, self.requests = [], []
+        self.errors, self.requests = [], []
         self.page.on(
-            "console", lambda said: said.type in ("error", "warning") and self.troubles.append(said.text)
+            "console",
+            lambda message: message.type in ("error", "warning") and self.errors.append(message.text),
         )
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.troubles.append("a dialog"), dialog.dismiss()))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.go(address)
 
@@ -81,7 +83,7 @@ class Visit:
         self.settle()
 
     def settle(self):
-        """Until what was asked for is drawn, and attention is unpacked."""
+        """Wait until the page is rendered and attention is unpacked."""
         frame = "await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 5));"
         self.page.evaluate(
             f"""async () => {{
@@ -100,7 +102,7 @@ class Visit:
         self.settle()
 
     def set(self, selector, value, event="input"):
-        """As if a slider or a list had been used."""
+        """Change the value of a slider or a select element."""
         self.page.locator(selector).evaluate(
             """(input, [value, event]) => {
               input.value = value;
@@ -114,7 +116,7 @@ class Visit:
         return self.page.locator(selector).first.inner_text()
 
     def rows(self, selector):
-        """The rows of a table: the texts of their cells, and how long each bar is."""
+        """The rows of a table: cell texts, bar length and token id."""
         return self.page.locator(selector).first.evaluate(
             """(table) => [...table.querySelectorAll("tbody tr")].map((row) => ({
               cells: [...row.cells].map((cell) => cell.textContent),
@@ -130,24 +132,20 @@ class Visit:
 
 @pytest.fixture
 def visit(browser, recorded):
-    made = Visit(browser, recorded.address)
-    yield made
-    made.context.close()
-    assert made.troubles == []
-    assert {url.partition(":")[0] for url in made.requests} <= {"file", "data"}  # nothing but itself
+    tab = Visit(browser, recorded.address)
+    yield tab
+    tab.context.close()
+    assert tab.errors == []
+    assert {url.partition(":")[0] for url in tab.requests} <= {"file", "data"}
 
 
 def activations(family, recorded, *names):
     with torch.no_grad(), record(family.model, *names) as acts:
-        logits = logits_of(family.model, recorded.source, recorded.ids[:-1])
+        logits = decoder_logits(family.model, recorded.source, recorded.ids[:-1])
     return logits, acts
 
 
-# What it shows is what the model computes
-
-
-def test_a_head_shows_where_each_token_looks(visit, family, recorded):
-    """The newcomer's path: click a head, click a token."""
+def test_a_head_shows_its_attention_weights(visit, family, recorded):
     names = [f"{recorded.prefix}pattern.1"] + (
         ["cross.pattern.2", "encoder.pattern.0"] if recorded.prefix else []
     )
@@ -155,16 +153,12 @@ def test_a_head_shows_where_each_token_looks(visit, family, recorded):
     for name in names:
         weights = acts[name][0, 1]  # (T, S) of head 1
         side = (
-            "Encoder reads"
-            if name.startswith("encoder")
-            else "ecoder reads and"
-            if recorded.prefix
-            else "Reads"
+            "Encoder input" if name.startswith("encoder") else "Decoder input" if recorded.prefix else "Input"
         )
         visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head >> nth=1')
         for query in (0, weights.shape[0] - 1):
             visit.click(f'[aria-label*="{side}"] button >> nth={query}')
-            shown = visit.rows(".looks table")
+            shown = visit.rows(".weights table")
             strongest = weights[query].argmax().item()
             assert (
                 int(shown[0]["cells"][0]) == strongest
@@ -176,34 +170,37 @@ def test_a_head_shows_where_each_token_looks(visit, family, recorded):
             assert "head 1: from" in visit.text("#reading") and f"({query})" in visit.text("#reading")
 
 
-def test_pointing_at_a_token_colours_what_it_looks_at(visit, family, recorded):
+def test_pointing_at_a_token_colors_its_keys(visit, family, recorded):
     name = "cross.pattern.0" if recorded.prefix else "pattern.0"
     _, acts = activations(family, recorded, name)
     visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head')
-    visit.page.locator('[aria-label*="eads and writes"] button >> nth=1').hover()
+    visit.page.locator('[aria-label*="nput and output"] button >> nth=1').hover()
     visit.settle()
-    keys = "Encoder reads" if recorded.prefix else "Reads and writes"
+    keys = "Encoder input" if recorded.prefix else "Input and output"
     shown = visit.page.locator(f'[aria-label="{keys}"] button').evaluate_all(
-        '(all) => all.map((one) => Number(one.style.getPropertyValue("--weight")))'
+        '(nodes) => nodes.map((node) => Number(node.style.getPropertyValue("--weight")))'
     )
     expected = acts[name][0, 0, 1].sqrt()
     for key, level in enumerate(expected.tolist()):
         assert abs(shown[key] - level) < 0.004
 
 
-def test_the_map_reads_out_a_weight(visit, family, recorded):
+def test_the_heatmap_reads_out_a_weight(visit, family, recorded):
     name = f"{recorded.prefix}pattern.0"
     _, acts = activations(family, recorded, name)
     visit.click(f'[data-part="{name.replace("pattern", "attn")}"] .head')
     visit.page.locator(".map canvas").first.focus()
     visit.press(*["ArrowUp"] * recorded.ids.shape[0], "ArrowDown", "ArrowRight")
     expected = acts[name][0, 0, 1, 1].item()
-    said = visit.text(".map p")
-    assert "(1) to" in said and abs(float(said.rpartition(": ")[2]) - expected) < expected**0.5 / 250 + 0.005
+    readout = visit.text(".map p")
+    assert (
+        "(1) to" in readout
+        and abs(float(readout.rpartition(": ")[2]) - expected) < expected**0.5 / 250 + 0.005
+    )
     assert visit.state()["at"] == "1"
 
 
-def test_all_heads_and_feed_forward_layers_can_be_seen(visit, recorded):
+def test_all_heads_and_feed_forward_layers_can_be_shown(visit, recorded):
     part = f'[data-part="{recorded.prefix}attn.0"]'
     visit.click(f"{part} .name")
     assert visit.page.locator(".small-maps button").count() == 2
@@ -211,13 +208,13 @@ def test_all_heads_and_feed_forward_layers_can_be_seen(visit, recorded):
     assert visit.text("#panel h3").endswith("head 1")
     visit.click(f'[data-part="{recorded.prefix}mlp.1"] .name')
     assert visit.text("#panel h3").endswith("feed-forward")
-    sizes = unpacked(recorded.content["recording"]["runs"][0]["written"][f"{recorded.prefix}mlp.1"])
+    norms = unpack(recorded.content["recording"]["runs"][0]["output_norms"][f"{recorded.prefix}mlp.1"])
     shown = [float(row["cells"][3]) for row in visit.rows("#panel table")]
-    assert shown == pytest.approx(sizes.tolist(), rel=0.06)
+    assert shown == pytest.approx(norms.tolist(), rel=0.06)
 
 
 @pytest.mark.parametrize(("temperature", "k"), [(1.0, 0), (0.3, 0), (1.7, 5)])
-def test_the_sliders_reshape_the_next_tokens_exactly(visit, family, recorded, temperature, k):
+def test_next_token_probabilities_follow_the_sliders(visit, family, recorded, temperature, k):
     logits, _ = activations(family, recorded, f"{recorded.prefix}pattern.0")
     at = len(recorded.ids) - 3
     visit.click("#tab-next")
@@ -236,13 +233,13 @@ def test_the_sliders_reshape_the_next_tokens_exactly(visit, family, recorded, te
     assert visit.state()["temperature"] == str(temperature).removesuffix(".0")
 
 
-def test_the_lens_shows_what_each_block_would_say(visit, family, recorded):
+def test_the_lens_equals_logit_lens(visit, family, recorded):
     read = recorded.ids[None, :-1]
     inputs = (recorded.source, None, read) if recorded.prefix else (read,)
     lens = logit_lens(family.model, *inputs)[:, 0].softmax(-1)  # (L, T, V)
     visit.click("#tab-lens")
     cells = visit.page.locator("#lens-grid td button").evaluate_all(
-        '(all) => all.map((one) => [one.dataset.key, Number(one.style.getPropertyValue("--weight"))])'
+        '(nodes) => nodes.map((node) => [node.dataset.key, Number(node.style.getPropertyValue("--weight"))])'
     )
     assert len(cells) == lens.shape[0] * lens.shape[1]
     for key, share in cells:
@@ -255,20 +252,20 @@ def test_the_lens_shows_what_each_block_would_say(visit, family, recorded):
     assert [row["token"] for row in shown] == top.indices.tolist()
 
 
-def test_generation_is_stepped_through(visit, family, recorded):
+def test_the_buttons_step_through_generation(visit, family, recorded):
     first = visit.page.locator("#position").input_value()
-    visit.click("#forth")
+    visit.click("#forward")
     assert int(visit.page.locator("#position").input_value()) == int(first) + 1
     visit.click("#back")
     assert visit.page.locator("#position").input_value() == first
     visit.set("#position", len(recorded.ids) - 2)
-    assert visit.page.locator("#forth").is_disabled()
+    assert visit.page.locator("#forward").is_disabled()
     visit.click('#runs input[value="2"]')
     beams = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
-    assert visit.page.locator('[aria-label*="eads and writes"] button').count() == len(beams)
+    assert visit.page.locator('[aria-label*="nput and output"] button').count() == len(beams)
 
 
-def test_playing_goes_on_to_the_end(visit, recorded):
+def test_playing_stops_at_the_end(visit, recorded):
     visit.page.clock.install()
     visit.click("#play")
     assert visit.page.locator("#play").get_attribute("aria-label") == "Stop"
@@ -279,12 +276,12 @@ def test_playing_goes_on_to_the_end(visit, recorded):
     assert visit.page.locator("#position").input_value() == str(len(recorded.ids) - 2)
 
 
-def test_beams_are_a_tree(visit, family, recorded):
+def test_the_beam_tree_has_every_candidate(visit, family, recorded):
     visit.click("#tab-beams")
     steps = recorded.content["recording"]["beams"]
     assert visit.page.locator(".beams button").count() == sum(map(len, steps))
     for status in ("running", "finished", "pruned", "displaced"):
-        expected = sum(one["status"] == status for step in steps for one in step)
+        expected = sum(candidate["status"] == status for step in steps for candidate in step)
         assert visit.page.locator(f".beams button.{status}").count() == expected
     answer = generate(family.model, recorded.source, max_new_tokens=4, num_beams=3)[0]
     length = 1 if recorded.prefix else recorded.source.shape[1]
@@ -295,17 +292,17 @@ def test_beams_are_a_tree(visit, family, recorded):
     assert len(visit.rows("#panel details table")) == sum(map(len, steps))
 
 
-def test_knocking_a_head_out_changes_the_answer(visit, family, recorded):
-    case = Case(recorded.source, recorded.ids, max_new_tokens=4)
+def test_ablating_a_head_changes_the_answer(visit, family, recorded):
+    baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
     name = f"{recorded.prefix}z.1"
     logits, _ = activations(family, recorded, f"{recorded.prefix}pattern.0")
     first = 0 if recorded.prefix else recorded.source.shape[1] - 1
-    said = recorded.ids[first + 1 :]
-    before = logits[first:].log_softmax(-1).gather(1, said[:, None])[:, 0]
-    visit.click("#tab-change")
+    answer = recorded.ids[first + 1 :]
+    before = logits[first:].log_softmax(-1).gather(1, answer[:, None])[:, 0]
+    visit.click("#tab-interventions")
     for head in range(2):
-        found = outcome(family.model, case, [KnockOut(name, head)])
-        after = unpacked(found["log_probabilities"])
+        expected = outcome(family.model, baseline, [HeadAblation(name, head)])
+        after = expected["log_probs"]
         visit.click(f'[data-key="{name}:{head}"]')
         shown = visit.text(f'[data-key="{name}:{head}"]')
         assert float(shown.replace("·", "0")) == pytest.approx(
@@ -313,50 +310,48 @@ def test_knocking_a_head_out_changes_the_answer(visit, family, recorded):
         )
         bars = [row["bar"] for row in visit.rows(".result table")]
         assert bars == pytest.approx(after.exp().tolist(), abs=1e-4)
-        assert visit.page.locator("#answer-is .token").count() == len(found["ids"])
-        assert "knocked out" in visit.text(".result")
+        assert visit.page.locator("#answer-is .token").count() == len(expected["ids"])
+        assert "ablated" in visit.text(".result")
     visit.click("#undo")
-    assert "Nothing is changed" in visit.text(".result")
+    assert "No intervention" in visit.text(".result")
 
 
 def test_patching_from_the_second_text_changes_the_answer(visit, family, recorded):
     other = torch.tensor(recorded.content["other"]["source"])
-    case = Case(recorded.source, recorded.ids, other, max_new_tokens=4)
+    baseline = Baseline(recorded.source, recorded.ids, other, max_new_tokens=4)
     name = "encoder.resid_post.0" if recorded.prefix else "resid_post.0"
-    found = outcome(family.model, case, [Transplant(name, 0, 0)])
-    visit.click("#tab-change")
+    expected = outcome(family.model, baseline, [ActivationPatch(name, 0, 0)])
+    visit.click("#tab-interventions")
     visit.click(f'[data-key="{name}@0<0"]')
     bars = [row["bar"] for row in visit.rows(".result table")]
-    assert bars == pytest.approx(unpacked(found["log_probabilities"]).exp().tolist(), abs=1e-4)
+    assert bars == pytest.approx(expected["log_probs"].exp().tolist(), abs=1e-4)
     step = [row["bar"] for row in visit.rows("#next-now")]
     at = int(visit.page.locator("#position").input_value()) - (
         0 if recorded.prefix else recorded.source.shape[1] - 1
     )
-    assert step == pytest.approx(unpacked(found["next_log_probabilities"])[at].exp().tolist(), abs=1e-4)
+    assert step == pytest.approx(expected["next_log_probs"][at].exp().tolist(), abs=1e-4)
 
 
-# How it behaves
-
-
-def test_the_address_holds_what_is_looked_at(visit, browser, recorded):
+def test_the_url_restores_the_state(visit, browser, recorded):
     visit.click(f'[data-part="{recorded.prefix}attn.1"] .head')
-    visit.click("#forth")
+    visit.click("#forward")
     visit.click("#tab-lens")
     visit.click("#theme")
-    kept = visit.state()
-    assert kept["see"] == f"{recorded.prefix}attn.1" and kept["tab"] == "lens" and kept["theme"] == "dark"
-    again = Visit(browser, visit.page.url)
-    assert again.state() == kept
-    assert again.page.locator("#tab-lens").get_attribute("aria-selected") == "true"
-    assert again.page.evaluate("document.documentElement.dataset.theme") == "dark"
-    # An address can say anything.
-    again.go(
+    saved = visit.state()
+    assert saved["part"] == f"{recorded.prefix}attn.1" and saved["tab"] == "lens" and saved["theme"] == "dark"
+    restored = Visit(browser, visit.page.url)
+    assert restored.state() == saved
+    assert restored.page.locator("#tab-lens").get_attribute("aria-selected") == "true"
+    assert restored.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    # Invalid values are clamped.
+    restored.go(
         recorded.address
-        + "?#run=99&at=-5&src=x&see=__proto__&head=1e9&tab=constructor&temperature=NaN&k=-1&changes=a:b;z@"
+        + "?#run=99&at=-5&src=x&part=__proto__&head=1e9&tab=constructor&temperature=NaN&k=-1"
+        + "&interventions=a:b;z@"
     )
-    assert again.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
-    assert again.troubles == []
-    again.context.close()
+    assert restored.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
+    assert restored.errors == []
+    restored.context.close()
 
 
 def test_the_keyboard_reaches_everything(visit, recorded):
@@ -367,10 +362,10 @@ def test_the_keyboard_reaches_everything(visit, recorded):
         if stops[-1] == "panel":
             break
     assert [
-        one for one in ("skip", "theme", "runs", "position", "tokens", "stacks") if one not in stops
+        name for name in ("skip", "theme", "runs", "position", "tokens", "stacks") if name not in stops
     ] == []
     assert len(stops) < 30  # tokens and heads are one stop each
-    visit.page.locator('[aria-label*="eads and writes"] button[tabindex="0"]').focus()
+    visit.page.locator('[aria-label*="nput and output"] button[tabindex="0"]').focus()
     visit.press("Home", "ArrowRight", "Enter")
     assert visit.page.locator("#position").input_value() == "1"
     visit.page.locator("#tab-attention").focus()
@@ -380,34 +375,34 @@ def test_the_keyboard_reaches_everything(visit, recorded):
     assert visit.page.evaluate(outline) == "solid"
 
 
-def test_everything_that_can_be_used_has_a_name(visit):
-    for tab in ("attention", "next", "lens", "beams", "change"):
+def test_every_control_has_an_accessible_name(visit):
+    for tab in ("attention", "next", "lens", "beams", "interventions"):
         visit.click(f"#tab-{tab}")
         nameless = visit.page.evaluate(
             """() => [...document.querySelectorAll("button, input, select, canvas, [role=img]")]
-              .filter((one) => !one.closest("[aria-hidden=true]") && !one.textContent.trim() &&
-                !one.getAttribute("aria-label") && !one.closest("label")).map((one) => one.outerHTML)"""
+              .filter((node) => !node.closest("[aria-hidden=true]") && !node.textContent.trim() &&
+                !node.getAttribute("aria-label") && !node.closest("label")).map((node) => node.outerHTML)"""
         )
         assert nameless == [], tab
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways(browser, recorded, theme):
+def test_a_phone_does_not_scroll_sideways(browser, recorded, theme):
     phone = Visit(browser, recorded.address, viewport={"width": 360, "height": 740}, color_scheme=theme)
-    for tab in ("attention", "next", "lens", "beams", "change"):
+    for tab in ("attention", "next", "lens", "beams", "interventions"):
         phone.click(f"#tab-{tab}")
         assert phone.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
     assert phone.page.evaluate("document.documentElement.dataset.theme") == theme
-    assert phone.troubles == []
+    assert phone.errors == []
     phone.context.close()
 
 
 def test_it_works_without_a_network(browser, recorded):
-    alone = Visit(browser, recorded.address, offline=True)
-    alone.click("#tab-next")
-    assert alone.rows("#panel table")
-    assert alone.troubles == []
-    alone.context.close()
+    offline = Visit(browser, recorded.address, offline=True)
+    offline.click("#tab-next")
+    assert offline.rows("#panel table")
+    assert offline.errors == []
+    offline.context.close()
 
 
 HOSTILE = [
@@ -423,7 +418,7 @@ HOSTILE = [
 
 
 def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
-    content = json.loads(as_json(recorded.content))
+    content = json.loads(to_json(recorded.content))
     shown = dict.fromkeys(content["recording"]["pieces"])
     for place, token in enumerate(shown):
         shown[token] = HOSTILE[place % len(HOSTILE)]
@@ -432,23 +427,20 @@ def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
     path = tmp_path / "hostile.html"
     path.write_text(as_html(content), encoding="utf-8")
     tab = Visit(browser, path.as_uri(), viewport={"width": 800, "height": 700})
-    for name in ("attention", "next", "lens", "beams", "change"):
+    for name in ("attention", "next", "lens", "beams", "interventions"):
         tab.click(f"#tab-{name}")
         assert (
             tab.page.evaluate("document.querySelectorAll('script, img, iframe, object, embed').length") == 1
         )
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 800
-    buttons = tab.page.locator('[aria-label*="eads and writes"] button')
-    texts = buttons.evaluate_all("(all) => all.map((one) => one.textContent)")
+    buttons = tab.page.locator('[aria-label*="nput and output"] button')
+    texts = buttons.evaluate_all("(nodes) => nodes.map((node) => node.textContent)")
     for text, token in zip(texts, recorded.ids.tolist(), strict=True):
         expected = shown[str(token)]
         assert text == (expected if len(expected) <= 60 else expected[:60] + "…").lstrip()
     assert tab.text("#model-name") == HOSTILE[0]
-    assert tab.troubles == []
+    assert tab.errors == []
     tab.context.close()
-
-
-# With a model behind it
 
 
 @pytest.fixture
@@ -464,43 +456,43 @@ def served(family):
         thread.join()
 
 
-def test_a_live_page_computes(browser, family, recorded, served):
+def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     tab = Visit(browser, served)
-    # Two heads at once.
-    tab.click("#tab-change")
+    # Two ablations combined.
+    tab.click("#tab-interventions")
     tab.click("#combine")
-    changes = [KnockOut(f"{recorded.prefix}z.1", 0), KnockOut(f"{recorded.prefix}z.0", 1)]
+    changes = [HeadAblation(f"{recorded.prefix}z.1", 0), HeadAblation(f"{recorded.prefix}z.0", 1)]
     for change in changes:
         tab.click(f'[data-key="{change.z}:{change.head}"]')
     tab.page.wait_for_selector(".result table")
-    case = Case(recorded.source, recorded.ids, max_new_tokens=4)
-    expected = unpacked(outcome(family.model, case, changes)["log_probabilities"]).exp().tolist()
+    baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
+    expected = outcome(family.model, baseline, changes)["log_probs"].exp().tolist()
     assert [row["bar"] for row in tab.rows(".result table")] == pytest.approx(expected, abs=1e-4)
-    # All of them.
+    # A sweep.
     tab.page.get_by_role("button", name="Measure all heads").click()
     tab.page.wait_for_function(
-        '() => [...document.querySelectorAll("#knock-outs button")].every((one) => one.textContent)'
+        '() => [...document.querySelectorAll("#head-ablations button")].every((node) => node.textContent)'
     )
     # Another text.
-    tab.click("#ask summary")
+    tab.click("#form summary")
     tab.page.locator('textarea[name="text"]').fill("Zoe <b>runs</b>")
-    tab.click("#ask button.first")
+    tab.click("#form button.primary")
     tab.page.wait_for_function('() => document.getElementById("tokens").textContent.includes("Z")')
     source = torch.tensor([family.tokenizer.encode("Zoe <b>runs</b>")])
     count = generate(family.model, source, max_new_tokens=4).shape[1]
-    assert tab.page.locator('[aria-label*="eads and writes"] button').count() == count
-    assert tab.troubles == []
-    # An address with a text is recorded when it is opened.
+    assert tab.page.locator('[aria-label*="nput and output"] button').count() == count
+    assert tab.errors == []
+    # A URL with a text is recorded when opened.
     address = tab.state() and tab.page.url
     assert "Zoe" in address
-    again = Visit(browser, address)
-    assert again.page.locator('[aria-label*="eads and writes"] button').count() == count
-    assert again.troubles == []
-    # What the server refuses is one line of the page.
+    restored = Visit(browser, address)
+    assert restored.page.locator('[aria-label*="nput and output"] button').count() == count
+    assert restored.errors == []
+    # An error of the server is shown on the page.
     tab.page.locator('textarea[name="text"]').fill("x" * 10_000)
-    tab.click("#ask button.first")
+    tab.click("#form button.primary")
     tab.page.wait_for_selector("#error:not([hidden])")
     assert "tokens, expected at most" in tab.text("#error")
-    assert all("400 (Bad Request)" in one for one in tab.troubles)  # the browser's own note of it
-    again.context.close()
+    assert all("400 (Bad Request)" in error for error in tab.errors)  # logged by the browser
+    restored.context.close()
     tab.context.close()

@@ -1,4 +1,4 @@
-"""Knock-outs and patches do what they say, one at a time, together, and all of them for the page."""
+"""Head ablations and activation patches: alone, combined, and as sweeps."""
 
 import pytest
 import torch
@@ -6,143 +6,138 @@ import torch
 from ftcore.decoding import generate
 from ftcore.explorer import interventions
 from ftcore.explorer.interventions import (
-    Case,
-    KnockOut,
-    Transplant,
-    every_knock_out,
-    every_transplant,
+    ActivationPatch,
+    Baseline,
+    HeadAblation,
+    every_activation_patch,
+    every_head_ablation,
     outcome,
 )
-from ftcore.explorer.packing import unpacked
-from ftcore.explorer.recorder import greedy, logits_of, source_ids
-from ftcore.explorer.structure import heads, stacks
+from ftcore.explorer.recorder import all_heads, decoder_logits, greedy_search, source_ids, stacks
 from ftcore.study import patch, record
 
 
 @pytest.fixture
-def case(family):
+def baseline(family):
     source = source_ids(family.model, family.tokenizer, family.text, 6)
     other = source_ids(family.model, family.tokenizer, family.other, 6)
-    return Case(source, greedy(family.model, source, 6), other, max_new_tokens=6)
+    return Baseline(source, greedy_search(family.model, source, 6), other, max_new_tokens=6)
 
 
-def answer_logs(family, case):
-    """(A, V) log-probabilities at the positions that wrote the answer."""
-    first = case.source.shape[1] - 1 if family.name == "gpt2" else 0
+def prompt_length(family, baseline):
+    return baseline.source.shape[1] if family.name == "gpt2" else 1
+
+
+def answer_log_probs(family, baseline):
+    """(A,) log-probability of each token of the recorded answer."""
+    start = prompt_length(family, baseline)
     with torch.no_grad():
-        return logits_of(family.model, case.source, case.ids[:-1])[first:].log_softmax(-1), case.ids[
-            first + 1 :
-        ]
+        logits = decoder_logits(family.model, baseline.source, baseline.ids[:-1])[start - 1 :]
+    return logits.log_softmax(-1).gather(1, baseline.ids[start:, None])[:, 0]
 
 
-def test_without_interventions_nothing_changes(family, case):
-    found = outcome(family.model, case, [])
-    logs, said = answer_logs(family, case)
-    assert found["ids"] == said.tolist()
-    torch.testing.assert_close(unpacked(found["log_probabilities"]), logs.gather(1, said[:, None])[:, 0])
-    assert unpacked(found["divergence"]).max() < 1e-5
+def test_no_interventions_change_nothing(family, baseline):
+    found = outcome(family.model, baseline, [])
+    assert found["ids"] == baseline.ids[prompt_length(family, baseline) :].tolist()
+    torch.testing.assert_close(found["log_probs"], answer_log_probs(family, baseline))
 
 
-def test_a_knocked_out_head_adds_nothing(family, case):
-    sublayer, head = heads(family.model)[-1]
+def test_an_ablated_head_adds_nothing(family, baseline):
+    name, head = all_heads(family.model)[-1]
 
-    def without(z):
+    def ablated(z):
         z.unflatten(-1, (2, -1))[..., head, :] = 0
         return z
 
-    found = outcome(family.model, case, [KnockOut(sublayer.z, head)])
-    with patch(family.model, sublayer.z, without):
-        logs, said = answer_logs(family, case)
-        written = generate(family.model, case.source, max_new_tokens=6)[0]
-    torch.testing.assert_close(unpacked(found["log_probabilities"]), logs.gather(1, said[:, None])[:, 0])
-    assert found["ids"] == written[-len(found["ids"]) :].tolist()
-    before, _ = answer_logs(family, case)
-    expected = (before.exp() * (before - logs)).sum(-1)
-    torch.testing.assert_close(unpacked(found["divergence"]), expected, rtol=1e-3, atol=1e-5)
+    found = outcome(family.model, baseline, [HeadAblation(name, head)])
+    with patch(family.model, name, ablated):
+        expected = answer_log_probs(family, baseline)
+        ids = generate(family.model, baseline.source, max_new_tokens=6)[0]
+    torch.testing.assert_close(found["log_probs"], expected)
+    assert found["ids"] == ids[-len(found["ids"]) :].tolist()
 
 
-def test_all_of_the_other_texts_stream_gives_the_other_texts_answer(family, case):
-    name = stacks(family.model)[0].blocks[-1][-1].after
-    length = case.source.shape[1]
-    changes = [Transplant(name, position, position) for position in range(length)]
-    found = outcome(family.model, case, changes)
-    other = generate(family.model, case.other, max_new_tokens=6)[0]
-    prompt = length if family.name == "gpt2" else 1
-    # GPT-2 goes on from the other's stream, but only its last block's: the first new token is the other's.
+def test_patching_the_whole_stream_gives_the_second_texts_answer(family, baseline):
+    name = stacks(family.model)[0].blocks[-1][-1].residual
+    length = baseline.source.shape[1]
+    changes = [ActivationPatch(name, position, position) for position in range(length)]
+    found = outcome(family.model, baseline, changes)
+    other = generate(family.model, baseline.other, max_new_tokens=6)[0]
+    prompt = prompt_length(family, baseline)
+    # GPT-2's cache is not patched, so only the first new token is the second text's.
     count = 1 if family.name == "gpt2" else len(other) - prompt
     assert found["ids"][:count] == other[prompt : prompt + count].tolist()
 
 
-def test_an_activation_can_come_from_another_position(family, case):
-    part = stacks(family.model)[0].blocks[0][0]
-    found = outcome(family.model, case, [Transplant(part.writes, 1, 2)])
-    with torch.no_grad(), record(family.model, part.writes) as acts:
-        logits_of(family.model, case.other, greedy(family.model, case.other, 6)[:-1])
+def test_a_patch_can_come_from_another_position(family, baseline):
+    name = stacks(family.model)[0].blocks[0][0].output
+    found = outcome(family.model, baseline, [ActivationPatch(name, 1, 2)])
+    with torch.no_grad(), record(family.model, name) as acts:
+        decoder_logits(family.model, baseline.other, greedy_search(family.model, baseline.other, 6)[:-1])
 
-    def moved(added):
-        added[:, 1] = acts[part.writes][:, 2]
-        return added
+    def patched(output):
+        output[:, 1] = acts[name][:, 2]
+        return output
 
-    with patch(family.model, part.writes, moved):
-        logs, said = answer_logs(family, case)
-    torch.testing.assert_close(unpacked(found["log_probabilities"]), logs.gather(1, said[:, None])[:, 0])
+    with patch(family.model, name, patched):
+        expected = answer_log_probs(family, baseline)
+    torch.testing.assert_close(found["log_probs"], expected)
 
 
-def test_a_position_is_patched_once_however_the_text_is_read(family, case):
-    """Generation reads a prompt at once and then single tokens: none of those is position 0 again."""
-    stack = stacks(family.model)[-1]
-    name = stack.blocks[0][0].writes
-    change = Transplant(name, 0, 0)
-    found = outcome(family.model, case, [change])
-    given = interventions.other_activations(family.model, case, [change])[name][0, 0]
-    ids = case.source if family.name == "gpt2" else torch.tensor([[0]])
-    for _ in range(6):  # without a cache: each step reads everything
+def test_a_position_is_patched_once_with_a_cache(family, baseline):
+    """Generation reads the prompt at once and then single tokens; none of those is position 0 again."""
+    name = stacks(family.model)[-1].blocks[0][0].output
+    change = ActivationPatch(name, 0, 0)
+    found = outcome(family.model, baseline, [change])
+    value = interventions.second_text_activations(family.model, baseline, [change])[name][0, 0]
 
-        def put(added):
-            added[:, 0] = given
-            return added
+    def patched(output):
+        output[:, 0] = value
+        return output
 
-        with torch.no_grad(), patch(family.model, name, put):
-            following = logits_of(family.model, case.source, ids[0])[-1].argmax()
-        ids = torch.cat([ids, following[None, None]], 1)
-        if following in (family.tokenizer.eos_id,):
+    ids = baseline.source[0] if family.name == "gpt2" else torch.tensor([0])
+    for _ in range(6):  # without a cache: each step reads all tokens
+        with torch.no_grad(), patch(family.model, name, patched):
+            next_id = decoder_logits(family.model, baseline.source, ids)[-1].argmax()
+        ids = torch.cat([ids, next_id[None]])
+        if next_id == family.tokenizer.eos_id:
             break
-    prompt = case.source.shape[1] if family.name == "gpt2" else 1
-    assert found["ids"] == ids[0, prompt:].tolist()
+    assert found["ids"] == ids[prompt_length(family, baseline) :].tolist()
 
 
-def test_a_sweep_has_the_outcome_of_each(family, case):
-    knocked = every_knock_out(family.model, case)
-    for index, (sublayer, head) in enumerate(heads(family.model)):
-        alone = outcome(family.model, case, [KnockOut(sublayer.z, head)])
-        assert knocked["answers"][knocked["answer"][index]] == alone["ids"]
-        for name in ("log_probabilities", "next_ids", "next_log_probabilities", "divergence"):
-            assert torch.equal(unpacked(knocked[name])[index], unpacked(alone[name])), name
-    swept = every_transplant(family.model, case)
-    length = case.source.shape[1]
-    assert unpacked(swept["log_probabilities"]).shape[0] == len(swept["names"]) * length
-    alone = outcome(family.model, case, [Transplant(swept["names"][1], 2, 2)])
-    assert torch.equal(unpacked(swept["log_probabilities"])[length + 2], unpacked(alone["log_probabilities"]))
+def test_a_sweep_has_the_outcome_of_each_intervention(family, baseline):
+    tensors = ("log_probs", "next_ids", "next_log_probs")
+    ablated = every_head_ablation(family.model, baseline)
+    for index, (name, head) in enumerate(all_heads(family.model)):
+        alone = outcome(family.model, baseline, [HeadAblation(name, head)])
+        assert ablated["answers"][ablated["answer"][index]] == alone["ids"]
+        for tensor in tensors:
+            assert torch.equal(ablated[tensor][index], alone[tensor]), tensor
+    patched = every_activation_patch(family.model, baseline)
+    length = baseline.source.shape[1]
+    assert patched["log_probs"].shape[0] == len(patched["names"]) * length
+    alone = outcome(family.model, baseline, [ActivationPatch(patched["names"][1], 2, 2)])
+    assert torch.equal(patched["log_probs"][length + 2], alone["log_probs"])
 
 
-def test_what_was_not_recorded_is_said(family, case, monkeypatch):
-    alone = Case(case.source, case.ids)
-    assert "No second text" in every_transplant(family.model, alone)["missing"]
-    longer = Case(case.source, case.ids, torch.cat([case.other, case.other], 1))
-    assert "do not correspond" in every_transplant(family.model, longer)["missing"]
-    monkeypatch.setattr(interventions, "MOST_WORK", 1)
-    for sweep in (every_knock_out, every_transplant):
-        assert "--serve" in sweep(family.model, case)["missing"]
+def test_skipped_sweeps_give_a_reason(family, baseline, monkeypatch):
+    without_other = Baseline(baseline.source, baseline.ids)
+    assert "No second text" in every_activation_patch(family.model, without_other)["skipped"]
+    longer = Baseline(baseline.source, baseline.ids, torch.cat([baseline.other, baseline.other], 1))
+    assert "not correspond" in every_activation_patch(family.model, longer)["skipped"]
+    monkeypatch.setattr(interventions, "MAX_SWEEP_MACS", 1)
+    for sweep in (every_head_ablation, every_activation_patch):
+        assert "--serve" in sweep(family.model, baseline)["skipped"]
 
 
-def test_a_patch_from_nowhere_is_refused(family, case):
-    name = stacks(family.model)[0].blocks[0][0].writes
+def test_a_patch_without_a_source_is_refused(family, baseline):
+    name = stacks(family.model)[0].blocks[0][0].output
     with pytest.raises(ValueError, match="no second text"):
-        outcome(family.model, Case(case.source, case.ids), [Transplant(name, 0, 0)])
+        outcome(family.model, Baseline(baseline.source, baseline.ids), [ActivationPatch(name, 0, 0)])
     with pytest.raises(ValueError, match="position 999 of the second text does not exist"):
-        outcome(family.model, case, [Transplant(name, 0, 999)])
+        outcome(family.model, baseline, [ActivationPatch(name, 0, 999)])
 
 
-def test_nothing_stays_in_the_model(family, case):
-    every_knock_out(family.model, case)
+def test_no_hooks_remain(family, baseline):
+    every_head_ablation(family.model, baseline)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family.model.modules())

@@ -1,4 +1,4 @@
-"""The file: one, which loads nothing, and in which no token is markup."""
+"""The page is one file that loads nothing, and no token becomes markup."""
 
 import base64
 import hashlib
@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.explorer.page import SCRIPTS, as_html, as_json, record_page
+from ftcore.explorer.page import SCRIPTS, as_html, record_page
 from ftcore.explorer.recorder import Search
+from ftcore.explorer.serialize import to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = [
@@ -27,18 +28,18 @@ HOSTILE = [
 
 
 class Elements(HTMLParser):
-    """What a browser sees: elements with their attributes, and what is in scripts and styles."""
+    """The parsed page: elements with their attributes, and the contents of scripts, styles and the title."""
 
     def __init__(self, page):
         super().__init__()
-        self.found = []
+        self.elements = []
         self.inside = {}
         self.current = None
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.elements.append((tag, dict(attributes)))
         self.current = dict(attributes).get("id", tag) if tag in ("script", "style", "title") else None
 
     def handle_endtag(self, tag):
@@ -61,7 +62,7 @@ def test_the_page_loads_nothing(content):
     page = Elements(as_html(content))
     addresses = [
         value
-        for _, attributes in page.found
+        for _, attributes in page.elements
         for name, value in attributes.items()
         if name in ("src", "href", "action", "data", "srcset")
     ]
@@ -73,9 +74,9 @@ def test_the_page_loads_nothing(content):
     )
 
 
-def test_the_policy_allows_this_script_and_no_other(content):
+def test_the_policy_allows_only_this_script(content):
     page = Elements(as_html(content))
-    (policy,) = [attributes["content"] for tag, attributes in page.found if attributes.get("http-equiv")]
+    (policy,) = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv")]
     for name in ("script", "style"):
         digest = base64.b64encode(hashlib.sha256(page.inside[name].encode()).digest()).decode()
         assert f"{name}-src 'sha256-{digest}'" in policy
@@ -83,8 +84,8 @@ def test_the_policy_allows_this_script_and_no_other(content):
     assert "connect-src 'self'" in as_html(content | {"live": True})
 
 
-def test_what_was_recorded_is_in_the_page(content):
-    assert json.loads(Elements(as_html(content)).inside["content"]) == json.loads(as_json(content))
+def test_the_page_embeds_the_recording(content):
+    assert json.loads(Elements(as_html(content)).inside["content"]) == json.loads(to_json(content))
 
 
 @settings(deadline=None, max_examples=40)
@@ -96,23 +97,18 @@ def test_no_token_and_no_name_becomes_markup(content, text):
         "recording": content["recording"] | {"text": text, "pieces": {"1": text}},
     }
     hostile = Elements(as_html(changed))
-    assert len(hostile.inside["title"]) <= len(text) + len(" on the inside")
-    assert hostile.found == plain.found
+    assert len(hostile.inside["title"]) <= len(text) + len("Inside ")
+    assert hostile.elements == plain.elements
     assert hostile.inside["script"] == plain.inside["script"]
     assert json.loads(hostile.inside["content"])["recording"]["pieces"]["1"] == text
 
 
-def test_what_a_wheel_needs_is_packaged():
+def test_all_page_files_are_packaged():
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     (packaged,) = config["options.package_data"]["ftcore.explorer"].split(",")
-    room = ROOT / "ftcore" / "explorer"
-    others = {path for path in room.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert others == set(room.glob(packaged))
-    scripts = {path.stem for path in others if path.suffix == ".js"}
+    package = ROOT / "ftcore" / "explorer"
+    files = {path for path in package.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files == set(package.glob(packaged))
+    scripts = {path.stem for path in files if path.suffix == ".js"}
     assert scripts == set(SCRIPTS)
-
-
-def test_numbers_that_json_lacks_do_not_reach_the_page():
-    with pytest.raises(ValueError, match="JSON"):
-        as_json({"loss": float("inf")})

@@ -1,4 +1,4 @@
-"""Two tiny random checkpoints, one of each family, with tokenizers that need no training."""
+"""Tiny random checkpoints of both families, with byte-level tokenizers."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ GPT2_TEXT, GPT2_OTHER = "Ada and", "Bea and"
 
 
 def save_gpt2(directory: Path, **sizes: int) -> str:
-    """Letters are tokens. `hostile_pieces` of the tests can be among them."""
+    """Every byte is a token."""
     pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
-    (directory / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
+    (directory / "vocab.json").write_text(json.dumps({piece: token for token, piece in enumerate(pieces)}))
     (directory / "merges.txt").write_text("#version: 0.2\n")
     shape = {"n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2} | sizes
     model = GPT2LMHeadModel(GPT2Config(vocab_size=257, eos_token_id=256, bos_token_id=256, **shape))
@@ -26,13 +26,13 @@ def save_gpt2(directory: Path, **sizes: int) -> str:
 
 
 def save_t5(directory: Path, **sizes: int) -> str:
-    """Bytes are tokens."""
+    """Every byte is a token."""
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2}
     config = T5Config(vocab_size=384, decoder_start_token_id=0, tie_word_embeddings=False, **shape | sizes)
     model = T5ForConditionalGeneration(config)
     randomize_weights(model, 0)
-    # So that answers end: a random model almost never says one certain token.
+    # Raise the EOS logit, or a random model would almost never end an answer.
     with torch.no_grad():
         model.lm_head.weight[1] += model.lm_head.weight.mean(0)
     model.save_pretrained(directory)

@@ -1,4 +1,4 @@
-/* The panel of beams: every candidate of every step, as a tree. */
+/* The beams panel: every candidate of every step, as a tree. */
 
 const STEP = { width: 140, height: 30, top: 22 };
 
@@ -8,9 +8,9 @@ panels.beams = {
     root.className = "";
     const steps = beamNodes();
     const beams = recording.search.num_beams;
-    const most = Math.max(...steps.map((step) => step.length));
-    const [width, height] = [steps.length * STEP.width, STEP.top + most * STEP.height];
-    const lines = drawn("svg", { width, height, "aria-hidden": "true" });
+    const candidates = Math.max(...steps.map((step) => step.length));
+    const [width, height] = [steps.length * STEP.width, STEP.top + candidates * STEP.height];
+    const lines = svgElement("svg", { width, height, "aria-hidden": "true" });
     const tree = element(
       "div",
       { class: "beams", style: { width: `${width}px`, height: `${height}px` } },
@@ -32,38 +32,38 @@ panels.beams = {
           const start = [node.from.x + 115, node.from.y + 13];
           const kind = node.best ? "best" : node.status === "pruned" ? "" : "kept";
           lines.append(
-            drawn("path", {
+            svgElement("path", {
               class: kind,
               d: `M ${start} C ${start[0] + 14} ${start[1]}, ${x - 14} ${y + 13}, ${x} ${y + 13}`,
             }),
           );
         }
-        const made = button(
+        const box = button(
           {
             class: `${node.status} ${node.best ? "best" : ""}`,
             style: { left: `${x}px`, top: `${y}px` },
             "data-key": node.name,
-            click: () => look({ beam: node.name }),
+            click: () => setState({ beam: node.name }),
             "aria-label":
-              `Step ${number + 1}, rank ${rank + 1}: ${short(piece(node.token), 40)}, ` +
+              `Step ${number + 1}, rank ${rank + 1}: ${truncate(piece(node.token), 40)}, ` +
               `score ${scoreText(node.score)}, ${node.status}`,
           },
-          token(node.token),
+          tokenSpan(node.token),
           element("span", { class: "number" }, scoreText(node.score)),
         );
-        tree.append(made);
-        this.nodes.push([node, made]);
+        tree.append(box);
+        this.nodes.push([node, box]);
       });
     });
     this.detail = element("div", { "aria-live": "polite" });
-    fill(
+    appendAll(
       root,
       element("h3", {}, `Beam search with ${beams} beams`),
       element(
         "p",
         { class: "soft" },
-        `Every step looks at the ${most} best one-token extensions of the running beams. `,
-        "The score is a sum of log-probabilities; when a hypothesis ends it is divided by its length.",
+        `Each step considers the ${candidates} best one-token extensions of the running beams. `,
+        "The score is a sum of log-probabilities, divided by the length when a hypothesis ends.",
       ),
       element(
         "div",
@@ -72,14 +72,14 @@ panels.beams = {
           "span",
           {},
           element("i", { style: { background: "var(--card)", "border-color": "var(--stream)" } }),
-          "goes on",
+          "running",
         ),
         element("span", {}, element("i", { style: { border: "2px solid var(--good)" } }), "finished"),
         element(
           "span",
           {},
           element("i", { style: { border: "2px dashed var(--good)" } }),
-          "finished, displaced later",
+          "finished, later displaced",
         ),
         element("span", {}, element("i", { style: { "border-style": "dashed" } }), "pruned"),
         element("span", {}, element("i", { style: { background: "var(--accent)" } }), "the answer"),
@@ -88,32 +88,30 @@ panels.beams = {
       this.detail,
       this.asTable(steps),
     );
-    roving(tree);
-    tabStop(tree);
+    rovingTabIndex(tree);
+    resetTabStop(tree);
   },
   update() {
     const selected =
       this.nodes.find(([node]) => node.name === state.beam) ?? this.nodes.findLast(([node]) => node.best);
-    for (const [node, made] of this.nodes) made.setAttribute("aria-pressed", node === selected?.[0]);
+    for (const [node, box] of this.nodes) box.setAttribute("aria-pressed", node === selected?.[0]);
     if (!selected) return;
     const [node] = selected;
-    refill(
+    replaceContent(
       this.detail,
       element(
         "p",
         { class: "answer" },
         element("b", {}, node.best ? "answer " : "text "),
-        ...node.tokens.map((id) => token(id)),
+        ...node.tokens.map((id) => tokenSpan(id)),
       ),
       element(
         "p",
         {},
         `Score ${scoreText(node.score)}; `,
-        `its last token had the probability ${percent(Math.exp(node.log_prob))}. `,
-        FATES[node.status],
-        node.final_score === null
-          ? ""
-          : ` Divided by its length, the score is ${scoreText(node.final_score)}.`,
+        `probability of the last token ${percent(Math.exp(node.log_prob))}. `,
+        STATUS_TEXT[node.status],
+        node.final_score === null ? "" : ` Length-normalized score: ${scoreText(node.final_score)}.`,
       ),
     );
   },
@@ -140,7 +138,7 @@ panels.beams = {
                     ...[
                       String(number + 1),
                       String(rank + 1),
-                      element("span", {}, ...node.tokens.map((id) => token(id))),
+                      element("span", {}, ...node.tokens.map((id) => tokenSpan(id))),
                       scoreText(node.score),
                       node.status,
                     ].map((cell) => element("td", {}, cell)),
@@ -157,24 +155,24 @@ panels.beams = {
 };
 
 const scoreText = (score) => score.toFixed(2);
-const FATES = {
-  running: "It went on.",
-  pruned: "It was pruned: others were likelier.",
-  finished: "It ended, and is among the best.",
-  displaced: "It ended, but better ones came later.",
+const STATUS_TEXT = {
+  running: "Kept as a running beam.",
+  pruned: "Pruned: others scored higher.",
+  finished: "Finished, and among the best hypotheses.",
+  displaced: "Finished, but displaced by better hypotheses.",
 };
 
-/** The candidates of every step, each with the one that it goes on from and all that it says. */
+/** The candidates of every step, with their parent candidate and all generated tokens. */
 function beamNodes() {
-  const answer = recording.runs.find((one) => one.name === "beams");
-  const written = answer.ids.slice(answer.prompt_length);
+  const answer = recording.runs.find((each) => each.name === "beams");
+  const generated = answer.ids.slice(answer.prompt_length);
   const steps = [];
   for (const step of recording.beams) {
     steps.push(
       step.map((candidate) => {
         const from = candidate.parent === null ? null : steps.at(-1)[candidate.parent];
         const tokens = [...(from?.tokens ?? []), candidate.token];
-        return { ...candidate, from, tokens, best: tokens.every((id, place) => id === written[place]) };
+        return { ...candidate, from, tokens, best: tokens.every((id, i) => id === generated[i]) };
       }),
     );
   }

@@ -1,41 +1,39 @@
-/* Elements, and how the keyboard moves among them.
+/* DOM helpers and keyboard navigation.
 
-   The page's scripts are joined into one, in the order of SCRIPTS in page.py, so that each knows all names.
-   Tokens may hold anything: they reach the page as text nodes and attributes only, never as markup. */
+   The page's scripts are concatenated in the order of SCRIPTS in page.py and share one scope.
+   Tokens can hold any text: they are inserted as text nodes and attributes, never as markup. */
 
 const byId = (id) => document.getElementById(id);
 
-/** An element. Properties that are functions listen to the event of that name; children may be texts. */
+/** Create an element. Function properties become event listeners; null children are skipped. */
 function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (typeof value === "function") made.addEventListener(name, value);
+    if (typeof value === "function") node.addEventListener(name, value);
     else if (name === "style")
-      for (const [key, one] of Object.entries(value)) made.style.setProperty(key, one);
-    else made.setAttribute(name, value === true ? "" : value);
+      for (const [key, item] of Object.entries(value)) node.style.setProperty(key, item);
+    else node.setAttribute(name, value === true ? "" : value);
   }
-  fill(made, ...children);
-  return made;
+  appendAll(node, ...children);
+  return node;
 }
 
-/** Append what is there: null stands for nothing. */
-const fill = (root, ...children) => root.append(...children.filter((child) => child !== null));
+const appendAll = (root, ...children) => root.append(...children.filter((child) => child !== null));
 
-function drawn(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+function svgElement(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
 
 const button = (properties, ...children) => element("button", { type: "button", ...properties }, ...children);
 
-/** The head of a table. */
 const tableHead = (...names) =>
   element("thead", {}, element("tr", {}, ...names.map((name) => element("th", { scope: "col" }, name))));
 
-/** A share of 1 as a bar, and perhaps a line where another share is. */
+/** A bar of length `share` (0 to 1), with an optional reference line at `mark`. */
 const bar = (share, mark = null) =>
   element(
     "span",
@@ -44,18 +42,17 @@ const bar = (share, mark = null) =>
     mark === null ? null : element("u", { style: { "--mark": mark.toFixed(4) } }),
   );
 
-/** A cell of a table that holds a number. */
-const figure = (text, kind = "") => element("td", { class: `number ${kind}` }, text);
+const numberCell = (text, kind = "") => element("td", { class: `number ${kind}` }, text);
 
-/** Exchange what is in an element; the focus stays on what has the same data-key. */
-function refill(root, ...children) {
+/** Replace an element's children; focus moves to the new child with the same data-key. */
+function replaceContent(root, ...children) {
   const key = root.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   root.replaceChildren(...children.filter((child) => child !== null));
   if (key) root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
 
-/** Make the buttons in an element one stop of the Tab key; arrows move among them. */
-function roving(root) {
+/** Roving tabindex: the buttons in an element are one tab stop, arrow keys move between them. */
+function rovingTabIndex(root) {
   const items = () => [...root.querySelectorAll("button:not(:disabled)")];
   root.addEventListener("focusin", (event) => {
     for (const item of root.querySelectorAll('button[tabindex="0"]')) item.tabIndex = -1;
@@ -68,8 +65,8 @@ function roving(root) {
     const there = {
       ArrowLeft: () => all[here - 1],
       ArrowRight: () => all[here + 1],
-      ArrowUp: () => nearest(event.target, all, -1),
-      ArrowDown: () => nearest(event.target, all, 1),
+      ArrowUp: () => nearestVertically(event.target, all, -1),
+      ArrowDown: () => nearestVertically(event.target, all, 1),
       Home: () => all[0],
       End: () => all.at(-1),
     }[event.key]?.();
@@ -79,35 +76,35 @@ function roving(root) {
   });
 }
 
-/** The button above (-1) or below (1), in what the eye sees. */
-function nearest(from, all, direction) {
-  const middle = (item) => {
+/** The closest button above (direction -1) or below (1) on screen. */
+function nearestVertically(from, all, direction) {
+  const center = (item) => {
     const box = item.getBoundingClientRect();
     return [box.left + box.width / 2, box.top + box.height / 2];
   };
-  const [x, y] = middle(from);
+  const [x, y] = center(from);
   let best = null;
-  let least = Infinity;
+  let shortest = Infinity;
   for (const item of all) {
-    const [itsX, itsY] = middle(item);
-    const away = (itsY - y) * direction;
-    const distance = away * 3 + Math.abs(itsX - x);
-    if (away > 6 && distance < least) [best, least] = [item, distance];
+    const [itemX, itemY] = center(item);
+    const dy = (itemY - y) * direction;
+    const distance = dy * 3 + Math.abs(itemX - x);
+    if (dy > 6 && distance < shortest) [best, shortest] = [item, distance];
   }
   return best;
 }
 
-/** After buttons were made anew: the pressed or current one, or else the first, is where Tab leads to. */
-function tabStop(root) {
+/** After a rebuild: Tab leads to the pressed or current button, or else the first. */
+function resetTabStop(root) {
   const all = [...root.querySelectorAll("button")];
   const stop = all.find((item) => item.matches('[aria-pressed="true"], [aria-current="true"]')) ?? all[0];
   for (const item of all) {
     const index = item === stop || item === document.activeElement ? 0 : -1;
-    if (item.tabIndex !== index) item.tabIndex = index; // writing costs more than reading
+    if (item.tabIndex !== index) item.tabIndex = index; // skip redundant DOM writes
   }
 }
 
-/** Two digits that count, however small. */
+/** Two significant digits. */
 const number = (value) => (Math.abs(value) >= 1 ? value.toFixed(2) : String(Number(value.toPrecision(2))));
 const percent = (value) => {
   const hundredths = 100 * value;

@@ -1,4 +1,4 @@
-/* The panel of the logit lens. */
+/* The logit lens panel. */
 
 const MOST_COLUMNS = 24;
 
@@ -9,15 +9,14 @@ panels.lens = {
     this.table = element("table", { class: "lens" });
     this.body = element("tbody");
     this.caption = element("caption");
-    fill(
+    appendAll(
       root,
       element("h3", {}, "Logit lens"),
       element(
         "p",
         { class: "soft" },
-        "What the model would say if it stopped after a block: ",
-        "the residual stream there, read by its final norm and head. ",
-        "The top row is what it does say. A frame: the token that was written. Colour: the probability.",
+        "The most likely token after each block: the final norm and head applied to the residual stream there. ",
+        "The top row is the model’s prediction. Framed: the chosen token. Color: the probability.",
       ),
       element("div", { class: "scroller", id: "lens-grid" }, this.table),
       element(
@@ -27,21 +26,21 @@ panels.lens = {
         tableHead("rank", "token", "probability", ""),
         this.body,
       ),
-      inPython(
+      pythonDetails(
         isT5
-          ? `${pythonInput()}lens = logit_lens(model, source, decoder_input_ids=target)  # (blocks, B, T, V)`
-          : `${pythonInput()}lens = logit_lens(model, ids)  # (blocks, B, T, V)`,
+          ? `${pythonSetup()}lens = logit_lens(model, source, decoder_input_ids=target)  # (blocks, B, T, V)`
+          : `${pythonSetup()}lens = logit_lens(model, ids)  # (blocks, B, T, V)`,
       ),
     );
-    roving(this.table);
+    rovingTabIndex(this.table);
   },
   update() {
-    const around = windowOf(positions(), state.at, MOST_COLUMNS);
+    const shown = windowAround(positions(), state.at, MOST_COLUMNS);
     const blocks = stacks
       .at(-1)
       .blocks.map((_, block) => block)
       .reverse();
-    refill(
+    replaceContent(
       this.table,
       element(
         "thead",
@@ -49,8 +48,8 @@ panels.lens = {
         element(
           "tr",
           {},
-          element("th", { scope: "col" }, "reads"),
-          ...around.map((at) => element("th", { scope: "col" }, token(run().ids[at]))),
+          element("th", { scope: "col" }, "input"),
+          ...shown.map((at) => element("th", { scope: "col" }, tokenSpan(run().ids[at]))),
         ),
       ),
       element(
@@ -61,8 +60,8 @@ panels.lens = {
             "tr",
             {},
             element("th", { scope: "row" }, `block ${block}`),
-            ...around.map((at) => {
-              const [[id, probability]] = lensOf(block, at);
+            ...shown.map((at) => {
+              const [[id, probability]] = lensAt(block, at);
               const kind = `${id === run().ids[at + 1] ? "right" : ""} ${at === state.at ? "here" : ""}`;
               return element(
                 "td",
@@ -71,14 +70,14 @@ panels.lens = {
                   {
                     "data-key": `${block} ${at}`,
                     dir: "auto",
-                    click: () => look({ block, at }),
+                    click: () => setState({ block, at }),
                     style: { "--weight": probability.toFixed(3) },
-                    title: `${short(piece(id), 200)}: ${percent(probability)}`,
+                    title: `${truncate(piece(id), 200)}: ${percent(probability)}`,
                     "aria-label":
-                      `Block ${block}, position ${at}: ${short(piece(id), 60)}, ` + percent(probability),
+                      `Block ${block}, position ${at}: ${truncate(piece(id), 60)}, ` + percent(probability),
                     "aria-pressed": block === state.block && at === state.at,
                   },
-                  marked(id, 20),
+                  label(id, 20),
                 ),
               );
             }),
@@ -86,12 +85,12 @@ panels.lens = {
         ),
       ),
     );
-    tabStop(this.table);
-    const here = `${quoted(run().ids[state.at])} (position ${state.at})`;
+    resetTabStop(this.table);
+    const here = `${quote(run().ids[state.at])} (position ${state.at})`;
     this.caption.textContent = `After block ${state.block}, at ${here}`;
-    refill(
+    replaceContent(
       this.body,
-      ...lensOf(state.block, state.at).map(([id, probability], rank) =>
+      ...lensAt(state.block, state.at).map(([id, probability], rank) =>
         panels.next.row(rank, id, probability, null, id === run().ids[state.at + 1]),
       ),
     );

@@ -1,4 +1,4 @@
-/* The panel of the next token, under any temperature and top-k. */
+/* The next token panel: probabilities under any temperature and top-k. */
 
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 0]; // 0: all
 const MOST_ROWS = 20;
@@ -16,7 +16,7 @@ panels.next = {
       max: steps.length - 1,
       id: "temperature",
       "aria-label": "Temperature",
-      input: (event) => look({ temperature: steps[event.target.value] }),
+      input: (event) => setState({ temperature: steps[event.target.value] }),
     });
     this.temperatureText = element("output", { class: "number" });
     this.k = element("input", {
@@ -25,13 +25,13 @@ panels.next = {
       max: choices.length - 1,
       id: "top-k",
       "aria-label": "Top-k",
-      input: (event) => look({ k: choices[event.target.value] }),
+      input: (event) => setState({ k: choices[event.target.value] }),
     });
     this.kText = element("output", { class: "number" });
     this.choices = choices;
     this.body = element("tbody");
     this.rest = element("p", { class: "soft" });
-    fill(
+    appendAll(
       root,
       this.heading,
       element(
@@ -43,7 +43,7 @@ panels.next = {
       element(
         "table",
         { class: "bars" },
-        element("caption", {}, "Probability of each next token. The thin line: without the sliders."),
+        element("caption", {}, "Probability of each next token. Thin line: at temperature 1 without top-k."),
         tableHead("rank", "token", "probability", ""),
         this.body,
       ),
@@ -52,40 +52,39 @@ panels.next = {
       element(
         "p",
         { class: "soft" },
-        `Recorded: the ${recording.runs[0].next.ids.shape[1]} likeliest logits at each position, and `,
-        "the logarithm of the whole vocabulary’s sum at each temperature. So these probabilities are exact ",
-        "at every setting of the sliders, and all others together are the rest.",
+        `Recorded: the top ${recording.runs[0].next.ids.shape[1]} logits at each position, and the log-sum-exp `,
+        "over the whole vocabulary at each temperature. These probabilities are exact at every setting.",
       ),
     );
   },
   update() {
     const { tokens, chosen, probability, rank, plain } = nextTokens(state.at);
-    this.heading.textContent = `After ${quoted(run().ids[state.at])} (position ${state.at})`;
+    this.heading.textContent = `After ${quote(run().ids[state.at])} (position ${state.at})`;
     this.temperature.value = recording.temperatures.indexOf(state.temperature);
     this.temperatureText.textContent = state.temperature.toFixed(1);
-    const nearby = this.choices.map((k) =>
+    const distances = this.choices.map((k) =>
       state.k === 0 ? (k === 0 ? 0 : 1) : k === 0 ? 1e6 : Math.abs(k - state.k),
     );
-    this.k.value = nearby.indexOf(Math.min(...nearby));
+    this.k.value = distances.indexOf(Math.min(...distances));
     this.k.setAttribute("aria-valuetext", state.k || "all");
     this.kText.textContent = state.k || "all";
     const rows = tokens
       .slice(0, MOST_ROWS)
-      .map(([id, one], place) => this.row(place, id, one, plain(id), id === chosen));
+      .map(([id, share], i) => this.row(i, id, share, plain(id), id === chosen));
     if (rank >= rows.length) rows.push(this.row(rank, chosen, probability, plain(chosen), true));
-    refill(this.body, ...rows);
-    const shown = tokens.slice(0, MOST_ROWS).reduce((sum, [, one]) => sum + one, 0);
+    replaceContent(this.body, ...rows);
+    const shown = tokens.slice(0, MOST_ROWS).reduce((sum, [, share]) => sum + share, 0);
     const others = percent(Math.max(0, 1 - shown));
     const count = Math.min(MOST_ROWS, tokens.length);
-    this.rest.textContent = `The first ${count} together ${percent(shown)}, all others ${others}.`;
+    this.rest.textContent = `Top ${count} in total: ${percent(shown)}, all others: ${others}.`;
   },
   row: (rank, id, probability, plain, isChosen) =>
     element(
       "tr",
       { class: isChosen ? "chosen" : "", "data-token": id },
-      figure(String(rank + 1), "rank"),
-      element("td", {}, token(id), isChosen ? " ← written" : ""),
-      figure(percent(probability)),
+      numberCell(String(rank + 1), "rank"),
+      element("td", {}, tokenSpan(id), isChosen ? " ←\u00a0chosen" : ""),
+      numberCell(percent(probability)),
       element("td", { class: "share" }, bar(probability, plain)),
     ),
 };

@@ -1,12 +1,14 @@
-/* The panels' tabs. Each panel says what it was built for (`key`), is built anew when that changes, and is
-   updated after every change of the state. */
+/* The tabs and their panels. A panel is rebuilt when its `key()` changes, and updated on every render. */
 
-const panels = {}; // for each tab: key() of what it was built for, build(root), update()
+const panels = {}; // by tab: { key(), build(root), update() }
 
 function buildTabs() {
   byId("tabs").replaceChildren(
     ...Object.entries(TABS).map(([tab, name]) =>
-      button({ role: "tab", id: `tab-${tab}`, "aria-controls": "panel", click: () => look({ tab }) }, name),
+      button(
+        { role: "tab", id: `tab-${tab}`, "aria-controls": "panel", click: () => setState({ tab }) },
+        name,
+      ),
     ),
   );
   byId("tabs").addEventListener("keydown", (event) => {
@@ -14,34 +16,34 @@ function buildTabs() {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
     const tab = names[(names.indexOf(state.tab) + step + names.length) % names.length];
-    look({ tab });
+    setState({ tab });
     byId(`tab-${tab}`).focus();
   });
 }
 
-function showPanel() {
+function renderPanel() {
   for (const tab of Object.keys(TABS)) {
-    const made = byId(`tab-${tab}`);
-    made.setAttribute("aria-selected", tab === state.tab);
-    made.tabIndex = tab === state.tab ? 0 : -1;
+    const node = byId(`tab-${tab}`);
+    node.setAttribute("aria-selected", tab === state.tab);
+    node.tabIndex = tab === state.tab ? 0 : -1;
   }
   const panel = panels[state.tab];
   const key = `${recording.id} ${state.tab} ${panel.key()}`;
   const root = byId("panel");
   root.setAttribute("aria-labelledby", `tab-${state.tab}`);
-  if (showPanel.key !== key) {
-    showPanel.key = key;
-    refill(root);
+  if (renderPanel.key !== key) {
+    renderPanel.key = key;
+    replaceContent(root);
     panel.build(root);
   }
   panel.update();
 }
 
-/** How to get the same numbers in Python. */
-const inPython = (code) =>
+/** Code that gets the same numbers in Python. */
+const pythonDetails = (code) =>
   element("details", {}, element("summary", {}, "The same in Python"), element("pre", { tabindex: 0 }, code));
 
-function pythonInput() {
+function pythonSetup() {
   const name = JSON.stringify(model.name);
   const load = `model, tokenizer = load_model(${name}), load_tokenizer(${name})`;
   const encoded = `torch.tensor([tokenizer.encode(${JSON.stringify(recording.text)})])`;
@@ -51,10 +53,10 @@ function pythonInput() {
     : `${load}\nids = ${encoded}\n`;
 }
 
-/** An activation, and what to do with it. */
-function recordInPython(name, then) {
+/** Code that records an activation. */
+function pythonRecord(name, then) {
   const call = isT5 ? "model(source, decoder_input_ids=target)" : "model(ids)";
-  return inPython(
-    `${pythonInput()}with record(model, "${name}") as acts:\n    ${call}\nacts["${name}"]${then}`,
+  return pythonDetails(
+    `${pythonSetup()}with record(model, "${name}") as acts:\n    ${call}\nacts["${name}"]${then}`,
   );
 }

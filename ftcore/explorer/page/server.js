@@ -1,26 +1,26 @@
-/* What a live page asks its server. */
+/* Requests of a live page to its server. */
 
-const outcomes = new Map(); // the words of changes -> what came of them, or null while it is being computed
+const outcomes = new Map(); // by encoded interventions; null while a request is running
 
-/** Ask the server. What it says against it is shown at the top of the page. */
-async function ask(path, question) {
+/** Post JSON; an error is shown at the top of the page and gives null. */
+async function post(path, request) {
   byId("error").hidden = true;
   document.body.setAttribute("aria-busy", "true");
   try {
     const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(question),
+      body: JSON.stringify(request),
     });
-    const said = await response.json();
-    if (!response.ok) throw new Error(said.error);
-    await unpackAll(said);
-    Object.assign(texts, said.pieces);
-    return said;
+    const data = await response.json();
+    if (!response.ok) throw new Error(data.error);
+    await unpackAll(data);
+    Object.assign(tokenTexts, data.pieces);
+    return data;
   } catch (error) {
     showError(
       error instanceof TypeError
-        ? "The server does not answer. Is python -m ftcore.explore still running?"
+        ? "The server does not respond. Is python -m ftcore.explore still running?"
         : error.message,
     );
     return null;
@@ -34,7 +34,7 @@ function showError(message) {
   byId("error").hidden = false;
 }
 
-const question = () => ({
+const answerRequest = () => ({
   text: recording.text,
   ids: recording.runs[0].ids,
   other: content.other?.text ?? null,
@@ -42,48 +42,42 @@ const question = () => ({
 });
 
 async function record(text, other, search) {
-  const second = other ? await ask("/other", { text: other, max_new_tokens: search.max_new_tokens }) : null;
+  const second = other ? await post("/other", { text: other, max_new_tokens: search.max_new_tokens }) : null;
   if (other && !second) return;
-  const said = await ask("/record", { text, search });
-  if (!said) return;
-  const samePlace = said.text === recording.text;
-  recording = said;
+  const recorded = await post("/record", { text, search });
+  if (!recorded) return;
+  const sameText = recorded.text === recording.text;
+  recording = recorded;
   content.other = second;
-  delete content.knock_outs;
-  delete content.transplants;
+  delete content.head_ablations;
+  delete content.activation_patches;
   outcomes.clear();
-  begin(samePlace);
-  look({}); // the address names the text
+  showRecording(sameText);
+  setState({}); // updates the URL
 }
 
-/** The outcome of these changes if it is known; otherwise it is asked for, and drawn when it comes. */
-function askOutcome(words) {
-  const key = words.join(";");
+/** The outcome if known; otherwise null, after requesting it for a later render. */
+function requestOutcome(interventions) {
+  const key = interventions.join(";");
   if (!outcomes.has(key)) {
     outcomes.set(key, null);
-    ask("/outcome", { ...question(), interventions: words.map(readChange) }).then((said) => {
-      if (said) {
-        outcomes.set(key, {
-          ids: said.ids,
-          log_probabilities: said.log_probabilities.values,
-          next: (step) =>
-            Array.from(rowOf(said.next_ids, step), (id, rank) => [
-              id,
-              Math.exp(rowOf(said.next_log_probabilities, step)[rank]),
-            ]),
-        });
-        show();
-      }
-    });
+    post("/outcome", { ...answerRequest(), interventions: interventions.map(parseIntervention) }).then(
+      (data) => {
+        if (data) {
+          outcomes.set(key, toOutcome(data.ids, data));
+          render();
+        }
+      },
+    );
   }
   return outcomes.get(key);
 }
 
-async function measure(name, path) {
-  const said = await ask(path, question());
-  if (!said) return;
-  content[name] = said;
-  look({});
+async function runSweep(name, path) {
+  const sweep = await post(path, answerRequest());
+  if (!sweep) return;
+  content[name] = sweep;
+  setState({});
 }
 
 async function sampleAgain() {
@@ -94,15 +88,15 @@ async function sampleAgain() {
     top_k: k,
     seed: recording.search.seed + 1,
   });
-  look({ run: recording.runs.findIndex((one) => one.name === "sampling"), at });
+  setState({ run: recording.runs.findIndex((each) => each.name === "sampling"), at });
 }
 
-/** The form of a live page, or what a recorded one says in its place. */
-function buildAsk() {
-  const root = byId("ask");
+/** The form of a live page: texts and search settings. */
+function buildForm() {
+  const root = byId("form");
   if (!live) return;
-  const field = (name, says, value, step) =>
-    element("label", {}, says, element("input", { type: "number", name, value, step, required: true }));
+  const field = (name, text, value, step) =>
+    element("label", {}, text, element("input", { type: "number", name, value, step, required: true }));
   const { max_new_tokens, num_beams, temperature, top_k, seed } = recording.search;
   const form = element(
     "form",
@@ -116,7 +110,7 @@ function buildAsk() {
     element(
       "label",
       { class: "wide" },
-      "Second text, to patch from",
+      "Second text, to patch activations from",
       element("textarea", { name: "other", dir: "auto", spellcheck: "false" }, content.other?.text ?? ""),
     ),
     element(
@@ -127,12 +121,12 @@ function buildAsk() {
       field("temperature", "temperature", temperature, 0.1),
       field("top_k", "top-k", top_k, 1),
       field("seed", "seed", seed, 1),
-      element("button", { class: "first" }, "Run"),
+      element("button", { class: "primary" }, "Run"),
     ),
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    stop();
+    stopPlaying();
     const data = new FormData(form);
     const search = Object.fromEntries(
       ["max_new_tokens", "num_beams", "temperature", "top_k", "seed"].map((name) => [
@@ -145,7 +139,7 @@ function buildAsk() {
   root.replaceChildren(
     element(
       "details",
-      { open: buildAsk.open ?? false, toggle: (event) => (buildAsk.open = event.target.open) },
+      { open: buildForm.open ?? false, toggle: (event) => (buildForm.open = event.target.open) },
       element("summary", {}, "Other texts and settings"),
       form,
     ),

@@ -1,17 +1,17 @@
-/* The page begins. */
+/* Starting the page. */
 
-/** Show a recording; `keep` what the reader looks at, where the text is still the same. */
-function begin(keep = false) {
-  recording.id = begin.count = (begin.count ?? 0) + 1;
-  maps.clear();
+/** Show a recording; `keep` the state if the text is the same. */
+function showRecording(keep = false) {
+  recording.id = showRecording.count = (showRecording.count ?? 0) + 1;
+  imageCache.clear();
   buildTokens.of = null;
   const before = { ...state };
-  firstState();
+  resetState();
   if (keep) Object.assign(state, before);
-  setRight();
-  buildAsk();
+  clampState();
+  buildForm();
   buildText();
-  show();
+  render();
 }
 
 function buildFrame() {
@@ -23,15 +23,15 @@ function buildFrame() {
   byId("mode").textContent = live ? "live" : "recorded, works offline";
   byId("footer").textContent =
     "Positions, blocks and heads are counted from 0, as in Python. " +
-    "␣ is a space before a token, ⏎ a new line, #12 a token that is no text by itself. " +
+    "␣ is a leading space, ⏎ a new line, #12 a token id without text of its own. " +
     (live
       ? ""
-      : "This page cannot compute: it shows what was recorded. " +
-        "For other texts and changes: python -m ftcore.explore --serve.");
+      : "This page shows recorded data and computes nothing. " +
+        "For other texts and interventions: python -m ftcore.explore --serve.");
   byId("theme").addEventListener("click", () => {
     chosenTheme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
     setTheme();
-    look({});
+    setState({});
   });
   byId("copy-link").addEventListener("click", async () => {
     writeAddress();
@@ -39,41 +39,41 @@ function buildFrame() {
       await navigator.clipboard.writeText(location.href);
       byId("copy-link").textContent = "Copied";
     } catch {
-      byId("copy-link").textContent = "It is in the address bar";
+      byId("copy-link").textContent = "See the address bar";
     }
     setTimeout(() => (byId("copy-link").textContent = "Copy link"), 1500);
   });
   byId("skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the address holds what is looked at
+    event.preventDefault(); // the URL hash holds the state
     byId("panels").focus();
   });
   byId("position").addEventListener("input", (event) => {
-    stop();
-    look({ at: Number(event.target.value) });
+    stopPlaying();
+    setState({ at: Number(event.target.value) });
   });
   byId("back").addEventListener("click", () => {
-    stop();
-    look({ at: state.at - 1 });
+    stopPlaying();
+    setState({ at: state.at - 1 });
   });
-  byId("forth").addEventListener("click", () => {
-    stop();
-    look({ at: state.at + 1 });
+  byId("forward").addEventListener("click", () => {
+    stopPlaying();
+    setState({ at: state.at + 1 });
   });
   byId("play").addEventListener("click", play);
   systemIsDark.addEventListener("change", () => {
     setTheme();
-    show();
+    render();
   });
   addEventListener("hashchange", readAddress);
-  roving(byId("stacks"));
+  rovingTabIndex(byId("stacks"));
 }
 
-Object.assign(texts, content.pieces, content.other?.pieces, recording.pieces);
+Object.assign(tokenTexts, content.pieces, content.other?.pieces, recording.pieces);
 await unpackAll(content);
 buildFrame();
 setTheme();
 buildTabs();
 buildNetwork();
-begin();
+showRecording();
 await readAddress();
 document.documentElement.dataset.ready = "true";

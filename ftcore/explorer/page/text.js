@@ -1,12 +1,12 @@
-/* The text: tokens, coloured by what is looked at, and the steps through generation. */
+/* The text: tokens colored by attention, and stepping through generation. */
 
-const shownTokens = { source: [], target: [] }; // the buttons, by position
+const shownTokens = { source: [], target: [] }; // buttons by position
 
 function buildText() {
-  refill(
+  replaceContent(
     byId("runs"),
     byId("runs").querySelector("legend"),
-    ...recording.runs.map((one, number) =>
+    ...recording.runs.map((each, number) =>
       element(
         "label",
         {},
@@ -14,27 +14,27 @@ function buildText() {
           type: "radio",
           name: "run",
           value: number,
-          change: () => look({ run: number, at: kept(number) }),
+          change: () => setState({ run: number, at: clampToRun(number) }),
         }),
-        ` ${one.name}`,
+        ` ${each.name}`,
       ),
     ),
   );
   buildTokens();
 }
 
-/** The position to go on with in another run: the same one, if it has that many. */
-const kept = (number) => Math.min(state.at, recording.runs[number].ids.length - 2);
+/** The current position, limited to another run's length. */
+const clampToRun = (number) => Math.min(state.at, recording.runs[number].ids.length - 2);
 
 function buildTokens() {
   const lines = [];
-  if (isT5) lines.push(line("source", "Encoder reads", source()));
-  lines.push(line("target", isT5 ? "Decoder reads and writes" : "Reads and writes", run().ids));
+  if (isT5) lines.push(buildLine("source", "Encoder input", source()));
+  lines.push(buildLine("target", isT5 ? "Decoder input and output" : "Input and output", run().ids));
   byId("tokens").replaceChildren(...lines);
   buildTokens.of = `${state.run}`;
 }
 
-function line(side, name, ids) {
+function buildLine(side, name, ids) {
   const root = element(
     "div",
     { class: "stream-of-tokens", role: "group", "aria-label": name },
@@ -43,38 +43,38 @@ function line(side, name, ids) {
   shownTokens[side] = ids.map((id, at) => {
     const text = piece(id);
     const last = side === "target" && at === ids.length - 1;
-    const made = button(
+    const node = button(
       {
         dir: "auto",
-        title: `${at}: ${short(text, 300)}`,
-        "aria-label": `${at}: ${short(text, 80)}${last ? ", written last" : ""}`,
+        title: `${at}: ${truncate(text, 300)}`,
+        "aria-label": `${at}: ${truncate(text, 80)}${last ? ", last output" : ""}`,
         "data-at": at,
-        disabled: last, // nothing was read there
+        disabled: last, // not a decoder input
       },
-      short(text).trimStart() || "␣",
+      truncate(text).trimStart() || "␣",
     );
     const written = side === "target" && at >= promptLength();
-    made.base = `token${text.startsWith(" ") ? " spaced" : ""}${written ? " written" : ""}`;
-    root.append(made);
+    node.base = `token${text.startsWith(" ") ? " spaced" : ""}${written ? " written" : ""}`;
+    root.append(node);
     if (text.endsWith("⏎")) root.append(element("br"));
-    return made;
+    return node;
   });
   const find = (event) => event.target.closest?.("button[data-at]");
   root.addEventListener("click", (event) => {
-    const made = find(event);
-    if (!made) return;
-    stop();
-    look(side === "source" ? { src: Number(made.dataset.at) } : { at: Number(made.dataset.at) });
+    const node = find(event);
+    if (!node) return;
+    stopPlaying();
+    setState(side === "source" ? { src: Number(node.dataset.at) } : { at: Number(node.dataset.at) });
   });
   const point = (event) => {
-    const made = find(event);
-    setHover(made ? side : null, made ? Number(made.dataset.at) : null);
+    const node = find(event);
+    setHover(node ? side : null, node ? Number(node.dataset.at) : null);
   };
   root.addEventListener("pointerover", point);
   root.addEventListener("pointerleave", () => setHover(null, null));
   root.addEventListener("focusin", point);
   root.addEventListener("focusout", () => setHover(null, null));
-  roving(root);
+  rovingTabIndex(root);
   return root;
 }
 
@@ -83,104 +83,104 @@ function setHover(side, at) {
   Object.assign(hover, { side, at });
   setHover.waiting ??= requestAnimationFrame(() => {
     setHover.waiting = null;
-    showText(); // the network stays with the current position
+    renderText(); // the network shows the current position, not the pointer's
     if (state.tab === "attention") panels.attention.draw();
   });
 }
 
-/** The query whose attention the tokens show: the one under the pointer, else the current position. */
+/** The query whose attention is shown: the token under the pointer, else the current position. */
 function shownQuery(part) {
-  const side = readsSource(part) ? "source" : "target";
-  const most = queries(part).length - 1;
-  return hover.side === side ? Math.min(hover.at, most) : position(part);
+  const side = inEncoder(part) ? "source" : "target";
+  const last = queries(part).length - 1;
+  return hover.side === side ? Math.min(hover.at, last) : position(part);
 }
 
-function showText() {
+function renderText() {
   if (buildTokens.of !== `${state.run}`) buildTokens();
-  const part = parts[state.see];
-  const strengths = strengthsOfTokens(part);
+  const part = parts[state.part];
+  const shading = tokenWeights(part);
   for (const side of ["source", "target"]) {
     const current = side === "source" ? state.src : state.at;
     const root = shownTokens[side][0]?.parentElement;
     if (!root) continue;
-    // First, as long as nothing has changed: after that the browser would have to lay the page out for it.
-    if (root.current !== current) bringIntoView(root, shownTokens[side][(root.current = current)]);
-    const shown = strengths.side === side ? strengths : null;
+    // Before any style changes, since reading positions afterwards would force a layout.
+    if (root.current !== current) scrollWithin(root, shownTokens[side][(root.current = current)]);
+    const shown = shading.side === side ? shading : null;
     const hue = shown ? ` kind-${part.kind}` : "";
-    shownTokens[side].forEach((made, at) => {
+    shownTokens[side].forEach((node, at) => {
       const level = shown && at < shown.weights.length ? (shown.weights[at] / 255).toFixed(3) : "0";
-      if (made.level !== level) made.style.setProperty("--weight", (made.level = level));
+      if (node.level !== level) node.style.setProperty("--weight", (node.level = level));
       const later = side === "target" && at > state.at;
-      const kind = `${made.base}${hue}${later ? " later" : ""}`;
-      if (made.kind !== kind) made.className = made.kind = kind;
-      if (made.current !== (at === current))
-        made.setAttribute("aria-current", (made.current = at === current));
+      const kind = `${node.base}${hue}${later ? " later" : ""}`;
+      if (node.kind !== kind) node.className = node.kind = kind;
+      if (node.current !== (at === current))
+        node.setAttribute("aria-current", (node.current = at === current));
     });
-    if (!root.contains(document.activeElement)) tabStop(root);
+    if (!root.contains(document.activeElement)) resetTabStop(root);
   }
-  byId("reading").textContent = strengths.reading;
+  byId("reading").textContent = shading.reading;
   for (const input of byId("runs").querySelectorAll("input"))
     input.checked = Number(input.value) === state.run;
   const slider = byId("position");
   slider.max = positions() - 1;
   slider.value = state.at;
-  const written = quoted(run().ids[state.at + 1]);
+  const written = quote(run().ids[state.at + 1]);
   const prompted = state.at + 1 < promptLength();
-  slider.setAttribute("aria-valuetext", `${state.at}, reads ${quoted(run().ids[state.at])}`);
+  slider.setAttribute("aria-valuetext", `${state.at}, input ${quote(run().ids[state.at])}`);
   byId("position-text").textContent =
-    `${state.at} of ${positions() - 1}: reads ${quoted(run().ids[state.at])}, ` +
-    `${prompted ? "next is" : "writes"} ${written}`;
+    `${state.at} of ${positions() - 1}: input ${quote(run().ids[state.at])}, ` +
+    `${prompted ? "next" : "output"} ${written}`;
   byId("back").disabled = state.at === 0;
-  byId("forth").disabled = state.at === positions() - 1;
+  byId("forward").disabled = state.at === positions() - 1;
 }
 
-/** Scroll a box, and not the page, so that something in it can be seen. */
-function bringIntoView(box, item) {
-  const [around, own] = [box.getBoundingClientRect(), item.getBoundingClientRect()];
-  if (own.top < around.top) box.scrollTop += own.top - around.top;
-  if (own.bottom > around.bottom) box.scrollTop += own.bottom - around.bottom;
+/** Scroll an item into view inside its box, without scrolling the page. */
+function scrollWithin(box, item) {
+  const [outer, inner] = [box.getBoundingClientRect(), item.getBoundingClientRect()];
+  if (inner.top < outer.top) box.scrollTop += inner.top - outer.top;
+  if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom;
 }
 
-/** How strongly each token is coloured, on which side, and the same in words. */
-function strengthsOfTokens(part) {
+/** The color intensity of each token (0 to 255), the side it applies to, and a description. */
+function tokenWeights(part) {
   if (!part.pattern) {
-    const side = readsSource(part) ? "source" : "target";
-    const sizes = queries(part).map((_, at) => size("written", part.writes, part, at));
-    const most = Math.max(...sizes) || 1;
+    const side = inEncoder(part) ? "source" : "target";
+    const norms = queries(part).map((_, at) => normAt("output_norms", part.output, part, at));
+    const largest = Math.max(...norms) || 1;
     const at = shownQuery(part);
     return {
       side,
-      weights: sizes.map((one) => (255 * one) / most),
+      weights: norms.map((norm) => (255 * norm) / largest),
       reading:
-        `${part.writes} adds a vector of size ${number(sizes[at])} at ${quoted(queries(part)[at])}. ` +
-        "Colour: how large it is at each token.",
+        `${part.output} adds a vector of norm ${number(norms[at])} at ${quote(queries(part)[at])}. ` +
+        "Color: its norm at each token.",
     };
   }
   const query = shownQuery(part);
   const all = state.head < 0 ? Array.from({ length: model.heads }, (_, head) => head) : [state.head];
-  const rows = all.map((head) => levels(part, head, query));
-  const side = looksAtSource(part) ? "source" : "target";
+  const rows = all.map((head) => attentionLevels(part, head, query));
+  const side = keysAreSource(part) ? "source" : "target";
   if (rows.includes(null)) return { side, weights: [], reading: "" };
-  const count = looksAtSource(part) ? source().length : query + 1;
+  const count = keysAreSource(part) ? source().length : query + 1;
   const weights = new Float32Array(count);
   for (const row of rows)
-    for (let key = 0; key < count; key++) weights[key] += weight(row[key]) / rows.length;
+    for (let key = 0; key < count; key++) weights[key] += fromLevel(row[key]) / rows.length;
   const seen = [...weights.keys()].filter((key) => weights[key] > 0);
   const strongest = seen.sort((a, b) => weights[b] - weights[a]).slice(0, 4);
   const pointed =
-    hover.side === side && side !== (readsSource(part) ? "source" : "target") ? [hover.at] : strongest;
-  const who = state.head < 0 ? "the mean of all heads" : `head ${state.head}`;
-  const list = pointed.map((key) => `${quoted(keys(part)[key])} ${number(weights[key])}`).join(", ");
+    hover.side === side && side !== (inEncoder(part) ? "source" : "target") ? [hover.at] : strongest;
+  const name = state.head < 0 ? "mean of all heads" : `head ${state.head}`;
+  const list = pointed.map((key) => `${quote(keys(part)[key])} ${number(weights[key])}`).join(", ");
   return {
     side,
-    weights: weights.map((one) => 255 * Math.sqrt(one)),
-    reading: `${part.pattern}, ${who}: from ${quoted(queries(part)[query])} (${query}) to ${list}`,
+    weights: weights.map((value) => 255 * Math.sqrt(value)),
+    reading: `${part.pattern}, ${name}: from ${quote(queries(part)[query])} (${query}) to ${list}`,
   };
 }
 
 let playing = null;
 
-function stop() {
+function stopPlaying() {
   clearInterval(playing);
   playing = null;
   byId("play").textContent = "▶▶";
@@ -188,10 +188,12 @@ function stop() {
 }
 
 function play() {
-  if (playing) return stop();
-  const begin = state.at === positions() - 1 ? promptLength() - 1 : state.at;
-  look({ at: begin });
+  if (playing) return stopPlaying();
+  setState({ at: state.at === positions() - 1 ? promptLength() - 1 : state.at });
   byId("play").textContent = "■";
   byId("play").setAttribute("aria-label", "Stop");
-  playing = setInterval(() => (state.at < positions() - 1 ? look({ at: state.at + 1 }) : stop()), 700);
+  playing = setInterval(
+    () => (state.at < positions() - 1 ? setState({ at: state.at + 1 }) : stopPlaying()),
+    700,
+  );
 }
