@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.decoding import generate
-from ftcore.decoding.search import Hypotheses
+from ftcore.decoding.search import NEG_INF, Hypotheses
 from ftcore.models import Model
 
 Status = Literal["running", "finished", "displaced", "pruned"]
