@@ -1,7 +1,103 @@
-"""What ftcore costs beside transformers and CTranslate2 on this machine: `python -m ftcore.bench`."""
+"""Benchmark ftcore against transformers and CTranslate2 on this machine: `python -m ftcore.bench`."""
 
-from ftcore.benchmark.options import BenchOptions
-from ftcore.cli import FAILED_RUN, cli_errors, parse
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from ftcore.benchmark.cases import GROWTH_MODELS, ROWS
+from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, option, parse
+
+
+@dataclass
+class BenchOptions:
+    """Benchmark ftcore against transformers and CTranslate2, where these are installed.
+
+    Each backend runs in a process of its own, with the same weights, inputs and threads; they take turns. The
+    table has each backend's median, its time relative to ftcore's with the quartiles over the rounds, the
+    share of the machine's roofline that ftcore reaches, and the peak memory of each process. Rows:
+
+    load      read a checkpoint                       ready     load, and prepare for generating
+    prefill   the first token after a long input      greedy    one row        greedy-b8   eight rows
+    beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
+    train           a training step; transformers at its best: batches of similar length, fused AdamW
+    train-tutorial  the same of ftcore; transformers as in its tutorials: padded to the limit, plain AdamW
+    train-padded    both padded to the limit
+
+    Loading, prefill and generation use random ids, training the examples of --train.
+    """
+
+    model: list[str] | None = option(
+        None,
+        "names of published shapes, such as gpt2-medium or t5-base, with random weights; or directories "
+        "(default: gpt2 t5-small)",
+        metavar="NAME",
+    )
+    rows: list[str] | None = option(None, "names of the rows above (default: all)", metavar="NAME")
+    dtype: Literal["fp32", "bf16", "int8"] = option(
+        "fp32",
+        "number format; int8 is for generation, and holds for the weights of ftcore --fast and CTranslate2 "
+        "(the others: fp32)",
+    )
+    fast: bool = option(False, "add rows with ftcore's --fast: prepared for decoding, faster training layers")
+    compile: bool = option(
+        False,
+        "like --fast, with compiled decoding steps; training compiles ftcore's blocks and transformers' "
+        "model. Compile time is not counted",
+    )
+    runs: int | None = option(None, "timed rounds per row (default: 5, with --quick 3)", at_least=1)
+    quick: bool = option(False, "smoke test with short inputs and outputs; its figures mean nothing")
+
+    train: str | None = option(
+        None,
+        "training file: emotion for GPT-2, qa for T5 (default: in examples/data)",
+        group="Training rows",
+        metavar="FILE",
+    )
+    tokenizer: str | None = option(
+        None,
+        "directory of the tokenizer (default: the model's; for a shape, that of weights/)",
+        metavar="DIR",
+    )
+    dropout: float = option(0.0, "rate of all layers (the tutorials: 0.1); losses are compared only at 0")
+
+    device: str = option("cpu", "cpu, cuda or cuda:N", group="Machine")
+    threads: int | None = option(None, "threads of each backend (default: one per core)", at_least=1)
+
+    json: bool = option(False, "print a JSON object instead of the table", group="Output")
+    growth: str | None = option(
+        None,
+        "PNG file for a figure of time and memory against length, rows, beams and model size, which are "
+        "measured instead of the rows above (default models: gpt2 gpt2-medium gpt2-large)",
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        for row in self.rows or []:
+            if row not in ROWS:
+                raise ValueError(
+                    f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
+                )
+        check_bounds(self)
+        if self.dtype == "int8" and not (self.fast or self.compile):
+            raise ValueError("--dtype int8 needs --fast: ftcore has int8 weights in its fast decoding only")
+        if self.dtype == "int8" and self.rows and all(row.startswith("train") for row in self.rows):
+            raise ValueError("--dtype int8 is for generation, and cannot train")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout is {self.dropout}, expected a rate from 0 to below 1")
+        if (self.train or self.tokenizer) and len(self.models) > 1:
+            raise ValueError("--train and --tokenizer are for one --model")
+        if self.growth and self.rows:
+            raise ValueError("--growth has rows of its own: leave --rows out")
+        if self.growth and not self.growth.endswith(".png"):
+            raise ValueError(f"--growth is {self.growth!r}, expected a name that ends with .png")
+
+    @property
+    def models(self) -> list[str]:
+        return self.model or (GROWTH_MODELS if self.growth else ["gpt2", "t5-small"])
+
+    @property
+    def rounds(self) -> int:
+        return self.runs or (3 if self.quick else 5)
+
 
 if __name__ == "__main__":
     parse(BenchOptions, command="ftcore.bench")  # --help and typing errors, before the import of torch
@@ -14,41 +110,105 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-import ftcore
-from ftcore.benchmark.machine import measure_machine
-from ftcore.benchmark.model import measure_model
-from ftcore.benchmark.picture import require_plots, save_growth
-from ftcore.benchmark.table import Row, report
+from ftcore.benchmark.backends import installed_backends, version
+from ftcore.benchmark.cases import GPT2_CASES, SHAPES, T5_CASES, Case, Job, growth_cases
+from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
+from ftcore.benchmark.report import Row, report, require_matplotlib, save_growth
+from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
+from ftcore.benchmark.worker import measure
+from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.training.inputs import find_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(BenchOptions, argv, command="ftcore.bench")
+    rows: list[Row] = []
     with cli_errors("ftcore.bench"):
         device = str(find_device(options.device))
         if options.growth:
-            require_plots(Path(options.growth))
-        tell("measuring what the machine can do")
+            require_matplotlib(Path(options.growth))
+        progress("measuring memory bandwidth and matrix products")
         threads = options.threads or torch.get_num_threads()
         machine = measure_machine(device, options.dtype, threads, quick=options.quick)
-        rows: list[Row] = []
         for name in options.models:
-            with TemporaryDirectory(prefix="ftcore-bench-") as place:
-                rows += measure_model(name, options, machine, Path(place), tell)
+            with TemporaryDirectory(prefix="ftcore-bench-") as directory:
+                rows += measure_model(name, options, machine, Path(directory))
         if options.growth:
             save_growth(rows, Path(options.growth))
-
     if options.json:
+        versions = {backend: version(backend) for backend in ("torch", *rows[0].results)}
         results = [row.to_dict() for row in rows]
-        print(json.dumps({"ftcore": ftcore.__version__, "machine": machine.to_dict(), "rows": results}))
+        print(json.dumps({"versions": versions, "machine": asdict(machine), "rows": results}))
     else:
         print("\n".join(report(rows, machine)))
     return 0 if all(row.ours.seconds for row in rows) else FAILED_RUN
 
 
-def tell(line: str) -> None:
-    """Progress, beside the results on standard output."""
+def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def measure_model(name: str, options: BenchOptions, machine: Machine, directory: Path) -> list[Row]:
+    """Measure all cases of a published shape or a checkpoint, with temporary files in `directory`.
+
+    Raises:
+        ValueError, OSError: no such model, or invalid training data.
+    """
+    progress(f"{name}: writing the checkpoint")
+    checkpoint, batches = directory / "model", directory / "batches.safetensors"
+    model = write_model(name, checkpoint)
+    cases = select_cases(model, options, is_first=name == options.models[0])
+    job = Job(
+        backend="",
+        case=cases[0],
+        checkpoint=str(checkpoint),
+        vocab_size=model.config.vocab_size,
+        dtype=options.dtype,
+        device=machine.device,
+        threads=machine.threads,
+        compile=options.compile,
+        batches=str(batches),
+        dropout=options.dropout,
+    )
+    if any(case.kind == "train" for case in cases):
+        data = training_data(model, options.train, options.tokenizer or (None if name in SHAPES else name))
+        job = replace(job, task=data.task, train=str(data.train))
+    backends = installed_backends(fast=options.fast or options.compile)
+    if "ctranslate2" in backends:  # if this fails, so does loading, whose error is reported
+        measure([replace(job, backend="ctranslate2", case=Case("convert", "convert"))], rounds=0)
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = []
+    for number, case in enumerate(cases, start=1):
+        progress(f"{name} {case.name} ({number} of {len(cases)})")
+        job, roofline = replace(job, case=case), None
+        if case.kind == "generate":
+            roofline = generation_seconds(model, case, machine, options.dtype)
+        elif case.kind == "train":
+            write_batches(case, data, model, checkpoint, batches)
+            roofline = training_seconds(model, read_batches(batches, padded=False), machine)
+        jobs = [replace(job, backend=backend) for backend in backends]
+        if case.kind == "load":  # ftcore --fast loads like ftcore
+            jobs = [job for job in jobs if job.backend != "ftcore-fast"]
+        results = measure(jobs, options.rounds)
+        ours = [backend for backend in results if backend.startswith("ftcore")]
+        others = {backend: result for backend, result in results.items() if backend not in ours}
+        for backend in ours:
+            row = Row(name, parameters, job, {backend: results[backend]} | others, roofline)
+            progress("  " + "  ".join(row.cells()[2:]))
+            rows.append(row)
+    return rows
+
+
+def select_cases(model: Model, options: BenchOptions, *, is_first: bool) -> list[Case]:
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    cases = growth_cases(is_first=is_first) if options.growth else GPT2_CASES if is_gpt2 else T5_CASES
+    cases = [case for case in cases if not options.rows or case.name in options.rows]
+    if options.dtype == "int8":
+        cases = [case for case in cases if case.kind != "train"]
+    if isinstance(model, GPT2LMHeadModel):
+        cases = [case.fit(model.config.n_positions) for case in cases]
+    return [case.quick() for case in cases] if options.quick else cases
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ class CompareOptions:
 
     model: str | None = option(None, "directory or hub name of a checkpoint", metavar="DIR")
     config: str | None = option(
-        None,
-        "model configuration file, such as config.json; weights are random",
-        metavar="FILE",
+        None, "model configuration file, such as config.json; weights are random", metavar="FILE"
     )
 
     batch: int = option(2, "rows; all but the first are padded", group="Input", at_least=1)

@@ -66,7 +66,7 @@ def prepare(options: TrainOptions) -> Run:
         strategy, device = connect(options), local_device(options.device)
         torch.manual_seed(options.seed)
         files = find_files(options)
-        model, tokenizer, resized = make_model(files.model, options)
+        model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
         train_set, valid_set = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)

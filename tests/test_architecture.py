@@ -1,9 +1,10 @@
-"""House rules that no type checker knows: imports point one way, few packages, no machine's paths."""
+"""Rules that no type checker knows: imports point one way, few packages, no machine's paths."""
 
 import ast
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ftcore"
 
-# The packages from the ground up. A package imports those on lower floors. Those on one floor may import each
-# other where their modules stay free of cycles.
-FLOORS = [
-    {"cli", "metrics", "models"},
-    {"checkpoints", "lora"},
+# Packages and top-level modules by layer. A package imports from its own layer and those before it; inside
+# of a layer, modules import each other without cycles.
+LAYERS = [
+    {"models"},
+    {"cli", "metrics", "checkpoints", "lora"},
     {"data"},
     {"fast", "training", "decoding"},
     {"benchmark"},
@@ -23,14 +24,19 @@ FLOORS = [
     {"analysis"},
     {"explorer"},
 ]
-ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported only where they are used
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NO_COMMANDS = {"__init__", "cli", "metrics"}
-DOORS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in NO_COMMANDS]
+LIBRARIES = {"__init__", "cli", "metrics"}
+COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in LIBRARIES]
+
+# The training loop is where readers look for it, in the command's module; tune and benchmark run it too.
+TRAINING_LOOP = "ftcore.train"
+# `from_pretrained` of the model classes. Imported when it is called.
+FROM_PRETRAINED = ("ftcore/models/config.py", "ftcore.checkpoints")
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -41,53 +47,68 @@ def imports(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"ftcore(\.\w+)+", str(node.value)):
-            yield str(node.value)  # what the lazy package files import by name
+        elif isinstance(node, ast.Dict):  # names that `ftcore.lazily` imports
+            values = [value.value for value in node.values if isinstance(value, ast.Constant)]
+            yield from (value for value in values if re.fullmatch(r"ftcore(\.\w+)+", str(value)))
 
 
-def room_of(module: str) -> str | None:
-    """ "ftcore.data.loader" -> "data"; None for what is no room: another package, or ftcore itself."""
+def package_of(module: str) -> str | None:
+    """ "ftcore.data.loader" -> "data"; None for other packages and for names of ftcore itself."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "ftcore" and len(parts) > 1 and parts[1] in ROOMS else None
+    return parts[1] if parts[0] == "ftcore" and len(parts) > 1 and parts[1] in LAYER_OF else None
 
 
 def in_words(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def test_every_folder_is_a_known_room():
+def is_allowed(path: Path, module: str) -> bool:
+    """Exceptions to the direction of imports."""
+    if path.parent.name == "benchmark" and module.startswith(TRAINING_LOOP):
+        return True
+    return in_words(path) == FROM_PRETRAINED[0] and module.startswith(FROM_PRETRAINED[1])
+
+
+def test_every_folder_is_in_a_layer():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= set(ROOMS)
-
-
-# The training loop, on the page where everybody looks for it: a search runs it too, a benchmark measures it.
-LOOP = "ftcore.train"
+    assert folders <= set(LAYER_OF)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE], ids=in_words)
-def test_rooms_import_only_the_floors_below(path):
+def test_packages_import_only_lower_layers(path):
     here = path.relative_to(PACKAGE).parts[0]
     for module in imports(ast.parse(path.read_text(encoding="utf-8"))):
         if module.split(".")[0] != "ftcore" or module in ("ftcore.lazily", "ftcore.__version__"):
             continue
-        if here == "benchmark" and module.startswith(LOOP):
+        if is_allowed(path, module):
             continue
-        there = room_of(module)
-        assert there is not None, f"{in_words(path)} imports {module}, which is no room"
-        assert ROOMS[there] <= ROOMS[here], f"{in_words(path)} imports {module}"
+        there = package_of(module)
+        assert there is not None, f"{in_words(path)} imports {module}, which is in no layer"
+        assert LAYER_OF[there] <= LAYER_OF[here], f"{in_words(path)} imports {module}"
 
 
-def test_models_import_nothing_else_of_ftcore():
-    for path in (PACKAGE / "models").glob("*.py"):
-        rooms = {room_of(module) for module in imports(ast.parse(path.read_text(encoding="utf-8")))}
-        assert rooms <= {None, "models"}, in_words(path)
+def test_modules_import_each_other_without_cycles():
+    graph = {}
+    names = {
+        in_words(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in MODULES
+    }
+    for name, path in names.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        found = {module if module in names else module.rpartition(".")[0] for module in imports(top)}
+        graph[name] = {module for module in found if module in names and module != name}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("path", DOORS, ids=in_words)
-def test_doors_do_not_lead_into_each_other(path):
-    others = {f"ftcore.{door.stem}" for door in DOORS if door != path}
+@pytest.mark.parametrize("path", COMMANDS, ids=in_words)
+def test_commands_do_not_import_each_other(path):
+    others = {f"ftcore.{command.stem}" for command in COMMANDS if command != path}
     if path.stem == "tune":
-        others.remove(LOOP)
+        others.remove(TRAINING_LOOP)
     for module in imports(ast.parse(path.read_text(encoding="utf-8"))):
         assert not any(module == other or module.startswith(f"{other}.") for other in others), module
 

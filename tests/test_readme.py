@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ftcore import load_model, load_tokenizer, save_model
-from ftcore.benchmark.shapes import SHAPES
+from ftcore.benchmark.cases import SHAPES
 from ftcore.cli import parse
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora
@@ -153,8 +153,8 @@ def clone(tmp_path, monkeypatch):
         save_tiny_gpt2(tmp_path / name)
     for name, shape in SHAPES.items():
         monkeypatch.setitem(SHAPES, name, shape | (TINY_GPT2 if shape["model_type"] == "gpt2" else TINY_T5))
-    # The other sides take seconds to start; tests/benchmark/ runs them.
-    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore"])
+    # The other backends take seconds to start; tests/benchmark/ runs them.
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ftcore.training.options.CLONE", tmp_path)
     return tmp_path

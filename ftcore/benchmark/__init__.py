@@ -1,4 +1,4 @@
-"""What ftcore costs beside transformers and CTranslate2.
+"""Benchmarks of ftcore against transformers and CTranslate2.
 
-Read `cases.py` for what is measured, `rounds.py` for how, and the sides for what each is made to do.
+`cases.py` lists what is measured, `backends.py` how each library does it, `worker.py` how it is timed.
 """

@@ -1,63 +1,121 @@
-"""What is measured: a case is a kind of work and its sizes."""
+"""Benchmark cases, the job that runs one in a backend, and published model shapes. Imports no torch."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-Kind = Literal["convert", "load", "ready", "generate", "train"]
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table, of one family."""
+    """One row of the table, for one model family. Lengths are in tokens."""
 
     name: str
-    kind: Kind
+    kind: Literal["load", "ready", "generate", "train", "convert"]
     rows: int = 1
     beams: int = 1
-    source: int = 0  # tokens of GPT-2's prompt or T5's input; when training the most of them
-    target: int = 0  # new tokens; when training the most of the target
-    steps: int = 0  # of training in a round
-    padded: tuple[str, ...] = ()  # the sides that pad every batch to `source` and `target`
-    learning_rate: float = 0.0  # of training
-    plain: bool = False  # transformers' optimizer is not the fused one
-    axis: str = ""  # what there is more and more of; see growth.py
+    source: int = 0  # GPT-2's prompt or T5's input; in training the maximum
+    target: int = 0  # new tokens; in training the maximum of T5's target
+    steps: int = 0  # optimizer steps per round
+    learning_rate: float = 0.0
+    padded: Literal["", "transformers", "all"] = ""  # libraries that pad each batch to `source` and `target`
+    axis: str = ""  # of the growth figure: what varies
 
-    def fitted(self, positions: int) -> "Case":
-        """The same for a model of fewer positions."""
-        target = min(self.target, positions // 2) if self.target else 0
+    def fit(self, positions: int) -> "Case":
+        """Shorten to a model with fewer positions."""
+        target = min(self.target, positions // 2)
         return replace(self, source=min(self.source, positions - target), target=target)
 
-    def short(self) -> "Case":
-        """The same in a fraction of the time, to see that it works."""
-        steps = min(self.steps, 2)
-        if self.kind != "generate":
-            return replace(self, steps=steps)
-        return replace(self, source=max(1, self.source // 4), target=-(-self.target // 8))
+    def quick(self) -> "Case":
+        """Shorten to a smoke test."""
+        if self.kind == "generate":
+            return replace(self, source=max(1, self.source // 4), target=-(-self.target // 8))
+        return replace(self, steps=min(self.steps, 2))
 
 
-BOTH = ("ftcore", "transformers")
+@dataclass(frozen=True)
+class Job:
+    """A case in one backend, with the settings that all backends share."""
+
+    backend: str
+    case: Case
+    checkpoint: str  # directory
+    vocab_size: int
+    dtype: str
+    device: str
+    threads: int
+    compile: bool = False
+    batches: str = ""  # file of the training batches
+    task: str = ""  # of `train`
+    train: str = ""  # training file
+    dropout: float = 0.0
+
+    @property
+    def padded(self) -> bool:
+        return self.case.padded in ("all", self.backend)
 
 
-def _cases(
-    prefill: int, source: int, target: int, batch: int, limits: tuple[int, int], learning_rate: float
-) -> list[Case]:
-    longest, answer = limits
-    train = Case("train", "train", batch, source=longest, target=answer, steps=4, learning_rate=learning_rate)
+def _cases(source: int, target: int, train: Case) -> list[Case]:
     return [
         Case("load", "load"),
         Case("ready", "ready"),
-        Case("prefill", "generate", source=prefill, target=1),
+        Case("prefill", "generate", source=512, target=1),
         Case("greedy", "generate", source=source, target=target),
         Case("greedy-b8", "generate", rows=8, source=source, target=target),
         Case("beam4", "generate", beams=4, source=source, target=target),
         Case("beam4-b8", "generate", rows=8, beams=4, source=source, target=target),
         train,
-        replace(train, name="train-tutorial", padded=("transformers",), plain=True),
-        replace(train, name="train-padded", padded=BOTH, plain=True),
+        replace(train, name="train-tutorial", padded="transformers"),
+        replace(train, name="train-padded", padded="all"),
     ]
 
 
-# Batches, limits and rates of training are as in the best-known tutorials: messages about feelings, SQuAD.
-GPT2_CASES = _cases(prefill=512, source=16, target=84, batch=4, limits=(64, 64), learning_rate=5e-5)
-T5_CASES = _cases(prefill=512, source=256, target=64, batch=8, limits=(512, 128), learning_rate=1e-5)
+# Training sizes and rates follow the best-known tutorials: GPT-2 on emotion messages, T5 on SQuAD.
+GPT2_CASES = _cases(16, 84, Case("train", "train", rows=4, source=64, target=64, steps=4, learning_rate=5e-5))
+T5_CASES = _cases(
+    256, 64, Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5)
+)
 ROWS = [case.name for case in T5_CASES]
+
+GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]
+
+
+def growth_cases(*, is_first: bool) -> list[Case]:
+    """One size varied at a time, for the first model; one case of the others, for the axis "parameters"."""
+    base = Case("model", "generate", source=16, target=32, axis="parameters")
+    if not is_first:
+        return [base]
+    return [
+        *(replace(base, name=f"source-{n}", axis="source", source=n, target=1) for n in (32, 128, 512, 1023)),
+        *(replace(base, name=f"rows-{n}", axis="rows", rows=n) for n in (1, 2, 4, 8, 16)),
+        *(replace(base, name=f"beams-{n}", axis="beams", beams=n) for n in (1, 2, 4, 8)),
+        base,
+    ]
+
+
+# Published shapes: the keys of config.json that differ from the defaults of GPT2Config and T5Config.
+
+
+def _gpt2(n_layer: int, n_head: int, n_embd: int) -> dict[str, Any]:
+    return {"model_type": "gpt2", "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+
+
+def _t5(layers: int, heads: int, width: int, d_ff: int, d_kv: int = 64) -> dict[str, Any]:
+    sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "d_ff": d_ff, "d_kv": d_kv}
+    return {"model_type": "t5", "decoder_start_token_id": 0, **sizes}
+
+
+_FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": _gpt2(12, 12, 768),
+    "gpt2-medium": _gpt2(24, 16, 1024),
+    "gpt2-large": _gpt2(36, 20, 1280),
+    "gpt2-xl": _gpt2(48, 25, 1600),
+    "t5-small": _t5(6, 8, 512, 2048),
+    "t5-base": _t5(12, 12, 768, 3072),
+    "t5-large": _t5(24, 16, 1024, 4096),
+    "t5-3b": _t5(24, 32, 1024, 16384, d_kv=128),
+    "flan-t5-small": _t5(8, 6, 512, 1024) | _FLAN,
+    "flan-t5-base": _t5(12, 12, 768, 2048) | _FLAN,
+    "flan-t5-large": _t5(24, 16, 1024, 2816) | _FLAN,
+    "flan-t5-xl": _t5(24, 32, 2048, 5120) | _FLAN,
+}

@@ -1,104 +1,148 @@
-"""A side's process: `python -m ftcore.benchmark.worker ORDER`, an `Order` as JSON.
-
-It prepares the order and says so, then does one round for each line that it reads, and at the end says how
-much memory it took. What it says is one JSON object a line; what libraries print goes to standard error.
-"""
+"""Timing: each backend works in a process of its own, and the processes take turns, round after round."""
 
 import gc
-import json
+import multiprocessing
 import os
+import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftcore.benchmark.order import Order
-from ftcore.benchmark.stage import read_batches, read_prompts
+from ftcore.benchmark.backends import BACKENDS
+from ftcore.benchmark.cases import Job
+from ftcore.benchmark.inputs import random_prompts, read_batches
 
 
-def main() -> int:
-    order = Order.from_json(sys.argv[1])
-    tell = _private_stdout()
-    try:
-        for message in answers(order, sys.stdin):
-            tell(message)
-    except Exception as error:  # whatever a side fails of, out of memory say, is a cell of the table
-        lines = str(error).strip().splitlines()
-        tell({"error": f"{type(error).__name__}: {lines[0] if lines else ''}"})
-        return 1
-    return 0
+@dataclass
+class Measurement:
+    """One backend's results in one case."""
+
+    seconds: list[float] = field(default_factory=list)  # per round
+    output: Any = None  # token ids or losses of the warm-up round
+    peak_bytes: int | None = None
+    missing: str | None = None  # reason why there are no results
 
 
-def _private_stdout() -> Callable[[dict[str, Any]], None]:
-    """Keep standard output for what this process says; prints of others go to standard error."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lambda message: print(json.dumps(message), file=stream, flush=True)
+@dataclass(frozen=True)
+class Quartiles:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Quartiles":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
 
 
-def answers(order: Order, lines: Any) -> Iterator[dict[str, Any]]:
-    """What the process says, message by message; `lines` yields one for each round that is asked for."""
-    side: Any = import_module(f"ftcore.benchmark.side_{order.side}")
-    if reason := side.cannot(order):
-        yield {"cannot": reason, "version": side.version}
-        return
-    torch.set_num_threads(order.threads)
-    work = prepare(side, order)
-    yield {"ready": True, "version": side.version}
-    if work is None:
-        return
-    for _ in lines:
-        gc.collect()
-        synchronize(order.device)
-        start = time.perf_counter()
-        result = work()
-        synchronize(order.device)
-        yield {"seconds": time.perf_counter() - start, "result": result}
-    yield {"peak_bytes": peak_bytes(order.device)}
+def measure(jobs: Sequence[Job], rounds: int) -> dict[str, Measurement]:
+    """Alternate between the jobs for `rounds` timed rounds, after one warm-up round. Keys are backends."""
+    results = {job.backend: Measurement() for job in jobs}
+    with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        workers = {
+            job.backend: stack.enter_context(ProcessPoolExecutor(1, context, initializer=initialize))
+            for job in jobs
+        }
+
+        def call(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
+            """Run a function in the job's process. After an exception the job has no results and no turns."""
+            if job.backend in workers:
+                try:
+                    return workers[job.backend].submit(function, *arguments).result()
+                except Exception as error:  # a limitation of the library, or out of memory, for example
+                    reason = (str(error).splitlines() or [""])[0]
+                    if not isinstance(error, NotImplementedError):
+                        reason = f"{type(error).__name__}: {reason}"
+                    results[job.backend] = Measurement(missing=reason)
+                    del workers[job.backend]
+            return None
+
+        for job in jobs:
+            call(job, start, job)
+        for number in range(rounds + 1):
+            for job in jobs:
+                if timed := call(job, run_round, job.device):
+                    seconds, output = timed
+                    if number == 0:
+                        results[job.backend].output = output
+                    else:
+                        results[job.backend].seconds.append(seconds)
+        for job in jobs:
+            results[job.backend].peak_bytes = call(job, peak_bytes, job.device)
+    return results
 
 
-def prepare(side: Any, order: Order) -> Callable[[], Any] | None:
-    """What a round is; None where there is nothing to do but the preparation."""
-    if order.case.kind == "convert":
-        side.convert(order)
-        return None
-    if order.case.kind in ("load", "ready"):
+# In a worker process
 
-        def load() -> None:
-            model = side.load(order)
-            if order.case.kind == "ready":
-                side.ready(model, order)
+_work: Callable[[], Any]  # what a round times
 
-        return load
-    if order.case.kind == "generate":
-        prompts = read_prompts(Path(order.inputs)).to(order.device)
-        model = side.ready(side.load(order), order)
 
-        def write() -> list[list[int]]:
-            with torch.inference_mode():
-                return side.write(model, prompts, order.case)
+def initialize() -> None:
+    """Discard the libraries' output, which would mix with the table, and exit if the parent is killed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
-        return write
-    batches = read_batches(Path(order.inputs), padded=order.padded)
-    step = side.trainer(order)
+
+def start(job: Job) -> None:
+    global _work
+    torch.set_num_threads(job.threads)
+    _work = prepare(job)
+
+
+def prepare(job: Job) -> Callable[[], Any]:
+    """Do what a job does once, and return what its rounds do."""
+    backend, kind = BACKENDS[job.backend](job), job.case.kind
+    if kind == "convert":
+        return backend.convert
+    if kind == "load":
+        return backend.load
+    if kind == "ready":
+        return lambda: backend.prepare(backend.load())
+    if kind == "generate":
+        prompts = random_prompts(job.case, job.vocab_size).to(job.device)
+        model = backend.prepare(backend.load())
+        return torch.inference_mode()(lambda: backend.generate(model, prompts))
+    step = backend.training_step()
+    batches = read_batches(Path(job.batches), padded=job.padded)
     return lambda: [step(batch) for batch in batches]
 
 
+def run_round(device: str) -> tuple[float, Any]:
+    """Return seconds and output: token ids, losses or None."""
+    gc.collect()
+    synchronize(device)
+    begin = time.perf_counter()
+    output = _work()
+    synchronize(device)
+    seconds = time.perf_counter() - begin
+    return seconds, output if isinstance(output, list) else None  # not a model
+
+
 def synchronize(device: str) -> None:
-    """CUDA computes in the background: wait for it."""
+    """Wait for CUDA's asynchronous kernels."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: on CUDA what torch has allocated there, else its RAM."""
+    """Peak memory of this process: torch's allocations on CUDA, else resident memory."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # not getrusage: on Linux, its figure begins with that of the parent process
+    try:  # on Linux, getrusage would include the parent's memory before exec
         with open("/proc/self/status", encoding="ascii") as status:
             [line] = [line for line in status if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
@@ -107,7 +151,3 @@ def peak_bytes(device: str) -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    sys.exit(main())

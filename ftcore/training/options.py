@@ -31,17 +31,14 @@ class TrainOptions:
         metavar="DIR",
     )
     from_scratch: bool = option(
-        False,
-        "start from random weights; --model then needs only config.json and a tokenizer",
+        False, "start from random weights; --model then needs only config.json and a tokenizer"
     )
     task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
         "qa",
         "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
     )
     train: str | None = option(
-        None,
-        "file to train on (default: the task's data set in examples/data)",
-        metavar="FILE",
+        None, "file to train on (default: the task's data set in examples/data)", metavar="FILE"
     )
     valid: str | None = option(
         None,
@@ -53,16 +50,11 @@ class TrainOptions:
         0.1, "share of the training file to hold out where there is no --valid", at_least=0, below=1
     )
     output: str | None = option(
-        None,
-        "directory of the run (default: a new one below runs/)",
-        metavar="DIR",
-        resumable=True,
+        None, "directory of the run (default: a new one below runs/)", metavar="DIR", resumable=True
     )
     overwrite: bool = option(False, "replace the run that --output already holds", resumable=True)
     resume: bool = option(
-        False,
-        "continue the run in --output, with the options it was started with",
-        resumable=True,
+        False, "continue the run in --output, with the options it was started with", resumable=True
     )
     dry_run: bool = option(
         False,
@@ -86,24 +78,16 @@ class TrainOptions:
     num_decoder_layers: int | None = option(None, "blocks of T5's decoder", at_least=1, searchable=True)
     d_model: int | None = option(None, "width of the model", at_least=1, searchable=True)
     d_kv: int | None = option(
-        None,
-        "width of a head of T5; GPT-2 divides its width by its heads",
-        at_least=1,
-        searchable=True,
+        None, "width of a head of T5; GPT-2 divides its width by its heads", at_least=1, searchable=True
     )
     d_ff: int | None = option(None, "width of the feed-forward layers", at_least=1, searchable=True)
     num_heads: int | None = option(None, "attention heads of a layer", at_least=1, searchable=True)
     set: list[str] | None = option(
-        None,
-        "other keys of config.json: n_positions=256 feed_forward_proj=gated-gelu",
-        metavar="KEY=VALUE",
+        None, "other keys of config.json: n_positions=256 feed_forward_proj=gated-gelu", metavar="KEY=VALUE"
     )
 
     max_source_length: int = option(
-        512,
-        "tokens of the source; longer ones are truncated, with a warning",
-        group="Lengths",
-        at_least=1,
+        512, "tokens of the source; longer ones are truncated, with a warning", group="Lengths", at_least=1
     )
     max_target_length: int = option(128, "tokens of the target", at_least=1)
     pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its longest row")
@@ -114,23 +98,13 @@ class TrainOptions:
     )
 
     epochs: int | None = option(
-        None,
-        "passes over the training set (default: 3)",
-        group="Optimisation",
-        at_least=1,
-        searchable=True,
+        None, "passes over the training set (default: 3)", group="Optimisation", at_least=1, searchable=True
     )
     max_steps: int | None = option(
-        None,
-        "stop after this many optimizer steps; overrides --epochs",
-        at_least=1,
-        searchable=True,
+        None, "stop after this many optimizer steps; overrides --epochs", at_least=1, searchable=True
     )
     batch_size: int | None = option(
-        None,
-        "examples per forward pass (default: 8)",
-        at_least=1,
-        searchable=True,
+        None, "examples per forward pass (default: 8)", at_least=1, searchable=True
     )
     grad_accum: int = option(
         1,
@@ -158,9 +132,7 @@ class TrainOptions:
         searchable=True,
     )
     schedule: Schedule | None = option(
-        None,
-        "learning rate after the warm-up (default: adamw linear, adafactor constant)",
-        searchable=True,
+        None, "learning rate after the warm-up (default: adamw linear, adafactor constant)", searchable=True
     )
     warmup: int | float | None = option(
         None,
@@ -196,8 +168,7 @@ class TrainOptions:
         searchable=True,
     )
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32",
-        "precision of the computation; weights stay fp32. fp16 needs CUDA",
+        "fp32", "precision of the computation; weights stay fp32. fp16 needs CUDA"
     )
     seed: int = option(0, "random seed of dropout, data order and random weights", at_least=0)
 
@@ -216,10 +187,7 @@ class TrainOptions:
         searchable=True,
     )
     lora_alpha: float | None = option(
-        None,
-        "scale of the adapters is alpha / rank (default: 2 * rank)",
-        at_least=0,
-        searchable=True,
+        None, "scale of the adapters is alpha / rank (default: 2 * rank)", at_least=0, searchable=True
     )
     lora_dropout: float = option(0.0, "dropout on the adapters' input", at_least=0, below=1, searchable=True)
     lora_targets: list[str] | None = option(
@@ -236,22 +204,14 @@ class TrainOptions:
         resumable=True,
     )
     eval_batch_size: int | None = option(
-        None,
-        "batch size of validation (default: twice --batch-size)",
-        at_least=1,
-        resumable=True,
+        None, "batch size of validation (default: twice --batch-size)", at_least=1, resumable=True
     )
     eval_answers: int = option(
-        200,
-        "validation examples to generate answers for, where the task has answers",
-        at_least=0,
+        200, "validation examples to generate answers for, where the task has answers", at_least=0
     )
     num_beams: int = option(1, "beams of these answers", at_least=1)
     save_every: int | None = option(
-        None,
-        "steps between checkpoints/step-N (default: only best/ and last/)",
-        at_least=1,
-        resumable=True,
+        None, "steps between checkpoints/step-N (default: only best/ and last/)", at_least=1, resumable=True
     )
     keep: int | None = option(
         None,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ftcore.checkpoints.checkpoint import save_model
-from ftcore.cli import warn
+from ftcore.cli import log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.lora.adapter import save_adapter
@@ -147,7 +147,9 @@ def make_directory(options: TrainOptions) -> RunDirectory:
     return RunDirectory.create(options.output, overwrite=options.overwrite)
 
 
-def make_model(name: str, options: TrainOptions) -> tuple[Model, Tokenizer, Resized | None]:
+def make_model(
+    name: str, options: TrainOptions, device: torch.device
+) -> tuple[Model, Tokenizer, Resized | None]:
     """The checkpoint's model, changed as the options say; its tokenizer; how the sizes have changed."""
     model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch)
     resized = None
@@ -164,7 +166,7 @@ def make_model(name: str, options: TrainOptions) -> tuple[Model, Tokenizer, Resi
         targets = "all-linear" if options.lora_targets == ["all-linear"] else options.lora_targets
         add_lora(model, rank=options.lora_rank, alpha=alpha, dropout=options.lora_dropout, targets=targets)
     if options.fast or options.compile:
-        prepare_fast(model, compile=options.compile)
+        prepare_fast(model, device, compile=options.compile)
     if options.gradient_checkpointing:
         checkpoint_blocks(model)
     return model.train(), tokenizer, resized
@@ -178,13 +180,14 @@ def set_dropout(model: Model, rate: float) -> None:
     set_dropout_rates(model.config, rate)
 
 
-def prepare_fast(model: Model, *, compile: bool) -> None:
-    """See `ftcore.fast.prepare_for_training`; the package may be missing."""
+def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
+    """See `ftcore.fast.prepare_for_training`; ftcore.fast may be left out."""
     try:
         from ftcore.fast import prepare_for_training
-    except ModuleNotFoundError:
-        raise ValueError("--fast and --compile need the package ftcore.fast, which is not here") from None
-    prepare_for_training(model, compile=compile)
+    except ImportError as error:
+        raise ValueError(f"--fast and --compile need ftcore.fast ({error})") from None
+    prepare_for_training(model, compile=compile, device=device)
+    log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 
 
 def make_datasets(

@@ -1,4 +1,4 @@
-"""python -m ftcore.bench: a table or JSON on standard output, progress beside it, errors of one line."""
+"""python -m ftcore.bench: a table or JSON on standard output, progress on standard error, one-line errors."""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from ftcore.bench import main
-from ftcore.benchmark.growth import growth_cases
-from ftcore.benchmark.rounds import Measured
-from ftcore.benchmark.shapes import SHAPES
+from ftcore.benchmark.backends import installed_backends
+from ftcore.benchmark.cases import SHAPES, growth_cases
+from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.cli import FAILED_RUN
 
@@ -20,32 +20,32 @@ QUICK = ["--quick", "--runs", "2", "--threads", "1"]
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Tiny models in the place of published ones, and ftcore alone: the other sides take seconds to start."""
+    """Tiny shapes under published names, and ftcore alone, since the others take seconds to start."""
     monkeypatch.setitem(SHAPES, "gpt2", GPT2)
     monkeypatch.setitem(SHAPES, "t5-small", T5 | {"num_heads": 2, "decoder_start_token_id": 0})
-    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore"])
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore"])
 
 
-def test_both_sides_are_in_the_object(monkeypatch, capsys):
+def test_json_has_all_backends(monkeypatch, capsys):
     pytest.importorskip("transformers")
     monkeypatch.setitem(SHAPES, "gpt2", GPT2)
-    monkeypatch.setattr("ftcore.benchmark.model.installed_sides", lambda: ["ftcore", "transformers"])
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore", "transformers"])
     assert main(["--model", "gpt2", "--rows", "train-tutorial", "--json", *QUICK]) == 0
     captured = capsys.readouterr()
-    told = json.loads(captured.out)
-    assert told["machine"]["threads"] == 1 and told["machine"]["bandwidth"] > 0
-    [row] = told["rows"]
+    values = json.loads(captured.out)
+    assert values["machine"]["threads"] == 1 and values["machine"]["bandwidth"] > 0
+    [row] = values["rows"]
     assert (row["model"], row["row"], row["unit"]) == ("gpt2", "train-tutorial", "examples/s")
-    assert list(row["sides"]) == ["ftcore", "transformers"]
-    for side in row["sides"].values():
-        assert len(side["seconds"]) == 2 and side["peak_bytes"] > 10**7 and side["missing"] is None
-    assert row["sides"]["transformers"]["ratio"]["median"] > 0
-    assert row["sides"]["transformers"]["agreement"].startswith("loss within ")
-    assert row["share_of_limit"] > 0
+    assert list(row["results"]) == ["ftcore", "transformers"]
+    for backend in row["results"].values():
+        assert len(backend["seconds"]) == 2 and backend["peak_bytes"] > 10**7 and backend["missing"] is None
+    assert row["results"]["transformers"]["ratio"]["median"] > 0
+    assert row["results"]["transformers"]["agreement"].startswith("loss within ")
+    assert row["roofline_share"] > 0
     assert "gpt2 train-tutorial (1 of 1)" in captured.err
 
 
-def test_without_others_the_table_has_ftcore_alone(tiny, tmp_path, capsys):
+def test_without_other_libraries_the_table_has_ftcore_alone(tiny, tmp_path, capsys):
     model_from_config(GPT2).save_pretrained(tmp_path / "mine")
     assert main(["--model", "t5-small", str(tmp_path / "mine"), "--rows", "load", *QUICK]) == 0
     captured = capsys.readouterr()
@@ -54,21 +54,31 @@ def test_without_others_the_table_has_ftcore_alone(tiny, tmp_path, capsys):
     assert "transformers" not in captured.out
 
 
+def test_fast_adds_rows(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("ftcore.bench.installed_backends", installed_backends)
+    monkeypatch.setattr("ftcore.benchmark.backends.find_spec", lambda name: None)
+    arguments = ["--model", "gpt2", "--rows", "load", "prefill", "--fast", "--json", *QUICK]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["row"] for row in rows] == ["load", "prefill", "prefill --fast"]
+    assert [list(row["results"]) for row in rows] == [["ftcore"], ["ftcore"], ["ftcore-fast"]]
+
+
 def test_growth_draws_a_picture(tiny, monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     few = [case for case in growth_cases(is_first=True) if case.name in ("rows-2", "model")]
-    monkeypatch.setattr("ftcore.benchmark.model.growth_cases", lambda is_first: few)
+    monkeypatch.setattr("ftcore.bench.growth_cases", lambda is_first: few)
     picture = tmp_path / "growth.png"
     assert main(["--growth", str(picture), "--model", "gpt2", *QUICK]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "rows-2" in capsys.readouterr().out
 
 
-def test_a_run_without_ftcores_side_has_failed(tiny, monkeypatch, capsys):
-    failed = {"ftcore": Measured("1.0", missing="MemoryError: too large")}
-    monkeypatch.setattr("ftcore.benchmark.model.measure", lambda orders, rounds: failed)
+def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
+    failed = {"ftcore": Measurement(missing="MemoryError: too large")}
+    monkeypatch.setattr("ftcore.bench.measure", lambda orders, rounds: failed)
     assert main(["--model", "gpt2", "--rows", "load", *QUICK]) == FAILED_RUN
-    assert "ftcore gpt2 load: MemoryError: too large." in capsys.readouterr().out
+    assert "ftcore, gpt2 load: MemoryError: too large." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -81,12 +91,14 @@ def test_a_run_without_ftcores_side_has_failed(tiny, monkeypatch, capsys):
         (["--growth", "a.png", "--rows", "load"], "--growth has rows of its own: leave --rows out"),
         (["--growth", "a.svg"], "--growth is 'a.svg', expected a name that ends with .png"),
         (["--growth", "nowhere/a.png"], "--growth nowhere/a.png: its directory does not exist"),
+        (["--dtype", "int8"], "--dtype int8 needs --fast"),
+        (["--dtype", "int8", "--fast", "--rows", "train"], "--dtype int8 is for generation"),
         (["--dtype", "fp8"], "invalid choice: 'fp8'"),
         (["--device", "nowhere"], "--device is 'nowhere', which torch does not find here"),
         (["--quik"], "did you mean '--quick'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+def test_a_wrong_command_line_is_a_one_line_error(arguments, message, capsys):
     assert message in refused(arguments, capsys)
 
 
@@ -102,12 +114,12 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
         (["--model", "gpt2", "--tokenizer", "./missing", "--rows", "train"], "missing"),
     ],
 )
-def test_a_wrong_model_or_file_is_one_line(tiny, arguments, message, capsys):
+def test_a_wrong_model_or_file_is_a_one_line_error(tiny, arguments, message, capsys):
     assert message in refused([*arguments, *QUICK], capsys)
 
 
 def refused(arguments: list[str], capsys) -> str:
-    """The line that says what was wrong with a command."""
+    """Run a command with wrong input; return its error line."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     captured = capsys.readouterr()

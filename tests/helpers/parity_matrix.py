@@ -294,8 +294,8 @@ def check_decoding(cell: Cell) -> None:
         mine, scores = mine[running[:, step]], scores[running[:, step]]
         # Both round scores to float32, which changes probabilities by the same relative amount.
         bound = MAX_ERROR_RATIO * ROUNDOFF["float32"] * max(1.0, scores[scores.isfinite()].abs().max().item())
-        apart = (mine.softmax(-1) - scores.softmax(-1)).abs().max().item()
-        cell.ledger.require("distributions", "float64", f"{drawing}", apart, bound)
+        error = (mine.softmax(-1) - scores.softmax(-1)).abs().max().item()
+        cell.ledger.require("distributions", "float64", f"{drawing}", error, bound)
 
     # The empirical distribution of many draws.
     generator = torch.Generator().manual_seed(cell.configuration.seed)

@@ -119,20 +119,20 @@ def test_another_batch_size_raises(rows):
     later=st.lists(st.integers(0, 2), min_size=3, max_size=3),
 )
 def test_a_common_prefix_need_not_be_copied(index, start, later):
-    cache, told = KVCache(6), KVCache(6)
+    full, partial = KVCache(6), KVCache(6)
     key, value = states(3, 4), states(3, 4)
     key[:, :, :start], value[:, :, :start] = key[:1, :, :start], value[:1, :, :start]
-    for kept in (cache, told):
-        kept.layer(0).append(key, value)
-        kept.advance(4)
+    for cache in (full, partial):
+        cache.layer(0).append(key, value)
+        cache.advance(4)
     new = states(3, 1)
     for rows in (index, later):
-        cache.reorder(torch.tensor(rows))
-        told.reorder(torch.tensor(rows), start=start)
-        for ours, theirs in zip(
-            told.layer(0).append(new, -new), cache.layer(0).append(new, -new), strict=True
+        full.reorder(torch.tensor(rows))
+        partial.reorder(torch.tensor(rows), start=start)
+        for got, want in zip(
+            partial.layer(0).append(new, -new), full.layer(0).append(new, -new), strict=True
         ):
-            assert torch.equal(ours, theirs)
+            assert torch.equal(got, want)
 
 
 def test_start_is_ignored_if_the_number_of_rows_changes():

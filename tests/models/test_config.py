@@ -124,9 +124,9 @@ def test_aliases(cls, other, name):
     if other != "n_ctx":  # no longer read by transformers
         assert str(getattr(THEIRS[cls].from_dict({other: value}), name)).removeprefix("torch.") == str(value)
         assert other not in config.to_dict()
-        said = {other: value, name: "bfloat16" if name == "dtype" else 36}
+        contradicting = {other: value, name: "bfloat16" if name == "dtype" else 36}
         with pytest.raises(ValueError, match=f"^file: {other} is {value!r}, but {name}, which means the"):
-            cls.from_dict(said, where="file")
+            cls.from_dict(contradicting, where="file")
 
 
 def test_n_ctx_is_ignored_beside_n_positions():

@@ -344,6 +344,17 @@ def test_dropout_calls(drawn, seed, hooked):
     assert calls == []
 
 
+def test_hooks_on_attention_dropout_fire_and_it_may_be_replaced():
+    _, model = gpt2_pair({**SMALL, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}, 0)
+    ids = tokens(0, 2, 6)
+    want = model.train()(ids)
+    seen = record_outputs(model, "transformer.h.1.attn.attn_dropout")
+    assert error(model(ids), want) < BOUND[torch.float32]
+    assert seen["transformer.h.1.attn.attn_dropout"].shape == (2, 3, 6, 6)
+    model.transformer.h[0].attn.attn_dropout = nn.Identity()
+    assert error(model(ids), want) < BOUND[torch.float32]
+
+
 # ------------------------------------------------------------------------------------------ half precision
 
 

@@ -436,6 +436,19 @@ def test_dropout_calls(drawn, seed, hooked):
     assert calls == []
 
 
+def test_hooks_on_attention_dropout_fire_and_it_may_be_replaced():
+    _, model = t5_pair({**SMALL, "dropout_rate": 0.0}, 0)
+    source, target = tokens(0, 2, 6), tokens(1, 2, 4)
+    want = model.train()(source, None, target)
+    names = [name.replace(".softmax", ".dropout") for name in softmaxes(model)]
+    seen = record_outputs(model, *names)
+    assert error(model(source, None, target), want) < BOUND[torch.float32]
+    assert list(seen) == names
+    for name in names:
+        model.set_submodule(name, nn.Identity())
+    assert error(model(source, None, target), want) < BOUND[torch.float32]
+
+
 # ------------------------------------------------------------------------------------------ half precision
 
 
@@ -575,10 +588,7 @@ def test_norm(dtype):
     want = hidden.double() / (hidden.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert norm(hidden).dtype == dtype
     assert error(norm(hidden).double(), want) < 2 * torch.finfo(dtype).eps
-    if dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):  # a residual stream in float32 comes back to the weights' type
+    if dtype in (torch.float16, torch.bfloat16):  # a float32 residual stream returns to the weights' dtype
         assert norm(hidden.float()).dtype == dtype
 
 

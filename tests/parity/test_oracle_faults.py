@@ -195,8 +195,8 @@ def test_gpt2_forward_counts_left_padding_as_positions():
     alone = model(ids[:, 4:])
     assert error(reference(input_ids=ids, attention_mask=mask).logits[:, 4:], alone) > 1e-2
     assert error(model(ids, mask)[:, 4:], alone) < 1e-5
-    told = reference(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
-    assert error(told[:, 4:], alone) < 1e-5
+    want = reference(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+    assert error(want[:, 4:], alone) < 1e-5
 
 
 # ------------------------------------------------------------------------------------------------- precision

@@ -1,4 +1,4 @@
-"""The limits count what torch counts."""
+"""The lower bounds count what torch counts."""
 
 import copy
 import math
@@ -8,8 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.benchmark.cases import Case
-from ftcore.benchmark.machine import Machine, measure_machine
-from ftcore.benchmark.work import generation_seconds, training_seconds
+from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
 
@@ -22,32 +21,32 @@ GATED = T5ForConditionalGeneration(
 
 
 def machine(bandwidth: float = math.inf, flops: float = math.inf) -> Machine:
-    """With 1 in place of infinity, seconds are bytes or operations."""
+    """With a bandwidth or throughput of 1, seconds are bytes or FLOPs."""
     return Machine("imagined", 1, "cpu", bandwidth, flops)
 
 
-def textbook(model: torch.nn.Module) -> None:
-    """Make attention take the lines that the counter sees as two products."""
+def hook_softmax(model: torch.nn.Module) -> None:
+    """Select attention's explicit path, since the FLOP counter does not count the fused kernel alike."""
     for name, module in model.named_modules():
         if name.endswith("softmax"):
             module.register_forward_hook(lambda *_: None)
 
 
 @pytest.mark.parametrize("model", [GPT2, T5, GATED], ids=["gpt2", "t5", "t5-gated"])
-def test_training_counts_what_torch_counts_but_for_the_future(model):
+def test_training_counts_what_torch_counts_without_masked_scores(model):
     is_t5 = model.config.is_encoder_decoder
     rows, source, target = 3, 10, (6 if is_t5 else 10)
     ids = torch.randint(50, (rows, source))
     labels = torch.randint(50, (rows, target)) if is_t5 else ids
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    model = copy.deepcopy(model).double()  # the counter does not know oneDNN's products, which float32 takes
-    textbook(model)
+    model = copy.deepcopy(model).double()  # the counter does not count oneDNN's products of float32
+    hook_softmax(model)
     with FlopCounterMode(display=False) as counter:
         batch_loss(model, batch).total.backward()
-    # The textbook lines multiply the half of a causal attention's scores that nobody needs.
+    # The explicit path multiplies causal attention's masked scores too, half of all.
     width = 3 * 16 if not is_t5 else 8 * len(model.decoder.block)
-    future = 3 * 2 * width * rows * target**2
-    assert training_seconds(model, [batch], machine(flops=1)) == counter.get_total_flops() - future
+    masked = 3 * 2 * width * rows * target**2
+    assert training_seconds(model, [batch], machine(flops=1)) == counter.get_total_flops() - masked
     padded = {
         name: torch.nn.functional.pad(tensor, (0, 4), value=-100 if name == "labels" else 0)
         for name, tensor in batch.items()
@@ -58,7 +57,7 @@ def test_training_counts_what_torch_counts_but_for_the_future(model):
 
 
 @pytest.mark.parametrize(("dtype", "weight", "key"), [("fp32", 4, 4), ("bf16", 2, 2), ("int8", 1, 4)])
-def test_every_step_reads_each_matrix_once_and_the_keys_so_far(dtype, weight, key):
+def test_each_step_reads_every_matrix_once_and_the_cache(dtype, weight, key):
     matrices = sum(p.numel() for n, p in GPT2.named_parameters() if p.dim() == 2 and "wpe" not in n)
     case = Case("", "generate", rows=2, beams=3, source=5, target=4)
     seconds = generation_seconds(GPT2, case, machine(bandwidth=1), dtype)
@@ -80,10 +79,10 @@ def test_t5_reads_its_encoder_once_and_the_source_of_all_beams_once():
 
 
 @pytest.mark.parametrize("model", [GPT2, T5], ids=["gpt2", "t5"])
-def test_the_first_token_multiplies_what_torch_counts(model):
+def test_the_flops_of_the_first_token_are_those_torch_counts(model):
     is_t5 = model.config.is_encoder_decoder
     ids = torch.randint(50, (2, 12))
-    textbook(model)
+    hook_softmax(model)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if is_t5:
             model(ids, decoder_input_ids=ids[:, :1])
@@ -97,6 +96,5 @@ def test_the_first_token_multiplies_what_torch_counts(model):
 def test_a_machine_is_measured_and_described():
     measured = measure_machine("cpu", "fp32", 1, quick=True)
     assert measured.bandwidth > 1e8 and measured.flops > 1e8
-    [line] = measured.lines()
+    line = measured.describe()
     assert "1 thread, torch" in line and "GB/s" in line and "GFLOP/s" in line
-    assert measured.to_dict()["bandwidth"] == measured.bandwidth

@@ -1,0 +1,225 @@
+"""The libraries under test: ftcore (its plain modules, or its fast ones), transformers and CTranslate2.
+
+Each class has:
+
+    load() -> model                     from the job's checkpoint directory
+    prepare(model) -> model             one-time work before generating
+    generate(model, prompts)            greedy or beam search -> lists of `case.target` new ids
+    training_step() -> step             step(batch) runs forward, backward, clipping and AdamW -> loss
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftcore import __version__
+from ftcore.benchmark.cases import Case, Job
+from ftcore.checkpoints.checkpoint import load_model
+from ftcore.checkpoints.files import read_json
+from ftcore.decoding import generate
+from ftcore.models.config import set_dropout_rates
+
+Step = Callable[[dict[str, Tensor]], float]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+
+
+def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
+    """Call `generate`, whose arguments have the same names in ftcore and transformers."""
+    ids = function(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        num_beams=case.beams,
+        max_new_tokens=case.target,
+        min_new_tokens=case.target,
+        pad_token_id=0,
+    )
+    return ids[:, -case.target :].tolist()
+
+
+class FtcoreBackend:
+    """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.fast = job.backend == "ftcore-fast"
+        self.compile = self.fast and job.compile
+
+    def load(self) -> Any:
+        # On the CPU, prepare_for_decoding converts from float32.
+        bf16 = self.job.dtype == "bf16" and not (self.fast and self.job.device == "cpu")
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return load_model(self.job.checkpoint, dtype=dtype, device=self.job.device)
+
+    def prepare(self, model: Any) -> Any:
+        if not self.fast:
+            return model
+        from ftcore.fast import prepare_for_decoding
+
+        compile = self.compile and self.job.device == "cpu"  # on CUDA a step is a CUDA graph
+        return prepare_for_decoding(model, DTYPES[self.job.dtype], compile=compile)
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        return _generate(partial(generate, model), prompts, self.job.case)
+
+    def training_step(self) -> Step:
+        from ftcore.train import prepare, take_step
+        from ftcore.training.options import TrainOptions
+
+        job, case = self.job, self.job.case
+        options = TrainOptions(
+            model=job.checkpoint,
+            task=job.task,  # type: ignore[arg-type]
+            train=job.train,
+            output=str(Path(job.checkpoint) / "run"),
+            overwrite=True,
+            batch_size=case.rows,
+            max_source_length=case.source,
+            max_target_length=case.target,
+            lr=case.learning_rate,
+            weight_decay=0.0,  # transformers' AdamW would decay biases and norms too
+            dropout=job.dropout,
+            precision="bf16" if job.dtype == "bf16" else "fp32",
+            device=job.device,
+            fast=self.fast,
+            compile=self.compile,
+        )
+        run = prepare(options)
+        return lambda batch: take_step(run, [batch], case.learning_rate)[0]
+
+
+class TransformersBackend:
+    """transformers with its default attention, the fused kernel; trained without its Trainer."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def load(self) -> Any:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.job.checkpoint)
+        set_dropout_rates(config, self.job.dropout)
+        bf16 = self.job.dtype == "bf16" and self.job.case.kind != "train"  # training autocasts
+        model = getattr(transformers, config.architectures[0]).from_pretrained(
+            self.job.checkpoint, config=config, dtype=torch.bfloat16 if bf16 else torch.float32
+        )
+        return model.to(self.job.device).eval()
+
+    def prepare(self, model: Any) -> Any:
+        return model
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        return _generate(model.generate, prompts, self.job.case)
+
+    def training_step(self) -> Step:
+        job = self.job
+        model = self.load().train()
+        if job.compile:
+            model.compile(dynamic=True)
+        fused = None if job.case.padded else True  # the tutorials, which pad, take AdamW's default
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=job.case.learning_rate, weight_decay=0.0, fused=fused
+        )
+
+        def step(batch: dict[str, Tensor]) -> float:
+            inputs = {name: batch[name].to(job.device) for name in ("input_ids", "attention_mask", "labels")}
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=job.dtype == "bf16"):
+                loss = model(**inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+
+class CTranslate2Backend:
+    """CTranslate2, which has a checkpoint format of its own, works on token strings and does not train."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.library: Any = importlib.import_module("ctranslate2")
+        self.compute_type = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[job.dtype]
+        self.converted = Path(job.checkpoint) / "ctranslate2"
+        self.config = read_json(Path(job.checkpoint) / "config.json")
+        self.is_t5 = self.config["model_type"] == "t5"
+
+    def convert(self) -> None:
+        """Write the checkpoint in CTranslate2's format, with the tokens `<id>` in place of a tokenizer's."""
+        eos_id = self.config.get("eos_token_id") or 0
+        tokenizer = SimpleNamespace(
+            get_vocab=lambda: {_token(number): number for number in range(self.job.vocab_size)},
+            convert_ids_to_tokens=_token,
+            eos_token=_token(eos_id[0] if isinstance(eos_id, list) else eos_id),
+            bos_token=_token(0),
+            pad_token=_token(0),
+            unk_token=_token(0),
+        )
+        converters = importlib.import_module("ctranslate2.converters")
+        converter = converters.TransformersConverter(self.job.checkpoint)
+        converter.load_tokenizer = lambda *_, **__: tokenizer
+        converter.convert(str(self.converted), quantization=self.compute_type)
+
+    def load(self) -> Any:
+        device, _, index = self.job.device.partition(":")
+        if self.compute_type not in self.library.get_supported_compute_types(device):
+            raise NotImplementedError(f"has no {self.compute_type} here")
+        return (self.library.Translator if self.is_t5 else self.library.Generator)(
+            str(self.converted),
+            device=device,
+            device_index=int(index or 0),
+            compute_type=self.compute_type,
+            intra_threads=self.job.threads,
+        )
+
+    def prepare(self, model: Any) -> Any:
+        return model
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        case = self.job.case
+        rows = [[_token(number) for number in row] for row in prompts.tolist()]
+        if self.is_t5:
+            lengths = {"min_decoding_length": case.target, "max_decoding_length": case.target}
+            results = model.translate_batch(rows, beam_size=case.beams, max_input_length=0, **lengths)
+            best = [result.hypotheses[0] for result in results]
+        else:
+            lengths = {"min_length": case.target, "max_length": case.target}  # without the prompt
+            results = model.generate_batch(
+                rows, beam_size=case.beams, include_prompt_in_result=False, **lengths
+            )
+            best = [result.sequences[0] for result in results]
+        return [[int(token[1:-1]) for token in tokens] for tokens in best]
+
+    def training_step(self) -> Step:
+        raise NotImplementedError("does not train")
+
+
+def _token(number: int) -> str:
+    return f"<{number}>"
+
+
+BACKENDS: dict[str, Any] = {
+    "ftcore": FtcoreBackend,
+    "ftcore-fast": FtcoreBackend,
+    "transformers": TransformersBackend,
+    "ctranslate2": CTranslate2Backend,
+}
+
+
+def installed_backends(*, fast: bool) -> list[str]:
+    """Names of the BACKENDS that can run here. CTranslate2 converts checkpoints through transformers."""
+    ftcore = ["ftcore", "ftcore-fast"] if fast else ["ftcore"]
+    others = ["transformers", "ctranslate2"] if find_spec("ctranslate2") else ["transformers"]
+    return ftcore + (others if find_spec("transformers") else [])
+
+
+def version(backend: str) -> str:
+    return __version__ if backend.startswith("ftcore") else importlib.metadata.version(backend)

@@ -1,0 +1,114 @@
+"""Inputs that all backends share: a checkpoint, random prompts, and a file of training batches."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftcore.benchmark.cases import SHAPES, Case
+from ftcore.checkpoints.checkpoint import load_model, model_from_config, save_model
+from ftcore.cli import did_you_mean
+from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
+from ftcore.data.tokenizer import check_vocabulary
+from ftcore.models import Model, T5Config
+from ftcore.models.config import set_dropout_rates
+from ftcore.training.options import TrainOptions, find_files
+
+
+def write_model(name: str, directory: Path) -> Model:
+    """Save a published shape with random weights, or the model of a directory or hub name, to `directory`.
+
+    Dropout is 0, so that losses can be compared, and there are no generation settings.
+
+    Raises:
+        ValueError, FileNotFoundError: neither a shape nor a model.
+    """
+    if name in SHAPES:
+        torch.manual_seed(0)
+        model = model_from_config(SHAPES[name])
+    elif "/" not in name and not Path(name).exists():
+        raise ValueError(
+            f"--model {name}: no such shape or directory{did_you_mean(name, SHAPES)}; "
+            f"shapes: {', '.join(SHAPES)}"
+        )
+    else:
+        model = load_model(name)
+    config = model.config
+    set_dropout_rates(config, 0.0)
+    if isinstance(config, T5Config) and config.decoder_start_token_id is None:
+        config.decoder_start_token_id = config.pad_token_id
+    model.generation_config = None
+    save_model(model, directory)
+    return model
+
+
+def random_prompts(case: Case, vocab_size: int) -> Tensor:
+    """Draw ids, (rows, source), the same each time, without the first five, which are special in T5."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
+
+
+def training_data(model: Model, train: str | None, tokenizer: str | None) -> TrainOptions:
+    """Options with task, training file and tokenizer directory; None selects those of the repository.
+
+    Raises:
+        ValueError: not given, and not in a clone of the repository.
+    """
+    is_t5 = model.config.is_encoder_decoder
+    options = TrainOptions(task="qa" if is_t5 else "emotion", train=train, model=tokenizer)
+    files = find_files(options)
+    return replace(options, train=files.train, model=files.model)
+
+
+def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path, file: Path) -> None:
+    """Save `case.steps` batches twice, padded to the longest example and to the case's lengths.
+
+    The batches are evenly spaced among an epoch's, ordered by length. The tokenizer is saved to the model's
+    `directory`.
+
+    Raises:
+        ValueError, OSError: invalid file or tokenizer, or too few examples.
+    """
+    assert data.train and data.model
+    tokenizer = load_tokenizer(data.model)
+    check_vocabulary(tokenizer, model.config, data.model)
+    tokenizer.save_pretrained(directory)
+    decoder_only = not model.config.is_encoder_decoder
+    dataset = Dataset(
+        read_records(data.task, data.train, decoder_only=decoder_only),
+        tokenizer,
+        decoder_only=decoder_only,
+        max_source_length=case.source,
+        max_target_length=case.target,
+    )
+    if len(dataset) < case.steps * case.rows:
+        raise ValueError(
+            f"{data.train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
+        )
+    tensors: dict[str, Tensor] = {}
+    for padded in (False, True):
+        loader = DataLoader(
+            dataset, case.rows, pad_id=tokenizer.pad_id, shuffle=True, pad_to_max_length=padded
+        )
+        sampler = loader.batch_sampler
+        batches = sorted(
+            (indices for indices in sampler if len(indices) == case.rows),
+            key=lambda indices: sampler.lengths[indices, 0].max(),
+        )
+        for step in range(case.steps):
+            indices = batches[(2 * step + 1) * len(batches) // (2 * case.steps)]
+            batch = loader.collate_fn([dataset[index] for index in indices])
+            tensors |= {f"{padded}/{step}/{name}": tensor for name, tensor in batch.items()}
+    save_file(tensors, file)
+
+
+def read_batches(file: Path, *, padded: bool) -> list[dict[str, Tensor]]:
+    """Return the batches padded to the case's lengths, or to their longest example."""
+    batches: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        padding, step, name = key.split("/")
+        if padding == str(padded):
+            batches.setdefault(int(step), {})[name] = tensor
+    return [batches[step] for step in sorted(batches)]

@@ -1,0 +1,202 @@
+"""Results as a Markdown table, as JSON and as a figure of growth."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ftcore.benchmark.backends import version
+from ftcore.benchmark.cases import Case, Job
+from ftcore.benchmark.roofline import BYTES, Machine
+from ftcore.benchmark.worker import Measurement, Quartiles
+from ftcore.checkpoints.files import write_atomically
+
+LOSS_TOL = 1e-4  # per step, in fp32
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one case of one model, in ftcore or ftcore --fast and in the other libraries."""
+
+    model: str
+    parameters: int
+    job: Job
+    results: dict[str, Measurement]  # by backend, ftcore's first
+    roofline: float | None  # lower bound on seconds
+
+    @property
+    def name(self) -> str:
+        """The case, marked where it is measured with `--fast` or `--compile`."""
+        options = " --compile" if self.job.compile else " --fast"
+        return self.case.name + (options if "ftcore-fast" in self.results else "")
+
+    @property
+    def case(self) -> Case:
+        return self.job.case
+
+    @property
+    def ours(self) -> Measurement:
+        return next(iter(self.results.values()))
+
+    @property
+    def others(self) -> list[str]:
+        return list(self.results)[1:]
+
+    @property
+    def amount(self) -> int:
+        """Tokens or examples per round, the numerator of the rate; 0 for loading, whose unit is seconds."""
+        case = self.case
+        if case.kind == "generate":
+            return case.rows * (case.source if case.target == 1 else case.target)
+        return case.rows * case.steps
+
+    @property
+    def unit(self) -> str:
+        if self.case.kind == "train":
+            return "examples/s"
+        return "tokens/s" if self.amount else "s"
+
+    def rate(self, backend: str) -> Quartiles | None:
+        seconds = self.results[backend].seconds
+        if not seconds:
+            return None
+        return Quartiles.of([self.amount / each for each in seconds] if self.amount else seconds)
+
+    def ratio(self, backend: str) -> Quartiles | None:
+        """The backend's time divided by ftcore's, paired by round, since the speed of a machine drifts."""
+        other, ours = self.results[backend].seconds, self.ours.seconds
+        if not other or not ours:
+            return None
+        return Quartiles.of([a / b for a, b in zip(other, ours, strict=True)])
+
+    @property
+    def roofline_share(self) -> float | None:
+        if self.roofline is None or not self.ours.seconds:
+            return None
+        return self.roofline / Quartiles.of(self.ours.seconds).median
+
+    def agreement(self, backend: str) -> str:
+        """Compare ids, or losses, with ftcore's. Equal ids are expected in fp32 only."""
+        ours, other = self.ours.output, self.results[backend].output
+        if ours is None or other is None:
+            return ""
+        if self.case.kind == "generate":
+            return ("ids equal" if ours == other else "ids DIFFER") if self.job.dtype == "fp32" else ""
+        if self.job.dropout:
+            return ""
+        errors = [abs(a - b) for a, b in zip(ours, other, strict=True)]
+        error = math.nan if any(map(math.isnan, errors)) else max(errors)
+        verdict = " DIFFERS" if self.job.dtype == "fp32" and not error <= LOSS_TOL else ""
+        return f"loss{verdict} within {error:.0e}"
+
+    def cells(self) -> list[str]:
+        """The row of the table; see `report` for the columns."""
+        cells = [self.model, self.name, self.unit]
+        for backend in self.results:
+            rate, ratio = self.rate(backend), self.ratio(backend)
+            cells.append("–" if rate is None else f"{rate.median:{'.3g' if rate.median < 100 else ',.0f'}}")
+            if backend in self.others:
+                cells.append(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else "")
+        cells.append("" if self.roofline_share is None else f"{self.roofline_share:.0%}")
+        peaks = [result.peak_bytes for result in self.results.values()]
+        cells.append(" / ".join("–" if peak is None else f"{peak / 1e6:,.0f} MB" for peak in peaks))
+        agreements = {backend: text for backend in self.others if (text := self.agreement(backend))}
+        if len(set(agreements.values())) > 1:
+            return [*cells, "; ".join(f"{name}: {text}" for name, text in agreements.items())]
+        return [*cells, next(iter(agreements.values()), "")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields for JSON, with what is derived from them."""
+        row = asdict(self) | {"row": self.name, "unit": self.unit, "roofline_share": self.roofline_share}
+        for backend, result in row["results"].items():
+            del result["output"]
+            rate, ratio = self.rate(backend), self.ratio(backend)
+            result["rate"] = asdict(rate) if rate else None
+            result["ratio"] = asdict(ratio) if ratio else None
+            result["agreement"] = self.agreement(backend)
+        return row
+
+
+def report(rows: Sequence[Row], machine: Machine) -> list[str]:
+    """Lines: the machine, versions and settings, the Markdown table, and why cells are empty."""
+    first, job = rows[0], rows[0].job
+    settings = job.dtype + ", compiled" * job.compile + f", dropout {job.dropout:g}" * (job.dropout > 0)
+    versions = ", ".join(f"{backend} {version(backend)}" for backend in first.results)
+    rounds = max(len(row.ours.seconds) for row in rows)
+
+    head = ["model", "row", "unit", "ftcore"]
+    for backend in first.others:
+        head += [backend, "ratio"]
+    head += ["of roofline", "peak memory", "agreement"]
+    lines = [head, *(row.cells() for row in rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    table = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    ]
+
+    reasons = [
+        f"{backend}, {row.model} {row.name}: {result.missing}."
+        for row in rows
+        for backend, result in row.results.items()
+        if result.missing
+    ]
+    return [
+        machine.describe(),
+        f"{versions}; {settings}; medians of {rounds} rounds. A ratio is the other's time divided by "
+        "ftcore's, with its quartiles in parentheses.",
+        "",
+        *(f"| {line} |" for line in table),
+        *(["", *reasons] if reasons else []),
+    ]
+
+
+AXES = ("source", "rows", "beams", "parameters")
+
+
+def require_matplotlib(path: Path) -> None:
+    """Raise ValueError, before anything is measured, where `save_growth` could not save the figure."""
+    if find_spec("matplotlib") is None:
+        raise ValueError('--growth draws with matplotlib, which is not installed: pip install -e ".[plot]"')
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--growth {path}: its directory does not exist")
+
+
+def save_growth(rows: Sequence[Row], path: Path) -> None:
+    """Plot time and peak memory of `growth_cases`, one column per axis.
+
+    Lower bounds are dashed: the roofline, and the size of the weights.
+    """
+    from matplotlib.figure import Figure  # without pyplot, which would need a display
+
+    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    columns = figure.subplots(2, len(AXES)).T
+    for (seconds, memory), axis in zip(columns, AXES, strict=True):
+        curves: dict[str, list[tuple[float, ...]]] = {}  # points (x, seconds, gigabytes)
+        for row in rows:
+            if row.case.axis != axis:
+                continue
+            x = row.parameters if axis == "parameters" else getattr(row.case, axis)
+            for backend, result in row.results.items():
+                if result.seconds and result.peak_bytes:
+                    point = x, Quartiles.of(result.seconds).median, result.peak_bytes / 1e9
+                    curves.setdefault(backend, []).append(point)
+            weights = row.parameters * BYTES[row.job.dtype] / 1e9
+            curves.setdefault("lower bound", []).append((x, row.roofline or math.nan, weights))
+        for name, points in curves.items():
+            xs, medians, peaks = zip(*sorted(points), strict=True)
+            style = {"linestyle": "--", "color": "gray"} if name == "lower bound" else {"marker": "."}
+            seconds.plot(xs, medians, label=name, **style)
+            memory.plot(xs, peaks, label=name, **style)
+        ticks = sorted({point[0] for point in curves.get("lower bound", [])})
+        seconds.set(ylabel="seconds", yscale="log")
+        memory.set(ylabel="peak memory (GB)", ylim=(0, None))
+        for panel in (seconds, memory):
+            panel.set(xlabel=axis, xscale="log")
+            panel.set_xticks(ticks, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in ticks])
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+    columns[-1][0].legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,0 +1,121 @@
+"""Rows, the table and JSON."""
+
+from dataclasses import replace
+
+import pytest
+
+from ftcore.benchmark.cases import Case, Job
+from ftcore.benchmark.report import Row, report
+from ftcore.benchmark.roofline import Machine
+from ftcore.benchmark.worker import Measurement, Quartiles
+
+MACHINE = Machine("Imagined processor", 2, "cpu", 44e9, 200e9)
+GREEDY = Case("greedy", "generate", rows=2, source=16, target=10)
+OURS = Measurement([0.5, 0.4, 0.6, 0.5, 0.5], [[3, 4]], 400_000_000)
+THEIRS = Measurement([1.0, 1.0, 1.0, 1.0, 1.0], [[3, 4]], 800_000_000)
+
+
+@pytest.fixture(autouse=True)
+def versions(monkeypatch):
+    monkeypatch.setattr("ftcore.benchmark.report.version", {"ftcore": "1.0", "transformers": "5.0"}.get)
+
+
+def make_row(
+    case: Case = GREEDY,
+    theirs: Measurement = THEIRS,
+    ours: Measurement = OURS,
+    dtype: str = "fp32",
+    dropout: float = 0.0,
+) -> Row:
+    job = Job("", case, "model", vocab_size=9, dtype=dtype, device="cpu", threads=2, dropout=dropout)
+    return Row("gpt2", 9, job, {"ftcore": ours, "transformers": theirs}, roofline=0.2)
+
+
+def test_the_json_of_a_row():
+    values = make_row().to_dict()
+    ours, theirs = values["results"]["ftcore"], values["results"]["transformers"]
+    assert values["unit"] == "tokens/s"
+    assert ours["rate"] == {"median": 40.0, "low": 40.0, "high": 40.0}
+    assert theirs["rate"]["median"] == 20.0
+    assert theirs["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert values["roofline_share"] == pytest.approx(0.4)
+    assert ours["peak_bytes"] == 400_000_000
+    assert theirs["agreement"] == "ids equal"
+    assert (values["job"]["case"]["beams"], values["parameters"]) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("case", "unit", "rate"),
+    [
+        (Case("load", "load"), "s", 0.5),
+        (Case("prefill", "generate", source=100, target=1), "tokens/s", 200.0),
+        (Case("greedy", "generate", source=100, target=10), "tokens/s", 20.0),
+        (Case("train", "train", rows=4, steps=3), "examples/s", 24.0),
+    ],
+)
+def test_units(case, unit, rate):
+    theirs = Measurement(THEIRS.seconds, None)
+    row = make_row(case, theirs)
+    assert row.unit == unit
+    assert row.rate("ftcore").median == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "dtype", "agreement"),
+    [
+        ("generate", [[3, 4]], "fp32", "ids equal"),
+        ("generate", [[3, 5]], "fp32", "ids DIFFER"),
+        ("generate", [[3, 5]], "bf16", ""),
+        ("generate", None, "fp32", ""),
+        ("train", [2.0, 1.00003], "fp32", "loss within 3e-05"),
+        ("train", [2.0, 1.01], "fp32", "loss DIFFERS within 1e-02"),
+        ("train", [2.0, 1.01], "bf16", "loss within 1e-02"),
+        ("train", [2.0, float("nan")], "fp32", "loss DIFFERS within nan"),
+    ],
+)
+def test_agreement(kind, theirs, dtype, agreement):
+    ours = Measurement([1.0], [[3, 4]] if kind == "generate" else [2.0, 1.0])
+    row = make_row(Case("", kind, target=10), Measurement([1.0], theirs), ours, dtype)
+    assert row.agreement("transformers") == agreement
+
+
+def test_losses_with_dropout_are_not_compared():
+    losses = Measurement([1.0], [2.0]), Measurement([1.0], [3.0])
+    row = make_row(Case("", "train"), *losses, dropout=0.1)
+    assert row.agreement("transformers") == ""
+    assert "fp32, dropout 0.1; medians" in report([row], MACHINE)[1]
+
+
+def test_the_table_is_markdown_of_one_width():
+    lines = report(
+        [make_row(), make_row(Case("load", "load"), Measurement(missing="MemoryError: too large"))], MACHINE
+    )
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 4 and len({len(line) for line in table}) == 1
+    cells = [cell.strip() for cell in table[2].strip("|").split("|")]
+    assert cells == [
+        "gpt2", "greedy", "tokens/s", "40", "20", "2.00 (2.00–2.00)", "40%", "400 MB / 800 MB", "ids equal",
+    ]  # fmt: skip
+    assert "Imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
+    assert "ftcore 1.0, transformers 5.0; fp32; medians of 5 rounds" in lines[1]
+    assert lines[-1] == "transformers, gpt2 load: MemoryError: too large."
+    assert "–" in table[3]
+
+
+def test_rows_of_the_fast_backend_are_marked():
+    row = make_row()
+    fast = replace(row, results={"ftcore-fast": row.ours, "transformers": row.results["transformers"]})
+    assert fast.cells()[1] == "greedy --fast" and fast.cells()[2:] == row.cells()[2:]
+    assert replace(fast, job=replace(row.job, compile=True)).to_dict()["row"] == "greedy --compile"
+
+
+def test_a_ratio_is_taken_round_by_round():
+    """The machine is slower by half in the last two rounds, which does not change the ratio."""
+    ours, other = Measurement([1.0, 1.0, 1.0, 2.0, 2.0]), Measurement([3.0, 3.0, 3.0, 6.0, 6.0])
+    assert make_row(ours=ours, theirs=other).ratio("transformers") == Quartiles(3.0, 3.0, 3.0)
+
+
+def test_agreements_that_differ_are_listed_by_library():
+    row = make_row()
+    three = replace(row, results=row.results | {"ctranslate2": replace(THEIRS, output=[[3, 5]])})
+    assert three.cells()[-1] == "transformers: ids equal; ctranslate2: ids DIFFER"
