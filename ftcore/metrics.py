@@ -9,20 +9,23 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalise(answer: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space."""
+def normalize_answer(answer: str) -> str:
+    """Lower-case, and remove punctuation, articles and extra white space."""
     bare = answer.lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the gold answers after normalisation, else 0.0."""
-    return float(any(normalise(prediction) == normalise(reference) for reference in references))
+    """1.0 if the normalized prediction equals one of the normalized gold answers, else 0.0."""
+    return float(any(normalize_answer(prediction) == normalize_answer(reference) for reference in references))
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the words, 0 to 1, against the gold answer that fits best."""
-    return max(_f1(normalise(prediction).split(), normalise(reference).split()) for reference in references)
+    """Word F1 against the best-matching gold answer, 0 to 1."""
+    return max(
+        _f1(normalize_answer(prediction).split(), normalize_answer(reference).split())
+        for reference in references
+    )
 
 
 def _f1(prediction: list[str], reference: list[str]) -> float:

@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.metrics import exact_match, f1, normalise
+from ftcore.metrics import exact_match, f1, normalize_answer
 
 
 @pytest.mark.parametrize(
-    ("answer", "bare"),
+    ("answer", "expected"),
     [
         ("The  Eiffel\tTower.", "eiffel tower"),
         ("an apple, a pear and the rest", "apple pear and rest"),
         ("U.S.A.", "usa"),
         ("well-known", "wellknown"),
-        ("theatre", "theatre"),  # the article is a word, not a beginning
+        ("theatre", "theatre"),  # articles are whole words
         ("The", ""),
         ("\u201cquoted\u201d", "\u201cquoted\u201d"),  # SQuAD's script removes ASCII punctuation only
         ("Émile Zola", "émile zola"),
     ],
 )
-def test_normalise(answer: str, bare: str) -> None:
-    assert normalise(answer) == bare
+def test_normalize_answer(answer: str, expected: str) -> None:
+    assert normalize_answer(answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_normalise(answer: str, bare: str) -> None:
         ("red red blue", ["red green"], 0, 2 * (1 / 3 * 1 / 2) / (1 / 3 + 1 / 2)),  # a word counts once
         ("Carolina", ["Denver Broncos"], 0, 0),
         ("", ["Denver"], 0, 0),
-        ("the", ["a"], 1, 1),  # both empty after normalisation
+        ("the", ["a"], 1, 1),  # both empty after normalization
         ("Broncos Denver", ["Denver Broncos"], 0, 1),
         ("Panthers of Carolina", ["Broncos", "Carolina Panthers"], 0, 0.8),  # the best of the gold answers
     ],
 )
-def test_by_hand(prediction: str, references: list[str], match: float, score: float) -> None:
+def test_known_values(prediction: str, references: list[str], match: float, score: float) -> None:
     assert exact_match(prediction, references) == match
     assert f1(prediction, references) == pytest.approx(score)
 
@@ -62,20 +62,20 @@ def test_bounds(prediction: str, gold: list[str]) -> None:
 
 
 @given(texts, texts)
-def test_symmetric_and_blind_to_form(one: str, other: str) -> None:
+def test_symmetry_and_invariance_to_form(one: str, other: str) -> None:
     assert f1(one, [other]) == f1(other, [one])
     assert f1(one.upper() + "!", [other]) == f1(one, [other])
     assert exact_match(f"  the {one}", [other]) == exact_match(one, [other])
 
 
 @given(texts, references, texts)
-def test_another_gold_answer_never_hurts(prediction: str, gold: list[str], more: str) -> None:
+def test_scores_grow_with_gold_answers(prediction: str, gold: list[str], more: str) -> None:
     assert f1(prediction, [*gold, more]) >= f1(prediction, gold)
     assert exact_match(prediction, [*gold, more]) >= exact_match(prediction, gold)
 
 
 @given(st.text(max_size=30))
-def test_normalising_twice_changes_nothing(text: Any) -> None:
-    bare = normalise(text)
-    assert not set(bare) & set(string.punctuation)
-    assert " ".join(normalise(bare).split()) == bare
+def test_normalized_answers_have_no_punctuation(text: Any) -> None:
+    normalized = normalize_answer(text)
+    assert not set(normalized) & set(string.punctuation)
+    assert " ".join(normalize_answer(normalized).split()) == normalized

@@ -102,3 +102,20 @@ def directory_lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"another process is at work on {directory}") from None
         yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a UTF-8 text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON Lines file; [] where there is no file.
+
+    An incomplete last line, which a killed process may leave, is dropped.
+    """
+    if not path.exists():
+        return []
+    # Not splitlines, which also splits inside JSON strings, at U+2028 for example.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ftcore.models import Model
 from ftcore.models.attention import has_hooks
-from ftcore.training.blocks import Block, blocks, train_with
+from ftcore.training.gradient_checkpointing import Block, blocks, train_with
 
 
 def require_compiler(device: torch.device) -> None:

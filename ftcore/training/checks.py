@@ -1,397 +1,465 @@
-"""What must hold of every run, measured on a few examples of this one: `python -m ftcore.train --check`.
+"""Checks of a run on a few of its own examples: `python -m ftcore.train --check`.
 
-Most checks compute one thing in two ways that differ only in the order of their sums, and compare them twice:
-in float64 and in the run's precision. By how much they may differ stands in check_result.py.
+Most checks compute one quantity in two ways that differ only in the order of summation. In float64 both must
+agree to FLOAT64_TOL. In the run's precision, with float64 as reference, the error of one way may be at most
+MAX_ERROR_RATIO times the error of the other.
+
+Each check has a control: the same difference under a deliberate fault. If the control stays within its bound
+(where no example is padded, say), passing would prove nothing, and the verdict is "could not be checked".
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
-from dataclasses import replace
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
-from ftcore.data import DataLoader, ExampleDataset
+from ftcore.data import DataLoader, ExampleDataset, Record
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
-from ftcore.training.check_result import HALF, Check, Figure, apart, impossible, no_worse, rounding_bounds
 from ftcore.training.loss import batch_loss
-from ftcore.training.rehearsal import Few, rehearse, spread
-from ftcore.training.setup import Run
+from ftcore.training.optim import make_optimizer
+from ftcore.training.run_directory import RunDirectory
+from ftcore.training.setup import Progress, Run, make_loader
 
 Batch = dict[str, Tensor]
 
-ROWS = 8  # examples of a window, of which the accumulation makes SPLIT micro-batches
-SPLIT = 4
-TAIL = 3  # examples of the epoch's last, short window
+HOLDS, FAILS, NOT_CHECKED = "holds", "FAILS", "could not be checked"
 
-LEARNT = 0.1  # nats a token, and the share of the loss at the beginning
-STEPS, PATIENCE = 400, 20  # how many it may take at most, and how many there are between two learning rates
+FLOAT64_TOL = math.sqrt(torch.finfo(torch.float64).eps)  # 1.5e-8: half of the digits are left for rounding
+MAX_ERROR_RATIO = 4.0  # as for the parity with transformers, see docs/parity.md
 
-TOKENS = 32  # that are fed to the cache one by one
+ROWS, SPLIT, TAIL = 8, 4, 3  # examples per step, its micro-batches, examples of the epoch's last step
+OVERFIT_LOSS = 0.1  # nats per token, a probability of 90%; times the initial loss where that is below 1
+MAX_STEPS, PATIENCE = 400, 20  # of overfitting: steps in all, and between changes of the learning rate
+CACHED_TOKENS = 32  # fed to the cache one at a time
 
 
 class Loop(NamedTuple):
-    """The functions that train and generate: what is checked are they, not copies of them."""
+    """The functions under test, passed in by train.py."""
 
     train: Callable[[Run], None]
     take_step: Callable[[Run, Sequence[Batch], float], tuple[float, float]]  # -> loss, gradient norm
-    accumulate_gradients: Callable[[Run, Sequence[Batch]], float]
-    windows: Callable[[DataLoader, int], Iterator[list[Batch]]]
+    accumulate_gradients: Callable[[Run, Sequence[Batch]], float]  # -> loss
+    grouped: Callable[[DataLoader, int], Iterator[list[Batch]]]  # the micro-batches of each step
     generate: Callable[..., Tensor]
 
 
-def run_checks(run: Run, loop: Loop, directory: Path) -> Iterator[tuple[str, Check]]:
-    """Make every check, one after the other, and yield its name and what it has found; `run` stays as it is.
+class Measurement(NamedTuple):
+    name: str
+    value: float
+    bound: float = FLOAT64_TOL
+
+    @property
+    def is_within(self) -> bool:
+        return self.value <= self.bound  # False for NaN
+
+
+@dataclass(frozen=True)
+class Result:
+    description: str  # what was compared, or why nothing could be
+    measurements: Sequence[Measurement] = ()
+    control: Measurement | None = None  # must exceed its bound
+
+    @property
+    def verdict(self) -> str:
+        if not all(measurement.is_within for measurement in self.measurements):
+            return FAILS
+        return NOT_CHECKED if self.control is None or self.control.is_within else HOLDS
+
+    def __str__(self) -> str:
+        rows = [(measurement, "at most", measurement.is_within) for measurement in self.measurements]
+        if self.control is not None:
+            rows.append((self.control, "more than", not self.control.is_within))
+        lines = [
+            f"    {name:<42}{value:>9.3g}   {relation} {bound:.3g}{'' if is_good else '   <--'}"
+            for (name, value, bound), relation, is_good in rows
+        ]
+        return "\n".join([self.verdict, f"  {self.description}", *lines])
+
+
+def run_checks(run: Run, loop: Loop, directory: Path) -> Iterator[tuple[str, Result]]:
+    """Yield (name, result) of each check; `run` is not changed.
 
     Args:
-        directory: an empty one for what rehearsals save: up to ten times the size of the weights.
+        directory: empty, for the files of trial runs: up to ten times the size of the weights.
     """
     for check in (overfits_one_batch, accumulates_exactly, resumes_exactly, ignores_padding, caches_exactly):
-        place = directory / check.__name__
-        place.mkdir()
+        files = directory / check.__name__
+        files.mkdir()
         try:
-            found = check(run, loop, place)
+            result = check(run, loop, files)
         except FloatingPointError as error:
-            found = Check("", [Figure("finite losses", math.nan, 0)], str(error).partition(";")[0])
-        yield check.__name__.replace("_", " "), found
+            result = Result(str(error).partition(";")[0], [Measurement("finite loss", math.nan, 0)])
+        yield check.__name__.replace("_", " "), result
 
 
-def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Check:
-    """A model that comes to know a batch by heart, ends included, has a loss, labels and steps that work."""
-    examples = _with_different_prompts(run)
-    rehearsal = rehearse(run, examples, directory / "run", batch_size=len(examples))
-    rehearsal.options.label_smoothing = 0.0
-    rehearsal.model.eval()  # no dropout
+def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
+    """Overfit a batch and generate its targets: checks loss, labels, optimizer steps and end tokens."""
+    candidates = sample_by_length(_train_set(run), 4 * ROWS)
+    by_prompt = {tuple(_prompt_and_target(run, candidates, i)[0]): i for i in range(len(candidates))}
+    examples = Subset(candidates, list(by_prompt.values())[:ROWS])  # no prompt with two targets
+    run = replace(run, options=replace(run.options, label_smoothing=0.0))
+    trial = trial_run(run, examples, directory, batch_size=len(examples))
+    trial.model.eval()  # no dropout
     [batch] = _batches(run, examples, len(examples))
-
-    # No rate suits every model, so one is looked for: doubled while the loss falls, quartered when it rises.
-    lr, before, goal, last = rehearsal.learning_rate(0) / 10, math.nan, 0.0, math.inf
-    for step in range(1, STEPS + 1):
-        loss, _ = loop.take_step(rehearsal, [batch], lr)
+    # Search for a learning rate: double it while the loss falls, divide it by 4 when the loss rises.
+    lr, initial, goal, last = trial.learning_rate(0) / 10, math.nan, 0.0, math.inf
+    for step in range(1, MAX_STEPS + 1):
+        loss, _ = loop.take_step(trial, [batch], lr)
         if step == 1:
-            before, goal = loss, LEARNT * min(1.0, loss)
-        if loss <= goal and _first_guesses_are_right(rehearsal, batch):
-            break
+            initial, goal = loss, OVERFIT_LOSS * min(1.0, loss)
+        if loss <= goal:
+            with torch.no_grad():  # without autocast, as in generation
+                predicted = batch_loss(trial.model, batch)
+            if int(predicted.correct) == predicted.tokens:
+                break
         if step % PATIENCE == 0:
             lr, last = lr * (2 if loss < last else 0.25), loss
-
-    return Check(
-        f"{_count(len(examples), 'example')} to learn by heart without dropout: {step} steps of at most "
-        f"{STEPS}, the last at learning rate {lr:.1g}",
+    wrong = _wrong_answers(trial, loop, examples)
+    return Result(
+        f"a batch of {len(examples)}, no dropout, {step} of {MAX_STEPS} steps, final learning rate {lr:.1g}",
         [
-            Figure("loss per token, after", loss, goal),
-            Figure("generated answers that are not the target", _wrong_answers(rehearsal, loop, examples), 0),
+            Measurement("loss per token, after", loss, goal),
+            Measurement("answers unlike their targets", wrong, 0),
         ],
-        f"{LEARNT} nats are 90% for the right token; a tenth of the loss before may be less.\n"
-        "  Answers have to stop where their targets do.",
-        fault=Figure("loss per token, before", before, goal),
+        control=Measurement("loss per token, before", initial, goal),
     )
 
 
-def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Check:
-    """A window gives one loss, gradient and step, however it is split into micro-batches."""
-    dataset = _training_set(run)
-    rows = min(ROWS, 2 * len(dataset) // 5)  # so that two windows leave some for a short one
+def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+    """Compare loss, gradient and weights of large batches and of the same batches in micro-batches."""
+    dataset = _train_set(run)
+    rows = min(ROWS, 2 * len(dataset) // 5)  # two full steps, and examples for a shorter one
     size = max(1, rows // SPLIT)
     count = rows // size
     if count < 2:
-        return impossible(f"{_count(len(dataset), 'example')} to train on are too few")
+        return Result(f"too few training examples: {len(dataset)}")
     rows = size * count
-    examples = spread(dataset, 2 * rows + min(TAIL, rows - 1), by_labels=True)
+    examples = sample_by_length(dataset, 2 * rows + min(TAIL, rows - 1), by_labels=True)
 
-    def split(batch_size: int, accumulate: int, *, exact: bool) -> Run:
-        place = directory / f"{batch_size}x{accumulate}"
-        return rehearse(run, examples, place, batch_size=batch_size, accumulate=accumulate, exact=exact)
+    def trial(size: int, count: int, *, exact: bool) -> Run:
+        files = directory / f"{size}x{count}"
+        trial = trial_run(run, examples, files, batch_size=size, grad_accum=count, exact=exact)
+        trial.model.eval()  # no dropout
+        return trial
 
-    whole, parts = split(rows, 1, exact=True), split(size, count, exact=True)
-    start, truth, fault = _weights(whole.model), _first_gradient(whole, loop), _error_of_means(parts, loop)
-    losses, norms, end, felt = _epoch(whole, loop)
-    losses_of_parts, norms_of_parts, end_of_parts, _ = _epoch(parts, loop)
-    moved, moved_by_parts = (end - start)[felt], (end_of_parts - start)[felt]
-    usual = _first_gradient(split(rows, 1, exact=False), loop)
-    summed = _first_gradient(split(size, count, exact=False), loop)
-    return Check(
-        f"{_count(len(losses), 'step')} of {rows} examples, the last of fewer: as one batch, and as {count} "
-        f"micro-batches of {size}",
+    whole, split = trial(rows, 1, exact=True), trial(size, count, exact=True)
+    control = max(_error_of_mean_of_means(split, step) for step in loop.grouped(split.train_loader, count))
+    reference = _first_gradient(whole, loop)
+    gradient = _first_gradient(trial(rows, 1, exact=False), loop)
+    split_gradient = _first_gradient(trial(size, count, exact=False), loop)
+    losses, norms, change, is_signal = _epoch(whole, loop)
+    split_losses, split_norms, split_change, _ = _epoch(split, loop)
+    change_error = relative_error(split_change[is_signal], change[is_signal])
+    return Result(
+        f"{len(losses)} steps of {rows} examples, the last one shorter: whole, and as {count} x {size}",
         [
-            Figure("loss, float64", apart(losses_of_parts, losses), HALF),
-            Figure("gradient's norm, float64", apart(norms_of_parts, norms), HALF),
-            Figure("change of the weights, float64", apart(moved_by_parts, moved), HALF),
-            no_worse(run.options.precision, "gradient", summed, usual, truth),
+            Measurement("loss, float64", relative_error(split_losses, losses)),
+            Measurement("gradient norm, float64", relative_error(split_norms, norms)),
+            Measurement("change of weights, float64", change_error),
+            _error_ratio(run, "gradient", split_gradient, gradient, reference),
         ],
-        rounding_bounds(run.options.precision, "one batch"),
-        fault=Figure("loss, if micro-batches counted alike", fault, HALF),
+        control=Measurement("loss as a mean of means", control),
     )
 
 
-def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Check:
-    """A run that was stopped in the middle of an epoch, saved and resumed is the uninterrupted run."""
-    dataset = _training_set(run)
+def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+    """Compare an uninterrupted run with one that is stopped within an epoch, saved and resumed."""
+    dataset = _train_set(run)
     size = min(ROWS // 2, len(dataset) // 4)
     if not size:
-        return impossible(f"{_count(len(dataset), 'example')} to train on are too few")
-    examples = spread(dataset, 6 * size - 1)  # an epoch of two steps at least
+        return Result(f"too few training examples: {len(dataset)}")
+    examples = sample_by_length(dataset, 6 * size - 1)  # at least two steps per epoch
     stop, steps = 1, 5
 
-    def begin(place: str) -> Run:
+    def trial(name: str) -> Run:
         torch.manual_seed(run.options.seed)
-        rehearsal = rehearse(run, examples, directory / place, batch_size=size, accumulate=2, steps=steps)
-        _require_dropout(rehearsal.model)
-        return rehearsal
+        trial = trial_run(run, examples, directory / name, batch_size=size, grad_accum=2, steps=steps)
+        dropouts = [module for module in trial.model.modules() if isinstance(module, nn.Dropout)]
+        if not any(dropout.p for dropout in dropouts):  # the random state must matter
+            for dropout in dropouts:
+                dropout.p = 0.1
+        return trial
 
-    whole = _trained(begin("whole"), loop)
-    stopped = _trained(replace(begin("stopped"), total_steps=stop), loop)
-    resumed = begin("stopped")
-    torch.manual_seed(run.options.seed + 1)  # the random numbers of another process
+    whole = _train(trial("whole"), loop)
+    stopped = _train(replace(trial("stopped"), total_steps=stop), loop)
+    resumed = trial("stopped")
+    torch.manual_seed(run.options.seed + 1)  # a new process has another random state
     resumed.resume()
-    _trained(resumed, loop)
-
-    wanted = _weights(whole.model)
-    different = _different(_weights(resumed.model), wanted)
-    if (
-        different
-        and run.device.type != "cpu"
-        and _different(_weights(_trained(begin("again"), loop).model), wanted)
-    ):
-        return impossible(f"on this device, {run.device}, two uninterrupted runs differ already")
-    return Check(
-        f"{steps} steps with dropout, and the same, stopped after {stop}, saved and resumed",
-        [
-            Figure("weights that differ", different, 0),
-            Figure("optimizer's numbers that differ", _different(_moments(resumed), _moments(whole)), 0),
-        ],
-        "The same computations in the same order: every bit has to be the same.",
-        fault=Figure("weights that differ without resuming", _different(_weights(stopped.model), wanted), 0),
+    _train(resumed, loop)
+    different = _count_different(_state(resumed), _state(whole))
+    repeats = run.device.type == "cpu" or not different
+    if not repeats and _count_different(_state(_train(trial("again"), loop)), _state(whole)):
+        return Result(f"on {run.device}, two uninterrupted runs differ from each other")
+    control = _count_different(_weights(stopped.model), _weights(whole.model))
+    return Result(
+        f"{steps} steps with dropout, uninterrupted, and stopped after step {stop}, saved and resumed",
+        [Measurement("different weights and moments", different, 0)],
+        control=Measurement("different weights without resuming", control, 0),
     )
 
 
-def ignores_padding(run: Run, loop: Loop, directory: Path) -> Check:
-    """Rows that are padded to one length give what each gives alone."""
-    examples = spread(_training_set(run), ROWS)
-    # GPT-2 learns with padding on the right, which causality hides, and generates with padding on the left.
-    side = "left" if examples.decoder_only else "right"
+def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
+    """Compare loss and hidden states of examples alone and padded to a common length."""
+    examples = sample_by_length(_train_set(run), ROWS)
     layout = {"pad_to_max_length": run.options.pad_to_max_length}
+    # GPT-2 is trained with right padding, hidden by the causal mask, and generates with left padding.
     [trained] = _batches(run, examples, len(examples), **layout)
-    [padded] = _batches(run, examples, len(examples), **layout, padding_side=side)
+    [padded] = _batches(run, examples, len(examples), **layout, padding_side=_generation_side(examples))
     alone = _batches(run, examples, 1)
     lengths = [row["input_ids"].shape[1] for row in alone]
-    shortest, longest = min(lengths), max(lengths)
     if padded["attention_mask"].all():
-        return impossible(f"all examples have {lengths[0]} tokens, so that nothing is padded")
+        return Result(f"nothing is padded: all examples have {lengths[0]} tokens")
     everything = torch.ones_like(padded["attention_mask"])
-    exact, own = _models(run)
+    exact = copy.deepcopy(run.model).double().eval()
     with torch.no_grad():
-        losses, loss = [batch_loss(exact, row).total for row in alone], batch_loss(exact, trained).total
-        truth = torch.cat([_hidden(exact, row) for row in alone])
-        with_padding, unmasked = _hidden(exact, padded), _hidden(exact, padded, everything)
-        with run.autocast():
-            usual, own_padded = torch.cat([_hidden(own, row) for row in alone]), _hidden(own, padded)
-    return Check(
-        f"{_count(len(examples), 'example')} of {shortest} to {longest} tokens: each alone, and in one batch",
-        [
-            Figure("loss, float64", apart(loss, torch.stack(losses).sum()), HALF),
-            Figure("last hidden states, float64", apart(with_padding, truth), HALF),
-            no_worse(run.options.precision, "last hidden states", own_padded, usual, truth),
-        ],
-        rounding_bounds(run.options.precision, "examples alone"),
-        fault=Figure("last hidden states without the mask", apart(unmasked, truth), HALF),
+        losses = torch.stack([batch_loss(exact, row).total for row in alone])
+        loss_error = relative_error(batch_loss(exact, trained).total, losses.sum())
+    return _compare_hidden(
+        run,
+        f"{len(examples)} examples of {min(lengths)} to {max(lengths)} tokens: each alone, and as one batch",
+        baseline=lambda model: torch.cat([_hidden(model, row) for row in alone]),
+        variant=lambda model: _hidden(model, padded),
+        faulty=lambda model: _hidden(model, padded, everything),
+        fault="without the mask",
+        also=[Measurement("loss, float64", loss_error)],
     )
 
 
-def caches_exactly(run: Run, loop: Loop, directory: Path) -> Check:
-    """Through the cache, token by token as in generation, a text gives what it gives at once."""
-    examples = spread(_training_set(run), ROWS, by_labels=True)
-    [batch] = _batches(
-        run, examples, len(examples), padding_side="left" if examples.decoder_only else "right"
-    )
-    exact, own = _models(run)
-    with torch.no_grad():
-        truth, cached = _hidden(exact, batch), _hidden_through_cache(exact, batch)
-        forgetful = _hidden(exact, batch, forget_first=True)
-        with run.autocast():
-            usual, own_cached = _hidden(own, batch), _hidden_through_cache(own, batch)
-    return Check(
-        f"{_count(len(examples), 'example')}, at once without a cache, and a token at a time with it",
-        [
-            Figure("last hidden states, float64", apart(cached, truth), HALF),
-            no_worse(run.options.precision, "last hidden states", own_cached, usual, truth),
-        ],
-        rounding_bounds(run.options.precision, "the way without a cache"),
-        fault=Figure("last hidden states without the first token", apart(forgetful, truth), HALF),
+def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+    """Compare hidden states computed at once and token by token with a cache, as in generation."""
+    examples = sample_by_length(_train_set(run), ROWS, by_labels=True)
+    [batch] = _batches(run, examples, len(examples), padding_side=_generation_side(examples))
+    return _compare_hidden(
+        run,
+        f"{len(examples)} examples: at once without a cache, and token by token with it",
+        baseline=lambda model: _hidden(model, batch),
+        variant=lambda model: _hidden_with_cache(model, batch),
+        faulty=lambda model: _hidden(model, batch, hide_first=True),
+        fault="without the first token",
     )
 
 
-# --- the examples
+# --- Examples and trial runs
 
 
-def _training_set(run: Run) -> ExampleDataset:
+class Subset(torch.utils.data.Dataset):
+    """Some examples of an `ExampleDataset`, as an `ExampleDataset`."""
+
+    epoch = truncated_sources = truncated_targets = 0
+
+    def __init__(self, dataset: ExampleDataset, indices: Sequence[int]) -> None:
+        self._dataset, self._indices = dataset, indices
+        self.decoder_only = dataset.decoder_only
+        self.records: Sequence[Record] = (
+            [dataset.records[index] for index in indices] if dataset.records else []
+        )
+        self.lengths = dataset.lengths[indices]
+        self.max_input_length, self.max_label_length = dataset.max_input_length, dataset.max_label_length
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self._dataset.epoch = self.epoch
+        return self._dataset[self._indices[index]]
+
+    def source(self, index: int) -> list[int]:
+        return self._dataset.source(self._indices[index])
+
+
+def sample_by_length(dataset: ExampleDataset, count: int, *, by_labels: bool = False) -> Subset:
+    """At most `count` examples, evenly from the shortest to the longest, by input ids or by labels."""
+    order = np.argsort(dataset.lengths[:, int(by_labels)], kind="stable")
+    chosen = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return Subset(dataset, order[chosen].tolist())
+
+
+def trial_run(
+    run: Run,
+    examples: ExampleDataset,
+    directory: Path,
+    *,
+    batch_size: int,
+    grad_accum: int = 1,
+    steps: int = 1,
+    exact: bool = False,
+) -> Run:
+    """A copy of the run before its first step, on other examples, at the peak learning rate.
+
+    Args:
+        directory: created for its files.
+        exact: compute in float64, weights included.
+    """
+    directory.mkdir(exist_ok=True)
+    options = replace(run.options, batch_size=batch_size, eval_batch_size=batch_size, grad_accum=grad_accum)
+    options = replace(options, eval_every=None, eval_answers=0, save_every=None, workers=0)
+    model = copy.deepcopy(run.model)
+    model = model.double() if exact else model
+    is_fp16 = options.precision == "fp16" and not exact
+    return replace(
+        run,
+        options=options,
+        directory=RunDirectory(directory),
+        model=model,
+        compute_loss=partial(batch_loss, model),
+        train_loader=make_loader(examples, options, run.tokenizer, training=True),
+        valid_loader=make_loader(examples, options, run.tokenizer, training=False),
+        valid_set=examples,
+        optimizer=make_optimizer(model, options),
+        # A low scale: the default one overflows in the first steps, which are then skipped.
+        scaler=torch.amp.GradScaler(run.device.type, init_scale=256.0, enabled=is_fp16),
+        autocast=nullcontext if exact else run.autocast,
+        total_steps=steps,
+        learning_rate=lambda step: options.lr,
+        progress=Progress(),
+    )
+
+
+def _train_set(run: Run) -> ExampleDataset:
     return cast(ExampleDataset, run.train_loader.dataset)
 
 
-def _with_different_prompts(run: Run) -> Few:
-    """Examples that can be told apart by their prompts: of two equal ones, one answer could not be learnt."""
-    some = spread(_training_set(run), 4 * ROWS)
-    by_prompt = {tuple(_prompt_and_answer(run, some, index)[0]): index for index in range(len(some))}
-    return Few(some, list(by_prompt.values())[:ROWS])
+def _generation_side(examples: Subset) -> str:
+    return "left" if examples.decoder_only else "right"
 
 
-def _prompt_and_answer(run: Run, examples: Few, index: int) -> tuple[list[int], list[int]]:
-    """What the model is given of an example, and what it should write then, up to its end."""
-    prompt, eos = examples.source(index), run.tokenizer.eos_id
-    answer = [label for label in examples[index]["labels"] if label != IGNORED_LABEL]
-    if examples.records:  # labels that lack the end would be learnt just as well: make them once more
-        whole = run.tokenizer.encode(examples.records[index].target) + [eos] * examples.decoder_only
-        answer = whole if len(whole) <= run.options.max_target_length else answer
-    if not prompt:  # GPT-2 begins with a token that nothing predicts
-        prompt, answer = answer[:1], answer[1:]
-    return prompt, answer[: answer.index(eos) + 1] if eos in answer else answer
-
-
-def _batches(run: Run, examples: Few, size: int, **layout: Any) -> list[Batch]:
-    """All examples in their order, on the run's device. `layout` are options of DataLoader."""
+def _batches(run: Run, examples: Subset, size: int, **layout: Any) -> list[Batch]:
+    """All examples in order, on the run's device. `layout` are options of DataLoader."""
     loader = DataLoader(examples, size, pad_id=run.tokenizer.pad_id, bucket=False, **layout)
     return [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in loader]
 
 
-# --- what is computed from them
+def _prompt_and_target(run: Run, examples: Subset, index: int) -> tuple[list[int], list[int]]:
+    """Input ids for generation, and the expected output up to its end token."""
+    prompt, eos = examples.source(index), run.tokenizer.eos_id
+    target = [label for label in examples[index]["labels"] if label != IGNORED_LABEL]
+    if examples.records and len(target) < run.options.max_target_length:
+        target.append(eos)  # also where the labels lack it, which can be overfitted too
+    if not prompt:  # GPT-2's first token has no prediction
+        prompt, target = target[:1], target[1:]
+    return prompt, target[: target.index(eos) + 1] if eos in target else target
 
 
-def _first_guesses_are_right(run: Run, batch: Batch) -> bool:
-    """Without autocast, as generation computes."""
-    with torch.no_grad():
-        loss = batch_loss(run.model, batch)
-    return int(loss.correct) == loss.tokens
-
-
-def _wrong_answers(run: Run, loop: Loop, examples: Few) -> int:
-    """How many of the examples the model does not answer with exactly their targets."""
-    pairs = [_prompt_and_answer(run, examples, index) for index in range(len(examples))]
-    prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-    side = "left" if examples.decoder_only else "right"
+def _wrong_answers(run: Run, loop: Loop, examples: Subset) -> int:
+    """Number of examples for which greedy generation does not give exactly the target."""
+    prompts, targets = zip(*[_prompt_and_target(run, examples, i) for i in range(len(examples))], strict=True)
+    side = _generation_side(examples)
+    # All settings that generation_config.json may change.
+    greedy = {"num_beams": 1, "do_sample": False, "min_new_tokens": 0}
+    plain = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0}
     ids = loop.generate(
         run.model,
         pad_rows(prompts, run.tokenizer.pad_id, side),
         pad_rows([[1] * len(prompt) for prompt in prompts], 0, side),
-        max_new_tokens=max(map(len, answers)),
-        # greedily, whatever the checkpoint's generation_config.json says
-        num_beams=1,
-        do_sample=False,
-        min_new_tokens=0,
-        no_repeat_ngram_size=0,
-        repetition_penalty=1.0,
+        max_new_tokens=max(map(len, targets)),
+        **greedy,
+        **plain,
     )
-    begin = max(map(len, prompts)) if examples.decoder_only else 1  # T5's answers begin with the start token
-    written = ids[:, begin:].tolist()
-    return sum(row[: len(answer)] != answer for row, answer in zip(written, answers, strict=True))
+    start = max(map(len, prompts)) if examples.decoder_only else 1  # T5's output begins with the start token
+    outputs = ids[:, start:].tolist()
+    return sum(row[: len(target)] != target for row, target in zip(outputs, targets, strict=True))
+
+
+# --- Losses, gradients, weights
 
 
 def _epoch(run: Run, loop: Loop) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and the gradient's norm of each step of an epoch without dropout, and the weights after it.
+    """Train an epoch. Returns losses and gradient norms (steps,), the change of the weights, and the mask of
+    weights whose gradient exceeds rounding noise.
 
-    The last tensor says which weights have felt a gradient that can be told from rounding. The others, such
-    as the biases of GPT-2's keys, which shift all scores of a query alike, an optimizer moves by chance: it
-    divides each gradient by its own size.
+    AdamW moves the others, such as the biases of GPT-2's keys, which softmax cancels, in random directions.
     """
-    run.model.eval()
-    felt = torch.zeros_like(_weights(run.model), dtype=torch.bool)
+    before = _weights(run.model)
+    is_signal = torch.zeros_like(before, dtype=torch.bool)
 
-    def feel(*_: Any) -> None:
-        gradient = _gradient_of(run.model)
-        felt.logical_or_(gradient.abs() > HALF * gradient.square().mean().sqrt())
+    def update_mask(*_: Any) -> None:
+        gradient = _gradient(run.model)
+        is_signal.logical_or_(gradient.abs() > FLOAT64_TOL * gradient.square().mean().sqrt())
 
-    run.optimizer.register_step_pre_hook(feel)
-    windows = loop.windows(run.train_loader, run.options.grad_accum)
-    taken = [loop.take_step(run, window, run.learning_rate(0)) for window in windows]
+    run.optimizer.register_step_pre_hook(update_mask)
+    steps = loop.grouped(run.train_loader, run.options.grad_accum)
+    taken = [loop.take_step(run, micro_batches, run.learning_rate(0)) for micro_batches in steps]
     losses, norms = torch.tensor(taken, dtype=torch.float64).T
-    return losses, norms, _weights(run.model), felt
+    return losses, norms, _weights(run.model) - before, is_signal
 
 
 def _first_gradient(run: Run, loop: Loop) -> Tensor:
-    """The gradient of the first window without dropout."""
-    run.model.eval()
-    window = next(loop.windows(run.train_loader, run.options.grad_accum))
-    while True:
-        loop.accumulate_gradients(run, window)
-        run.scaler.unscale_(run.optimizer)
-        gradient = _gradient_of(run.model)
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.update()  # where fp16 has overflowed, as it does at first, to a lower scale
-        if gradient.isfinite().all() or run.scaler.get_scale() <= 1.0:
-            return gradient
+    loop.accumulate_gradients(run, next(loop.grouped(run.train_loader, run.options.grad_accum)))
+    run.scaler.unscale_(run.optimizer)
+    gradient = _gradient(run.model)
+    run.optimizer.zero_grad(set_to_none=True)
+    return gradient
 
 
-def _gradient_of(model: Model) -> Tensor:
-    """Of all trained weights in one row."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    return torch.cat([gradient.flatten() for gradient in gradients])
+@torch.no_grad()
+def _error_of_mean_of_means(run: Run, micro_batches: Sequence[Batch]) -> float:
+    """Relative error of a step's loss if it were the mean of its micro-batches' means."""
+    batches = [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in micro_batches]
+    losses = [batch_loss(run.model, batch) for batch in batches]
+    mean_of_means = torch.stack([loss.total / loss.tokens for loss in losses]).mean()
+    exact = torch.stack([loss.total for loss in losses]).sum() / sum(loss.tokens for loss in losses)
+    return relative_error(mean_of_means, exact)
 
 
-def _error_of_means(run: Run, loop: Loop) -> float:
-    """How far off the loss of a window would be, were it the mean of its micro-batches' means; the most."""
-    errors = []
-    for window in loop.windows(run.train_loader, run.options.grad_accum):
-        with torch.no_grad():
-            losses = [
-                batch_loss(run.model, {n: t.to(run.device) for n, t in batch.items()}) for batch in window
-            ]
-        exact = sum(float(loss.total) for loss in losses) / sum(loss.tokens for loss in losses)
-        mean = sum(float(loss.total) / loss.tokens for loss in losses) / len(losses)
-        errors.append(abs(mean - exact) / exact)
-    return max(errors)
-
-
-def _trained(run: Run, loop: Loop) -> Run:
-    """The run after `loop.train`, of which nothing is shown."""
+def _train(run: Run, loop: Loop) -> Run:
+    """Run `loop.train` without console output."""
     with redirect_stdout(StringIO()):
         loop.train(run)
     if run.progress.step < run.total_steps:
-        raise KeyboardInterrupt  # the loop has answered it
+        raise KeyboardInterrupt  # the loop has handled it and stopped early
     return run
 
 
-def _require_dropout(model: Model) -> None:
-    """Without dropout, a run that draws other random numbers would come to the same weights."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    if not any(layer.p for layer in layers):
-        for layer in layers:
-            layer.p = 0.1
+def _gradient(model: Model) -> Tensor:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 
-def _models(run: Run) -> tuple[Model, Model]:
-    """The model without dropout, in float64 and as it is."""
-    return copy.deepcopy(run.model).double().eval(), copy.deepcopy(run.model).eval()
+def _weights(model: Model) -> Tensor:
+    return parameters_to_vector(p.detach() for p in model.parameters() if p.requires_grad)
 
 
-def _hidden(
-    model: Model, batch: Batch, attention_mask: Tensor | None = None, *, forget_first: bool = False
-) -> Tensor:
-    """What the head reads at every token that is no padding, row after row, (tokens, D).
+def _state(run: Run) -> Tensor:
+    """All trained weights and the optimizer's moments."""
+    moments = [tensor for slot in run.optimizer.state_dict()["state"].values() for tensor in slot.values()]
+    return torch.cat([_weights(run.model).cpu(), *(moment.flatten().cpu() for moment in moments)])
 
-    `attention_mask` takes the place of the batch's. With `forget_first` no position sees the first token.
+
+# --- Hidden states
+
+
+def _hidden(model: Model, batch: Batch, mask: Tensor | None = None, *, hide_first: bool = False) -> Tensor:
+    """The input of lm_head at all positions that are not padding, (tokens, D).
+
+    `mask` replaces the batch's attention_mask; `hide_first` masks the decoder's first token.
     """
-    mask = batch["attention_mask"] if attention_mask is None else attention_mask
-    decoder_ids, is_token = _decoder_ids(model, batch)
+    mask = batch["attention_mask"] if mask is None else mask
+    decoder_ids, is_token = _decoder_inputs(model, batch)
     first = is_token.long().argmax(1, keepdim=True)
-    visible = torch.ones_like(decoder_ids).scatter(1, first, 0) if forget_first else None
+    visible = torch.ones_like(decoder_ids).scatter(1, first, 0) if hide_first else None
     if isinstance(model, T5ForConditionalGeneration):
         return model.last_hidden(batch["input_ids"], mask, decoder_ids, visible)[is_token]
     return model.last_hidden(decoder_ids, mask if visible is None else mask * visible)[is_token]
 
 
-def _hidden_through_cache(model: Model, batch: Batch) -> Tensor:
-    """The same, of which the last TOKENS positions are fed one by one."""
+def _hidden_with_cache(model: Model, batch: Batch) -> Tensor:
+    """The same, the last CACHED_TOKENS positions one at a time."""
     mask = batch["attention_mask"]
-    decoder_ids, is_token = _decoder_ids(model, batch)
+    decoder_ids, is_token = _decoder_inputs(model, batch)
     length = decoder_ids.shape[1]
-    prompt = max(1, length - TOKENS)
+    prompt = max(1, length - CACHED_TOKENS)
     cache = KVCache(length)
     chunks = decoder_ids.split([prompt, *[1] * (length - prompt)], dim=1)
     if isinstance(model, T5ForConditionalGeneration):
@@ -406,32 +474,51 @@ def _hidden_through_cache(model: Model, batch: Batch) -> Tensor:
     return torch.cat(hidden, dim=1)[is_token]
 
 
-def _decoder_ids(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the decoder reads, (B, T), and where it is no padding."""
+def _decoder_inputs(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The decoder's input ids (B, T), and the mask of positions that are not padding."""
     if isinstance(model, T5ForConditionalGeneration):
         return model.shift_right(batch["labels"]), batch["labels"] != IGNORED_LABEL
     return batch["input_ids"], batch["attention_mask"].bool()
 
 
-# --- how far it is apart
+def _compare_hidden(
+    run: Run,
+    description: str,
+    baseline: Callable[[Model], Tensor],
+    variant: Callable[[Model], Tensor],
+    faulty: Callable[[Model], Tensor],
+    fault: str,
+    also: Sequence[Measurement] = (),
+) -> Result:
+    """Compare two ways to compute hidden states in float64 and in the run's precision, without dropout."""
+    exact, own = copy.deepcopy(run.model).double().eval(), copy.deepcopy(run.model).eval()
+    with torch.no_grad():
+        reference = baseline(exact)
+        error, control = (relative_error(way(exact), reference) for way in (variant, faulty))
+        with run.autocast():
+            ratio = _error_ratio(run, "last hidden states", variant(own), baseline(own), reference)
+    measurements = [*also, Measurement("last hidden states, float64", error), ratio]
+    return Result(description, measurements, Measurement(f"last hidden states {fault}", control))
 
 
-def _weights(model: Model) -> Tensor:
-    """All trained weights in one row."""
-    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+# --- Differences
 
 
-def _moments(run: Run) -> Tensor:
-    """All that the optimizer remembers, in one row."""
-    state = run.optimizer.state_dict()["state"]
-    return torch.cat(
-        [number.flatten().cpu() for of_weight in state.values() for number in of_weight.values()]
-    )
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Norm of the difference relative to the reference's norm; infinite where the shapes differ."""
+    if value.shape != reference.shape:
+        return math.inf
+    error = (value.double() - reference.double()).norm().item()
+    return error / reference.double().norm().item() if error else 0.0
 
 
-def _different(numbers: Tensor, others: Tensor) -> int:
-    return int((numbers != others).sum()) if numbers.shape == others.shape else max(numbers.numel(), 1)
+def _error_ratio(run: Run, name: str, value: Tensor, baseline: Tensor, reference: Tensor) -> Measurement:
+    """Error of `value` in the run's precision, bounded by MAX_ERROR_RATIO times the error of `baseline`."""
+    precision = run.options.precision
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    bound = max(MAX_ERROR_RATIO * relative_error(baseline, reference), torch.finfo(dtype).eps)
+    return Measurement(f"error of {name}, {precision}", relative_error(value, reference), bound)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+def _count_different(values: Tensor, others: Tensor) -> int:
+    return int((values != others).sum()) if values.shape == others.shape else max(values.numel(), 1)

@@ -1,18 +1,17 @@
-"""Where a loss or gradient that is infinite or no number came from.
+"""Diagnosis of a loss or gradient that is NaN or infinite.
 
-While all is well nothing is watched. When a step fails, its micro-batches are run once more, from the random
-numbers that they had, with hooks on every module.
+Training itself has no extra hooks. When a step fails, its micro-batches are run again from the same random
+state, with hooks on every module.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import write_text
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
@@ -26,11 +25,11 @@ Batch = dict[str, Tensor]
 
 
 @contextmanager
-def explained(run: Run, window: Sequence[Batch]) -> Iterator[None]:
-    """Around a step's forward and backward passes: says more about a FloatingPointError that leaves them.
+def diagnose_non_finite(run: Run, batches: Sequence[Batch]) -> Iterator[None]:
+    """Around a step's forward and backward passes: add the cause to a FloatingPointError.
 
-    It names the first module whose output was not finite and the range of that module's input, and writes
-    the examples of the micro-batch to the run's non_finite.json.
+    The message names the first module with a non-finite output and the range of its input. The examples of
+    the micro-batch are written to the run's non_finite.json.
     """
     state = random_state()
     try:
@@ -38,66 +37,67 @@ def explained(run: Run, window: Sequence[Batch]) -> Iterator[None]:
     except FloatingPointError as error:
         set_random_state(state)
         run.optimizer.zero_grad(set_to_none=True)
-        # Each process looks at its own rows, alone: with the whole model nobody waits for the others.
-        found, batch = _first_non_finite(run, unsharded(run.model), window)
-        rows = [row for one in ([batch] if batch else window) for row in _examples(one, run.tokenizer)]
-        findings = all_gather((batch is not None, found, rows))
-        guilty = [finding for finding in findings if finding[0]]
-        _, found, rows = (guilty or findings)[0]
+        # Each rank runs its own rows on the unsharded model, which needs no collectives.
+        cause, batch = _first_non_finite(run, unsharded(run.model), batches)
+        rows = [row for one in ([batch] if batch else batches) for row in _examples(one, run.tokenizer)]
+        results = all_gather((batch is not None, cause, rows))
+        _, cause, rows = max(results, key=lambda result: result[0])  # the first rank that found a cause
         step, path = run.progress.step + 1, run.directory.non_finite
-        report = {"step": step, "error": str(error), "found": found, "examples": rows}
+        report = {"step": step, "error": str(error), "found": cause, "examples": rows}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write = partial(write_atomically, path, lambda beside: beside.write_text(text, encoding="utf-8"))
-        on_main(write)
-        raise run.failure(f"{error} in step {step}: {found}; the batch is in {path}") from None
+        on_main(lambda: write_text(path, text))
+        raise run.failure(f"{error} in step {step}: {cause}; the batch is in {path}") from None
 
 
-def _first_non_finite(run: Run, model: Model, window: Sequence[Batch]) -> tuple[str, Batch | None]:
-    """What was not finite first, in words, and in which micro-batch; None if no single one is to blame."""
-    found: list[str] = []
-    with _watched(model, found.append):
-        for batch in window:
+def _first_non_finite(run: Run, model: Model, batches: Sequence[Batch]) -> tuple[str, Batch | None]:
+    """(cause, micro-batch); None where no single micro-batch reproduces the failure."""
+    causes: list[str] = []
+    with _finite_checks(model, causes.append):
+        for batch in batches:
             on_device = {name: tensor.to(run.device) for name, tensor in batch.items()}
             with run.autocast():
                 loss = batch_loss(model, on_device, run.options.label_smoothing)
-            if not found and not loss.total.isfinite():
-                found.append("all modules gave finite outputs, but lm_head's logits no finite cross-entropy")
-            if not found:
+            if not causes and not loss.total.isfinite():
+                causes.append(
+                    "all module outputs are finite, but the cross-entropy of lm_head's logits is not"
+                )
+            if not causes:
                 (loss.total / max(1, loss.tokens)).backward()
-                found += [
+                causes += [
                     f"first in the gradient of {name}"
                     for name, parameter in model.named_parameters()
                     if parameter.grad is not None and not parameter.grad.isfinite().all()
                 ]
-            if found:
-                return found[0], batch
-    return "when they were run once more, its batches gave finite gradients", None
+            if causes:
+                return causes[0], batch
+    return "a second run of its batches gave finite gradients", None
 
 
 @contextmanager
-def _watched(model: nn.Module, tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of every module output that is not finite, then of every gradient of one, as they come."""
+def _finite_checks(model: nn.Module, report: Callable[[str], None]) -> Iterator[None]:
+    """Report every non-finite module output, then every non-finite gradient of one, in order."""
 
-    def watch(name: str) -> Callable[..., None]:
+    def forward_hook(name: str) -> Callable[..., None]:
         def check(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            words = f"{name}, whose input {_range(inputs[0])}"
+            where = f"{name}, whose input {_range(inputs[0])}"
             if not output.isfinite().all():
-                spoilt = [f"{name}.{part}" for part, p in module.named_parameters() if not p.isfinite().all()]
-                cause = f"; {spoilt[0]} is not finite itself" if spoilt else ""
-                tell(f"first in the output of {words}{cause}")
+                bad = [f"{name}.{part}" for part, p in module.named_parameters() if not p.isfinite().all()]
+                report(
+                    f"first in the output of {where}" + (f"; {bad[0]} is not finite itself" if bad else "")
+                )
             elif output.requires_grad:
-                output.register_hook(lambda grad: check_gradient(grad, words))
+                output.register_hook(lambda grad: check_gradient(grad, where))
 
         return check
 
-    def check_gradient(grad: Tensor, words: str) -> None:
+    def check_gradient(grad: Tensor, where: str) -> None:
         if not grad.isfinite().all():
-            tell(f"first in the gradient with respect to the output of {words}")
+            report(f"first in the gradient with respect to the output of {where}")
 
-    # A hook on these would switch attention to its textbook lines, which draw other random numbers.
+    # Hooks on these would disable fused attention, whose dropout draws other random numbers.
     unhooked = Softmax | AttentionDropout
-    watchable = [(name, part) for name, part in model.named_modules() if not isinstance(part, unhooked)]
-    handles = [part.register_forward_hook(watch(name or "the model")) for name, part in watchable]
+    modules = [(name, module) for name, module in model.named_modules() if not isinstance(module, unhooked)]
+    handles = [module.register_forward_hook(forward_hook(name or "the model")) for name, module in modules]
     try:
         yield
     finally:
@@ -109,14 +109,14 @@ def _range(tensor: Tensor) -> str:
     """ "ranged from -3.2 to 4.1" """
     finite = tensor.detach()[tensor.isfinite()]
     if not finite.numel():
-        return "was not finite anywhere"
+        return "had no finite element"
     low, high = finite.aminmax()
-    besides = "" if finite.numel() == tensor.numel() else " where it was finite"
-    return f"ranged from {low.item():.4g} to {high.item():.4g}{besides}"
+    partly = "" if finite.numel() == tensor.numel() else " where it was finite"
+    return f"ranged from {low.item():.4g} to {high.item():.4g}{partly}"
 
 
 def _examples(batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Each example as the model saw it: its position in the training set, and what its ids mean."""
+    """Each example with its position in the training set and its decoded tokens."""
     return [
         {
             "index": index,

@@ -1,7 +1,7 @@
-"""A finished run as one page, report.html: no network, no script, nothing besides the file itself.
+"""report.html: a finished run as one page without scripts or external resources.
 
-Every text goes through `escape`, so that markup in a data set is shown and not obeyed. Should that ever fail,
-the page forbids its browser to run or load anything.
+All text is escaped, so that markup in a data set is displayed literally. As a second barrier, a Content
+Security Policy forbids scripts and loading anything.
 """
 
 import platform
@@ -19,74 +19,70 @@ import torch
 
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
-from ftcore.training.curves import chart
+from ftcore.training.curves import curves_svg
 from ftcore.training.launch import resume_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.setup import Run
 from ftcore.training.state import sha256
 
-_SHOWN = 6  # predictions on each side
-_HOW_STARTED = {
-    "output",
-    "overwrite",
-    "resume",
-    "dry_run",
-    "check",
-    "parallel",
-}  # options that change nothing it learns
+_PREDICTIONS = 6  # of the worst and of the best
+# Options without influence on the result.
+_PER_START = {"output", "overwrite", "resume", "dry_run", "check", "parallel"}
+
+_NO_CURVES = "<p>Curves need matplotlib: <code>pip install matplotlib</code>.</p>"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is on the page."""
+    """Contents of the page."""
 
     title: str
     summary: str
-    metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
-    predictions: Sequence[Mapping[str, Any]]  # of the best validation: the lines of predictions.jsonl
-    data: Sequence[str]  # the figures of before the first step, in lines
+    metrics: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
+    predictions: Sequence[Mapping[str, Any]]  # of the best validation: lines of predictions.jsonl
+    data: Sequence[str]  # lines of the data preview
     options: TrainOptions
-    config: Mapping[str, Any]  # the model's
+    config: Mapping[str, Any]  # config.json of the model
     versions: Mapping[str, str]
     fingerprints: Mapping[str, str]  # file -> SHA-256
-    start: str = "python -m ftcore.train"  # the command line, up to the options
+    start: str = "python -m ftcore.train"  # the command without options
 
 
 def save_report(run: Run) -> None:
-    """Write the page of a run, as its directory stands, into that directory."""
+    """Write report.html into the run's directory."""
     options, model = run.options, run.model
-    look = preview(run.train_loader, model, run.tokenizer)
+    data = preview(run.train_loader, model, run.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     files = filter(None, (options.train, options.valid))
     report = Report(
         title=str(run.directory.path),
-        summary=f"{options.model} ({model.config.architecture}, {parameters:,} parameters) learnt "
-        f"{options.task} from {look.examples:,} examples in {run.progress.step:,} steps of "
+        summary=f"{options.model} ({model.config.architecture}, {parameters:,} parameters), trained on "
+        f"{options.task} with {data.examples:,} examples for {run.progress.step:,} steps of "
         f"{run.train_loader.batch_sampler.batch_size * options.grad_accum}.",
-        metrics=run.directory.read_metrics(),
+        metrics=run.directory.metrics_log.read(),
         predictions=run.directory.read_predictions(),
-        data=look.lines(),
+        data=data.lines(),
         options=options,
         config=model.config.to_dict(),
         versions=versions(run.device),
         fingerprints={file: sha256(file) for file in files},
         start=resume_command(run.strategy),
     )
-    page = render(report)
-    write_atomically(run.directory.report, lambda beside: beside.write_bytes(page.encode(errors="replace")))
+    page = render(report).encode(errors="replace")
+    write_atomically(run.directory.report, lambda temporary: temporary.write_bytes(page))
 
 
-def command_of(options: TrainOptions, start: str = "python -m ftcore.train") -> str:
-    """The command line that gives these options, but for where the run's files go; an option a line."""
-    elsewhere = replace(options, output=None, overwrite=False, resume=False, parallel=None)
+def command_line(options: TrainOptions, start: str = "python -m ftcore.train") -> str:
+    """The command that reproduces these options except the output directory, one option per line."""
+    options = replace(options, output=None, overwrite=False, resume=False, parallel=None)
     return start + "".join(
-        (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in to_argv(elsewhere)
+        (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in to_argv(options)
     )
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What else the numbers depend on: packages, machine, and the state of the code in a clone."""
+    """Versions of packages, machine and git revision that the numbers depend on."""
     found = {name: _version(name) for name in ("ftcore", "torch", "tokenizers", "numpy", "safetensors")}
     if revision := _git("rev-parse", "HEAD"):
         changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -100,12 +96,12 @@ def versions(device: torch.device) -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # ftcore itself may run from a clone
+    except PackageNotFoundError:  # ftcore may run from a clone
         return "not installed"
 
 
 def _git(*arguments: str) -> str:
-    """What git says about the clone that this code lies in; "" where it is none."""
+    """Output of a git command in the clone that holds this code; "" outside of a clone."""
     if not (CLONE / ".git").exists():
         return ""
     command = ["git", "-C", str(CLONE), *arguments]
@@ -115,11 +111,8 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The page.
-
-
 def render(report: Report) -> str:
+    """The page as HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -136,19 +129,19 @@ def render(report: Report) -> str:
 <p>{escape(report.summary)}</p>
 {_scores(report)}
 <h2>Curves</h2>
-<div class="curves">{_curves(report.metrics)}</div>
+<div class="curves">{curves_svg(report.metrics) or _NO_CURVES}</div>
 {_predictions(report)}
 <h2>Data</h2>
-<p>The training set, as it was before the first step; lengths are in tokens.</p>
+<p>The training set before the first step; lengths are in tokens.</p>
 <pre tabindex="0">{escape(chr(10).join(report.data))}</pre>
 <h2>Configuration</h2>
 {_options(report.options)}
 <details><summary>Model: config.json</summary>{_table(report.config.items(), "key", "value")}</details>
 <h2>Reproduce</h2>
 <p>The same command on the same files, versions and machine gives the same weights bit for bit.</p>
-<pre tabindex="0" class="wrap">{escape(command_of(report.options, report.start))}</pre>
+<pre tabindex="0" class="wrap">{escape(command_line(report.options, report.start))}</pre>
 {_table(report.fingerprints.items(), "file", "SHA-256")}
-{_table(report.versions.items(), "what", "version")}
+{_table(report.versions.items(), "environment", "value")}
 </main>
 </body>
 </html>
@@ -156,7 +149,7 @@ def render(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    """The figures of the best validation, large."""
+    """Metrics of the best validation, in large type."""
     step = report.predictions[0]["step"] if report.predictions else None
     lines = [line for line in report.metrics if "valid_loss" in line and step in (None, line["step"])]
     if not lines:
@@ -177,33 +170,14 @@ def _scores(report: Report) -> str:
     return f'<p>The {which} validation, at step {lines[-1]["step"]:,}:</p>\n<dl class="scores">{cells}</dl>'
 
 
-def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    def points(name: str) -> list[tuple[float, float]]:
-        return [(line["step"], line[name]) for line in metrics if name in line]
-
-    def draw(title: str, logarithmic: bool = False, **curves: str) -> str:
-        return chart(title, {label: points(name) for name, label in curves.items()}, logarithmic=logarithmic)
-
-    return "".join(
-        [
-            draw("Loss (nats a token)", logarithmic=True, train_loss="training", valid_loss="validation"),
-            draw("Answers (share)", exact_match="exact match", f1="F1"),
-            draw("Token accuracy (share)", token_accuracy="token accuracy"),
-            draw("Learning rate", learning_rate="learning rate"),
-            draw("Gradient", logarithmic=True, grad_norm="norm"),
-            draw("Speed (tokens a second)", tokens_per_second="tokens a second"),
-        ]
-    )
-
-
 def _predictions(report: Report) -> str:
-    """The worst and the best, by F1, of the best validation."""
+    """The worst and the best predictions of the best validation, by F1."""
     if not report.predictions:
         return ""
-    # Among equals chance decides: neighbours in a file are often about one passage.
+    # Break ties at random: adjacent examples are often about the same passage.
     shuffled = random.Random(0).sample(report.predictions, len(report.predictions))
     ranked = sorted(shuffled, key=lambda row: (row["f1"], row["exact_match"]))
-    half = min(_SHOWN, -(-len(ranked) // 2))
+    half = min(_PREDICTIONS, -(-len(ranked) // 2))
     worst, best = ranked[:half], ranked[half:][: -half - 1 : -1]
     return (
         f"<h2>Predictions</h2>\n<p>Of {len(ranked):,} at step {ranked[0]['step']:,}, by F1.</p>\n"
@@ -223,9 +197,9 @@ def _card(row: Mapping[str, Any]) -> str:
 
 
 def _options(options: TrainOptions) -> str:
-    """Those that are not the default, by the command line or the task, and folded up the others."""
+    """A table of the options with other values than the defaults; the others are folded."""
     defaults = asdict(TrainOptions())
-    values = {name: value for name, value in asdict(options).items() if name not in _HOW_STARTED}
+    values = {name: value for name, value in asdict(options).items() if name not in _PER_START}
     chosen = {name: value for name, value in values.items() if value != defaults[name]}
     others = {name: value for name, value in values.items() if name not in chosen}
     return (
@@ -237,7 +211,7 @@ def _options(options: TrainOptions) -> str:
 
 def _table(rows: Iterable[tuple[str, Any]], name: str, value: str) -> str:
     body = "".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_shown(what))}</td></tr>'
+        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_text(what))}</td></tr>'
         for key, what in rows
     )
     return (
@@ -246,7 +220,7 @@ def _table(rows: Iterable[tuple[str, Any]], name: str, value: str) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -256,13 +230,11 @@ def _shown(value: Any) -> str:
 
 _STYLE = """
 :root {
-  --page: #fff; --text: #1d2129; --soft: #5a6270; --line: #d9dde3; --card: #f6f7f9; --first: #0b63c4;
-  --second: #b3470b;
+  --page: #fff; --text: #1d2129; --soft: #5a6270; --line: #d9dde3; --card: #f6f7f9;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #15181d; --text: #e6e9ee; --soft: #a2abb8; --line: #343a44; --card: #1e2229; --first: #6db3ff;
-    --second: #ffa15c;
+    --page: #15181d; --text: #e6e9ee; --soft: #a2abb8; --line: #343a44; --card: #1e2229;
   }
 }
 * { box-sizing: border-box; }
@@ -277,27 +249,10 @@ small, i { color: var(--soft); }
 .scores div { flex: 1 1 8rem; padding: .5rem .8rem; background: var(--card); border-radius: .5rem; }
 .scores dt { color: var(--soft); font-size: .85rem; }
 .scores dd { margin: 0; font-size: 1.5rem; font-weight: 600; }
-.curves, .cards {
-  display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
-}
-figure { display: flex; flex-direction: column; justify-content: space-between; margin: 0; }
-figcaption { display: flex; flex-wrap: wrap; column-gap: .8rem; padding-bottom: .3rem; }
-figcaption b { flex-basis: 100%; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 12px; }
-.grid { stroke: var(--line); }
-.axis { stroke: var(--soft); }
-polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.curve0 { stroke: var(--first); }
-.curve1 { stroke: var(--second); stroke-dasharray: 7 4; }
-.dot0 { fill: var(--first); }
-.dot1 { fill: var(--second); }
-.key0, .key1 { font-size: .9rem; white-space: nowrap; }
-.key0::before, .key1::before {
-  content: ""; display: inline-block; width: 1.4rem; margin-right: .3rem; vertical-align: middle;
-  border-top: 3px solid var(--first);
-}
-.key1::before { border-top: 3px dashed var(--second); }
+.curves { overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 44rem; height: auto; }
+svg text { fill: currentColor; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 article { padding: .7rem .9rem; background: var(--card); border-radius: .5rem; overflow-wrap: anywhere; }
 .source {
   max-height: 8.1rem; margin: 0 0 .6rem; overflow: auto; color: var(--soft); font-size: .9rem;

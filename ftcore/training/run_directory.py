@@ -1,7 +1,6 @@
-"""The files of a run: where they lie, and how none of them is ever lost or half written."""
+"""The files of a run."""
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,22 +9,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import read_json_lines, write_text
+from ftcore.training.metrics_log import MetricsLog
 from ftcore.training.options import TrainOptions
-from ftcore.training.tensorboard import Events
 
 
 class RunDirectory:
     """A run's directory.
 
-    best/ and last/    checkpoints with tokenizer, as ftcore and transformers read them
+    best/ and last/    checkpoints with tokenizer, readable by ftcore and transformers
     checkpoints/       the same, every --save-every steps: step-000500, step-001000 ...
     state/             what --resume needs
     train_config.json  the options of the run
-    metrics.jsonl      one JSON object a line
+    metrics.jsonl      one JSON object per line
     tensorboard/       the same for TensorBoard
-    predictions.jsonl  what the weights at best/ answered in the validation, one JSON object a line
-    report.html        the finished run as a page
+    predictions.jsonl  answers of the weights at best/ in the validation, one JSON object per line
+    report.html        report of the finished run
+    loss.png           its curves
     non_finite.json    the batch whose loss or gradient was not finite, if one ended the run
     """
 
@@ -42,17 +42,17 @@ class RunDirectory:
         self.picture = path / "loss.png"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
-        self._events = Events(self.tensorboard)
+        self.metrics_log = MetricsLog(self.metrics, self.tensorboard)
 
     @classmethod
     def create(cls, path: str | None, *, overwrite: bool) -> "RunDirectory":
-        """A new run's directory, below runs/ where no path is given. Hidden files in it do not matter.
+        """Create the directory of a new run, below runs/ if `path` is None. Hidden files are ignored.
 
         Raises:
-            ValueError: the directory already holds a run, or is not empty and no run.
+            ValueError: the directory already holds a run, or is not empty and holds no run.
         """
         if path is None:
-            return cls._create_fresh(Path("runs"))
+            return cls._create_below(Path("runs"))
         run = cls(Path(path))
         run.require_free(overwrite=overwrite)
         if run.config.exists():
@@ -61,17 +61,18 @@ class RunDirectory:
         return run
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Raise the ValueError of `create` where a new run has no place here."""
+        """Raise the ValueError of `create` if a new run cannot be created here."""
         if self.config.exists():
             if not overwrite:
                 raise ValueError(
-                    f"{self.path} already holds a run: --resume goes on with it, --overwrite replaces it"
+                    f"{self.path} already holds a run: --resume continues it, --overwrite replaces it"
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
             raise ValueError(f"{self.path} exists and holds no run: choose another --output")
 
     @classmethod
-    def _create_fresh(cls, parent: Path) -> "RunDirectory":
+    def _create_below(cls, parent: Path) -> "RunDirectory":
+        """A new directory named after the current time."""
         name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         for attempt in range(1000):
             path = parent / (f"{name}_{attempt}" if attempt else name)
@@ -80,11 +81,11 @@ class RunDirectory:
             except FileExistsError:
                 continue
             return cls(path)
-        raise ValueError(f"{parent} has no room for another run named {name}: pass --output")
+        raise ValueError(f"{parent} already holds 1000 runs named {name}: pass --output")
 
     @classmethod
     def existing(cls, path: str) -> "RunDirectory":
-        """The directory of a run to go on with.
+        """The directory of a run to resume.
 
         Raises:
             ValueError: there is no run, or it was stopped before its first save.
@@ -100,59 +101,42 @@ class RunDirectory:
         return self.checkpoints / f"step-{step:06d}"
 
     def prune_checkpoints(self, keep: int | None) -> None:
-        """Remove all but the newest `keep` of the step checkpoints. best/ and last/ are not among them."""
+        """Remove all but the newest `keep` step checkpoints; None keeps all. best/ and last/ always stay."""
         if keep is None:
             return
-        for old in sorted(self.checkpoints.glob("step-*"), key=_step)[:-keep]:
-            old.rename(_hidden(old))  # first, so that a kill leaves no half checkpoint under its name
+        steps = sorted(self.checkpoints.glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
+        for old in steps[:-keep]:
+            old.rename(_hidden(old))  # first, so that a kill leaves no partial checkpoint under its name
         for hidden in self.checkpoints.glob(".step-*"):
             shutil.rmtree(hidden)
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, without what is infinite or no number: JSON has neither."""
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        self._events.add(finite)
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a kill may have left half a line at the end."""
-        return _read_lines(self.metrics)
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop what was logged after the step that a resumed run starts from; it will be logged again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
-        self._events.forget_after(step)
-
     def save_predictions(self, predictions: Sequence[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-        write_atomically(self.predictions, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(
+            self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+        )
 
     def read_predictions(self) -> list[dict[str, Any]]:
-        return _read_lines(self.predictions)
+        return read_json_lines(self.predictions)
 
     def save_options(self, options: TrainOptions) -> None:
-        """For --resume, and for --config of another run: how this one was started is left out."""
-        how_started = ("resume", "overwrite", "parallel")
-        values = {key: value for key, value in asdict(options).items() if key not in how_started}
-        text = json.dumps(values, indent=2) + "\n"
-        write_atomically(self.config, lambda path: path.write_text(text, encoding="utf-8"))
+        """Save the options for --resume, and for --config of another run."""
+        per_start = ("resume", "overwrite", "parallel")  # of this start of the command, not of the run
+        values = {key: value for key, value in asdict(options).items() if key not in per_start}
+        write_text(self.config, json.dumps(values, indent=2) + "\n")
 
     def remove_checkpoints(self) -> None:
-        """Remove all weights and what --resume needs; the log and the options stay."""
+        """Remove all weights and the resume state; the log and the options stay."""
         checkpoints = (self.best, self.last, self.checkpoints)
         for directory in (*checkpoints, *map(_hidden, checkpoints), self.state.parent):
             if directory.exists():
                 shutil.rmtree(directory)
 
     def _remove_files(self) -> None:
-        """Remove what a run writes, and nothing else that somebody may keep here."""
+        """Remove what a run writes and nothing else."""
         self.remove_checkpoints()
         if self.tensorboard.exists():
             shutil.rmtree(self.tensorboard)
-        # The last one is what makes it a run.
+        # train_config.json last: it marks the directory as a run.
         files = (self.metrics, self.predictions, self.non_finite, self.picture, self.report)
         for file in (*files, self.config):
             file.unlink(missing_ok=True)
@@ -160,25 +144,16 @@ class RunDirectory:
 
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """Where to write a directory's files: a new one gets its name only when all of them are there."""
-    if directory.exists():  # its files are replaced one by one, each at once
+    """Yield the path to write a directory's files to; a new directory is renamed into place at the end.
+
+    An existing directory is yielded itself: its files are replaced one by one, each atomically.
+    """
+    if directory.exists():
         yield directory
     else:
         yield _hidden(directory)
         _hidden(directory).rename(directory)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    # Not splitlines, for which a line ends inside of JSON's strings too, at U+2028 for example.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
-
-
 def _hidden(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.part")
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))

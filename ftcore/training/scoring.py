@@ -1,4 +1,4 @@
-"""How good a model is: its loss on a data set, and the answers it writes."""
+"""Loss, accuracy and generated answers of a model on a data set."""
 
 import math
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import Autocast
 
+_PROMPT_TOKENS = 16  # of a running text, for `score_continuations`
+
 
 @dataclass(frozen=True)
 class LossScore:
-    """Means over all target tokens of a data set, however they were batched."""
+    """Means over all target tokens of a data set, independent of the batch size."""
 
-    loss: float  # nats a token
-    token_accuracy: float  # share of tokens that are the model's first guess, 0 to 1
+    loss: float  # nats per token
+    token_accuracy: float  # share of tokens whose most likely prediction is the label, 0 to 1
     tokens: int
 
     @property
@@ -35,13 +37,19 @@ class LossScore:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote beside what it should have written."""
+    """A generated answer, the gold answers and the scores against them."""
 
     source: str
     prediction: str
     references: tuple[str, ...]
     exact_match: float
     f1: float
+
+    @classmethod
+    def scored(cls, source: str, prediction: str, references: tuple[str, ...]) -> "Answer":
+        return cls(
+            source, prediction, references, exact_match(prediction, references), f1(prediction, references)
+        )
 
 
 def score_loss(
@@ -60,7 +68,7 @@ def score_loss(
     total, correct, tokens = 0.0, 0, 0
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast():  # no inference mode: FSDP fills the same tensors again in training
+    with torch.no_grad(), autocast():  # not inference_mode: FSDP reuses these tensors in training
         for batch in loader:
             loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
             total += loss.total.item()
@@ -82,36 +90,68 @@ def score_answers(
     progress: bool = False,
     **options: Any,
 ) -> list[Answer]:
-    """Let the model answer the examples that have gold answers, and score what it writes.
+    """Generate answers to the examples that have gold answers, and score them.
 
-    A collective: each rank generates some of the answers, with a model that is not sharded.
+    A collective: each rank generates its share of the answers, with an unsharded model.
 
     Args:
-        dataset: the sources are its examples', cut as in training.
-        max_new_tokens: of an answer; fewer where GPT-2 has no positions for them behind the longest source.
-        limit: answer no more than this many examples.
+        dataset: its sources are truncated as in training.
+        max_new_tokens: per answer; fewer where GPT-2's positions do not suffice for the longest source.
+        limit: answer at most this many examples.
         batch_size, progress, options: those of `ftcore.decoding.generate_from_ids`.
     """
-    asked = [index for index, record in enumerate(dataset.records) if record.references][:limit]
-    sources = [dataset.source(index) for index in asked]
-    positions = position_limit(model)
-    if positions is not None and sources:
-        max_new_tokens = min(max_new_tokens, positions - max(map(len, sources)))
-    written = generate_from_ids(
+    indices = [index for index, record in enumerate(dataset.records) if record.references][:limit]
+    sources = [dataset.source(index) for index in indices]
+    predictions = generate_from_ids(
         model,
         tokenizer,
         shard(sources),
         batch_size=batch_size,
         progress=progress,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=_new_tokens(model, sources, max_new_tokens),
         **options,
     )
-    answers = []
-    for index, prediction in zip(asked, all_gather_flat(written), strict=True):
-        record = dataset.records[index]
-        scores = exact_match(prediction, record.references), f1(prediction, record.references)
-        answers.append(Answer(record.source, prediction, record.references, *scores))
-    return answers
+    records = [dataset.records[index] for index in indices]
+    return [
+        Answer.scored(record.source, prediction, record.references)
+        for record, prediction in zip(records, all_gather_flat(predictions), strict=True)
+    ]
+
+
+def score_continuations(
+    model: Model, tokenizer: Tokenizer, dataset: ExampleDataset, *, count: int, max_new_tokens: int
+) -> list[Answer]:
+    """Greedy continuations for `count` examples spread over a data set without gold answers.
+
+    GPT-2 continues the first tokens of a text, T5 fills the gaps of a corrupted one.
+    """
+    chosen = range(0, len(dataset), max(1, len(dataset) // count))[:count]
+    examples = [dataset[index] for index in chosen]
+    sources = [example["input_ids"] for example in examples]
+    targets = [example["labels"] for example in examples]
+    if dataset.decoder_only:
+        starts = [min(_PROMPT_TOKENS, -(-len(text) // 2)) for text in sources]
+        targets = [text[start:][:max_new_tokens] for text, start in zip(sources, starts, strict=True)]
+        sources = [text[:start] for text, start in zip(sources, starts, strict=True)]
+    predictions = generate_from_ids(
+        model,
+        tokenizer,
+        sources,
+        batch_size=count,
+        max_new_tokens=_new_tokens(model, sources, max_new_tokens),
+    )
+    return [
+        Answer.scored(tokenizer.decode(source, False), prediction, (tokenizer.decode(target),))
+        for source, prediction, target in zip(sources, predictions, targets, strict=True)
+    ]
+
+
+def _new_tokens(model: Model, sources: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """`max_new_tokens`, reduced to the positions that GPT-2 has left after the longest source."""
+    positions = position_limit(model)
+    if positions is None or not sources:
+        return max_new_tokens
+    return min(max_new_tokens, positions - max(map(len, sources)))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -12,7 +12,6 @@ from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.evaluate import main
 from ftcore.metrics import exact_match, f1
-from ftcore.training import console
 from tests.helpers import tiny_runs
 
 
@@ -53,7 +52,7 @@ def test_scores_equal_those_logged_by_training(
     files: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The last line of metrics.jsonl equals the scores of last/."""
-    monkeypatch.setattr(console, "save_picture", lambda *_: False)
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
     rows = ({"context": f"it is {n}", "question": "is it?", "answer": "yes"} for n in range(9))
     run, data = tmp_path / "run", str(tiny_runs.write_lines(tmp_path / "yes.jsonl", rows))
     options = ["--max-steps", "30", "--batch-size", "9", "--max-target-length", "20", "--lr", "0.02"]

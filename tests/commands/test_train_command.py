@@ -20,7 +20,6 @@ from ftcore.cli import parse
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
-from ftcore.training import console
 from ftcore.training import options as options_page
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
@@ -46,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "save_picture", lambda *_: False)
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
 
 
 def train(files: Path, output: Path, *options: str, model: str = "t5", data: str = "qa.jsonl") -> int:
@@ -381,7 +380,7 @@ def test_it_says_what_it_does_and_shows_answers(
 ) -> None:
     train(files, tmp_path / "run", "--max-steps", "1", model="gpt2")
     output = capsys.readouterr().out
-    assert "18 examples" not in output and "examples to train on" in output
+    assert "18 examples" not in output and "examples for training" in output
     assert "gold: " in output and "answer: " in output
     assert f"python -m ftcore.generate --model {tmp_path / 'run' / 'best'}" in output
     for line in output.splitlines():
@@ -423,9 +422,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(
         train(files, tmp_path / "run", "--max-steps", "9")
     assert ending.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert (
-        "the gradient's norm is inf in step 1: when they were run once more, its batches gave finite" in line
-    )
+    assert "the gradient's norm is inf in step 1: a second run of its batches gave finite" in line
     assert line.endswith("; a lower --lr may help")
     assert not (tmp_path / "run" / "last").exists()
 
@@ -450,7 +447,7 @@ def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"go on with:\n  python -m ftcore.train --output {run} --resume" in output
+    assert f"resume with:\n  python -m ftcore.train --output {run} --resume" in output
     assert not errors.strip(), errors
     load_model(run / "last")
 
@@ -573,7 +570,7 @@ def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.C
     train(files, run, "--max-steps", "1")
     given = ("--model", str(files / "t5"), "--train", str(files / "qa.jsonl"), "--output")
     line = refusal(capsys, *given, str(run))
-    assert f"{run} already holds a run: --resume goes on with it, --overwrite replaces it" in line
+    assert f"{run} already holds a run: --resume continues it, --overwrite replaces it" in line
     assert "exists and holds no run: choose another --output" in refusal(
         capsys, *given, str(run / "metrics.jsonl")
     )

@@ -20,7 +20,7 @@ import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.checkpoints.files import directory_lock
 from ftcore.cli import parse
-from ftcore.training.meter import Meter
+from ftcore.training.metrics_log import Meter
 from ftcore.training.options import TrainOptions
 from ftcore.tune import main
 from tests.helpers import tiny_runs

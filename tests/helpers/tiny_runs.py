@@ -14,7 +14,7 @@ PLACES = ("Arlo", "Bern", "Cork", "Dover", "Essen", "Fargo", "Genoa", "Hull")
 
 
 def tiny_t5(directory: Path, **settings: Any) -> Path:
-    """A random T5 that reads bytes."""
+    """A random T5 with a byte-level tokenizer."""
     sizes = {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 1}
     torch.manual_seed(1)
     save_model(
@@ -37,10 +37,11 @@ def tiny_gpt2(directory: Path, **settings: Any) -> Path:
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's letter for each byte: its own where it can be seen, else one from U+0100 on."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return [chr(byte) if byte in seen else chr(256 + hidden.index(byte)) for byte in range(256)]
+    """GPT-2's character for each byte: printable ones stay, the others are mapped to U+0100 and up."""
+    ranges = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
+    printable = {byte for first, last in ranges for byte in range(ord(first), ord(last) + 1)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + hidden.index(byte)) for byte in range(256)]
 
 
 def questions(path: Path, count: int, start: int = 0) -> Path:
@@ -58,6 +59,6 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what a clock has measured."""
+    """The lines of metrics.jsonl, without timings."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]

@@ -23,8 +23,8 @@ from torch import Tensor
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.models import GPT2LMHeadModel
-from ftcore.training import console, distributed, interrupt
-from ftcore.training.meter import Meter
+from ftcore.training import distributed, interrupt
+from ftcore.training.metrics_log import Meter
 from tests.helpers import parallel_runs, tiny_runs
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -161,7 +161,7 @@ def tiny_overflow(directory: Path) -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Before any run is made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "save_picture", lambda *_: False)
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         if parallel_runs.HAS_FAST:
             patch.setattr(parallel_runs.compiler, "compile_separately", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
@@ -290,7 +290,7 @@ def test_a_request_to_one_process_stops_all_at_one_step(bench: Bench) -> None:
         name = f"stopped {mode}"
         assert bench.result(name)["status"] == 0
         output = bench.result(name)["output"]
-        assert f"stopped after step {STOP} of 8 and saved; go on with:" in output
+        assert f"stopped after step {STOP} of 8 and saved; resume with:" in output
         command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
         assert f"{command} {bench.directory(name)} --resume" in output
         assert bench.state(name)["progress"]["step"] == STOP
@@ -392,7 +392,7 @@ def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> 
         ("--check", "--check is for one process: start it with python -m ftcore.train"),
         ("--dry-run", "--dry-run is for one process: start it with python -m ftcore.train"),
         ("no file", "nothing.jsonl"),
-        ("exists", "already holds a run: --resume goes on with it, --overwrite replaces it"),
+        ("exists", "already holds a run: --resume continues it, --overwrite replaces it"),
         ("typing error", "--parallel: invalid choice: 'fdsp'"),
     ],
 )
@@ -479,7 +479,7 @@ def test_a_stopped_torchrun_saves(empty: Bench) -> None:
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     step = empty.state("terminated")["progress"]["step"]
-    assert f"stopped after step {step} of 100000 and saved; go on with:" in output, errors
+    assert f"stopped after step {step} of 100000 and saved; resume with:" in output, errors
     goes_on(empty, "terminated")
 
 

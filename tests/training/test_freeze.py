@@ -1,4 +1,4 @@
-"""Frozen modules stay bit for bit as they are, cost no optimizer state, and are named as a reader would."""
+"""Frozen modules do not change and need no optimizer state; their names may hold ranges."""
 
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 import ftcore.train
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.training import console
 from ftcore.training.freeze import freeze
 from tests.helpers import tiny_runs
 
@@ -31,8 +30,8 @@ MODELS = {"t5": t5(), "t5-untied": t5(tie_word_embeddings=False), "gpt2": gpt2()
 
 
 def frozen(model: torch.nn.Module) -> set[str]:
-    everywhere = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in everywhere if not parameter.requires_grad}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if not parameter.requires_grad}
 
 
 def below(model: torch.nn.Module, *modules: str) -> set[str]:
@@ -42,7 +41,7 @@ def below(model: torch.nn.Module, *modules: str) -> set[str]:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(MODELS)), st.data())
-def test_exactly_the_named_modules_and_what_is_tied_to_them(family: str, data: st.DataObject) -> None:
+def test_the_named_modules_and_tied_parameters_are_frozen(family: str, data: st.DataObject) -> None:
     model = MODELS[family].requires_grad_(True)
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4))
@@ -57,7 +56,7 @@ def test_exactly_the_named_modules_and_what_is_tied_to_them(family: str, data: s
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 3), st.integers(0, 3))
-def test_a_range_is_its_modules_one_by_one(one: int, other: int) -> None:
+def test_a_range_equals_its_modules(one: int, other: int) -> None:
     first, last = sorted((one, other))
     model = t5()
     assert freeze(model, [f"decoder.block.{first}-{last}.layer.0-1"]) == []
@@ -76,12 +75,12 @@ def test_a_range_is_its_modules_one_by_one(one: int, other: int) -> None:
         (gpt2(tie_word_embeddings=False), "transformer.wte", []),
     ],
 )
-def test_a_tied_weight_is_frozen_wherever_it_serves(model: Any, name: str, also: list[str]) -> None:
+def test_tied_names_are_returned(model: Any, name: str, also: list[str]) -> None:
     assert freeze(model, [name]) == [f"{module}.weight" for module in also]
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
+    ("name", "message"),
     [
         ("encodr", "--freeze encodr: the model has no module 'encodr', did you mean 'encoder'?"),
         ("decoder.blok.0-3", "no module 'decoder.blok.0', did you mean 'decoder.block.0'?"),
@@ -91,11 +90,11 @@ def test_a_tied_weight_is_frozen_wherever_it_serves(model: Any, name: str, also:
         ("encoder.", "no module 'encoder.', did you mean 'encoder'?"),
     ],
 )
-def test_a_name_that_means_nothing_is_refused(name: str, complaint: str) -> None:
+def test_unknown_names_are_refused(name: str, message: str) -> None:
     model = t5()
     with pytest.raises(ValueError) as refusal:
         freeze(model, ["shared", name])
-    assert complaint in str(refusal.value)
+    assert message in str(refusal.value)
     assert not frozen(model)
 
 
@@ -112,7 +111,7 @@ def test_nothing_to_train_is_refused() -> None:
         (tiny_runs.tiny_gpt2, ["transformer.h.0", "transformer.wte"], "lm_head.weight"),
     ],
 )
-def test_a_run_leaves_them_bit_for_bit(
+def test_a_run_does_not_change_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -120,7 +119,7 @@ def test_a_run_leaves_them_bit_for_bit(
     names: list[str],
     also: str | None,
 ) -> None:
-    monkeypatch.setattr(console, "save_picture", lambda *_: False)
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
     layers = {"num_layers": 2} if build is tiny_runs.tiny_t5 else {"n_layer": 2}
     model, run = build(tmp_path / "model", **layers), tmp_path / "run"
     data = tiny_runs.questions(tmp_path / "train.jsonl", 8)
@@ -128,7 +127,7 @@ def test_a_run_leaves_them_bit_for_bit(
     assert ftcore.train.main([*command.split(), "--eval-answers", "0", "--freeze", *names]) == 0
 
     captured = capsys.readouterr()
-    warning = f"warning: --freeze {' '.join(names)} freezes {also} too: the same weights serve there"
+    warning = f"warning: --freeze {' '.join(names)} freezes {also} too: they are tied to it"
     assert captured.err.splitlines() == ([warning] if also else [])
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "last"))
     still = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}

@@ -1,4 +1,4 @@
-"""Blocks that are computed twice: the same loss and gradients bit for bit, and no activations in between."""
+"""Gradient checkpointing: bit-identical loss and gradients without stored activations."""
 
 from contextlib import nullcontext
 from copy import deepcopy
@@ -29,7 +29,7 @@ DROPOUT = {"t5": ["dropout_rate"], "gpt2": ["resid_pdrop", "embd_pdrop", "attn_p
 
 
 def models(family: str, dropout: float = 0.3) -> tuple[Any, Any]:
-    """The same model twice, the second one checkpointed."""
+    """Two equal models, the second one with gradient checkpointing."""
     build = oracle.t5_pair if family == "t5" else oracle.gpt2_pair
     plain = build(SETTINGS[family] | dict.fromkeys(DROPOUT[family], dropout), seed=3)[1].train()
     checkpointed = deepcopy(plain)
@@ -44,7 +44,7 @@ def batch(family: str, seed: int) -> dict[str, Tensor]:
 
 
 def gradients(model: Any, inputs: dict[str, Tensor], precision: torch.dtype | None) -> list[Tensor | None]:
-    """The loss, every parameter's gradient, and the next random number."""
+    """Loss, gradients, and the next random number."""
     torch.manual_seed(7)
     model.zero_grad()
     with torch.autocast("cpu", precision) if precision else nullcontext():
@@ -57,7 +57,7 @@ def gradients(model: Any, inputs: dict[str, Tensor], precision: torch.dtype | No
 @given(
     st.sampled_from(sorted(SETTINGS)), oracle.seeds, st.sampled_from([None, torch.bfloat16]), st.booleans()
 )
-def test_loss_gradients_and_random_numbers_are_the_same_bit_for_bit(
+def test_loss_gradients_and_random_state_are_bit_identical(
     family: str, seed: int, precision: torch.dtype | None, frozen: bool
 ) -> None:
     results = []
@@ -68,8 +68,8 @@ def test_loss_gradients_and_random_numbers_are_the_same_bit_for_bit(
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-class Watch:
-    """A forward hook: how often it was called, and whether the outputs are still in memory."""
+class OutputRecorder:
+    """A forward hook that counts calls and tells whether the outputs are still in memory."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.outputs: list[StorageWeakRef] = []
@@ -85,11 +85,11 @@ class Watch:
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_what_is_inside_a_block_is_forgotten_and_computed_again(family: str) -> None:
+def test_activations_inside_blocks_are_recomputed(family: str) -> None:
     plain, checkpointed = models(family)
     for model, times in ((plain, 1), (checkpointed, 2)):
-        blocks = Watch([part for part in model.modules() if isinstance(part, BLOCKS)])
-        activations = Watch([part for name, part in model.named_modules() if name.endswith(".act")])
+        blocks = OutputRecorder([part for part in model.modules() if isinstance(part, BLOCKS)])
+        activations = OutputRecorder([part for name, part in model.named_modules() if name.endswith(".act")])
         loss = batch_loss(model, batch(family, 0)).total
         count = len(blocks.outputs)
         assert count > 2 and activations.kept == [model is plain] * count
@@ -99,20 +99,20 @@ def test_what_is_inside_a_block_is_forgotten_and_computed_again(family: str) -> 
 
 @pytest.mark.parametrize("family", SETTINGS)
 def test_a_cache_is_filled_once(family: str) -> None:
-    """Also where gradients are on, as they are for whoever calls a model by hand."""
+    """Also with gradients enabled, the default outside of generate."""
     results = []
     for model in models(family, dropout=0.0):
         cache = KVCache(9)
         ids = {"decoder_input_ids": oracle.tokens(1, 2, 3)} if family == "t5" else {}
         first = model(oracle.tokens(0, 2, 5), cache=cache, **ids)
-        source = (first.new_zeros(2, 5, 16),) if family == "t5" else ()  # read at the first call only
+        source = (first.new_zeros(2, 5, 16),) if family == "t5" else ()  # used by the first call only
         step = (model.decode if source else model)(oracle.tokens(2, 2, 1), *source, cache=cache)
         results.append((first, step, cache.length))
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_generating_is_as_before(family: str) -> None:
+def test_generation_is_unchanged(family: str) -> None:
     plain, checkpointed = (model.eval() for model in models(family))
     ids = oracle.tokens(1, 2, 5)
     wanted = generate(plain, ids, max_new_tokens=6)
@@ -120,7 +120,7 @@ def test_generating_is_as_before(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_a_copy_computes_with_its_own_weights(family: str) -> None:
+def test_a_deepcopy_uses_its_own_weights(family: str) -> None:
     _, model = models(family, dropout=0.0)
     copy = deepcopy(model)
     with torch.no_grad():

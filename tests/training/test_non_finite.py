@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite is traced to the module, the input and the examples it came from."""
+"""A non-finite loss or gradient is traced to a module, the range of its input, and the examples."""
 
 import json
 import math
@@ -16,7 +16,6 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.models.attention import Softmax
 from ftcore.train import prepare
-from ftcore.training import console
 from ftcore.training.options import TrainOptions
 from ftcore.training.setup import Run
 from tests.helpers import tiny_runs
@@ -35,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def nothing_but_steps() -> Any:
+def steps_only() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "save_picture", lambda *_: False)
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         patch.setattr(ftcore.train, "validate", lambda run: None)
         yield
 
@@ -55,14 +54,14 @@ def failure(run: Run) -> str:
     return str(error.value)
 
 
-def spoil(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    """Let the module give something else than it computes."""
+def corrupt(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the output of the module."""
     compute = module.forward
     module.forward = lambda *inputs: change(compute(*inputs))  # type: ignore[method-assign]
 
 
 def leaves(run: Run) -> list[str]:
-    """Modules that run in a training step: the head's logits are the loss's, and attention's are fused."""
+    """Modules called in a training step; the loss computes the head's product, and attention is fused."""
     modules = run.model.named_modules()
     kinds = Softmax | nn.ModuleList
     return [
@@ -75,29 +74,27 @@ def leaves(run: Run) -> list[str]:
 
 @settings(deadline=None, max_examples=20)
 @given(family=st.sampled_from(sorted(BUILD)), data=st.data(), value=st.sampled_from([math.inf, math.nan]))
-def test_the_module_is_named_though_chance_decided(
-    folder: Path, family: str, data: st.DataObject, value: float
-) -> None:
-    """The module fails when the dice say so: run once more, the same dice must fall."""
+def test_a_random_failure_is_reproduced(folder: Path, family: str, data: st.DataObject, value: float) -> None:
+    """The module fails at random; the second run has the same random state."""
     run = a_run(folder, family)
     name = data.draw(st.sampled_from(leaves(run)))
 
-    def now_and_then(output: Tensor) -> Tensor:
+    def sometimes(output: Tensor) -> Tensor:
         return torch.where(torch.rand(()) < 0.4, torch.full_like(output, value), output)
 
-    spoil(run.model.get_submodule(name), now_and_then)
+    corrupt(run.model.get_submodule(name), sometimes)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     text = failure(run)
     assert f"in step {run.progress.step + 1}: first in the output of {name}, whose input ranged from " in text
 
 
-def test_its_inputs_range_and_the_examples_are_told(folder: Path) -> None:
+def test_input_range_and_examples_are_reported(folder: Path) -> None:
     run = a_run(folder, "t5", grad_accum=1)
     seen: list[Tensor] = []
     name = "decoder.block.0.layer.2.DenseReluDense.wo"
     module = run.model.get_submodule(name)
     run.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    spoil(module, lambda output: output * (math.inf if len(seen) >= 3 else 1))
+    corrupt(module, lambda output: output * (math.inf if len(seen) >= 3 else 1))
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     text = failure(run)
     low, high = seen[3].aminmax()
@@ -114,8 +111,8 @@ def test_its_inputs_range_and_the_examples_are_told(folder: Path) -> None:
         assert ids[: len(record.source.encode())].tolist() == [3 + byte for byte in record.source.encode()]
 
 
-class Backward(torch.autograd.Function):
-    """The identity, whose gradient is infinite."""
+class InfiniteGradient(torch.autograd.Function):
+    """The identity with an infinite gradient."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor) -> Tensor:
@@ -133,21 +130,20 @@ class Backward(torch.autograd.Function):
         ("gpt2", "transformer.h.0.mlp.c_fc", "transformer.h.0.ln_2"),
     ],
 )
-def test_a_gradient_is_traced_backwards(folder: Path, family: str, name: str, before: str) -> None:
-    """The first output behind which the gradient is spoilt is that of the module before."""
+def test_a_gradient_is_traced_to_the_module_before(folder: Path, family: str, name: str, before: str) -> None:
     run = a_run(folder, family)
-    spoil(run.model.get_submodule(name), Backward.apply)
+    corrupt(run.model.get_submodule(name), InfiniteGradient.apply)
     text = failure(run)
     assert f"in step 1: first in the gradient with respect to the output of {before}, whose input" in text
 
 
-def test_a_gradient_of_a_parameter_alone(folder: Path) -> None:
+def test_a_gradient_of_one_parameter(folder: Path) -> None:
     run = a_run(folder, "gpt2")
     run.model.transformer.wpe.weight.register_hook(lambda grad: grad * math.nan)
     assert "in step 1: first in the gradient of transformer.wpe.weight; the batch" in failure(run)
 
 
-def test_a_spoilt_weight_is_named(folder: Path) -> None:
+def test_a_non_finite_weight_is_named(folder: Path) -> None:
     run = a_run(folder, "t5")
     name = "encoder.block.0.layer.0.SelfAttention.v"
     with torch.no_grad():
@@ -158,21 +154,21 @@ def test_a_spoilt_weight_is_named(folder: Path) -> None:
 
 
 def test_logits_that_overflow(folder: Path) -> None:
-    """The head is no module that runs: the loss takes its weight."""
+    """The loss uses lm_head's weight without calling the module."""
     run = a_run(folder, "t5-untied")
     with torch.no_grad():
         run.model.lm_head.weight.fill_(3e38)
-    assert "all modules gave finite outputs, but lm_head's logits no finite cross-entropy" in failure(run)
+    assert "all module outputs are finite, but the cross-entropy of lm_head's logits is not" in failure(run)
 
 
-def test_weights_that_are_not_finite_replace_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step before a save may spoil the weights, which no loss has seen yet."""
+def test_non_finite_weights_are_not_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step before a save may produce them without a non-finite loss."""
     run = a_run(folder, "t5", save_every=1)
-    choose = ftcore.train.set_learning_rate
+    original = ftcore.train.set_learning_rate
     monkeypatch.setattr(
         ftcore.train,
         "set_learning_rate",
-        lambda optimizer, lr: choose(optimizer, lr if run.progress.step < 2 else 1e39),
+        lambda optimizer, lr: original(optimizer, lr if run.progress.step < 2 else 1e39),
     )
     text = failure(run)
     assert "after step 3, shared.weight is not finite; a lower --lr may help" in text

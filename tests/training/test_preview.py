@@ -1,4 +1,4 @@
-"""The figures about a run's data are those of its data, and looking changes nothing."""
+"""Previews and estimates match the data and the run, and change neither."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from ftcore.data import (
 )
 from ftcore.train import prepare
 from ftcore.training import console
-from ftcore.training.estimate import estimate, moment_bytes
+from ftcore.training.estimate import estimate, optimizer_bytes
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
@@ -66,7 +66,7 @@ def prepared(checkpoint: Path, folder: Path, *options: str) -> Run:
     return prepare(parse(TrainOptions, words, command="ftcore.train"))
 
 
-# --- the figures
+# --- statistics
 
 
 @settings(deadline=None, max_examples=200)
@@ -78,9 +78,9 @@ def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
         assert count == sum(first <= length < end for length in lengths)
     assert sum(length <= found.median for length in lengths) >= len(lengths) / 2
     assert sum(length < found.median for length in lengths) <= len(lengths) / 2
-    assert sum(length <= found.high for length in lengths) >= 0.95 * len(lengths)
+    assert sum(length <= found.p95 for length in lengths) >= 0.95 * len(lengths)
     assert found.longest == max(lengths) and found.edges[0] == min(lengths)
-    assert [int(line.split()[-1].replace(",", "")) for line in found.bars()] == found.counts
+    assert [int(line.split()[-1].replace(",", "")) for line in found.histogram()] == found.counts
 
 
 @settings(deadline=None, max_examples=40)
@@ -93,7 +93,7 @@ def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
     fixed=st.booleans(),
     packed=st.booleans(),
 )
-def test_padding_is_that_of_the_batches(
+def test_padding_share_matches_the_batches(
     tools: dict[bool, Any],
     pairs: list[tuple[str, str]],
     decoder_only: bool,
@@ -108,8 +108,7 @@ def test_padding_is_that_of_the_batches(
     loader = DataLoader(
         dataset_of(pairs, tokenizer, decoder_only),
         batch_size,
-        # No token of these texts, so that padding can be counted.
-        pad_id=200,
+        pad_id=200,  # not a token of these texts, so that padding can be counted
         accumulate=accumulate,
         shuffle=True,
         bucket=bucket,
@@ -133,7 +132,7 @@ def share(tensors: list[Tensor], value: int) -> float:
 
 @settings(deadline=None, max_examples=30)
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=12), decoder_only=st.booleans())
-def test_what_is_cut_and_what_does_not_end(
+def test_truncated_examples_and_missing_end_tokens(
     tools: dict[bool, Any], pairs: list[tuple[str, str]], decoder_only: bool
 ) -> None:
     model, tokenizer = tools[decoder_only]
@@ -142,15 +141,15 @@ def test_what_is_cut_and_what_does_not_end(
         "source": sum(len(source) + (not decoder_only) > 8 for source, _ in pairs),
         "target": sum(len(target) + 1 > 8 for _, target in pairs),
     }
-    assert found.cut == over
-    # T5's target keeps its end when it is cut.
+    assert found.truncated == over
+    # T5's target keeps its end token when it is truncated.
     assert found.ended == len(pairs) - (over["target"] if decoder_only else 0)
     text = "\n".join(found.lines())
-    assert ("lack the end token: they are cut" in text) == (found.ended < len(pairs))
-    assert ("cut        nothing" in text) == (not any(over.values()))
+    assert ("lack the end token: truncated" in text) == (found.ended < len(pairs))
+    assert ("truncated  none" in text) == (not any(over.values()))
 
 
-def test_letters_that_the_tokenizer_loses() -> None:
+def test_characters_that_the_tokenizer_loses() -> None:
     tokenizer = load_tokenizer(ROOT / "weights" / "t5-mini")
     texts = ["a plain text", "a  wide\ntext", "ж and 中", "ж", "中"]
     found = round_trip(iter(texts), tokenizer)
@@ -168,11 +167,11 @@ def test_a_byte_level_vocabulary_loses_nothing(tools: dict[bool, Any], texts: li
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_a_vocabulary_without_holes_says_so(tools: dict[bool, Any], decoder_only: bool) -> None:
+def test_texts_without_loss(tools: dict[bool, Any], decoder_only: bool) -> None:
     model, tokenizer = tools[decoder_only]
     loader = DataLoader(dataset_of([("a", "b")], tokenizer, decoder_only), 1, pad_id=0)
     text = "\n".join(preview(loader, model, tokenizer).lines())
-    assert "round trip 2 texts come back from the tokenizer as they were" in text
+    assert "round trip 2 texts are the same after encoding and decoding" in text
 
 
 # --- the aligned example
@@ -184,24 +183,24 @@ def test_t5_reads_its_labels_shifted_right(tools: dict[bool, Any], source: str, 
     model, tokenizer = tools[False]
     found = align(dataset_of([(source, target)], tokenizer, False), 0, model, tokenizer)
     assert found.source == source + "</s>" and found.number == 1
-    assert found.reads[0] == "<pad>" and found.reads[1:] == found.labels[:-1]
-    whole = [*target, "</s>"]
-    assert found.labels == whole[:10] and found.length == len(whole)
+    assert found.inputs[0] == "<pad>" and found.inputs[1:] == found.labels[:-1]
+    expected = [*target, "</s>"]
+    assert found.labels == expected[:10] and found.length == len(expected)
 
 
 @settings(deadline=None, max_examples=40)
 @given(source=st.just("") | WORDS, target=WORDS)
-def test_gpt2_is_asked_for_the_next_token_of_the_target(
+def test_gpt2s_labels_are_the_next_tokens_of_the_target(
     tools: dict[bool, Any], source: str, target: str
 ) -> None:
     model, tokenizer = tools[True]
     found = align(dataset_of([(source, target)], tokenizer, True), 0, model, tokenizer)
     text = [*source, *target, "<|endoftext|>"]
     assert found.source is None and found.length == len(text) - 1
-    assert found.reads == text[found.skipped :][: len(found.reads)]
-    for place, label in enumerate(found.labels, start=found.skipped):
-        asked = place + 1 >= len(source)  # the next token belongs to the target
-        assert label == (text[place + 1] if asked else None)
+    assert found.inputs == text[found.start :][: len(found.inputs)]
+    for position, label in enumerate(found.labels, start=found.start):
+        is_target = position + 1 >= len(source)
+        assert label == (text[position + 1] if is_target else None)
     assert any(label is not None for label in found.labels)
 
 
@@ -212,7 +211,7 @@ def test_words_are_shown_with_the_space_before_them() -> None:
     )
     dataset = dataset_of([("", "i feel happy today")], tokenizer, True)
     found = align(dataset, 0, model, tokenizer)
-    assert "".join(found.reads) == "i feel happy today" and found.reads[1] == " feel"
+    assert "".join(found.inputs) == "i feel happy today" and found.inputs[1] == " feel"
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
@@ -229,7 +228,7 @@ def test_a_long_example_fits_a_line(tools: dict[bool, Any]) -> None:
         assert all(len(line) <= 110 for line in preview(loader, model, tokenizer).lines())
 
 
-# --- running text, and much data
+# --- corpora and large data sets
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
@@ -243,17 +242,19 @@ def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, decoder_only: bool) ->
     dataset = make_pretraining_dataset(corpus, tokenizer, max_source_length=40, max_target_length=40)
     assert isinstance(dataset, CausalLMDataset if decoder_only else SpanCorruption)
     found = preview(DataLoader(dataset, 4, pad_id=0), model, tokenizer)
-    assert found.examples == len(dataset) and found.running == decoder_only
+    assert found.examples == len(dataset) and found.is_blocks == decoder_only
     assert found.round_trip.texts > 0 and found.round_trip.changed == 0
-    assert found.lines() and (("blocks a document ends" in "\n".join(found.lines())) == decoder_only)
+    assert found.lines() and (
+        ("blocks contain the end of a document" in "\n".join(found.lines())) == decoder_only
+    )
 
 
-def test_of_many_examples_some_are_read(tools: dict[bool, Any]) -> None:
+def test_a_sample_of_many_examples(tools: dict[bool, Any]) -> None:
     model, tokenizer = tools[False]
     dataset = dataset_of([("ab", "c")] * 700, tokenizer, False)
     found = preview(DataLoader(dataset, 8, pad_id=0), model, tokenizer)
-    assert (found.examples, sum(found.lengths[0].counts), found.read) == (700, 700, 500)
-    assert "every target of 500" in "\n".join(found.lines())
+    assert (found.examples, sum(found.lengths[0].counts), found.sampled) == (700, 700, 500)
+    assert "all of 500 targets" in "\n".join(found.lines())
 
 
 # --- memory and time
@@ -261,29 +262,29 @@ def test_of_many_examples_some_are_read(tools: dict[bool, Any]) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--relative-steps"], ["--optimizer", "adafactor"]])
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_the_optimizer_remembers_as_much_as_said(
+def test_optimizer_bytes(
     checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool, options: list[str]
 ) -> None:
     run = prepared(checkpoints[decoder_only], tmp_path, *options)
-    said = moment_bytes(run.optimizer)
+    estimated = optimizer_bytes(run.optimizer)
     batch_loss(run.model, next(iter(run.train_loader))).total.backward()
     run.optimizer.step()
     states = run.optimizer.state.values()
     held = [one for state in states for name, one in state.items() if name != "step" and one is not None]
-    assert said == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert estimated == sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_an_estimate_leaves_the_run_as_it_was(
+def test_an_estimate_does_not_change_the_run(
     checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool
 ) -> None:
     run = prepared(checkpoints[decoder_only], tmp_path, "--batch-size", "4")
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
-    place, random = run.train_loader.state_dict(), torch.get_rng_state()
+    position, random = run.train_loader.state_dict(), torch.get_rng_state()
     found = estimate(run)
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
     assert all(weight.grad is None for weight in run.model.parameters())
-    assert run.train_loader.state_dict() == place and torch.equal(torch.get_rng_state(), random)
+    assert run.train_loader.state_dict() == position and torch.equal(torch.get_rng_state(), random)
     assert not run.optimizer.state and run.model.training
     longest = max(batch["input_ids"].shape[1] for batch in run.train_loader)
     assert found.largest == (4, longest)
@@ -292,9 +293,7 @@ def test_an_estimate_leaves_the_run_as_it_was(
     assert found.seconds_per_epoch > 0 and found.memory > found.weights + found.gradients + found.moments
 
 
-def test_what_is_frozen_needs_no_gradient_and_checkpointing_saves_memory(
-    checkpoints: dict[bool, Path], tmp_path: Path
-) -> None:
+def test_freezing_and_checkpointing_save_memory(checkpoints: dict[bool, Path], tmp_path: Path) -> None:
     plain = estimate(prepared(checkpoints[False], tmp_path))
     frozen = estimate(prepared(checkpoints[False], tmp_path, "--overwrite", "--freeze", "encoder"))
     assert frozen.weights == plain.weights and frozen.gradients < plain.gradients
@@ -313,24 +312,24 @@ def command(checkpoint: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_looking_changes_no_weight(
+def test_preview_and_estimate_change_no_weight(
     checkpoints: dict[bool, Path], tmp_path: Path, decoder_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropout is on: a random number more or less would show."""
+    """With dropout, any change of the random state would show."""
     words = command(checkpoints[decoder_only], tmp_path)
 
     def weights(name: str) -> dict[str, Tensor]:
         assert ftcore.train.main([*words, "--output", str(tmp_path / name)]) == 0
         return load_file(tmp_path / name / "last" / "model.safetensors")
 
-    looked = weights("looked")
+    previewed = weights("previewed")
     monkeypatch.setattr(console, "print_summary", lambda run: None)
-    blind = weights("blind")
+    plain = weights("plain")
     monkeypatch.setattr(console, "print_summary", estimate)
-    torch.testing.assert_close([looked, weights("estimated")], [blind, blind], rtol=0, atol=0)
+    torch.testing.assert_close([previewed, weights("estimated")], [plain, plain], rtol=0, atol=0)
 
 
-def test_a_dry_run_leaves_nothing_behind(
+def test_a_dry_run_leaves_no_files(
     checkpoints: dict[bool, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -354,13 +353,13 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     words = command(checkpoints[False], tmp_path)
     ftcore.train.main([*words, "--output", str(tmp_path / "run")])
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    for options, complaint in (
+    for options, message in (
         (["--dry-run"], "already holds a run"),
         (["--dry-run", "--resume"], "--dry-run trains nothing, so that there is nothing to --resume"),
     ):
         with pytest.raises(SystemExit) as ending:
             ftcore.train.main([*words, "--output", str(tmp_path / "run"), *options])
-        assert ending.value.code == 2 and complaint in capsys.readouterr().err
+        assert ending.value.code == 2 and message in capsys.readouterr().err
     assert ftcore.train.main([*words, "--output", str(tmp_path / "run"), "--dry-run", "--overwrite"]) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
     assert json.loads((tmp_path / "run" / "train_config.json").read_text())["dry_run"] is False

@@ -1,4 +1,4 @@
-"""A model of other sizes than its checkpoint: what fits is the checkpoint's, and every part is told."""
+"""Resized models: weights that fit are loaded, and the origin of every parameter is reported."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -15,8 +15,7 @@ from torch import Tensor
 import ftcore.train
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.training import console
-from ftcore.training.freeze import _expand
+from ftcore.training.freeze import expand_ranges
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, resize
 from tests.helpers import tiny_runs
@@ -67,7 +66,7 @@ def drawn(family: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
 
 @settings(deadline=None, max_examples=40)
 @given(st.one_of(drawn("t5"), drawn("gpt2")))
-def test_every_parameter_is_told_once_and_is_what_is_told(drawn: tuple[str, dict[str, Any]]) -> None:
+def test_each_parameter_has_one_correct_origin(drawn: tuple[str, dict[str, Any]]) -> None:
     family, changes = drawn
     old = a_model(family)
     for number, weight in enumerate(old.parameters(), start=1):
@@ -77,21 +76,21 @@ def test_every_parameter_is_told_once_and_is_what_is_told(drawn: tuple[str, dict
     torch.manual_seed(2)
     random = model_from_config(new.config.to_dict()).state_dict()
 
-    modules = [(fate, name) for fate, ranges in resized.parameters.items() for name in expand(ranges)]
+    modules = [(origin, name) for origin, ranges in resized.parameters.items() for name in expand(ranges)]
     before, after = old.state_dict(), dict(new.named_parameters())
     for name in dict(old.named_parameters()).keys() | after.keys():
-        [fate] = [fate for fate, module in modules if module == "everything" or is_in(name, module)]
-        assert (fate == "left out") == (name not in after)
-        assert (fate == "new") == (name not in before)
+        [origin] = [origin for origin, module in modules if module == "everything" or is_in(name, module)]
+        assert (origin == "left out") == (name not in after)
+        assert (origin == "new") == (name not in before)
         if name in after:
             loaded = after[name] >= 100
             assert torch.equal(after[name][~loaded], random[name][~loaded])
-            assert loaded.all() == (fate in ("loaded", "cut")) and loaded.any() == (fate != "new")
-            assert (fate == "loaded") <= torch.equal(after[name], before.get(name, after[name]))
+            assert loaded.all() == (origin in ("loaded", "cut")) and loaded.any() == (origin != "new")
+            assert (origin == "loaded") <= torch.equal(after[name], before.get(name, after[name]))
 
 
 def expand(ranges: list[str]) -> Iterator[str]:
-    return chain.from_iterable(map(_expand, ranges))
+    return chain.from_iterable(map(expand_ranges, ranges))
 
 
 def is_in(name: str, module: str) -> bool:
@@ -118,14 +117,14 @@ def test_fewer_blocks_are_the_first_ones(family: str) -> None:
     assert resized.parameters["left out"] == left_out
 
 
-def test_the_decoder_follows_the_encoder_unless_told_otherwise() -> None:
+def test_the_decoder_depth_follows_the_encoder_by_default() -> None:
     for also, layers in (({}, (2, 2)), ({"num_decoder_layers": 4}, (2, 4))):
         new, _ = resize(a_model("t5"), {"num_layers": 2} | also)
         assert (len(new.encoder.block), len(new.decoder.block)) == layers
 
 
 def test_fewer_heads_are_whole_heads() -> None:
-    """As if nobody had listened to the last one."""
+    """Equal to the old model with the last head's output masked."""
     old = a_model("t5")
     new, _ = resize(old, {"num_heads": 2})
     with torch.no_grad():
@@ -137,7 +136,7 @@ def test_fewer_heads_are_whole_heads() -> None:
 
 @pytest.mark.parametrize("family", SIZES)
 def test_fewer_neurons_are_the_first_ones(family: str) -> None:
-    """As if nobody had listened to the others."""
+    """Equal to the old model with the other neurons masked."""
     old = a_model(family)
     new, _ = resize(old, {"d_ff": 9} if family == "t5" else {"n_inner": 9})
     with torch.no_grad():
@@ -150,14 +149,14 @@ def test_fewer_neurons_are_the_first_ones(family: str) -> None:
 
 
 @pytest.mark.parametrize("positions", [6, 30])
-def test_positions_are_cut_or_added_behind(positions: int) -> None:
+def test_positions_are_cut_or_appended(positions: int) -> None:
     old = a_model("gpt2")
     new, resized = resize(old, {"n_positions": positions})
     assert torch.equal(logits(new.eval()), logits(old))
     assert resized.parameters["cut" if positions < 10 else "grown"] == ["transformer.wpe"]
 
 
-def test_gpt2s_queries_keys_and_values_are_cut_one_by_one() -> None:
+def test_gpt2s_fused_qkv_is_cut_per_projection() -> None:
     old = a_model("gpt2")
     new, _ = resize(old, {"n_embd": 6})  # heads of 2 instead of 4
     for wanted, got in zip(
@@ -169,7 +168,7 @@ def test_gpt2s_queries_keys_and_values_are_cut_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("family", SIZES)
-def test_a_head_of_its_own_begins_as_the_embedding(family: str) -> None:
+def test_an_untied_head_starts_as_the_embedding(family: str) -> None:
     old = a_model(family)
     new, resized = resize(old, {"tie_word_embeddings": False})
     assert torch.equal(logits(new.eval()), logits(old))
@@ -209,18 +208,18 @@ def test_options_are_keys_of_config_json(
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "complaint"),
+    ("family", "options", "message"),
     [
         ("gpt2", {"d_kv": 8}, "--d-kv: gpt2 has no 'd_kv'"),
         ("t5", {"set": ["n_layer=2"]}, "--set n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
         ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "--set num_layers=3 contradicts another option"),
-        ("gpt2", {"num_layers": 2, "set": ["n_layer=3"]}, "which says n_layer is 2"),
+        ("gpt2", {"num_layers": 2, "set": ["n_layer=3"]}, "which sets n_layer to 2"),
     ],
 )
-def test_wrong_changes_are_refused(family: str, options: dict[str, Any], complaint: str) -> None:
+def test_wrong_changes_are_refused(family: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         changes(family, **options)
-    assert complaint in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 # --- in a run
@@ -236,10 +235,10 @@ def run(tmp_path: Path, family: str, *options: str) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "save_picture", lambda *_: False)
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
 
 
-def test_a_run_says_what_it_changed_and_trains_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_prints_its_changes_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     weights = run(tmp_path, "gpt2", "--num-layers", "2", "--set", "n_positions=100")
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("changed    n_positions 128 -> 100, n_layer 1 -> 2")
@@ -254,14 +253,14 @@ def test_a_run_says_what_it_changed_and_trains_it(tmp_path: Path, capsys: pytest
     assert "changed" not in capsys.readouterr().out
 
 
-def test_a_run_from_scratch_has_the_sizes_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     weights = run(tmp_path, "t5", "--from-scratch", "--d-model", "8")
     assert "  new      everything" in capsys.readouterr().out
     assert weights["shared.weight"].shape == (384, 8)
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "complaint"),
+    ("family", "options", "message"),
     [
         ("t5", ["--num-layers", "0"], "--num-layers is 0, expected at least 1"),
         ("t5", ["--set", "d_model"], "--set d_model: expected KEY=VALUE"),
@@ -278,11 +277,11 @@ def test_a_run_from_scratch_has_the_sizes_too(tmp_path: Path, capsys: pytest.Cap
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture, family: str, options: list[str], complaint: str
+def test_impossible_sizes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, family: str, options: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path, family, *options)
     [line] = capsys.readouterr().err.splitlines()
-    assert complaint in line
+    assert message in line
     assert not (tmp_path / "run").exists()

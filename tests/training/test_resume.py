@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
-from ftcore.training import console
-from ftcore.training.meter import Meter
+from ftcore.training.metrics_log import Meter
 from tests.helpers import tiny_runs
 
 STEPS = 8
@@ -74,7 +73,7 @@ def assert_same(got: Any, wanted: Any) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "save_picture", lambda *_: False)
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         yield
 
 

@@ -1,7 +1,5 @@
-"""A run's directory: never mixed with another's, pruned but for best/ and last/, a log that is JSON."""
+"""Run directories: refused where they hold something else, pruned, and written atomically."""
 
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ def a_run(path: Path) -> RunDirectory:
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(
-        ValueError, match="already holds a run: --resume goes on with it, --overwrite replaces it"
+        ValueError, match="already holds a run: --resume continues it, --overwrite replaces it"
     ):
         RunDirectory.create(str(tmp_path / "run"), overwrite=False)
 
@@ -31,14 +29,14 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     for file in (run.best, run.last, run.step_checkpoint(5), run.state.parent, run.path / "notes"):
         file.mkdir(parents=True)
         (file / "file").touch()
-    run.log({"step": 1})
+    run.metrics_log.append({"step": 1})
     run.picture.touch()
     RunDirectory.create(str(run.path), overwrite=True)
     assert [file.name for file in run.path.iterdir()] == ["notes"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_holds_no_run_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+def test_a_directory_without_a_run_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(ValueError, match="holds no run: choose another --output"):
@@ -46,13 +44,13 @@ def test_what_holds_no_run_is_left_alone(tmp_path: Path, overwrite: bool) -> Non
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_an_empty_or_new_directory_is_taken(tmp_path: Path) -> None:
-    (tmp_path / ".train_config.json.part").touch()  # what a kill before the first save leaves
+def test_an_empty_or_new_directory_is_used(tmp_path: Path) -> None:
+    (tmp_path / ".train_config.json.part").touch()  # left by a process killed before its first save
     RunDirectory.create(str(tmp_path), overwrite=False)
     assert RunDirectory.create(str(tmp_path / "a" / "b"), overwrite=True).path.is_dir()
 
 
-def test_without_output_every_run_has_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_directories_are_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = {RunDirectory.create(None, overwrite=False).path for _ in range(5)}
     assert len(made) == 5 and {path.parent for path in made} == {Path("runs")}
@@ -74,30 +72,16 @@ def test_pruning_keeps_the_newest(
     assert run.best.exists() and run.last.exists()
 
 
-def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_new_directory_is_created_atomically(tmp_path: Path) -> None:
     target = tmp_path / "best"
     with pytest.raises(KeyboardInterrupt), atomic_directory(target) as place:
         place.mkdir()
         (place / "config.json").touch()
         raise KeyboardInterrupt
     assert not target.exists()
-    with atomic_directory(target) as place:  # takes up what was left
+    with atomic_directory(target) as place:  # reuses the leftover files
         (place / "model.safetensors").touch()
         assert not target.exists()
     assert {file.name for file in target.iterdir()} == {"config.json", "model.safetensors"}
     with atomic_directory(target) as place:
         assert place == target
-
-
-def test_the_log_is_json_for_everyone(tmp_path: Path) -> None:
-    """JSON has no infinity and no NaN, which Python would write."""
-    run = a_run(tmp_path)
-    run.log({"step": 1, "perplexity": math.inf, "grad_norm": math.nan, "valid_loss": 2.5})
-    run.log({"step": 2})
-    with run.metrics.open("a") as file:
-        file.write('{"step": 3')  # a kill in the middle of a line
-    assert run.read_metrics() == [{"step": 1, "valid_loss": 2.5}, {"step": 2}]
-    run.forget_metrics_after(1)
-    assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == [
-        {"step": 1, "valid_loss": 2.5}
-    ]

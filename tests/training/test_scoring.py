@@ -1,4 +1,4 @@
-"""Scores are means over tokens and answers, however they are batched, and leave the model as it was."""
+"""Scores are means over tokens and answers, independent of batching; the model is not changed."""
 
 import math
 from pathlib import Path
@@ -33,9 +33,7 @@ def scored(
 
 @settings(deadline=None, max_examples=15)
 @given(batch_size=st.integers(1, 12), bucket=st.booleans(), fixed=st.booleans())
-def test_loss_is_the_mean_over_tokens_however_batched(
-    scored: tuple, batch_size: int, bucket: bool, fixed: bool
-) -> None:
+def test_loss_is_the_mean_over_tokens(scored: tuple, batch_size: int, bucket: bool, fixed: bool) -> None:
     model, tokenizer, data = scored
     options = {"pad_id": tokenizer.pad_id, "bucket": bucket, "pad_to_max_length": fixed}
     score = score_loss(model, DataLoader(data, batch_size, **options))
@@ -49,7 +47,7 @@ def test_loss_is_the_mean_over_tokens_however_batched(
     assert score.perplexity == pytest.approx(math.exp(score.loss))
 
 
-def test_scoring_leaves_mode_gradients_and_random_state_alone(scored: tuple) -> None:
+def test_scoring_keeps_mode_gradients_and_random_state(scored: tuple) -> None:
     model, tokenizer, data = scored
     random = torch.get_rng_state()
     score_loss(model, DataLoader(data, 4, pad_id=tokenizer.pad_id))
@@ -59,7 +57,7 @@ def test_scoring_leaves_mode_gradients_and_random_state_alone(scored: tuple) -> 
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_answers_are_those_of_their_records(scored: tuple) -> None:
+def test_answers_match_their_records(scored: tuple) -> None:
     model, tokenizer, data = scored
     answers = score_answers(model, tokenizer, data, max_new_tokens=5, batch_size=4)
     assert [(a.source, a.references) for a in answers] == [(r.source, r.references) for r in data.records]
@@ -70,15 +68,15 @@ def test_answers_are_those_of_their_records(scored: tuple) -> None:
     assert score_answers(model, tokenizer, data, max_new_tokens=5, limit=0) == []
 
 
-def test_records_without_gold_answers_are_not_asked(tmp_path: Path) -> None:
+def test_records_without_gold_answers_are_skipped(tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(str(tiny_runs.tiny_gpt2(tmp_path)))
     (tmp_path / "text.txt").write_text("just text " * 9)
     data = CausalLMDataset(read_corpus("lm", tmp_path / "text.txt", tokenizer, decoder_only=True), 16)
     assert score_answers(model, tokenizer, data, max_new_tokens=4) == []
 
 
-def test_gpt2_answers_in_the_positions_that_the_longest_source_leaves(tmp_path: Path) -> None:
-    """Its targets may fit where the longest answer that was asked for does not."""
+def test_gpt2s_answers_fit_its_positions(tmp_path: Path) -> None:
+    """The targets fit, max_new_tokens does not."""
     model, tokenizer = load_checkpoint(str(tiny_runs.tiny_gpt2(tmp_path, n_positions=64)))
     records = read_records("qa", tiny_runs.questions(tmp_path / "qa.jsonl", 5), decoder_only=True)
     data = Dataset(records, tokenizer, decoder_only=True, max_source_length=60, max_target_length=50)
@@ -87,7 +85,7 @@ def test_gpt2_answers_in_the_positions_that_the_longest_source_leaves(tmp_path: 
     assert len(answers) == 5 and all(len(answer.prediction.encode()) <= 4 * room for answer in answers)
 
 
-def test_perplexity_of_a_hopeless_model_is_infinite() -> None:
+def test_perplexity_of_a_huge_loss_is_infinite() -> None:
     assert LossScore(loss=1e6, token_accuracy=0.0, tokens=3).perplexity == math.inf
 
 

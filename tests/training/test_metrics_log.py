@@ -1,5 +1,7 @@
-"""TensorBoard reads what metrics.jsonl has; without tensorboard there is nothing, and nobody minds."""
+"""metrics.jsonl is valid JSON, and TensorBoard shows the same values where it is installed."""
 
+import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -7,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ftcore.training.metrics_log import MetricsLog
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.tensorboard import Events
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0.0, "valid_loss": 3.0, "exact_match": 0.0},
@@ -18,7 +20,7 @@ LINES: list[dict[str, Any]] = [
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a directory."""
+    """The scalars that TensorBoard reads."""
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = module.EventAccumulator(str(directory))
     events.Reload()
@@ -35,29 +37,31 @@ def test_every_curve_of_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
     for line in LINES:
-        run.log(line)
+        run.metrics_log.append(line)
         assert scalars(run.tensorboard).keys() <= curves(LINES).keys()  # readable at any time
     assert scalars(run.tensorboard) == curves(LINES)
 
 
-def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     first = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
     for line in LINES:
-        first.log(line)
-    time.sleep(1.1)  # the names of event files, which are read in their order, count seconds
+        first.metrics_log.append(line)
+    time.sleep(1.1)  # event files are read in the order of their names, which count seconds
     resumed = RunDirectory(tmp_path / "run")
-    resumed.forget_metrics_after(10)
+    resumed.metrics_log.truncate(10)
     again = {"step": 15, "epoch": 0.75, "train_loss": 1.25}
-    resumed.log(again)
+    resumed.metrics_log.append(again)
     assert scalars(resumed.tensorboard) == curves([*LINES[:2], again])
-    assert resumed.read_metrics() == [*LINES[:2], again]
+    assert resumed.metrics_log.read() == [*LINES[:2], again]
 
 
-def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
+def test_non_finite_values_are_left_out(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
-    run.log({"step": 1, "perplexity": float("inf"), "grad_norm": float("nan"), "valid_loss": 2.0})
+    run.metrics_log.append(
+        {"step": 1, "perplexity": float("inf"), "grad_norm": float("nan"), "valid_loss": 2.0}
+    )
     assert scalars(run.tensorboard) == {"valid_loss": [(1, 2.0)]}
 
 
@@ -69,10 +73,25 @@ def test_overwriting_a_run_removes_its_events(tmp_path: Path) -> None:
     assert not run.tensorboard.exists()
 
 
-def test_without_tensorboard_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.tensorboard.find_spec", lambda name: None)
+def test_without_tensorboard_only_metrics_jsonl_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftcore.training.metrics_log.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it would fail
-    events = Events(tmp_path / "tensorboard")
-    events.add(LINES[0])
-    events.forget_after(0)
-    assert not any(tmp_path.iterdir())
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.append(LINES[0])
+    log.truncate(0)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_every_line_is_valid_json(tmp_path: Path) -> None:
+    """JSON has neither infinity nor NaN, which Python would write."""
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, tmp_path / "tensorboard")
+    log.append({"step": 1, "perplexity": math.inf, "grad_norm": math.nan, "valid_loss": 2.5})
+    log.append({"step": 2})
+    with path.open("a") as file:
+        file.write('{"step": 3')  # killed within a line
+    assert log.read() == [{"step": 1, "valid_loss": 2.5}, {"step": 2}]
+    log.truncate(1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "valid_loss": 2.5}]

@@ -1,0 +1,62 @@
+"""Curves of a run: drawn where matplotlib is installed, left out elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from ftcore.training.curves import curves_svg, draw_curves, save_curves
+
+LINES: list[dict[str, Any]] = [
+    {"step": 0, "valid_loss": 3.0, "exact_match": 0.0, "f1": 0.1},
+    {"step": 10, "train_loss": 2.0, "grad_norm": 5.0},
+    {"step": 20, "train_loss": 1.0, "valid_loss": 1.5, "exact_match": 0.4, "f1": 0.5},
+]
+
+
+@pytest.mark.parametrize("keys", [("valid_loss", "train_loss"), ("valid_loss", "exact_match", "f1")])
+def test_png(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    lines = [{key: line[key] for key in ("step", *keys) if key in line} for line in LINES]
+    save_curves(lines, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_one_panel_per_metric() -> None:
+    pytest.importorskip("matplotlib")
+    panels = draw_curves(LINES).axes
+    titles = ["loss (nats per token)", "validation answers (share)", "gradient norm"]
+    assert [axes.get_title() for axes in panels] == titles
+    curves = [[line.get_xydata().tolist() for line in axes.get_lines()] for axes in panels]
+    assert curves[0] == [[[10, 2.0], [20, 1.0]], [[0, 3.0], [20, 1.5]]]
+
+
+def test_losses_far_apart_are_drawn_logarithmically() -> None:
+    pytest.importorskip("matplotlib")
+
+    def scale(*losses: float) -> str:
+        lines = [{"step": step, "train_loss": loss} for step, loss in enumerate(losses)]
+        return draw_curves(lines).axes[0].get_yscale()
+
+    assert scale(9.0, 0.1) == "log"
+    assert scale(2.0, 1.0) == scale(9.0, 0.0) == "linear"
+
+
+def test_svg_is_text_in_the_colour_of_the_page() -> None:
+    pytest.importorskip("matplotlib")
+    svg = curves_svg(LINES)
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["role"] == "img" and "gradient norm" in root.attrib["aria-label"]
+    assert "step" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "#000000" not in svg and "currentColor" in svg
+    assert svg == curves_svg(LINES)  # reproducible
+
+
+def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcore.training.curves.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it would fail
+    save_curves(LINES, tmp_path / "loss.png")
+    assert not any(tmp_path.iterdir()) and curves_svg(LINES) == ""
