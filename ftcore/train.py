@@ -37,12 +37,11 @@ from ftcore.training.distributed import (
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
 from ftcore.training.loss import count_targets
-from ftcore.training.meter import Meter
-from ftcore.training.non_finite import explained
+from ftcore.training.metrics_log import Meter
+from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.samples import continuations
-from ftcore.training.scoring import mean, score_answers, score_loss
+from ftcore.training.scoring import mean, score_answers, score_continuations, score_loss
 from ftcore.training.setup import (
     Run,
     fingerprint,
@@ -120,7 +119,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                 bar.set_postfix(meter.postfix(lr), refresh=False)
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
-                    log_metrics(run, **meter.take(), learning_rate=lr, grad_norm=grad_norm)
+                    log_metrics(run, **meter.flush(), learning_rate=lr, grad_norm=grad_norm)
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
                         watch(validate(run))
@@ -149,7 +148,7 @@ def grouped(loader: DataLoader, grad_accum: int) -> Iterator[list[Batch]]:
 def take_step(run: Run, micro_batches: Sequence[Batch], lr: float) -> tuple[float, float]:
     """Forward, backward, clip, step. Returns (loss, gradient norm)."""
     set_learning_rate(run.optimizer, lr)
-    with explained(run, micro_batches):
+    with diagnose_non_finite(run, micro_batches):
         loss = accumulate_gradients(run, micro_batches)
         grad_norm = clip_gradients(run)
     run.scaler.step(run.optimizer)
@@ -215,7 +214,7 @@ def validate(run: Run) -> dict[str, float]:
         metrics["exact_match"] = mean([answer.exact_match for answer in answers])
         metrics["f1"] = mean([answer.f1 for answer in answers])
     elif run.options.eval_answers:
-        answers = continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
+        answers = score_continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
     console.print_answers(answers)
     log_metrics(run, **metrics)
     log(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
@@ -240,7 +239,7 @@ def log_metrics(run: Run, **metrics: float) -> None:
     """Append a line to metrics.jsonl."""
     epoch = run.progress.step / run.train_loader.steps_per_epoch
     line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
-    on_main(lambda: run.directory.log(line))
+    on_main(lambda: run.directory.metrics_log.append(line))
 
 
 def read_options(argv: Sequence[str] | None) -> TrainOptions:

@@ -108,7 +108,7 @@ class Run:
     def resume(self) -> None:
         """Continue from the saved state. A collective."""
         self.progress = Progress(**load_state(self.directory.state, **self._stateful()))
-        on_main(lambda: self.directory.forget_metrics_after(self.progress.step))
+        on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
 
     def _stateful(self) -> dict[str, Any]:
         return {

@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftcore.checkpoints.files import flush, write_atomically
 from ftcore.models import Model
-from ftcore.training.blocks import blocks
 from ftcore.training.distributed import BatchLoss, on_main, rank, to_full, world_size
+from ftcore.training.gradient_checkpointing import blocks
 
 # For each sharded model a copy of its modules from before, with parameters on the meta device.
 _unsharded_modules: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
