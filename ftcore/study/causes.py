@@ -6,7 +6,7 @@ reported. To add a hypothesis, write a function and list it in HYPOTHESES.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -36,9 +36,6 @@ def likely_causes(divergence: Divergence) -> list[Cause]:
     return [cause for cause in best.values() if cause.after <= max(AS_GOOD * found[0].after, rounding)]
 
 
-# ------------------------------------------------------------------------------------------------- hypotheses
-
-
 def attention_scale(divergence: Divergence) -> Iterator[Cause]:
     if not divergence.attentions:
         return
@@ -62,12 +59,8 @@ def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
         for name, part in divergence.leaves.items()
         if (weight := _matrix(part)) is not None
     }
-    for names in _each_and_all(transposed):
-        yield from divergence.try_mistake(
-            "transposed weight",
-            f"{_summary(names)}: nn.Linear stores (out, in), GPT-2's Conv1D stores (in, out).",
-            weights={name: transposed[name] for name in names},
-        )
+    sentence = ": nn.Linear stores (out, in), GPT-2's Conv1D stores (in, out)."
+    yield from _in_one_or_all(divergence, "transposed weight", sentence, transposed)
 
 
 def order_of_q_k_v(divergence: Divergence) -> Iterator[Cause]:
@@ -119,10 +112,8 @@ def masks(divergence: Divergence) -> Iterator[Cause]:
             "Every position attends to the positions after it.",
             attention=AttentionCall.without_causal_mask,
         )
-        for ahead, sentence in (
-            (1, "A position attends to the next one."),
-            (-1, "A position does not attend to itself."),
-        ):
+        shifts = {1: "A position attends to the next one.", -1: "A position does not attend to itself."}
+        for ahead, sentence in shifts.items():
             for masked in (torch.finfo(torch.float32).min, -math.inf):  # differ in fully masked rows
                 yield from divergence.try_mistake(
                     "causal mask off by one",
@@ -148,10 +139,8 @@ def position_bias(divergence: Divergence) -> Iterator[Cause]:
     configs = (getattr(part, "config", part) for part in divergence.reference.modules())
     distances = (getattr(config, "relative_attention_max_distance", None) for config in configs)
     max_distance = next(filter(None, distances), 128)
-    for bidirectional, name in (
-        (True, "encoder's buckets in the decoder"),
-        (False, "decoder's buckets in the encoder"),
-    ):
+    wrong = {True: "encoder's buckets in the decoder", False: "decoder's buckets in the encoder"}
+    for bidirectional, name in wrong.items():
         yield from divergence.try_mistake(
             name,
             "The encoder splits the buckets between both directions, the decoder uses all for the past.",
@@ -167,10 +156,7 @@ def missing_bias(divergence: Divergence) -> Iterator[Cause]:
         for name, part in divergence.leaves.items()
         if isinstance(bias := getattr(part, "bias", None), Tensor)
     }
-    for names in _each_and_all(zeros):
-        yield from divergence.try_mistake(
-            "bias missing", f"{_summary(names)} is not added.", weights={name: zeros[name] for name in names}
-        )
+    yield from _in_one_or_all(divergence, "bias missing", " is not added.", zeros)
 
 
 def positions(divergence: Divergence) -> Iterator[Cause]:
@@ -263,17 +249,15 @@ HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------- helpers
-
-
-def _each_and_all(names: Iterable[str]) -> list[list[str]]:
-    """Each name alone, then all together: a mistake is made in one module or in all."""
-    each = [[name] for name in names]
-    return [*each, [name for (name,) in each]] if len(each) > 1 else each
-
-
-def _summary(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def _in_one_or_all(
+    divergence: Divergence, name: str, sentence: str, weights: dict[str, Tensor]
+) -> Iterator[Cause]:
+    """Try a mistake in each of these parameters alone, then in all; `sentence` follows their names."""
+    subsets = [{key: weight} for key, weight in weights.items()]
+    for subset in [*subsets, weights] if len(weights) > 1 else subsets:
+        first, *others = subset
+        names = f"{first} and {len(others)} more" if others else first
+        yield from divergence.try_mistake(name, f"{names}{sentence}", weights=subset)
 
 
 def _matrix(part: nn.Module) -> Tensor | None:
