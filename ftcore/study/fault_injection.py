@@ -6,7 +6,7 @@ transformers call. Neither model is changed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -128,27 +128,12 @@ class Divergence:
             found.append(attention)
             return attention
 
-        self._run({}, {}, keep)
+        self._run(attention=keep)
         return found
 
-    def try_mistake(
-        self,
-        name: str,
-        sentence: str,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        outputs: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        attention: Callable[[AttentionCall], AttentionCall] | None = None,
-    ) -> Iterator[Cause]:
-        """Run the reference's first bad module with a mistake; yield a Cause if its output then equals mine.
-
-        Args:
-            weights: replacements of parameters, by dotted name.
-            outputs: by dotted name, a function from a module's input to its wrong output.
-            attention: changes every attention call.
-        """
-        calls = self._run(weights or {}, outputs or {}, attention)
-        values = {call.name: call.value for call in calls}
+    def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
+        """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
+        values = {call.name: call.value for call in self._run(**mistake)}
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
             if after <= row.tolerance and after < row.relative * VANISHES:
@@ -184,18 +169,25 @@ class Divergence:
     @torch.no_grad()
     def _run(
         self,
-        weights: Mapping[str, Tensor],
-        outputs: Mapping[str, Callable[[Tensor], Tensor]],
-        attention: Callable[[AttentionCall], AttentionCall] | None,
+        *,
+        weights: dict[str, Tensor] | None = None,
+        outputs: dict[str, Callable[[Tensor], Tensor]] | None = None,
+        attention: Callable[[AttentionCall], AttentionCall] | None = None,
     ) -> list[Call]:
-        """The calls in the reference's first bad module, with a mistake as for `try_mistake`."""
+        """Run the reference's first bad module with a mistake; return the calls in it.
+
+        Args:
+            weights: replacements of parameters, by dotted name.
+            outputs: by dotted name, a function from a module's input to its wrong output.
+            attention: changes every attention call.
+        """
         call, name = self.call, self.call.module_name
         prefix = f"{name}." if name else ""
-        own = {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): w for key, w in (weights or {}).items() if key.startswith(prefix)}
         # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
         with eval_mode(self.reference), ExitStack() as stack:
-            for leaf, function in outputs.items():
+            for leaf, function in (outputs or {}).items():
                 hook = self.leaves[leaf].register_forward_hook(_replace_output(function), with_kwargs=True)
                 stack.callback(hook.remove)
             if attention is not None:
