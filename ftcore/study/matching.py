@@ -90,7 +90,7 @@ def copy_matching_weights(mine: nn.Module, reference: nn.Module, to_reference: C
         if other is not None and other.shape == weight.shape:
             weight.copy_(other)
             copied += 1
-    if not copied and any(True for _ in mine.parameters()):
+    if not copied and list(mine.parameters()):
         mine_has, reference_has = (
             ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
             for module in (mine, reference)
