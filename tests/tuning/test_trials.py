@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ftcore.tune
 from ftcore.tune import Search, TuneOptions
-from ftcore.tuning.study import best_trial, finished_trials, study_in_memory
+from ftcore.tuning import best_trial, finished_trials, study_in_memory
 
 optuna = pytest.importorskip("optuna")
 
