@@ -1,4 +1,4 @@
-"""What ftcore.tune does with Optuna: the search space, settings drawn from it, the study and its journal, results.
+"""Searches with Optuna: the search space, settings drawn from it, the study and its journal, the results.
 
 User attributes of a finished trial: `metrics` of its best validation by name, `best_step` of that validation,
 `steps` taken, `seconds`, and `error`, the message of a failed trial.
@@ -9,7 +9,8 @@ import json
 import math
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
@@ -136,7 +137,6 @@ Study = Any  # optuna.Study
 FrozenTrial = Any  # optuna.trial.FrozenTrial
 
 STUDY_NAME = "search"
-STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # in the order of the table
 
 
 def open_journal(path: Path) -> Study:
@@ -158,10 +158,10 @@ def open_journal(path: Path) -> Study:
         for line in path.read_bytes().splitlines():
             json.loads(line)  # Optuna skips an invalid last line, and fails once another one follows
         storage = optuna.storages.JournalStorage(backend)
-        if STUDY_NAME in optuna.get_all_study_names(storage):
-            return optuna.load_study(study_name=STUDY_NAME, storage=storage)
     except (ValueError, LookupError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: damaged, the search cannot be resumed ({error})") from None
+    if STUDY_NAME in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
     return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
 
 
@@ -171,10 +171,9 @@ def study_in_memory(journal: Study, halving: int | None) -> Study:
     Trials are added to the journal when they have finished. The journal then never holds intermediate values
     of a trial that was killed, which the pruner would compare other trials with.
     """
-    optuna = import_optuna()
-    halve, never = optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.NopPruner
-    pruner = halve(min_resource=1, reduction_factor=halving) if halving else never()
-    study = optuna.create_study(direction="maximize", pruner=pruner)
+    pruners = import_optuna().pruners
+    pruner = pruners.SuccessiveHalvingPruner(1, halving) if halving else pruners.NopPruner()
+    study = import_optuna().create_study(direction="maximize", pruner=pruner)
     study.add_trials(finished_trials(journal))
     return study
 
@@ -199,6 +198,12 @@ def score(metrics: Mapping[str, float], metric: str) -> float:
     return metrics[metric] - 1e-6 * loss / (1 + loss)  # less than one answer in a million
 
 
+# Results
+
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # in the order of the table
+NOT_PRINTED = ("token_accuracy", "perplexity")  # in the CSV file only
+
+
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Sort trials: complete ones, best first; pruned ones, longest first; failed ones."""
 
@@ -212,8 +217,7 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The best complete trial. A pruned one was worse than others at the same validation."""
-    first = next(iter(ranked(trials)), None)
-    return first if first and first.state.name == "COMPLETE" else None
+    return next((trial for trial in ranked(trials) if trial.state.name == "COMPLETE"), None)
 
 
 def row(trial: FrozenTrial) -> dict[str, Any]:
@@ -223,32 +227,28 @@ def row(trial: FrozenTrial) -> dict[str, Any]:
     return head | trial.params | trial.user_attrs["metrics"] | attributes
 
 
+def printed(trial: FrozenTrial) -> dict[str, str]:
+    """The printed cells of the row, with four significant digits."""
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) and value < 10_000 else str(value)
+        for name, value in row(trial).items()
+        if name not in NOT_PRINTED and value not in (None, "")
+    }
+
+
 def describe(trial: FrozenTrial) -> str:
     """One line about a trial."""
-    cells = row(trial)
-    _, _, *names = _shown(cells)
-    text = ", ".join(f"{name} {_text(cells[name])}" for name in names if _text(cells[name]))
-    return f"trial {trial.number + 1} {cells['state']}: {text}"
+    (_, number), (_, state), *cells = printed(trial).items()
+    return f"trial {number} {state}: " + ", ".join(f"{name} {text}" for name, text in cells)
 
 
-def table(trials: Sequence[FrozenTrial]) -> Iterator[str]:
-    """Yield the lines of the printed table."""
-    rows = [row(trial) for trial in ranked(trials)]
-    columns = [name for name in _shown(max(rows, key=len)) if name != "error"]
-    cells = [columns, *([_text(cells.get(name)) for name in columns] for cells in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-
-
-def _shown(cells: dict[str, Any]) -> list[str]:
-    return [name for name in cells if name not in ("token_accuracy", "perplexity")]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) and value < 10_000 else str(value)
+def table(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Lines of the printed table."""
+    rows = [printed(trial) for trial in ranked(trials)]
+    columns = [name for name in max(rows, key=len) if name != "error"]
+    lines = [columns, *([cells.get(name, "") for name in columns] for cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.rjust, line, widths)) for line in lines]
 
 
 def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
@@ -263,45 +263,30 @@ def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
     write_atomically(path, write)
 
 
-def save_picture(
-    trials: Sequence[FrozenTrial], space: Mapping[str, Distribution], metric: str | None, path: Path
-) -> bool:
-    """Plot each setting against the metric, pruned trials included, which Optuna's plot_slice leaves out.
+def save_picture(trials: Sequence[FrozenTrial], metric: str | None, path: Path) -> bool:
+    """Save Optuna's slice plot: each setting against the metric, for complete and pruned trials.
 
     Returns False if matplotlib is not installed or no trial was validated.
     """
     trials = [trial for trial in trials if trial.state.name != "FAIL"]
     if find_spec("matplotlib") is None or not trials:
         return False
-    from matplotlib.figure import Figure
+    import matplotlib
 
+    matplotlib.use("Agg")  # needs no display
+    from matplotlib import pyplot
+
+    optuna = import_optuna()
     metric = metric or default_metric(trials[0].user_attrs["metrics"])
-    figure = Figure(figsize=(1 + 3 * len(space), 3.5), layout="constrained")
-    figure.suptitle("★ best   ● complete   ○ pruned", fontsize=9)
-    styles: dict[str, dict[str, Any]] = {
-        "COMPLETE": {"marker": "o", "color": "C0"},
-        "PRUNED": {"marker": "o", "color": "C7", "fillstyle": "none"},
-        "best": {"marker": "*", "color": "C1", "markersize": 14},
-    }
-    best = best_trial(trials)
-    panels = figure.subplots(1, len(space), squeeze=False, sharey=True)[0]
-    for panel, (name, distribution) in zip(panels, space.items(), strict=True):
-        for trial in reversed(ranked(trials)):  # the best one on top
-            x = distribution.to_internal_repr(trial.params[name])  # index of a choice
-            style = styles["best" if trial is best else trial.state.name]
-            panel.plot(x, trial.user_attrs["metrics"][metric], **style)
-        if hasattr(distribution, "choices"):
-            panel.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
-            panel.set_xlim(-0.5, len(distribution.choices) - 0.5)
-        elif distribution.log:
-            ticks = (distribution.low, (distribution.low * distribution.high) ** 0.5, distribution.high)
-            panel.set_xscale("log")
-            panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
-            panel.set_xticks([], minor=True)
-        panel.set_xlabel(name)
-        panel.grid(alpha=0.3)
-    if metric == "valid_loss":
-        panels[0].set_yscale("log")
-    panels[0].set_ylabel(metric)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+    complete = optuna.create_study()  # plot_slice leaves out pruned trials
+    for trial in trials:
+        value = trial.user_attrs["metrics"][metric]
+        complete.add_trial(
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+        )
+    with pyplot.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # plot_slice is experimental
+        optuna.visualization.matplotlib.plot_slice(complete, target_name=metric)
+        write_atomically(path, lambda temporary: pyplot.savefig(temporary, format="png", dpi=130))
+    pyplot.close()
     return True
