@@ -287,6 +287,6 @@ def save_picture(trials: Sequence[FrozenTrial], metric: str | None, path: Path) 
     with pyplot.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # plot_slice is experimental
         optuna.visualization.matplotlib.plot_slice(complete, target_name=metric)
-        write_atomically(path, lambda temporary: pyplot.savefig(temporary, format="png", dpi=130))
+        write_atomically(path, lambda file: pyplot.savefig(file, format="png", dpi=110, bbox_inches="tight"))
     pyplot.close()
     return True
