@@ -27,7 +27,7 @@ class TuneOptions(TrainOptions):
     )
     seed: int = option(
         0,
-        "of dropout, data order and random weights, the same in all trials, and of the drawn settings",
+        "random seed of the drawn settings and, the same in all trials, of dropout, data order and weights",
         at_least=0,
     )
 
@@ -43,12 +43,12 @@ class TuneOptions(TrainOptions):
     halving: int | None = option(
         None,
         "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "
-        "of the trials so far. 3, say",
+        "of the trials so far, for example 3",
         at_least=2,
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "what trials are compared by, at their best validation (default: exact_match if the task has "
+        "metric that ranks trials, at their best validation (default: exact_match if the task has "
         "answers, else valid_loss). Ties are broken by the loss",
     )
 
@@ -58,9 +58,7 @@ class TuneOptions(TrainOptions):
             given = "--check" if self.check else "--dry-run"
             raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
         if not self.search and not self.resume:
-            raise ValueError(
-                "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
-            )
+            raise ValueError("--search is missing, for example --search lr=1e-4..1e-2 batch_size=8,16,32")
         for name, distribution in parse_search(self.search or []).items():
             for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
                 try:
@@ -218,7 +216,7 @@ def require_comparable(run: Run, options: TuneOptions) -> None:
     if options.halving and run.eval_every >= run.total_steps:
         raise ValueError(
             f"--halving compares intermediate validations, but these {run.total_steps} steps have only one, "
-            f"at the end: pass --eval-every, {max(1, run.total_steps // 9)} say"
+            f"at the end: pass --eval-every, for example {max(1, run.total_steps // 9)}"
         )
 
 
