@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ftcore.training.options import TrainOptions
 from ftcore.tune import TuneOptions
-from ftcore.tuning.search_space import SEARCHABLE, draw_settings, parse_search
+from ftcore.tuning import SEARCHABLE, draw_settings, parse_search
 
 pytest.importorskip("optuna")
 
