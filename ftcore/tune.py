@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, flag, log, one_line, option, parse, to_argv
 from ftcore.training.options import TrainOptions
-from ftcore.tuning import Distribution, draw_settings, import_optuna, parse_search
+from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,7 @@ from ftcore.training.options import SIZES, find_files
 from ftcore.training.resize import config_changes, resize
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.setup import Run
-from ftcore.tuning import (
+from ftcore.training.tuning import (
     FrozenTrial,
     Study,
     best_trial,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore.tune
+from ftcore.training.tuning import best_trial, finished_trials, parse_search, study_in_memory
 from ftcore.tune import Search, TuneOptions
-from ftcore.tuning import best_trial, finished_trials, parse_search, study_in_memory
 
 optuna = pytest.importorskip("optuna")
 

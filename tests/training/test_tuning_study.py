@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.tuning import (
+from ftcore.training.tuning import (
     best_trial,
     default_metric,
     draw_settings,
