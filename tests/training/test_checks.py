@@ -62,7 +62,7 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 def the_loop() -> Loop:
     """The functions of train.py at the time of the call, monkeypatched ones included."""
     page = ftcore.train
-    return Loop(page.train, page.take_step, page.accumulate_gradients, page.grouped, generate)
+    return Loop(page.train, page.take_step, page.grouped, generate)
 
 
 def result_of(name: str, run: Run, directory: Path) -> Result:
