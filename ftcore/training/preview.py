@@ -44,10 +44,9 @@ class Lengths:
         """From `lengths` (examples,) of at least one example."""
         first, last = int(lengths.min()), int(lengths.max())
         width = -(-(last + 1 - first) // _BINS)
-        counts = np.bincount((lengths - first) // width)
-        edges = [first + width * number for number in range(len(counts) + 1)]
+        edges = list(range(first, last + 1 + width, width))
         median, p95 = (int(np.percentile(lengths, q, method="inverted_cdf")) for q in (50, 95))
-        return cls(side, edges, counts.tolist(), median, p95, last)
+        return cls(side, edges, np.histogram(lengths, edges)[0].tolist(), median, p95, last)
 
     def summary(self) -> str:
         if self.edges[0] == self.longest:
@@ -61,7 +60,7 @@ class Lengths:
         for first, end, count in zip(self.edges[:-1], self.edges[1:], self.counts, strict=True):
             last = f" - {min(end - 1, self.longest)}" if end - first > 1 else ""
             bar = "#" * -(-count * _BAR // most)
-            lines.append(f"{first:{digits}}{last:<{digits + 3}}  {bar:{_BAR}}  {count:,}")
+            lines.append(f"  {first:{digits}}{last:<{digits + 3}}  {bar:{_BAR}}  {count:,}")
         return lines
 
 
@@ -76,20 +75,23 @@ class RoundTrip:
     respaced: int  # texts with other white space, but the same characters
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
-    def unknown_summary(self) -> str:
-        if self.unknown is None:
-            return "none: the vocabulary covers every text"
-        return f"{self.unknown / max(1, self.tokens):.2%} of {self.tokens:,} tokens in {self.texts:,} texts"
-
-    def summary(self) -> str:
-        parts = []
+    def lines(self) -> list[str]:
+        unknown = "none: the vocabulary covers every text"
+        if self.unknown is not None:
+            share = self.unknown / max(1, self.tokens)
+            unknown = f"{share:.2%} of {self.tokens:,} tokens in {self.texts:,} texts"
+        changes = []
         if self.changed:
             lost = ", ".join(f"{character!r} ({count:,})" for character, count in self.lost[:4])
-            share = f"{self.changed:,} of {self.texts:,} texts ({self.changed / self.texts:.1%})"
-            parts.append(f"{share} change" + (f", losing {lost}" if lost else ""))
+            share = self.changed / self.texts
+            changes.append(
+                f"{self.changed:,} of {self.texts:,} texts ({share:.1%}) change"
+                + (f", losing {lost}" if lost else "")
+            )
         if self.respaced:
-            parts.append(f"white space changes in {self.respaced:,} of {self.texts:,} texts")
-        return "; ".join(parts) or f"{self.texts:,} texts are the same after encoding and decoding"
+            changes.append(f"white space changes in {self.respaced:,} of {self.texts:,} texts")
+        unchanged = f"{self.texts:,} texts are the same after encoding and decoding"
+        return [f"unknown    {unknown}", f"round trip {'; '.join(changes) or unchanged}"]
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,16 @@ class Alignment:
 
     def lines(self) -> list[str]:
         """Inputs above labels, position by position."""
+        lines = [f"example    number {self.number}: input tokens and the label of each position"]
+        if self.source is not None:
+            lines.append(_shortened(f"  encoder  {self.source!r}"))
         inputs = [repr(token) for token in self.inputs]
         labels = ["-" if token is None else repr(token) for token in self.labels]
         widths = [max(map(len, pair)) for pair in zip(inputs, labels, strict=True)]
-        lines = [f"example    number {self.number}: input tokens and the label of each position"]
-        if self.source is not None:
-            text = repr(self.source)
-            lines.append(f"  encoder  {text if len(text) < _LINE - 11 else text[: _LINE - 14] + '...'}")
         is_cut = self.start + len(inputs) < self.length
         for name, cells in (("inputs" if self.source is None else "decoder", inputs), ("labels", labels)):
             row = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
-            line = f"  {name:<9}{'... ' if self.start else ''}{row}"
-            lines.append(line[: _LINE - 3] + "..." if is_cut or len(line) > _LINE else line)
+            lines.append(_shortened(f"  {name:<9}{'... ' if self.start else ''}{row}", always=is_cut))
         return lines
 
 
@@ -138,7 +138,7 @@ class Preview:
         lines = []
         for lengths in self.lengths:
             lines.append(f"{lengths.side:<11}{lengths.summary()}")
-            lines += [f"  {bar}" for bar in lengths.histogram()] if histograms else []
+            lines += lengths.histogram() if histograms else []
         truncated = [
             f"{count:,} of {self.examples:,} {side}s ({count / self.examples:.1%})"
             for side, count in self.truncated.items()
@@ -155,8 +155,7 @@ class Preview:
             *lines,
             f"truncated  {', '.join(truncated) or 'none'}",
             f"padding    {', '.join(padding)}",
-            f"unknown    {self.round_trip.unknown_summary()}",
-            f"round trip {self.round_trip.summary()}",
+            *self.round_trip.lines(),
             f"end        {ended}",
             *self.alignment.lines(),
         ]
@@ -236,6 +235,10 @@ def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenize
         labels=[None if label == IGNORED_LABEL else next(names) for label in label_row][shown],
         length=labels.shape[1],
     )
+
+
+def _shortened(line: str, *, always: bool = False) -> str:
+    return line[: _LINE - 3] + "..." if always or len(line) > _LINE else line
 
 
 def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
