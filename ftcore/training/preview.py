@@ -27,40 +27,40 @@ _LINE, _POSITIONS = 110, 10  # aligned example: characters per line, labels
 
 @dataclass(frozen=True)
 class Lengths:
-    """Distribution of the examples' lengths in tokens.
-
-    Bin i of the histogram holds `counts[i]` examples of `edges[i]` to `edges[i + 1] - 1` tokens.
-    """
+    """Distribution of the examples' lengths in tokens."""
 
     side: str  # "source" or "target"; "text" for GPT-2, which has both in one sequence
-    edges: list[int]
-    counts: list[int]
-    median: int
-    p95: int
-    longest: int
+    values: np.ndarray  # (examples,)
 
-    @classmethod
-    def of(cls, side: str, lengths: np.ndarray) -> "Lengths":
-        """From `lengths` (examples,) of at least one example."""
-        first, last = int(lengths.min()), int(lengths.max())
-        width = -(-(last + 1 - first) // _BINS)
-        edges = list(range(first, last + 1 + width, width))
-        median, p95 = (int(np.percentile(lengths, q, method="inverted_cdf")) for q in (50, 95))
-        return cls(side, edges, np.histogram(lengths, edges)[0].tolist(), median, p95, last)
+    def percentile(self, percent: int) -> int:
+        """The smallest length that at least this share of the examples does not exceed."""
+        return int(np.percentile(self.values, percent, method="inverted_cdf"))
 
     def summary(self) -> str:
-        if self.edges[0] == self.longest:
-            return f"{self.longest} tokens each"
-        return f"{self.edges[0]} to {self.longest} tokens, median {self.median}, 95th percentile {self.p95}"
+        first, last = self.values.min(), self.values.max()
+        if first == last:
+            return f"{last} tokens each"
+        median, p95 = self.percentile(50), self.percentile(95)
+        return f"{first} to {last} tokens, median {median}, 95th percentile {p95}"
+
+    def bins(self) -> list[tuple[int, int, int]]:
+        """(first, last, examples) of each bin of a histogram."""
+        first, last = int(self.values.min()), int(self.values.max())
+        width = -(-(last + 1 - first) // _BINS)
+        counts = np.bincount((self.values - first) // width).tolist()
+        starts = range(first, last + 1, width)
+        return [
+            (start, min(start + width - 1, last), count) for start, count in zip(starts, counts, strict=True)
+        ]
 
     def histogram(self) -> list[str]:
         """One line per bin."""
-        most, digits = max(self.counts), len(str(self.longest))
+        bins = self.bins()
+        most, digits = max(count for *_, count in bins), len(str(self.values.max()))
         lines = []
-        for first, end, count in zip(self.edges[:-1], self.edges[1:], self.counts, strict=True):
-            last = f" - {min(end - 1, self.longest)}" if end - first > 1 else ""
-            bar = "#" * -(-count * _BAR // most)
-            lines.append(f"  {first:{digits}}{last:<{digits + 3}}  {bar:{_BAR}}  {count:,}")
+        for first, last, count in bins:
+            span = f"{first:{digits}} - {last:<{digits}}" if last > first else f"{first:<{2 * digits + 3}}"
+            lines.append(f"  {span}  {'#' * -(-count * _BAR // most):{_BAR}}  {count:,}")
         return lines
 
 
@@ -96,9 +96,8 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class Alignment:
-    """One example as the loss sees it: input tokens and the label of each position."""
+    """The first example as the loss sees it: input tokens and the label of each position."""
 
-    number: int  # of the example, from 1
     source: str | None  # the encoder's input; None for GPT-2
     start: int  # first position shown
     inputs: list[str]
@@ -107,7 +106,7 @@ class Alignment:
 
     def lines(self) -> list[str]:
         """Inputs above labels, position by position."""
-        lines = [f"example    number {self.number}: input tokens and the label of each position"]
+        lines = ["example    number 1: input tokens and the label of each position"]
         if self.source is not None:
             lines.append(_shortened(f"  encoder  {self.source!r}"))
         inputs = [repr(token) for token in self.inputs]
@@ -174,14 +173,14 @@ def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
     targets = [dataset[index]["labels"] for index in sample]
     return Preview(
         examples=len(dataset),
-        lengths=[Lengths.of(side, column) for side, column in zip(sides, dataset.lengths.T, strict=False)],
+        lengths=[Lengths(side, column) for side, column in zip(sides, dataset.lengths.T, strict=False)],
         truncated={"source": dataset.truncated_sources, "target": dataset.truncated_targets},
         padding={stack: padding_share(loader, side) for side, stack in enumerate(stacks)},
         round_trip=round_trip(_texts(dataset, sample), tokenizer),
         sampled=len(sample),
         ended=sum(tokenizer.eos_id in (target if is_blocks else target[-1:]) for target in targets),
         is_blocks=is_blocks,
-        alignment=align(dataset, 0, model, tokenizer),
+        alignment=align(dataset, model, tokenizer),
     )
 
 
@@ -213,9 +212,9 @@ def round_trip(texts: Iterator[str], tokenizer: Tokenizer) -> RoundTrip:
     return RoundTrip(count, tokens, unknown if has_unknown else None, changed, respaced, lost.most_common())
 
 
-def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenizer) -> Alignment:
-    """An example's inputs and labels, from the same functions that the loss uses."""
-    example = dataset[index]
+def align(dataset: ExampleDataset, model: Model, tokenizer: Tokenizer) -> Alignment:
+    """The first example's inputs and labels, from the same functions that the loss uses."""
+    example = dataset[0]
     batch = {name: torch.tensor([example[name]]) for name in ("input_ids", "labels")}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     labels = target_labels(model, batch)
@@ -228,7 +227,6 @@ def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenize
     label_row, input_row = labels[0, : shown.stop].tolist(), inputs[0, : shown.stop].tolist()
     names = _pieces([label for label in label_row if label != IGNORED_LABEL], tokenizer)
     return Alignment(
-        number=index + 1,
         source=source,
         start=shown.start,
         inputs=list(_pieces(input_row, tokenizer))[shown],
