@@ -31,7 +31,7 @@ from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import make_optimizer
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.setup import Progress, Run, make_loader
+from ftcore.training.setup import Progress, Run, make_loader, set_dropout
 
 Batch = dict[str, Tensor]
 
@@ -177,10 +177,8 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
         (directory / name).mkdir(exist_ok=True)
         trial = trial_run(run, examples, directory / name, batch_size=size, grad_accum=2)
         trial.total_steps = steps
-        dropouts = [module for module in trial.model.modules() if isinstance(module, nn.Dropout)]
-        if not any(dropout.p for dropout in dropouts):  # the random state must matter
-            for dropout in dropouts:
-                dropout.p = 0.1
+        if not any(module.p for module in trial.model.modules() if isinstance(module, nn.Dropout)):
+            set_dropout(trial.model, 0.1)  # the random state must matter
         return trial
 
     whole = _train(trial("whole"), loop)
