@@ -14,7 +14,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +25,6 @@ from torch.nn.utils import parameters_to_vector
 
 from ftcore.data import DataLoader, ExampleDataset, Record
 from ftcore.data.tokenizer import IGNORED_LABEL
-from ftcore.decoding.state import eval_mode
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
@@ -109,7 +108,7 @@ def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
     run = replace(run, options=replace(run.options, label_smoothing=0.0))
     trial = trial_run(run, examples, directory, batch_size=len(examples))
     trial.model.eval()  # no dropout
-    [batch] = _batches(run, examples, len(examples))
+    [batch] = _batches(run, examples, ROWS)
     # Search for a learning rate: double it while the loss falls, divide it by 4 when the loss rises.
     lr, initial, goal, last = trial.learning_rate(0) / 10, math.nan, 0.0, math.inf
     for step in range(1, MAX_STEPS + 1):
@@ -146,19 +145,18 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     examples = sample_by_length(dataset, 2 * rows + min(TAIL, rows - 1), by_labels=True)
     whole = trial_run(run, examples, directory, batch_size=rows, exact=True)
     split = trial_run(run, examples, directory, batch_size=size, grad_accum=count, exact=True)
-    losses, norms, gradients = _epoch(whole, loop)
-    split_losses, split_norms, split_gradients = _epoch(split, loop)
+    steps = zip_longest(_steps(split, loop), _steps(whole, loop), fillvalue=[torch.tensor(math.nan)] * 3)
+    errors = [
+        [relative_error(*pair) for pair in zip(own, reference, strict=True)] for own, reference in steps
+    ]
+    names = ["loss", "gradient norm", "clipped gradient"]
     with torch.no_grad():
         parts = [batch_loss(whole.model, batch) for batch in _batches(run, examples, size)]
     mean = torch.stack([part.total for part in parts]).sum() / sum(part.tokens for part in parts)
     mean_of_means = torch.stack([part.total / part.tokens for part in parts]).mean()
     return Result(
-        f"{len(losses)} steps of {rows} examples, the last one shorter: whole, and as {count} x {size}",
-        [
-            Measurement("loss", relative_error(split_losses, losses)),
-            Measurement("gradient norm", relative_error(split_norms, norms)),
-            Measurement("clipped gradient", relative_error(split_gradients, gradients)),
-        ],
+        f"{len(errors)} steps of {rows} examples, the last one shorter: whole, and as {count} x {size}",
+        [Measurement(name, error) for name, error in zip(names, np.max(errors, axis=0), strict=True)],
         control=Measurement("loss as a mean of means", relative_error(mean_of_means, mean)),
     )
 
@@ -205,8 +203,8 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
     examples = sample_by_length(_train_set(run), ROWS)
     layout = {"pad_to_max_length": run.options.pad_to_max_length}
     # GPT-2 is trained with right padding, hidden by the causal mask, and generates with left padding.
-    [trained] = _batches(run, examples, len(examples), **layout)
-    [generated] = _batches(run, examples, len(examples), **layout, padding_side=examples.generation_side)
+    [trained] = _batches(run, examples, ROWS, **layout)
+    [generated] = _batches(run, examples, ROWS, **layout, padding_side=examples.generation_side)
     alone = _batches(run, examples, 1)
     lengths = [row["input_ids"].shape[1] for row in alone]
     if trained["attention_mask"].all():
@@ -229,7 +227,7 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
 def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     """Compare hidden states computed at once and token by token with a cache, as in generation."""
     examples = sample_by_length(_train_set(run), ROWS, by_labels=True)
-    [batch] = _batches(run, examples, len(examples), padding_side=examples.generation_side)
+    [batch] = _batches(run, examples, ROWS, padding_side=examples.generation_side)
     model = copy.deepcopy(run.model).double().eval()
     hidden, without_first = _hidden(model, batch), _hidden(model, batch, hide_first=True)
     return Result(
@@ -349,18 +347,17 @@ def _wrong_answers(run: Run, loop: Loop, examples: Subset) -> int:
 # --- Losses, gradients, weights
 
 
-def _epoch(run: Run, loop: Loop) -> tuple[Tensor, Tensor, Tensor]:
+def _steps(run: Run, loop: Loop) -> Iterator[list[Tensor]]:
     """Take the steps of an epoch with learning rate 0 and without dropout.
 
-    Returns losses (steps,), gradient norms (steps,), and the clipped gradients (steps, weights).
+    Yields the loss, the gradient norm and the clipped gradient (weights,) of each.
     """
     gradients: list[Tensor] = []
     run.optimizer.register_step_pre_hook(lambda *_: gradients.append(_gradient(run.model)))
-    steps = loop.grouped(run.train_loader, run.options.grad_accum)
-    with eval_mode(run.model):
-        taken = [loop.take_step(run, micro_batches, 0.0) for micro_batches in steps]
-    losses, norms = torch.tensor(taken, dtype=torch.float64).T
-    return losses, norms, torch.stack(gradients)
+    run.model.eval()
+    for micro_batches in loop.grouped(run.train_loader, run.options.grad_accum):
+        loss, norm = loop.take_step(run, micro_batches, 0.0)
+        yield [*torch.tensor([loss, norm], dtype=torch.float64), gradients.pop()]
 
 
 def _train(run: Run, loop: Loop) -> Run:
