@@ -26,7 +26,7 @@ def machine(bandwidth: float = math.inf, flops: float = math.inf) -> Machine:
 
 
 def hook_softmax(model: torch.nn.Module) -> None:
-    """Select attention's explicit path, since the FLOP counter does not count the fused kernel alike."""
+    """Select attention's explicit path, since the FLOP counter counts the fused kernel differently."""
     for name, module in model.named_modules():
         if name.endswith("softmax"):
             module.register_forward_hook(lambda *_: None)

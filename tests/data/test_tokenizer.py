@@ -463,7 +463,7 @@ def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_
 
 
 @pytest.mark.parametrize("addition", ADDITIONS)
-def test_added_tokens_beside_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
+def test_added_tokens_with_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
     shutil.copy(spiece / "spiece.model", tmp_path)
     for name, content in ADDITIONS[addition].items():
         write_json(tmp_path, name, **content)
