@@ -44,7 +44,7 @@ class BenchOptions:
         "model. Compile time is not counted",
     )
     runs: int | None = option(None, "timed rounds per row (default: 5, with --quick 3)", at_least=1)
-    quick: bool = option(False, "smoke test with short inputs and outputs; its figures mean nothing")
+    quick: bool = option(False, "smoke test with short inputs and outputs; its figures are meaningless")
 
     train: str | None = option(
         None,
@@ -86,7 +86,7 @@ class BenchOptions:
         if (self.train or self.tokenizer) and len(self.models) > 1:
             raise ValueError("--train and --tokenizer are for one --model")
         if self.growth and self.rows:
-            raise ValueError("--growth has rows of its own: leave --rows out")
+            raise ValueError("--growth measures its own cases: leave out --rows")
         if self.growth and not self.growth.endswith(".png"):
             raise ValueError(f"--growth is {self.growth!r}, expected a name that ends with .png")
 

@@ -125,7 +125,7 @@ from ftcore.tuning.study import (
     write_csv,
 )
 
-CONFIG = "tune_config.json"  # files in the search's directory, beside trials/
+CONFIG = "tune_config.json"  # files in the search's directory
 JOURNAL = "journal.log"
 TABLE = "trials.csv"
 PICTURE = "trials.png"

@@ -17,8 +17,11 @@ import ftcore
 from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
 
 PACKAGE = Path(ftcore.__file__).parent
-COMMANDS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli", "metrics"))
-OPTION_CLASSES = [getattr(import_module(f"ftcore.{command}"), f"{command.capitalize()}Options") for command in COMMANDS]
+LIBRARY = ("__init__", "cli", "metrics")
+COMMANDS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in LIBRARY)
+OPTION_CLASSES = [
+    getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in COMMANDS
+]
 
 
 @dataclass

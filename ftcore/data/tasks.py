@@ -134,7 +134,7 @@ def split_records(
     if len(groups) < 2:
         raise ValueError(
             f"cannot split {len(records)} record(s) that share one passage or text; "
-            "give a validation file of its own"
+            "pass a separate validation file"
         )
     shuffled = list(groups.values())
     random.Random(seed).shuffle(shuffled)
@@ -158,7 +158,7 @@ def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[R
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
         record = to_record(row, where, decoder_only)
-        # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.
+        # Valid in JSON, but cannot be encoded as UTF-8.
         if re.search("[\ud800-\udfff]", record.source + record.target):
             raise ValueError(f"{where}: a \\u escape of a lone surrogate, which is not a character")
         yield record
@@ -205,7 +205,7 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     if row.get("is_impossible") or not answers:
         raise ValueError(
             f"{where}: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported: "
-            "take them out of the file)"
+            "remove them from the file)"
         )
     if not all(isinstance(answer, str) for answer in answers):
         raise ValueError(

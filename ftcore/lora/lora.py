@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): the matrix is frozen, and a low-rank update beside it is trained.
+"""LoRA (Hu et al. 2021): the matrix is frozen, and a low-rank update of it is trained.
 
     h = W x + alpha / r * B A x        W (out, in) frozen; A (r, in) and B (out, r) trained
 
@@ -121,7 +121,7 @@ def require_plain(model: nn.Module) -> None:
     """Raise ValueError if the model has LoRA layers."""
     if lora_layers(model):
         raise ValueError(
-            "the model has LoRA layers: take merge_lora(model) instead, or save_adapter to save them alone"
+            "the model has LoRA layers: use merge_lora(model) instead, or save_adapter to save them alone"
         )
 
 

@@ -51,7 +51,7 @@ def _reshard_without_backward(module: nn.Module, *_: Any) -> None:
 
 
 def _shard_block(block: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a block; T5's table of position biases apart, since its stack reads it outside of the block."""
+    """Shard a block, and separately T5's position bias table, which the stack reads outside of the block."""
     for table in block.modules():
         if isinstance(table, nn.Embedding):
             fully_shard(table, mesh=mesh)
@@ -88,7 +88,7 @@ def _without_weights(model: Model) -> Model:
 def save_sharded(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> str:
-    """Write a state whose weights and moments are in a directory beside it. A collective.
+    """Write a state, with weights and moments in a directory next to it. A collective.
 
     A kill leaves the old state with its directory or the new one with its own, and perhaps a directory that
     no state refers to.
@@ -114,7 +114,7 @@ def save_sharded(
         for written in (*directory.iterdir(), directory):  # dcp.save does not flush to the disk
             flush(written)
         whole = state | {"shards": directory.name, "optimizer": rest}
-        write_atomically(path, lambda beside: torch.save(whole, beside))
+        write_atomically(path, lambda temporary: torch.save(whole, temporary))
 
     on_main(write_state)
     return directory.name
@@ -151,7 +151,7 @@ def load_sharded(
 
 
 def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each rank takes its part of a state that is one file."""
+    """Load a state from a single file; each rank keeps its part."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_distribute(state["model"][name], parameter))

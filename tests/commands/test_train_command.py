@@ -173,9 +173,7 @@ def test_transformers_opens_best_and_last(files: Path, tmp_path: Path, model: st
         ).encode(text)
 
 
-def test_best_is_not_the_last(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_is_not_the_last(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact match decides, then the loss. Step 0, which is not trained, is never kept."""
     scores = iter([(1.0, 0.1), (0.2, 3.0), (0.5, 2.0), (0.5, 1.0), (0.4, 0.5)])  # exact match, loss
     weights, matches = [], []
@@ -348,9 +346,7 @@ def test_bf16_is_close_to_fp32(files: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=2**-6)  # bfloat16 rounds to 2^-9
 
 
-def test_truncated_sources_are_counted(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_truncated_sources_are_counted(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(
         files,
         tmp_path / "run",
@@ -397,9 +393,7 @@ def test_the_curves_are_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.M
 # --- failing runs
 
 
-def test_a_non_finite_loss_ends_the_run(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_non_finite_loss_ends_the_run(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as ending:
         train(files, run, "--lr", "1e30", "--warmup", "0", "--max-steps", "9", "--save-every", "1")

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 parallel_runs.py FOLDER
 
-FOLDER/runs.json is a list of runs: the `words` of the command line and, optionally, the step to `stop_at`, where
-the last process alone gets SIGTERM. Each process writes the results to FOLDER/process-RANK.json.
+FOLDER/runs.json is a list of runs: the `words` of the command line and, optionally, a step to `stop_at`, at
+which the last process alone gets SIGTERM. Each process writes its results to FOLDER/process-RANK.json.
 """
 
 import json

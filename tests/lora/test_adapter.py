@@ -112,7 +112,7 @@ def test_an_adapter_without_base_model_raises(adapter):
 
 
 def test_save_model_refuses_lora_layers(tmp_path):
-    with pytest.raises(ValueError, match=r"has LoRA layers: take merge_lora\(model\) instead"):
+    with pytest.raises(ValueError, match=r"has LoRA layers: use merge_lora\(model\) instead"):
         save_model(adapted("t5"), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -1,7 +1,7 @@
 """Runs of two processes equal those of one, also when stopped and resumed by another number of processes.
 
-One torchrun of two processes makes all runs that finish normally (parallel_runs.py). Tests that kill a process
-or stop torchrun start one each.
+One torchrun of two processes makes all runs that finish normally (parallel_runs.py). Tests that kill a
+process or stop torchrun start their own.
 """
 
 import json
@@ -36,7 +36,7 @@ COMMON = "--batch-size 3 --grad-accum 2 --eval-every 4 --log-every 4 --eval-answ
 COMMON += "--lr 0.01 --label-smoothing 0.1 --keep 1"
 TWENTY, EIGHT = "--max-steps 20 --dropout 0", "--max-steps 8 --dropout 0"
 VARIANTS = {  # name -> family, mode, options
-    "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # A has one row: a process has none of it
+    "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # A has one row, on one process
     "frozen": ("t5", "ddp", "--freeze encoder.block.0.layer.1 shared"),
     "frozen sharded": ("t5", "fsdp", "--freeze encoder.block.0 decoder.block.0.layer.0"),
     "recomputed": ("t5", "fsdp", "--gradient-checkpointing"),
@@ -326,9 +326,7 @@ def test_as_many_processes_resume_in_another_mode(bench: Bench) -> None:
     assert_close(bench.weights("dropout to fsdp"), bench.weights("dropout ddp"))
 
 
-def test_dropout_requires_the_same_number_of_processes(
-    bench: Bench, capsys: pytest.CaptureFixture
-) -> None:
+def test_dropout_requires_the_same_number_of_processes(bench: Bench, capsys: pytest.CaptureFixture) -> None:
     name = "dropout refused"
     shutil.copytree(bench.directory("dropout ddp"), bench.directory(name))
     capsys.readouterr()
@@ -336,7 +334,7 @@ def test_dropout_requires_the_same_number_of_processes(
         ftcore.train.main(["--output", str(bench.directory(name)), "--resume"])
     assert ending.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "was trained by 2 processes, it cannot go on with 1 process" in line
+    assert "was trained by 2 processes, it cannot continue with 1 process" in line
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -344,7 +342,7 @@ def test_another_seed_is_refused_once(bench: Bench, mode: str) -> None:
     result = bench.result(f"dropout refused {mode}")
     assert result["status"] == 2
     [line] = result["errors"].splitlines()
-    assert "the run was started with --seed 0, it cannot go on with --seed 4" in line
+    assert "the run was started with --seed 0, it cannot continue with --seed 4" in line
 
 
 def test_sharded_state_is_safetensors_and_has_one_directory(bench: Bench) -> None:

@@ -269,7 +269,7 @@ def test_bfloat16_computes_logits_in_bfloat16_and_the_sum_in_float32() -> None:
     torch.testing.assert_close(total, F.cross_entropy(logits, labels, reduction="sum"))
     exact = torch.autograd.grad(plain(hidden, weight, labels), (hidden, weight))
     for got, wanted in zip((hidden.grad, weight.grad), exact, strict=True):
-        # Relative rounding errors of 2^-9: two inputs, logits (4 times, for their magnitude), softmax, result.
+        # Rounding errors of 2^-9: two inputs, logits (4 times, for their magnitude), softmax, result.
         assert oracle.distance(got, wanted) < 8 * 2**-9
 
 

@@ -48,11 +48,11 @@ def test_frozen_parameters_are_in_no_group() -> None:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("family", SETTINGS)
 def test_three_steps_equal_torch_on_transformers(family: str, dtype: torch.dtype, bound: float) -> None:
-    """1e-5 is the published requirement. In float64, each step multiplies the gradients' rounding error of 1e-16
-    by at most lr / eps = 1e-3 / 1e-8; the bound of 1e-10 has a margin for gradients above 1.
+    """1e-5 is the published requirement. In float64, each step multiplies the gradients' rounding error of
+    1e-16 by at most lr / eps = 1e-3 / 1e-8; the bound of 1e-10 has a margin for gradients above 1.
 
-    In float32 key biases would not agree: they add a constant to all scores of a query, so their true gradient
-    is 0, and AdamW makes full steps from rounding noise.
+    In float32 key biases would not agree: they add a constant to all scores of a query, so their true
+    gradient is 0, and AdamW makes full steps from rounding noise.
     """
     reference, model = (m.to(dtype) for m in pair(family))
     matrices = [p for p in reference.parameters() if p.dim() > 1]
@@ -110,7 +110,7 @@ def test_schedules_equal_those_of_transformers_except_the_first_step(schedule: s
 
 @settings(deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(1, 300), st.floats(0, 400), st.floats(1e-8, 10))
-def test_the_learning_rate_rises_to_the_peak_and_then_does_not_rise(schedule: Any, total: int, warmup: float, peak: float) -> None:
+def test_rates_rise_only_to_the_peak(schedule: Any, total: int, warmup: float, peak: float) -> None:
     warm = warmup_steps(warmup, total)
     rates = [
         learning_rate(step, peak=peak, schedule=schedule, warmup_steps=warm, total_steps=total)
@@ -148,7 +148,7 @@ def test_relative_steps_follow_each_tensors_size_as_it_changes() -> None:
     set_learning_rate(optimizer, 0.25)
     [matrix, bias] = optimizer.param_groups
     assert (matrix["lr"], matrix["weight_decay"]) == (1.0, 0.1)
-    assert (bias["lr"], bias["weight_decay"]) == (0.25 * 1e-3, 0.0)  # at least 1e-3: weights that are 0 can change
+    assert (bias["lr"], bias["weight_decay"]) == (0.25 * 1e-3, 0.0)  # the floor, so that zeros can change
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])

@@ -54,7 +54,7 @@ class Bench:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """The results of a run: best and last weights, optimizer and random state, and the log without timings."""
+    """The results of a run: weights, optimizer and random state, and the log without timings."""
     state = torch.load(run / "state" / "training_state.pt", weights_only=True)
     return {
         "best": load_file(run / "best" / "model.safetensors"),
@@ -317,9 +317,7 @@ def test_a_run_of_a_version_with_fewer_options_resumes(t5: Bench, capsys: pytest
     del saved["options"]["label_smoothing"]
     torch.save(saved, state)
     line = refusal(lambda: t5.resume(run, "--label-smoothing 0.1"), capsys)
-    assert (
-        "the run was started with --label-smoothing 0.0, it cannot go on with --label-smoothing 0.1" in line
-    )
+    assert "started with --label-smoothing 0.0, it cannot continue with --label-smoothing 0.1" in line
     assert t5.resume(run) == 0
     assert_same(outcome(run), t5.wanted)
 
@@ -337,17 +335,17 @@ def stopped(t5: Bench) -> Path:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with --lr 0.5"),
-        ("--batch-size 2", "--batch-size 3, it cannot go on with --batch-size 2"),
-        ("--optimizer adafactor --relative-steps", "it cannot go on with --optimizer adafactor"),
-        ("--seed 4", "--seed 0, it cannot go on with --seed 4"),
-        ("--eval-answers 7", "--eval-answers 1, it cannot go on with --eval-answers 7"),
+        ("--lr 0.5", "the run was started with --lr 0.01, it cannot continue with --lr 0.5"),
+        ("--batch-size 2", "--batch-size 3, it cannot continue with --batch-size 2"),
+        ("--optimizer adafactor --relative-steps", "it cannot continue with --optimizer adafactor"),
+        ("--seed 4", "--seed 0, it cannot continue with --seed 4"),
+        ("--eval-answers 7", "--eval-answers 1, it cannot continue with --eval-answers 7"),
         (
             "--freeze encoder.block.0",
-            "without --freeze, it cannot go on with --freeze encoder.block.0",
+            "without --freeze, it cannot continue with --freeze encoder.block.0",
         ),
-        ("--pad-to-max-length", "without --pad-to-max-length, it cannot go on with --pad-to-max-length"),
-        ("--max-steps 99", f"--max-steps {STEPS}, it cannot go on with --max-steps 99"),
+        ("--pad-to-max-length", "without --pad-to-max-length, it cannot continue with --pad-to-max-length"),
+        ("--max-steps 99", f"--max-steps {STEPS}, it cannot continue with --max-steps 99"),
         ("--overwrite", "choose one"),
     ],
 )
@@ -466,6 +464,6 @@ def test_a_state_from_before_fast_was_an_option_resumes_with_it(
     torch.save(saved, state)
     config.write_text(json.dumps(options))
     line = refusal(lambda: t5.resume(run), capsys)
-    assert "the run was started with --fast, it cannot go on without --fast" in line
+    assert "the run was started with --fast, it cannot continue without --fast" in line
     assert t5.resume(run, "--fast") == 0
     assert_same(outcome(run), outcome(whole))
