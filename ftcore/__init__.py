@@ -1,6 +1,6 @@
 """ftcore: the reference implementation of T5 and GPT-2 in pure PyTorch.
 
-The names most people need, imported when first used so that `import ftcore` costs nothing.
+The most used names, imported on first use, so that `import ftcore` is fast.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ __version__ = "0.1.0"
 __all__ = ["load_model", "load_tokenizer", "save_model"]
 
 
-def lazily(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are imported from their modules (`homes`) when first used.
+def lazily(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` that imports names on first use; `modules` maps each name to its module.
 
-    A command's options are read before torch is imported, so no package on the way may import it.
+    A command parses its options before torch is imported, so the packages that it passes may not import it.
     """
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name]), name)
+        return getattr(import_module(modules[name]), name)
 
     return get
 

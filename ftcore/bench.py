@@ -11,7 +11,7 @@ from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, optio
 class BenchOptions:
     """Benchmark ftcore against transformers and CTranslate2, where these are installed.
 
-    Each backend runs in a process of its own, with the same weights, inputs and threads; they take turns. The
+    Each backend runs in its own process, with the same weights, inputs and threads; they take turns. The
     table has each backend's median, its time relative to ftcore's with the quartiles over the rounds, the
     share of the machine's roofline that ftcore reaches, and the peak memory of each process. Rows:
 

@@ -76,8 +76,7 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-# ---------------------------------------------------------------------------------- loaded as a complete
-# model
+# ---------------------------------------------------------------------------------------------- load_model
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -53,7 +53,7 @@ def test_fused_kernel_and_explicit_computation_agree(dtype, seed, queries, more_
     if masking == "bias":
         bias = torch.randn(1, 3, queries, keys, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         bias.requires_grad_()
-    elif masking == "both":  # the mask as numbers here, as the kernel's flag there
+    elif masking == "both":  # an additive mask here, the kernel's causal flag below
         bias, causal = (
             attention_mask_bias(None, queries, keys, causal=True, like=torch.empty(0, dtype=dtype)),
             False,

@@ -535,7 +535,7 @@ def test_patch_function_must_not_run_the_module(model):
         run(model)
 
 
-# --------------------------------------------------------------------------------------- nothing is left over
+# --------------------------------------------------------------------------------------- hooks are removed
 
 
 def fail(_: Tensor) -> Tensor:
