@@ -18,7 +18,7 @@ __all__ = ["load_model", "load_tokenizer", "save_model"]
 def lazily(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__` that imports names on first use; `modules` maps each name to its module.
 
-    A command parses its options before torch is imported, so the packages that it passes may not import it.
+    Commands parse their options before torch is imported, so packages imported by then must not import it.
     """
 
     def get(name: str) -> Any:

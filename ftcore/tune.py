@@ -43,7 +43,7 @@ class TuneOptions(TrainOptions):
     halving: int | None = option(
         None,
         "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "
-        "of the trials so far. 3, say",
+        "of the trials so far; for example 3",
         at_least=2,
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
@@ -56,10 +56,10 @@ class TuneOptions(TrainOptions):
         super().__post_init__()
         if self.check or self.dry_run:
             given = "--check" if self.check else "--dry-run"
-            raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
+            raise ValueError(f"{given} is for a single run: python -m ftcore.train {given}")
         if not self.search and not self.resume:
             raise ValueError(
-                "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
+                "--search is missing: name options to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
             )
         for name, distribution in self.space().items():
             for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
@@ -223,7 +223,7 @@ def require_comparable(run: Run, options: TuneOptions) -> None:
     if options.halving and run.eval_every >= run.total_steps:
         raise ValueError(
             f"--halving compares intermediate validations, but these {run.total_steps} steps have only one, "
-            f"at the end: pass --eval-every, {max(1, run.total_steps // 9)} say"
+            f"at the end: pass a smaller --eval-every, such as {max(1, run.total_steps // 9)}"
         )
 
 

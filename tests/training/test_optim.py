@@ -173,7 +173,7 @@ def test_relative_steps_are_scale_invariant(scale: float) -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.sampled_from(sorted(SETTINGS)), st.integers(-7, 3), st.integers(1, 4), oracle.seeds)
-def test_adafactor_is_transformers_with_t5s_settings(
+def test_adafactor_equals_transformers_with_t5s_settings(
     family: str, exponent: int, steps: int, seed: int
 ) -> None:
     """At any scale of the gradients, unlike with torch's default eps."""
