@@ -2,8 +2,9 @@
 
     h = W x + alpha / r * B A x        W (out, in) frozen; A (r, in) and B (out, r) trained
 
-At r = 4 these are 0.15 of T5-small's 60 million weights. Only they have gradients and optimizer moments, and
-only they need to be saved (adapter.py). `merge_lora` computes W + alpha / r * B A, a plain matrix again.
+At r = 4, A and B have 0.15 million weights; T5-small has 60 million. Only A and B have gradients and
+optimizer moments, and only they need to be saved (adapter.py). `merge_lora` computes W + alpha / r * B A, a
+plain matrix again.
 """
 
 import copy

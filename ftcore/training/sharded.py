@@ -1,8 +1,8 @@
 """Fully sharded training (FSDP2): each rank keeps a part of every weight, gradient and moment.
 
 Rajbhandari et al. 2020. torch's `fully_shard` splits each parameter by rows into a `DTensor`. A block's
-parameters are gathered before it computes and resharded after it. Weights and moments are saved by
-torch.distributed.checkpoint, each rank its part, as safetensors, since its default format is a pickle. Any
+parameters are gathered before it computes and resharded after it. Each rank saves its part of weights
+and moments through torch.distributed.checkpoint, as safetensors, since the default format is a pickle. Any
 number of ranks, sharded or not, can load these files.
 """
 
@@ -28,7 +28,7 @@ from ftcore.models import Model
 from ftcore.training.distributed import BatchLoss, on_main, rank, to_full, world_size
 from ftcore.training.gradient_checkpointing import blocks
 
-# For each sharded model a copy of its modules from before, with parameters on the meta device.
+# For each sharded model, a copy of its modules before sharding, with parameters on the meta device.
 _unsharded_modules: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
@@ -45,7 +45,7 @@ def shard(compute_loss: BatchLoss, device: torch.device) -> nn.Module:
 
 
 def _reshard_without_backward(module: nn.Module, *_: Any) -> None:
-    """FSDP2 reshards the root in the backward pass, which a validation does not have."""
+    """FSDP2 reshards the root in the backward pass, but validation has none."""
     if isinstance(module, FSDPModule) and not torch.is_grad_enabled():
         module.reshard()
 
@@ -100,9 +100,8 @@ def save_sharded(
     directory = on_main(lambda: _new_directory(path.parent, step))
     tensors = _weights(model)
     rest = optimizer.state_dict()
-    rest["state"] = {
-        number: dict(named) for number, named in rest["state"].items()
-    }  # not the optimizer's own
+    # copies: state_dict() shares its dicts with the optimizer
+    rest["state"] = {number: dict(named) for number, named in rest["state"].items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, moment in rest["state"].get(number, {}).items():
             if moment.shape == parameter.shape:  # not the step count
