@@ -1,4 +1,4 @@
-"""Attention, shared by T5 and GPT-2. Read this page first.
+"""Attention, shared by T5 and GPT-2. Read this file first.
 
 Shape letters, used in every shape comment of the project:
 

@@ -20,7 +20,7 @@ from ftcore.cli import parse
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
-from ftcore.training import options as options_page
+from ftcore.training import options as options_module
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
 
@@ -293,8 +293,8 @@ def test_defaults_depend_on_the_optimizer(
 def test_embedded_learning_rates_depend_on_relative_steps(
     options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
-    given = parse(options_page.TrainOptions, options, command="ftcore.train")
-    resolved = options_page.resolve(given, options_page.find_files(given), is_t5="qa" in options)
+    given = parse(options_module.TrainOptions, options, command="ftcore.train")
+    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="qa" in options)
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
@@ -576,7 +576,7 @@ def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.C
 def test_the_default_run_outside_a_clone(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(options_page, "CLONE", tmp_path / "site-packages")
+    monkeypatch.setattr(options_module, "CLONE", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     line = refusal(capsys)
     assert "the default of --model, is not here: it comes with a clone of the project" in line

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftcore.training import loss as loss_page
+from ftcore.training import loss as loss_module
 from ftcore.training.loss import batch_loss, count_targets, linear_cross_entropy
 from tests.helpers import oracle
 
@@ -177,7 +177,7 @@ def test_any_chunk_size_gives_the_plain_formula(
     rows: int, width: int, vocabulary: int, chunk_size: int, smoothing: float, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_page, "CHUNK", chunk_size)
+        patch.setattr(loss_module, "CHUNK", chunk_size)
         inputs = random_problem(rows, width, vocabulary, seed)
         total, correct = linear_cross_entropy(*inputs, smoothing)
         gradients = torch.autograd.grad(3 * total, inputs[:2])
@@ -189,7 +189,7 @@ def test_any_chunk_size_gives_the_plain_formula(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
-    monkeypatch.setattr(loss_page, "CHUNK", 20)
+    monkeypatch.setattr(loss_module, "CHUNK", 20)
     hidden, weight, labels = random_problem(5, 3, 7)
 
     def total() -> Tensor:
@@ -294,7 +294,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_at_most_one_chunk_of_logits_is_stored(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     rows, width, vocabulary, chunk_size = 64, 4, 100, 800
-    monkeypatch.setattr(loss_page, "CHUNK", chunk_size)
+    monkeypatch.setattr(loss_module, "CHUNK", chunk_size)
     hidden, weight, labels = random_problem(rows, width, vocabulary)
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, labels, smoothing)[0].backward()
