@@ -19,7 +19,7 @@ class BenchOptions:
     prefill   the first token after a long input      greedy    one row        greedy-b8   eight rows
     beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
     train           a training step; transformers at its best: batches of similar length, fused AdamW
-    train-tutorial  the same of ftcore; transformers as in its tutorials: padded to the limit, plain AdamW
+    train-tutorial  the same for ftcore; transformers as in its tutorials: padded to the limit, plain AdamW
     train-padded    both padded to the limit
 
     Loading, prefill and generation use random ids, training the examples of --train.
@@ -34,8 +34,8 @@ class BenchOptions:
     rows: list[str] | None = option(None, "names of the rows above (default: all)", metavar="NAME")
     dtype: Literal["fp32", "bf16", "int8"] = option(
         "fp32",
-        "number format; int8 is for generation, and holds for the weights of ftcore --fast and CTranslate2 "
-        "(the others: fp32)",
+        "number format; int8 is for generation only, and applies to the weights of ftcore --fast and "
+        "CTranslate2; the others use fp32",
     )
     fast: bool = option(False, "add rows with ftcore's --fast: prepared for decoding, faster training layers")
     compile: bool = option(

@@ -48,7 +48,7 @@ class TuneOptions(TrainOptions):
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "what trials are compared by, at their best validation (default: exact_match if the task has "
+        "metric that trials are compared by, at their best validation (default: exact_match if the task has "
         "answers, else valid_loss). Ties are broken by the loss",
     )
 
