@@ -100,7 +100,7 @@ def directory_lock(directory: Path) -> Iterator[None]:
         except ImportError:
             pass
         except BlockingIOError:
-            raise ValueError(f"another process is using {directory}") from None
+            raise ValueError(f"another process is at work on {directory}") from None
         yield
 
 

@@ -42,7 +42,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def expand_ranges(name: str) -> list[str]:
-    """ "decoder.block.0-1" -> "decoder.block.0", "decoder.block.1"; an empty range is unchanged."""
+    """ "decoder.block.0-1" -> "decoder.block.0", "decoder.block.1"; an empty range stays as it is."""
     parts = []
     for part in name.split("."):
         ends = _RANGE.fullmatch(part)

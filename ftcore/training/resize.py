@@ -1,4 +1,4 @@
-"""Change the sizes of a checkpoint's model: weights that fit are loaded, the others are random."""
+"""Models of other sizes than their checkpoint: weights that fit are loaded, the others are random."""
 
 import json
 import re

@@ -368,7 +368,7 @@ def test_a_second_process_is_refused(whole: Path, capsys: pytest.CaptureFixture)
     pytest.importorskip("fcntl")
     with directory_lock(whole):
         line = refusal(capsys, lambda: resume(whole))
-    assert f"another process is using {whole}" in line
+    assert f"another process is at work on {whole}" in line
 
 
 def test_optuna_is_not_installed(files: Path, tmp_path: Path) -> None:

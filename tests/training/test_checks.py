@@ -59,16 +59,16 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return run_of
 
 
-def current_loop() -> Loop:
+def the_loop() -> Loop:
     """The functions of train.py at the time of the call, monkeypatched ones included."""
-    module = ftcore.train
-    return Loop(module.train, module.take_step, module.accumulate_gradients, module.grouped, generate)
+    page = ftcore.train
+    return Loop(page.train, page.take_step, page.accumulate_gradients, page.grouped, generate)
 
 
 def result_of(name: str, run: Run, directory: Path) -> Result:
     files = directory / name
     files.mkdir(parents=True)
-    return getattr(checks, name.replace(" ", "_"))(run, current_loop(), files)
+    return getattr(checks, name.replace(" ", "_"))(run, the_loop(), files)
 
 
 # --- correct runs
@@ -130,7 +130,7 @@ def test_corpora(runs: Any, tmp_path: Path) -> None:
 def test_the_run_is_not_changed(runs: Any, tmp_path: Path, family: str) -> None:
     run = runs(family)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
-    assert [name for name, _ in checks.run_checks(run, current_loop(), tmp_path)] == ALL
+    assert [name for name, _ in checks.run_checks(run, the_loop(), tmp_path)] == ALL
     torch.testing.assert_close(dict(run.model.state_dict()), before, rtol=0, atol=0)
     assert run.model.training and run.progress.step == 0 and not run.optimizer.state
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -302,7 +302,7 @@ def test_the_command_reports_failures(
 def test_a_nan_loss_is_a_failure_without_traceback(runs: Any, tmp_path: Path) -> None:
     run = replace(runs("t5"), model=ftcore.load_model(runs("t5").options.model))
     run.model.shared.weight.data[3] = torch.nan
-    results = dict(checks.run_checks(run, current_loop(), tmp_path))
+    results = dict(checks.run_checks(run, the_loop(), tmp_path))
     assert results["overfits one batch"].verdict == results["accumulates exactly"].verdict == FAILS
     assert "the loss is nan in step 1: " in str(results["overfits one batch"])
 
