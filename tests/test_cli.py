@@ -17,8 +17,9 @@ import ftcore
 from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
 
 PACKAGE = Path(ftcore.__file__).parent
-LIBRARY = ("__init__", "cli", "metrics")
-COMMANDS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in LIBRARY)
+COMMANDS = sorted(
+    path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
 OPTION_CLASSES = [
     getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in COMMANDS
 ]
