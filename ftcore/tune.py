@@ -43,12 +43,12 @@ class TuneOptions(TrainOptions):
     halving: int | None = option(
         None,
         "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "
-        "of the trials so far; for example 3",
+        "of the trials so far. 3, say",
         at_least=2,
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "metric that trials are compared by, at their best validation (default: exact_match if the task has "
+        "what trials are compared by, at their best validation (default: exact_match if the task has "
         "answers, else valid_loss). Ties are broken by the loss",
     )
 
@@ -56,10 +56,10 @@ class TuneOptions(TrainOptions):
         super().__post_init__()
         if self.check or self.dry_run:
             given = "--check" if self.check else "--dry-run"
-            raise ValueError(f"{given} is for a single run: python -m ftcore.train {given}")
+            raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
         if not self.search and not self.resume:
             raise ValueError(
-                "--search is missing: name options to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
+                "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
             )
         for name, distribution in self.space().items():
             for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
@@ -125,7 +125,7 @@ from ftcore.tuning.study import (
     write_csv,
 )
 
-CONFIG = "tune_config.json"  # files in the search's directory
+CONFIG = "tune_config.json"  # files in the search's directory, beside trials/
 JOURNAL = "journal.log"
 TABLE = "trials.csv"
 PICTURE = "trials.png"
@@ -223,7 +223,7 @@ def require_comparable(run: Run, options: TuneOptions) -> None:
     if options.halving and run.eval_every >= run.total_steps:
         raise ValueError(
             f"--halving compares intermediate validations, but these {run.total_steps} steps have only one, "
-            f"at the end: pass a smaller --eval-every, such as {max(1, run.total_steps // 9)}"
+            f"at the end: pass --eval-every, {max(1, run.total_steps // 9)} say"
         )
 
 

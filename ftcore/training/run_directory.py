@@ -34,7 +34,7 @@ class RunDirectory:
         self.best = path / "best"
         self.last = path / "last"
         self.checkpoints = path / "checkpoints"
-        self.state = path / "state" / "training_state.pt"  # with fsdp, sharded-000500/ next to it
+        self.state = path / "state" / "training_state.pt"  # with fsdp, sharded-000500/ beside it
         self.config = path / "train_config.json"
         self.metrics = path / "metrics.jsonl"
         self.non_finite = path / "non_finite.json"

@@ -284,17 +284,14 @@ def test_killed_and_resumed(files: Path, halved: Path, tmp_path: Path, operation
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            "",
-            "--search is missing: name options to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32",
-        ),
+        ("", "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"),
         ("--search bach_size=1,2", "'bach_size' cannot be searched, did you mean 'batch_size'?"),
         ("--search dropout=0..1", "--search dropout: --dropout is 1.0, expected from 0 to below 1"),
         ("--search lr=1,2 --trials 0", "--trials is 0, expected at least 1"),
         ("--search lr=1,2 --halving 1", "--halving is 1, expected at least 2"),
         ("--search lr=1,2 --metric loss", "invalid choice: 'loss'"),
-        ("--search lr=1,2 --check", "--check is for a single run: python -m ftcore.train --check"),
-        ("--search lr=1,2 --dry-run", "--dry-run is for a single run: python -m ftcore.train --dry-run"),
+        ("--search lr=1,2 --check", "--check is about one run: python -m ftcore.train --check"),
+        ("--search lr=1,2 --dry-run", "--dry-run is about one run: python -m ftcore.train --dry-run"),
         ("--search lr=1,2 --trails 3", "did you mean '--trials'?"),
         ("--search num_heads=2,3 d_model=15,16 --model {gpt2}", "n_embd is 1"),
         (
