@@ -111,7 +111,7 @@ class Dataset(torch.utils.data.Dataset):
         if self.decoder_only:
             target.append(tokenizer.eos_id)
         if len(target) < 2:
-            raise ValueError(f"record {number}: the target {record.target!r} has no tokens")
+            raise ValueError(f"record {number}: the tokenizer finds nothing in its target {record.target!r}")
         return source, target
 
     def __len__(self) -> int:

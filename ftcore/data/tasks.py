@@ -158,7 +158,7 @@ def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[R
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
         record = to_record(row, where, decoder_only)
-        # Valid in JSON, but cannot be encoded as UTF-8.
+        # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.
         if re.search("[\ud800-\udfff]", record.source + record.target):
             raise ValueError(f"{where}: a \\u escape of a lone surrogate, which is not a character")
         yield record
