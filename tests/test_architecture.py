@@ -20,7 +20,7 @@ LAYERS = [
     {"data"},
     {"fast", "training", "decoding"},
     {"benchmark"},
-    {"study", "tuning"},
+    {"study"},
     {"analysis"},
     {"explorer"},
 ]
