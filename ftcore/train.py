@@ -55,10 +55,10 @@ Batch = dict[str, Tensor]
 
 
 def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory comes last.
+    """Build everything that a run needs; its directory is created last.
 
     Raises:
-        ValueError, OSError: a wrong option, file or checkpoint; on all ranks, whichever found it.
+        ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
     """
     with sync_errors():
         strategy, device = connect(options), local_device(options.device)
@@ -96,7 +96,7 @@ def prepare(options: TrainOptions) -> Run:
 
 
 def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step or an interrupt. All that changes is in `run` and its directory.
+    """Train until the last step or an interrupt. Changes only `run` and its directory.
 
     `watch` is called with the metrics of each validation after the first step; an exception ends the run.
     """
@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with watch_peers(run.situation):
                     train(run)
         except KeyboardInterrupt:  # outside of the loop, where Interrupt handles it
-            log("interrupted; what was saved before is complete")
+            log("interrupted; earlier saves are complete")
             return INTERRUPTED
         on_main(lambda: console.print_results(run))
     return 0

@@ -1,4 +1,4 @@
-"""Rules that no type checker knows: imports point one way, few packages, no machine's paths."""
+"""Rules that no type checker checks: imports point one way, few packages, no machine's paths."""
 
 import ast
 import re
@@ -139,7 +139,7 @@ def text_files() -> list[Path]:
     return [path for path in files if path.suffix in suffixes or path.parent.name == ".ci"]
 
 
-def test_no_file_knows_a_machine():
+def test_no_machine_paths():
     machine = re.compile(r"/(?:home|root|Users|work|mnt)/\w|[A-Z]:\\Users")
     found = [
         f"{in_words(path)}: {match.group()}"

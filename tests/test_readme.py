@@ -125,8 +125,8 @@ ALL_COMMANDS = [
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_options_of_commands_exist(words):
     name = words[2].removeprefix("ftcore.")
-    door = importlib.import_module(f"ftcore.{name}")
-    parse(getattr(door, f"{name.capitalize()}Options"), words[3:], command=words[2])
+    command = importlib.import_module(f"ftcore.{name}")
+    parse(getattr(command, f"{name.capitalize()}Options"), words[3:], command=words[2])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Device, checkpoint and data from the names that a command is given."""
+"""Load device, checkpoint and data by name."""
 
 from collections.abc import Sequence
 
@@ -65,7 +65,7 @@ def read_data(
     if task in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"--limit counts records, and the text of --task {task} has none: give a part of it"
+                f"--limit counts records; --task {task} reads plain text, which has none: pass a shorter file"
             )
         return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
     return read_records(task, path, decoder_only=decoder_only, limit=limit)
@@ -102,7 +102,7 @@ def make_dataset(
         ("target", dataset.truncated_targets, max_target_length),
     ):
         if cut:
-            warn(f"{cut} of {len(data)} {name} {part}s are cut to --max-{part}-length {limit} tokens")
+            warn(f"{cut} of {len(data)} {name} {part}s are truncated to --max-{part}-length {limit} tokens")
     if isinstance(model, GPT2LMHeadModel):
         longest = dataset.max_input_length if pad_to_max_length else dataset.lengths.max()
         if longest > model.config.n_positions:

@@ -62,7 +62,7 @@ def local_device(name: str | None) -> torch.device:
     if not started_by_torchrun() or device.type == "cpu":
         return device
     if device.type != "cuda" or name not in (None, "cuda"):
-        raise ValueError(f"--device {name}: each process takes a device of its own: pass cuda or cpu")
+        raise ValueError(f"--device {name}: each process uses its own device: pass cuda or cpu")
     here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if here > devices:
         raise ValueError(
@@ -130,7 +130,7 @@ def watch_peers(situation: Callable[[], str]) -> Iterator[None]:
         return
     # torchrun sends SIGTERM to the surviving ranks. Interrupt defers it, so that they can log the failure.
     stuck = f"{GRACE} seconds after it was asked to stop, is another process lost?"
-    with Interrupt(), call_if_stuck(lambda: _report_once(f"still at work {stuck} {situation()}")):
+    with Interrupt(), call_if_stuck(lambda: _report_once(f"still running {stuck} {situation()}")):
         try:
             yield
         except RuntimeError as error:

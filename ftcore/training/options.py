@@ -27,7 +27,7 @@ class TrainOptions:
     model: str | None = option(
         None,
         "directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)",
-        group="What to train, on what",
+        group="Model and data",
         metavar="DIR",
     )
     from_scratch: bool = option(
@@ -47,7 +47,7 @@ class TrainOptions:
         metavar="FILE",
     )
     valid_share: float = option(
-        0.1, "share of the training file to hold out where there is no --valid", at_least=0, below=1
+        0.1, "share of the training file to hold out if --valid is not given", at_least=0, below=1
     )
     output: str | None = option(
         None, "directory of the run (default: a new one below runs/)", metavar="DIR", resumable=True
@@ -176,7 +176,7 @@ class TrainOptions:
         None,
         "names of modules to freeze: encoder, decoder.block.0-3, transformer.h.0-5 transformer.wte; a "
         "tied weight is frozen everywhere",
-        group="Training a part",
+        group="Partial training",
         metavar="NAME",
     )
     lora_rank: int | None = option(
@@ -192,7 +192,7 @@ class TrainOptions:
     lora_dropout: float = option(0.0, "dropout on the adapters' input", at_least=0, below=1, searchable=True)
     lora_targets: list[str] | None = option(
         None,
-        "names of linear layers or their endings, or all-linear (default: q v for T5, c_attn for GPT-2)",
+        "names of linear layers or their suffixes, or all-linear (default: q v for T5, c_attn for GPT-2)",
         metavar="NAME",
     )
 
@@ -237,7 +237,7 @@ class TrainOptions:
         "compile the blocks with torch.compile, about a minute in the first step; meant for GPUs, no "
         "faster on a CPU",
     )
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
     workers: int = option(0, "worker processes of the data loader", at_least=0, resumable=True)
     parallel: Literal["ddp", "fsdp"] | None = option(
         None,
@@ -300,12 +300,12 @@ class TrainOptions:
         yield (
             self.parallel == "fsdp" and self.optimizer == "adafactor",
             "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
-            "which are on several processes. Take adamw, with --relative-steps if you like, or ddp",
+            "which are on several processes. Use adamw, with --relative-steps if you like, or ddp",
         )
         yield (
             self.parallel == "fsdp" and self.precision == "fp16",
             "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients that "
-            "overflow on another process. Take bf16, or ddp",
+            "overflow on another process. Use bf16, or ddp",
         )
 
 
@@ -383,7 +383,7 @@ def find_files(options: TrainOptions) -> Files:
     model, train = found["model"], found["train"]
     for name, path in (("model", model), ("train", train)):
         if path is None:
-            raise ValueError(f"--task {options.task} has no --{name} of its own: pass one")
+            raise ValueError(f"--task {options.task} has no default for --{name}: pass one")
     return Files(str(model), str(train), found["valid"])
 
 

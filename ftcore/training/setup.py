@@ -136,7 +136,7 @@ class Run:
         saved = saved_step(self.directory.state)
         if saved is None:
             return f"{here}, before the first save; start again with --overwrite"
-        return f"{here}; the run goes on from its last save, step {saved}, with {self.resume_command}"
+        return f"{here}; resume from step {saved} with {self.resume_command}"
 
 
 def make_directory(options: TrainOptions) -> RunDirectory:

@@ -103,7 +103,7 @@ def test_a_corpus_has_a_perplexity_and_no_answers(files: Path, capsys: pytest.Ca
 def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> None:
     main([*on(files, "t5"), "--max-source-length", "8"])
     assert (
-        "warning: 9 of 9 evaluation sources are cut to --max-source-length 8 tokens"
+        "warning: 9 of 9 evaluation sources are truncated to --max-source-length 8 tokens"
         in capsys.readouterr().err
     )
 
@@ -139,7 +139,7 @@ def test_invalid_files_are_refused(files: Path, tmp_path: Path, capsys: pytest.C
     assert "broken.jsonl, line 1: broken JSON" in error_of(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
     assert "the records have no gold answers" in error_of(capsys, *text)
-    assert "--limit counts records, and the text of --task lm has none" in error_of(
+    assert "--limit counts records; --task lm reads plain text" in error_of(
         capsys, *text[:-2], "--limit", "2"
     )
     small = tiny_runs.tiny_gpt2(tmp_path / "small", n_positions=16)

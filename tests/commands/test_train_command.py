@@ -358,8 +358,8 @@ def test_truncated_sources_are_counted(files: Path, tmp_path: Path, capsys: pyte
         str(files / "valid.jsonl"),
     )
     warnings = capsys.readouterr().err.splitlines()
-    assert "warning: 18 of 18 training sources are cut to --max-source-length 10 tokens" in warnings
-    assert "warning: 4 of 4 validation sources are cut to --max-source-length 10 tokens" in warnings
+    assert "warning: 18 of 18 training sources are truncated to --max-source-length 10 tokens" in warnings
+    assert "warning: 4 of 4 validation sources are truncated to --max-source-length 10 tokens" in warnings
 
 
 def test_without_output_a_new_directory_is_created(
@@ -455,7 +455,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(
 
     monkeypatch.setattr(ftcore.train, moment, interrupted)
     assert train(files, tmp_path / "run") == 130
-    assert capsys.readouterr().out.splitlines()[-1] == "interrupted; what was saved before is complete"
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted; earlier saves are complete"
 
 
 # --- refused

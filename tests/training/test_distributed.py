@@ -465,7 +465,7 @@ def test_a_killed_process_ends_the_others_with_the_resume_command(empty: Bench, 
     assert process.returncode != 0
     [line] = [line for line in errors.splitlines() if line.startswith("ftcore.train: ")]
     assert "another process of this run was lost in step" in line
-    assert "the run goes on from its last save, step" in line
+    assert "resume from step" in line
     command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
     assert f"with {command} {empty.directory(name)} --resume" in line
     assert_resumes(empty, name)
