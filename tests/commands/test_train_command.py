@@ -582,7 +582,7 @@ def test_the_default_run_outside_a_clone(
     assert "the default of --model, is not here: it comes with a clone of the project" in line
     assert "Pass --model, --train and --output" in line
     assert "the default of --train, is not here" in refusal(capsys, "--model", str(files / "t5"))
-    assert "--task text2text has no --train of its own" in refusal(
+    assert "--task text2text has no default for --train" in refusal(
         capsys, "--task", "text2text", "--model", str(files / "t5")
     )
 
