@@ -120,5 +120,5 @@ def test_packing_excludes_padding_to_a_fixed_length():
 
 def test_gpt2_needs_position_ids_with_a_mask_per_query():
     ids = torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match="pass position_ids too"):
+    with pytest.raises(ValueError, match="position_ids are missing"):
         model(decoder_only=True)(ids, torch.ones(1, 3, 3))
