@@ -23,7 +23,7 @@ from ftcore.data.tokenizer_bytes import ByteTokenizer
 from ftcore.data.tokenizer_files import TokenizerFiles
 from ftcore.data.tokenizer_interface import IGNORED_LABEL, Tokenizer
 from ftcore.data.tokenizer_pipeline import pipeline_from_json, pipeline_from_merges
-from ftcore.data.tokenizer_sentencepiece import SentencePieceTokenizer
+from ftcore.data.tokenizer_t5 import SentencePieceTokenizer
 
 if TYPE_CHECKING:
     from ftcore.models import GPT2Config, T5Config
