@@ -1,19 +1,61 @@
-"""T5's `spiece.model`: a SentencePiece unigram model (Kudo 2018), run by the `sentencepiece` package.
+"""T5's `spiece.model`, a SentencePiece unigram model (Kudo 2018), and ByT5's bytes.
 
-Added tokens are found before the model sees the text: </s>, <pad>, the sentinels and user-defined pieces. The
-text between them is encoded by itself and begins with "▁" each time, as in transformers.
+Added tokens are found first: </s>, <pad>, the sentinels and user-defined pieces. For SentencePiece, the text
+between them is encoded by itself and begins with "▁" each time, as in transformers.
 
 mT5 uses the same format. Its sentinels are pieces of the vocabulary that begin a word, `▁<extra_id_0>`. Its
 pieces for single bytes are not used: a character without a piece is <unk>, as in transformers.
 """
 
+import re
+from collections.abc import Iterator, Mapping
+
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, decoders
 
-from ftcore.data.tokenizer_files import T5_TOKENS, AddedTokens, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
 from ftcore.data.tokenizer_interface import Tokenizer
 
 _DECODER = decoders.Metaspace(prepend_scheme="always")
+
+
+class AddedTokens:
+    """Finds added tokens in raw text.
+
+    Attributes:
+        tokens: {id: token}.
+        ids: {text of a token: id}.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self.tokens = tokens
+        self.ids = {token.content: number for number, token in tokens.items()}
+        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
+        patterns = (
+            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
+            for token in longest_first
+            if token.content
+        )
+        self._pattern = re.compile("(" + "|".join(patterns) + ")")
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The text between added tokens, and the ids of these, in order.
+
+        A token with `lstrip` or `rstrip` absorbs the white space before or after it.
+        """
+        parts = self._pattern.split(text)  # text, token, text, token, ..., text
+        for position, part in enumerate(parts):
+            if position % 2:
+                yield self.ids[part]
+                continue
+            if position > 0 and self._token(parts[position - 1]).rstrip:
+                part = part.lstrip()
+            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
+                part = part.rstrip()
+            yield part
+
+    def _token(self, content: str) -> AddedToken:
+        return self.tokens[self.ids[content]]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -89,3 +131,53 @@ def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[
         if is_control or is_user_defined:
             added.append(AddedToken(piece, normalized=False, special=is_control))
     return added
+
+
+class ByteTokenizer(Tokenizer):
+    """ByT5's (Xue et al. 2022): the UTF-8 bytes of a text.
+
+    The id of a byte is the byte + 3; <pad>, </s> and <unk> come first, added tokens from 259 on.
+
+    The sentinels are added tokens, as in transformers. The published checkpoints were trained before these
+    ids existed; the paper's sentinels are the last byte ids, from 258 downwards.
+    """
+
+    OFFSET = 3
+    FIRST_FREE = OFFSET + 256
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        special = read_special_tokens(files, T5_TOKENS, files.sentinels(125))
+        tokens: dict[int, AddedToken] = {}
+        for number, (name, default) in enumerate(T5_TOKENS.items()):
+            token = special.named.get(name, default)
+            tokens[number] = AddedToken(token, lstrip=True, rstrip=True) if isinstance(token, str) else token
+        tokens |= special.numbered
+        special.numbered = tokens
+        for token in special.unnumbered():
+            number = max(self.FIRST_FREE, max(tokens) + 1)
+            tokens[number] = AddedToken(token) if isinstance(token, str) else token
+        if "tokenizer_class" not in files.settings:
+            files.name_class("ByT5Tokenizer")
+        self._added = AddedTokens(tokens)
+        named = {name: self._added.ids[token] for name, token in special.names().items()}
+        self._special_ids = {*named.values(), *(self._added.ids[str(token)] for token in special.extra)}
+        super().__init__(files, named, vocab_size=max(self.FIRST_FREE, max(tokens) + 1))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._added.split(text):
+            ids += [part] if isinstance(part, int) else [byte + self.OFFSET for byte in part.encode()]
+        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        text = bytearray()
+        for number in ids:
+            if number in self._added.tokens:
+                if not (skip_special_tokens and number in self._special_ids):
+                    text += self._added.tokens[number].content.encode()
+            elif number < self.FIRST_FREE:
+                text.append(number - self.OFFSET)
+        return text.decode(errors="ignore")
+
+    def _id_of(self, token: str) -> int | None:
+        return self._added.ids.get(token)
