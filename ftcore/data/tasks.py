@@ -54,14 +54,13 @@ class Record:
 def read_records(
     task: str, path: str | Path, *, decoder_only: bool, limit: int | None = None
 ) -> list[Record]:
-    """Read a file of one task. Files are UTF-8; blank lines are skipped.
+    """Read a file of one task, at most `limit` records. Files are UTF-8; blank lines are skipped.
 
     Args:
         task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
         path: the file. The format follows from the suffix (.json, .jsonl, .csv) or, without one of these,
             from the first character.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
-        limit: read at most this many records.
 
     Raises:
         FileNotFoundError: there is no such file.

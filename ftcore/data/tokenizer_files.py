@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
-from tokenizers import Tokenizer as Pipeline
 
 from ftcore.checkpoints.files import read_json
 
@@ -45,7 +44,6 @@ class TokenizerFiles:
         settings: tokenizer_config.json, {} without one.
         tokenizer_class: the class in transformers, without "Fast"; None if no file names it.
         model_type: that of the model's config.json, None without one.
-        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -57,7 +55,6 @@ class TokenizerFiles:
         name = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
         self.tokenizer_class = name.removesuffix("Fast") if isinstance(name, str) else None
         self.model_type = config.get("model_type")
-        self.clean_up_tokenization_spaces = bool(self.setting("clean_up_tokenization_spaces", False))
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file, {} without one."""
@@ -124,11 +121,6 @@ class SpecialTokens:
         for token in tokens:
             token.special = token.special or token.content in names
         return tokens
-
-    def add_to(self, pipeline: Pipeline) -> None:
-        """Add these tokens to a pipeline of the `tokenizers` package."""
-        known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-        pipeline.add_tokens(self.tokens(known))
 
 
 def read_special_tokens(

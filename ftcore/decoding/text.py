@@ -46,13 +46,7 @@ def generate_texts(
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
     return generate_from_ids(
-        model,
-        tokenizer,
-        sources,
-        batch_size=batch_size,
-        progress=progress,
-        generator=generator,
-        **arguments,
+        model, tokenizer, sources, batch_size=batch_size, progress=progress, generator=generator, **arguments
     )
 
 

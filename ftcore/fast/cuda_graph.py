@@ -77,12 +77,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        model: Any,
-        new_ids: Tensor,
-        cache: KVCache,
-        mask: Tensor | None,
-        encoder_output: Tensor | None,
+        cls, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> "Sizes":
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
