@@ -74,7 +74,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
 from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import Search
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         page = as_html(content)
         if not options.serve:
-            write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
+            write_text(out, page)
             print(f"page  {out} ({len(page) / 1e6:.1f} MB): open it in a browser")
             return 0
         port = DEFAULT_PORT if options.port is None else options.port

@@ -88,7 +88,7 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
-            write_atomically(directory / name, lambda path, content=content: path.write_bytes(content))
+            write_atomically(directory / name, operator.methodcaller("write_bytes", content))
         for name in set(TOKENIZER_FILES) - set(self._files):
             (directory / name).unlink(missing_ok=True)
 
