@@ -114,8 +114,8 @@ class DataLoader(torch.utils.data.DataLoader):
         segment_ids          (B, S)  which example a position belongs to, from 1; 0 for padding
         decoder_segment_ids  (B, T)  the same for T5's labels
 
-    `len(loader)` is the number of micro-batches per epoch, `loader.steps_per_epoch` that of optimizer
-    steps. Every step but the epoch's last has exactly `accumulate` micro-batches.
+    `len(loader)` is the number of micro-batches per epoch. Every optimizer step but the epoch's last has
+    exactly `accumulate` of them.
 
     Args:
         dataset: an `ExampleDataset`. Its `epoch` is set.
@@ -159,19 +159,18 @@ class DataLoader(torch.utils.data.DataLoader):
         # Read only if needed: a user's own dataset may have no limits.
         limits = (dataset.max_input_length, dataset.max_label_length) if pack or pad_to_max_length else None
         self._row_limits, self._padded_to = limits if pack else None, None if pack else limits
-        collate = partial(
-            _collate,
-            row_limits=self._row_limits,
-            padded_to=self._padded_to or (None, None),
-            decoder_only=dataset.decoder_only,
-            pad_id=pad_id,
-            padding_side=padding_side,
-        )
         super().__init__(
             dataset,  # type: ignore[arg-type]  # `ExampleDataset` has __len__ and __getitem__
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=partial(
+                _collate,
+                row_limits=self._row_limits,
+                padded_to=self._padded_to or (None, None),
+                decoder_only=dataset.decoder_only,
+                pad_id=pad_id,
+                padding_side=padding_side,
+            ),
             pin_memory=pin_memory,
             # torch draws a base seed for workers at the start of each iteration. Taken from the global
             # generator, it would change the dropout of a resumed run.
@@ -217,8 +216,7 @@ class DataLoader(torch.utils.data.DataLoader):
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, and what the order depends on.
 
-        After the last batch of an epoch the position is its end: a loader that resumes there yields nothing
-        until `set_epoch` starts the next epoch.
+        After the last batch of an epoch, a loader that resumes there yields nothing until `set_epoch`.
         """
         return {"epoch": self.batch_sampler.epoch, "batches": self._taken, **self._order_state()}
 
@@ -280,8 +278,8 @@ def pad_rows(
     rows: Sequence[list[int]], value: int, side: str = "right", length: int | None = None
 ) -> LongTensor:
     """Pad rows of ids to one (B, S) tensor; S is `length`, or that of the longest row."""
-    length = length or max(len(row) for row in rows)
+    length = length or max(map(len, rows))
     padding = [[value] * (length - len(row)) for row in rows]
     if side == "left":
-        return torch.LongTensor([gap + row for row, gap in zip(rows, padding, strict=True)])
-    return torch.LongTensor([row + gap for row, gap in zip(rows, padding, strict=True)])
+        rows, padding = padding, list(rows)
+    return torch.LongTensor([start + end for start, end in zip(rows, padding, strict=True)])

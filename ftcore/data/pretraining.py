@@ -9,11 +9,9 @@ generates them. Each span is replaced by a sentinel of its own, which also prece
 
 The spans are sampled as in the published preprocessor. Their number and total length are functions of the
 length of the text; only their positions are random. The first token is always kept and the last one always
-removed, so no sentinel ends the target (the paper's figure has one, the published code has none).
-
-Hence texts of one length have sources of one length and targets of one length. A corpus that is cut into
-chunks of the right length (`unpadded_lengths`) gives batches without padding. Published T5 reads chunks of
-568 tokens, with sources of 512 and targets of 114.
+removed, so no sentinel ends the target (the paper's figure has one, the published code has none). Hence
+chunks of one length (`unpadded_lengths`) give batches without padding. Published T5 reads chunks of 568
+tokens, with sources of 512 and targets of 114.
 
 Both datasets read the ids of an example from disk when it is indexed; only its two lengths are in memory.
 Blocks and chunks ignore the boundaries of documents, as in the training of GPT-2 and T5.
