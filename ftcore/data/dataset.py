@@ -84,7 +84,13 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
 
         progress = tqdm(records, "tokenising", unit=" records", delay=2, leave=False)
         for number, record in enumerate(progress, start=1):
-            source, target = self._encode(record, number, tokenizer)
+            source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
+            if decoder_only:
+                target.append(tokenizer.eos_id)
+            if len(target) < 2:
+                raise ValueError(
+                    f"record {number}: the tokenizer finds nothing in its target {record.target!r}"
+                )
             self.truncated_sources += len(source) > max_source_length
             self.truncated_targets += len(target) > max_target_length
             if decoder_only:
@@ -97,20 +103,10 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
         input_lengths = source_lengths + target_lengths if decoder_only else source_lengths
         self.lengths = np.stack([input_lengths, input_lengths if decoder_only else target_lengths], axis=1)
-        has_sources = bool(source_lengths.any())
         self.max_input_length, self.max_label_length = max_source_length, max_target_length
         if decoder_only:
-            self.max_input_length = max_source_length * has_sources + max_target_length
-            self.max_label_length = self.max_input_length
-
-    def _encode(self, record: Record, number: int, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """The untruncated source and target of a record, with end tokens."""
-        source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
-        if self.decoder_only:
-            target.append(tokenizer.eos_id)
-        if len(target) < 2:
-            raise ValueError(f"record {number}: the tokenizer finds nothing in its target {record.target!r}")
-        return source, target
+            longest_source = max_source_length if source_lengths.any() else 0
+            self.max_input_length = self.max_label_length = longest_source + max_target_length
 
     def source(self, index: int) -> list[int]:
         return self._sources[index]
