@@ -65,27 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as folder:
         with cli_errors("ftcore.compare"):
             transformers = import_transformers()
+            directory = Path(folder) if options.model is None else resolve_directory(options.model)
             if options.config is not None:
-                directory = Path(folder)
                 save_model(random_model(Path(options.config), options.seed), directory)
-            else:
-                directory = resolve_directory(options.model or "")
             ours = load_model(directory)
             architecture = ours.config.architecture
             theirs = getattr(transformers, architecture).from_pretrained(
                 directory, dtype=torch.float32, attn_implementation="eager"
-            )
-            theirs.eval()
+            )  # in eval mode
             inputs, their_inputs = make_inputs(ours, options)
 
         where = inputs["attention_mask"] if isinstance(ours, GPT2LMHeadModel) else None
+        backward = not options.forward_only
         report = compare_modules(
-            ours,
-            theirs,
-            inputs,
-            reference_inputs=their_inputs,
-            backward=not options.forward_only,
-            where=where,
+            ours, theirs, inputs, reference_inputs=their_inputs, backward=backward, where=where
         )
         with torch.no_grad():  # without hooks, ftcore's attention uses the fused kernel
             logits, their_logits = ours(**inputs), theirs(**their_inputs).logits
@@ -132,29 +125,24 @@ def random_model(path: Path, seed: int) -> Model:
 def make_inputs(model: Model, options: CompareOptions) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Arguments of ftcore and of transformers: random ids, with more padding from row to row."""
     config, rows = model.config, options.batch
-    generator = torch.Generator().manual_seed(options.seed)
     length = options.length or MAX_LENGTH
     if isinstance(config, GPT2Config):
-        if options.length is not None and options.length > config.n_positions:
-            raise ValueError(
-                f"--length is {options.length}, but the model has {config.n_positions} positions"
-            )
+        if options.length is not None and length > config.n_positions:
+            raise ValueError(f"--length is {length}, but the model has {config.n_positions} positions")
         length = min(length, config.n_positions)
-    padding = torch.arange(rows)[:, None] * length // (2 * rows)  # (B, 1), at most half a row
-    positions = torch.arange(length)
-    is_left = isinstance(config, GPT2Config)  # as in generation
-    mask = (positions >= padding if is_left else positions < length - padding).long()
-    inputs = {
-        "input_ids": torch.randint(config.vocab_size, (rows, length), generator=generator),
-        "attention_mask": mask,
-    }
+    generator = torch.Generator().manual_seed(options.seed)
+    inputs = {"input_ids": torch.randint(config.vocab_size, (rows, length), generator=generator)}
     theirs: dict[str, Any] = {"use_cache": False}
+    padding = torch.arange(rows)[:, None] * length // (2 * rows)  # (B, 1), at most half a row
     if isinstance(config, GPT2Config):
+        mask = (torch.arange(length) >= padding).long()  # on the left, as in generation
         # ftcore derives position ids from the mask; transformers' forward does not.
         theirs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     else:
+        mask = (torch.arange(length) < length - padding).long()
         shorter = max(1, length * 3 // 4)
         inputs["decoder_input_ids"] = torch.randint(config.vocab_size, (rows, shorter), generator=generator)
+    inputs["attention_mask"] = mask
     return inputs, inputs | theirs
 
 

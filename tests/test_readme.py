@@ -1,4 +1,4 @@
-"""The documentation is true: links lead somewhere, the tree is the repository's, commands and code run."""
+"""The documentation is true: links resolve, the file tree is complete, commands and code run."""
 
 import importlib
 import json
@@ -42,7 +42,7 @@ TEST_COMMAND = f'{INSTALL} ".[test]" && .venv/bin/python -m pytest'
 
 class Block(NamedTuple):
     language: str
-    file: str | None  # where a line before it, such as "`pairs.csv`:", says that it is a file's content
+    file: str | None  # name of the file, from a line such as "`pairs.csv`:" before the block
     text: str
 
 
@@ -56,7 +56,7 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 def command_lines(block: Block) -> list[list[str]]:
-    """The command lines of a block in words, installation and linters left out."""
+    """The command lines of a block, split into words, without installation and linters."""
     lines = block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else []
     return [
         shlex.split(line, comments=True) for line in lines if re.match(r"python (-m ftcore|examples)", line)
@@ -67,7 +67,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-# ----------------------------------------------------------------------------------------------- what it says
+# ------------------------------------------------------------------------------------------- its statements
 
 
 def test_the_two_commands_stand_alone_in_their_blocks():
@@ -76,7 +76,7 @@ def test_the_two_commands_stand_alone_in_their_blocks():
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
-def test_relative_links_lead_to_files(document):
+def test_relative_links_resolve(document):
     targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     local = [target.split("#")[0] for target in targets if not re.match(r"https?://|#", target)]
     assert [target for target in local if not (document.parent / target).exists()] == []
@@ -88,7 +88,7 @@ def test_the_book_lists_its_pages():
     assert {page for page in pages if f"({page})" not in contents} == set()
 
 
-def test_the_tree_is_the_repositorys():
+def test_the_file_tree_is_complete():
     (tree,) = [block.text for block in blocks(LAYOUT) if block.text.startswith("ftcore/\n")]
     described, folders = set(), [""]
     for line in tree.splitlines():
@@ -103,7 +103,7 @@ def test_the_tree_is_the_repositorys():
 
 
 def existing() -> set[str]:
-    """All of ftcore/, and what lies directly in examples/, weights/ and docs/, folders with a slash."""
+    """All of ftcore/, and the direct contents of examples/, weights/ and docs/; folders with a slash."""
     paths = list((ROOT / "ftcore").rglob("*"))
     for folder in ("examples", "weights", "docs"):
         paths += (ROOT / folder).glob("*")
@@ -112,7 +112,7 @@ def existing() -> set[str]:
     return {name_of(path) + "/" * path.is_dir() for path in kept}
 
 
-# ----------------------------------------------------------------------------------------------- what it runs
+# ------------------------------------------------------------------------------------------- its commands
 
 ALL_COMMANDS = [
     pytest.param(words, id=f"{name_of(document)}-{number}")
@@ -131,10 +131,10 @@ def test_options_of_commands_exist(words):
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A small stand-in for the clone that the documents speak of, as the working directory.
+    """A small stand-in for the clone, as the working directory.
 
-    The data sets are cut to a few records. The weights are tiny random ones with the real tokenizers, and lie
-    also where documents name them after a hub.
+    The data sets are cut to a few records. The weights are random, tiny, with the real tokenizers; there are
+    copies under the hub names that documents use.
     """
     data = ROOT / "examples" / "data"
     for split in ("train", "valid", "test"):
@@ -192,7 +192,7 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
             shutil.copy(source / file, directory)
 
 
-# What makes a command short enough for a test; the last of two equal options counts.
+# Options that make a command short enough for a test; of two equal options the last one counts.
 BRIEF = ["--max-target-length", "16", "--device", "cpu"]
 SHORT = {
     "tune": ["--trials", "2", "--max-steps", "2", "--eval-every", "1", "--eval-answers", "2", *BRIEF],

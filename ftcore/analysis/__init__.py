@@ -14,6 +14,8 @@ They read and change activations by `record` and `patch` of ftcore.study. Functi
 matplotlib figures and require the extra `plot`.
 """
 
+# ruff: noqa: F401
+
 from ftcore.analysis.attention import (
     attention_maps,
     attention_while_generating,
@@ -38,38 +40,3 @@ from ftcore.analysis.inputs import inputs_of, token_names
 from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
 from ftcore.analysis.residual import draw_lens, draw_residual_norms, residual_norms
 from ftcore.analysis.tokens import draw_token_losses, draw_top_activations, token_losses, top_activations
-
-__all__ = [
-    "activation_patching",
-    "attention_maps",
-    "attention_while_generating",
-    "beam_trace",
-    "copy_scores",
-    "draw_ablation",
-    "draw_attention",
-    "draw_attribution",
-    "draw_beams",
-    "draw_heads",
-    "draw_lens",
-    "draw_patched",
-    "draw_relative_bias",
-    "draw_residual_norms",
-    "draw_token_losses",
-    "draw_top_activations",
-    "duplicate_token_scores",
-    "head_ablation",
-    "hidden_states",
-    "induction_scores",
-    "inputs_of",
-    "logit_attribution",
-    "logit_difference",
-    "path_patching",
-    "prefix_matching_scores",
-    "previous_token_scores",
-    "relative_bias_curves",
-    "residual_norms",
-    "save_figure",
-    "token_losses",
-    "token_names",
-    "top_activations",
-]

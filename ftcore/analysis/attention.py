@@ -32,9 +32,7 @@ def attention_while_generating(
     The maps are computed in one pass over the generated sequence, which equals the steps with a cache.
     (During beam search, `record` would see the running beams instead.)
 
-    Args:
-        model: GPT-2 or T5.
-        input_ids: (B, S); this and the other arguments as for `generate`.
+    Arguments as for `generate`, with input_ids (B, S).
 
     Returns:
         The ids (R, length) that `generate` returns, and the maps (L, R, H, T, S) by part, where R = B *
@@ -76,9 +74,7 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
     Args:
         maps: (L, H, T, S), of one text: `attention_maps(model, inputs)["cross"][:, 0]`, or `[3:4, 0]` for
             one block.
-        queries: labels of the T query tokens.
-        keys: labels of the S key tokens.
-        title: of the figure.
+        queries, keys: labels of the T query tokens and of the S key tokens.
     """
     blocks, heads, length, width = maps.shape
     panel = (max(1.8, min(5.0, 0.12 * width)), max(1.6, min(5.0, 0.12 * length)))
@@ -97,9 +93,7 @@ class BiasCurves(NamedTuple):
     distances: Tensor  # (N) key position minus query position
     buckets: Tensor  # (N) row of the table for each distance
     edges: list[int]  # distances at which the bucket changes
-    biases: (
-        Tensor  # (tables, H, N) added to the scores; uMT5 has one table per block, other models one in all
-    )
+    biases: Tensor  # (tables, H, N) added to the scores; uMT5 has one table per block, others one in all
 
 
 @torch.no_grad()
@@ -109,7 +103,6 @@ def relative_bias_curves(
     """T5's relative position bias as a function of distance (Raffel et al. 2020, section 2.1).
 
     Args:
-        model: T5.
         stack: "encoder" (distances in both directions) or "decoder" (the past only).
         reach: largest distance; by default a few more than relative_attention_max_distance.
     """
@@ -123,9 +116,8 @@ def relative_bias_curves(
         num_buckets=config.relative_attention_num_buckets,
         max_distance=config.relative_attention_max_distance,
     )
-    tables = stack_parameters(
-        model, f"{stack}.block.*.layer.0.SelfAttention.relative_attention_bias.weight"
-    )  # (tables, buckets, H)
+    name = f"{stack}.block.*.layer.0.SelfAttention.relative_attention_bias.weight"
+    tables = stack_parameters(model, name)  # (tables, buckets, H)
     edges = (buckets[1:] != buckets[:-1]).nonzero()[:, 0] + 1
     return BiasCurves(distances, buckets, distances[edges].tolist(), tables[:, buckets.to(tables.device)].mT)
 

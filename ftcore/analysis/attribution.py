@@ -25,9 +25,9 @@ def logit_attribution(
 ) -> dict[str, Tensor]:
     """Contributions that add up to the logit of `tokens`, or to its difference from the logit of `others`.
 
+    Of T5, the decoder is analysed.
+
     Args:
-        model: GPT-2, or T5, whose decoder is analysed.
-        inputs: see inputs.py.
         tokens: token ids (B, T), or a shape that broadcasts to it.
         others: the same, of the tokens to subtract.
 
@@ -43,10 +43,12 @@ def logit_attribution(
         ValueError: the model has LoRA layers.
     """
     require_plain(model)
+    weight = model.lm_head.weight  # (V, D)
+    unembedding = weight[tokens] if others is None else weight[tokens] - weight[others]  # (B or 1, T or 1, D)
     if isinstance(model, GPT2LMHeadModel):
         names = ("transformer.wte", "transformer.wpe", "z.*", "mlp.*", "resid_post.*")
         acts = activations_of(model, inputs, *names)
-        direction, bias = _gpt2_direction(model, stack_blocks(acts, "resid_post")[-1], tokens, others)
+        direction, bias = _gpt2_direction(model, stack_blocks(acts, "resid_post")[-1], unembedding)
         outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")  # (L, H * K, D)
         attention_bias = stack_parameters(model, "transformer.h.*.attn.c_proj.bias").sum(0)  # (D)
         return {
@@ -59,7 +61,7 @@ def logit_attribution(
 
     names = ("decoder.resid_pre.0", "decoder.z.*", "cross.z.*", "decoder.mlp.*", "decoder.resid_post.*")
     acts = activations_of(model, inputs, *names)
-    direction = _t5_direction(model, stack_blocks(acts, "decoder.resid_post")[-1], tokens, others)
+    direction = _t5_direction(model, stack_blocks(acts, "decoder.resid_post")[-1], unembedding)
     shares = {"embedding": _dot(acts["decoder.resid_pre.0"], direction)}
     layers = (("heads", "decoder", "0.SelfAttention"), ("cross", "cross", "1.EncDecAttention"))
     for share, part, layer in layers:
@@ -74,30 +76,20 @@ def total(shares: dict[str, Tensor]) -> Tensor:
     return torch.stack(each).sum(0)
 
 
-def _unembedding(model: Model, tokens: Tensor, others: Tensor | None) -> Tensor:
-    """Rows of the head, or their differences: (B or 1, T or 1, D)."""
-    weight = model.lm_head.weight  # (V, D)
-    return weight[tokens] if others is None else weight[tokens] - weight[others]
-
-
-def _gpt2_direction(
-    model: GPT2LMHeadModel, residual: Tensor, tokens: Tensor, others: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _gpt2_direction(model: GPT2LMHeadModel, residual: Tensor, unembedding: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of the logit with respect to the residual stream (B, T, D), and the final norm's bias term."""
-    norm, unembedding = model.transformer.ln_f, _unembedding(model, tokens, others)
+    norm = model.transformer.ln_f
     std = (residual.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()  # (B, T, 1)
     direction = norm.weight * unembedding
     direction = (direction - direction.mean(-1, keepdim=True)) / std  # LayerNorm subtracts the mean
     return direction, (norm.bias * unembedding).sum(-1)
 
 
-def _t5_direction(
-    model: T5ForConditionalGeneration, residual: Tensor, tokens: Tensor, others: Tensor | None
-) -> Tensor:
+def _t5_direction(model: T5ForConditionalGeneration, residual: Tensor, unembedding: Tensor) -> Tensor:
     norm = model.decoder.final_layer_norm
     rms = (at_least_float32(residual).square().mean(-1, keepdim=True) + norm.eps).sqrt()
     scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
-    return norm.weight * _unembedding(model, tokens, others) * scale / rms
+    return norm.weight * unembedding * scale / rms
 
 
 def _dot(written: Tensor, direction: Tensor) -> Tensor:

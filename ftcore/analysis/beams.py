@@ -65,7 +65,6 @@ def beam_trace(
     """Run a beam search and record all candidates.
 
     Args:
-        model: GPT-2 or T5.
         input_ids: (1, S) one source; in a batch, a search would continue until the slowest source is done.
         attention_mask: (1, S)
         arguments: of `generate`, with num_beams above 1.
@@ -136,7 +135,6 @@ def draw_beams(
     """The search tree: one column per step, most likely candidates at the top, the best path in orange.
 
     Args:
-        trace: of `beam_trace`.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
         candidates: maximum number drawn per step; beams and finished hypotheses are always drawn.
         axes: to draw into, by default those of a new figure.

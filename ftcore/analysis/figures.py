@@ -24,9 +24,8 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # without pyplot, which may need a display
     except ImportError:
-        raise ValueError(
-            'figures need matplotlib, which is not installed: pip install -e ".[plot]"'
-        ) from None
+        message = 'figures need matplotlib, which is not installed: pip install -e ".[plot]"'
+        raise ValueError(message) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -71,13 +70,10 @@ def draw_matrix(
 
 
 def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
-    if names is None:
-        return
-    if len(names) > MOST_LABELS:
+    if names is not None and len(names) > MOST_LABELS:
         set_ticks([])
-        return
-    # parse_math=False: a token may be a dollar sign
-    set_ticks(range(len(names)), names, rotation=rotation, fontsize=7, parse_math=False)
+    elif names is not None:  # parse_math=False: a token may be a dollar sign
+        set_ticks(range(len(names)), names, rotation=rotation, fontsize=7, parse_math=False)
 
 
 def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:

@@ -148,11 +148,8 @@ def head_ablation(
     depends on the text (Michel et al. 2019; Wang et al. 2023, section 2.1).
 
     Args:
-        model: GPT-2 or T5.
-        inputs: see inputs.py.
         metric: of the logits; see patching.py.
         mean: replace z by its mean over all rows and positions except padding, instead of by 0.
-        progress: show a progress bar.
     """
     heads = num_heads(model)
     kinds = {part: f"{prefix}z" for part, prefix in part_prefixes(model).items()}
@@ -161,11 +158,9 @@ def head_ablation(
     changes: dict[str, Tensor] = {}
     for part, kind in kinds.items():
         z = stack_blocks(acts, kind)  # (L, B, T, H * K)
-        replacements = z.new_zeros(len(z), z.shape[-1])
-        if mean:
-            mask = padding_mask(model, inputs, part)
-            tokens = z.flatten(1, 2) if mask is None else z[:, mask.bool()]  # (L, tokens, H * K)
-            replacements = tokens.mean(1)
+        mask = padding_mask(model, inputs, part)
+        tokens = z.flatten(1, 2) if mask is None else z[:, mask.bool()]  # (L, tokens, H * K)
+        replacements = tokens.mean(1) if mean else torch.zeros_like(tokens[:, 0])
         sweep = list(product(range(len(z)), range(heads)))
         after = []
         for block, head in tqdm(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):

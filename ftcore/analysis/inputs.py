@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.study import record
 from ftcore.study.hooks import Activations
 from ftcore.study.names import matches
-from ftcore.study.recording import eval_mode
 
 Inputs = Mapping[str, Tensor]
 

@@ -69,13 +69,11 @@ def activation_patching(
     """Patch activations of the clean run into the corrupted run, one at a time.
 
     Args:
-        model: GPT-2 or T5.
         clean, corrupted: see inputs.py; of equal shapes.
         metric: of the logits.
         name: activations by name or pattern (see ftcore/study/names.py): "resid_pre.*", "cross.z.*".
         over: patch one position at a time, one head at a time (of z, pattern or scores), or one head at one
             position: ["heads", "positions"]. By default whole activations.
-        progress: show a progress bar.
 
     Raises:
         ValueError: inputs of different shapes; a name that matches nothing; "heads" of an activation without.
@@ -83,12 +81,10 @@ def activation_patching(
     _check_shapes(clean, corrupted)
     points = find_hook_points(model, name)
     acts = activations_of(model, clean, *(point.long_name for point in points))
-    sizes = []
-    for axis in over:
-        view, dims = _with_axes(model, points[0], acts[points[0].long_name])
-        if axis not in dims:
-            raise ValueError(f"{points[0].name} has no heads: only z, pattern and scores have")
-        sizes.append(view.shape[dims[axis]])
+    view, dims = _with_axes(model, points[0], acts[points[0].long_name])
+    if not dims.keys() >= set(over):
+        raise ValueError(f"{points[0].name} has no heads: only z, pattern and scores have")
+    sizes = [view.shape[dims[axis]] for axis in over]
     sweep = list(product(points, *map(range, sizes)))
     values = []
     for point, *index in tqdm(sweep, desc=f"patching {name}", leave=False, disable=not progress):
@@ -122,7 +118,7 @@ def path_patching(
     Wang et al., feed-forward layers are held too: the path is the residual stream alone.
 
     Args:
-        model, clean, corrupted, metric, progress: as for `activation_patching`.
+        clean, corrupted, metric: as for `activation_patching`.
         senders: outputs of heads: "z.*", "cross.z.1".
         receiver: an activation that reads the residual stream: "transformer.h.2.attn.c_attn" (queries, keys
             and values of a GPT-2 block), "decoder.block.1.layer.1.EncDecAttention.q",

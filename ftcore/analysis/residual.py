@@ -18,12 +18,11 @@ def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     """
     prefixes = {part: prefix for part, prefix in part_prefixes(model).items() if part != "cross"}
     acts = activations_of(model, inputs, *(f"{prefix}resid_p*.*" for prefix in prefixes.values()))
-    return {
-        stack: torch.cat(
-            [stack_blocks(acts, f"{prefix}resid_pre"), stack_blocks(acts, f"{prefix}resid_post")[-1:]]
-        ).norm(dim=-1)
-        for stack, prefix in prefixes.items()
-    }
+    norms = {}
+    for stack, prefix in prefixes.items():
+        before, after = stack_blocks(acts, f"{prefix}resid_pre"), stack_blocks(acts, f"{prefix}resid_post")
+        norms[stack] = torch.cat([before, after[-1:]]).norm(dim=-1)
+    return norms
 
 
 def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:

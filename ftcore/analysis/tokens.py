@@ -17,7 +17,6 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
     """The cross-entropy of each token, in nats.
 
     Args:
-        model: GPT-2 or T5.
         inputs: see inputs.py; for T5 without decoder_input_ids.
         labels: (B, T) T5's target, -100 where ignored. For GPT-2 the labels are input_ids.
 
@@ -68,7 +67,6 @@ def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int =
     """Find the tokens of a data set at which each neuron is most active.
 
     Args:
-        model: GPT-2 or T5.
         batches: inputs of the model, see inputs.py; padding is ignored.
         name: of the neurons: "neurons.1", "encoder.neurons.0"; or of any other activation (B, T, F).
         k: activations per neuron; if the data set has fewer tokens, the last are -inf.

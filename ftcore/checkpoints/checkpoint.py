@@ -18,12 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import (
-    describe_mismatch,
-    read_weights,
-    split_into_shards,
-    write_tensors,
-)
+from ftcore.checkpoints.tensors import describe_mismatch, read_weights, split_into_shards, write_tensors
 from ftcore.lora.adapter import base_model, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
@@ -97,11 +92,7 @@ def load_model(
 
 
 def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -> AnyModel:
-    """`load_model` for one class: `from_pretrained`.
-
-    Raises:
-        ValueError: the directory holds a model of the other class; and everything that `load_model` raises.
-    """
+    """`load_model` for one class; raises ValueError if the directory holds a model of the other class."""
     model = load_model(name, **options)
     if not isinstance(model, cls):
         raise ValueError(

@@ -8,7 +8,6 @@ PEFT opens what is written here, and vice versa.
 
 import math
 import os
-import re
 import reprlib
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
 _PREFIX = "base_model.model."  # from the two wrappers that PEFT puts around a model
-_MATRIX = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
 
 # Keys that do not make an adapter more than plain LoRA: those read below, its origin, its initialization, and
 # details of methods that are refused by another key.
@@ -71,7 +69,7 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     tensors = {
         _PREFIX + name: (parameter.detach(), parameter.dtype)
         for name, parameter in model.named_parameters()
-        if _MATRIX.fullmatch(_PREFIX + name)
+        if name.endswith((".lora_A.weight", ".lora_B.weight"))
     }
     write_together(
         {
@@ -97,12 +95,13 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
     directory = resolve_directory(directory)
     settings = _read_settings(directory / CONFIG_FILE)
     tensors = _read_matrices(directory, model, settings["rank"])
-    names = {match[1]: None for name in tensors if (match := _MATRIX.fullmatch(name))}
+    plain = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    names = [name.removesuffix(".lora_A.weight") for name in plain if name.endswith(".lora_A.weight")]
     try:
-        add_lora(model, **settings, targets=list(names))
+        add_lora(model, **settings, targets=names)
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG_FILE}: {error}") from None
-    model.load_state_dict({n.removeprefix(_PREFIX): tensor for n, tensor in tensors.items()}, strict=False)
+    model.load_state_dict(plain, strict=False)
 
 
 def base_model(directory: Path) -> str | None:
@@ -164,14 +163,12 @@ def _is_plain(key: str, value: Any) -> bool:
 def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor]:
     """A and B of each layer under their names in the file; raises ValueError for any other tensor."""
     file, tensors = read_weights(directory, WEIGHT_FILES)
-    layers = linear_layers(model)
     expected: dict[str, tuple[int, int]] = {}
-    for name in tensors:
-        match = _MATRIX.fullmatch(name)
-        if match and match[1] in layers:
-            in_features, out_features = features(layers[match[1]])
-            expected[f"{_PREFIX}{match[1]}.lora_A.weight"] = (rank, in_features)
-            expected[f"{_PREFIX}{match[1]}.lora_B.weight"] = (out_features, rank)
+    for name, layer in linear_layers(model).items():
+        in_features, out_features = features(layer)
+        a, b = f"{_PREFIX}{name}.lora_A.weight", f"{_PREFIX}{name}.lora_B.weight"
+        if a in tensors or b in tensors:
+            expected |= {a: (rank, in_features), b: (out_features, rank)}
     report = describe_mismatch(
         wrong=[
             f"{name} is {tuple(tensors[name].shape)}, expected {shape}"

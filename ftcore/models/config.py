@@ -278,15 +278,15 @@ class CheckpointMixin:
     @classmethod
     def from_pretrained(cls: type[AnyModel], directory: str | PathLike[str], **options: Any) -> AnyModel:
         """`ftcore.load_model` for a checkpoint of this class."""
-        from ftcore import checkpoints  # imported here, since checkpoints imports the models
+        from ftcore.checkpoints.checkpoint import load_as  # imported here, since it imports the models
 
-        return checkpoints.load_as(cls, directory, **options)
+        return load_as(cls, directory, **options)
 
     def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
         """`ftcore.save_model`."""
-        from ftcore import checkpoints
+        from ftcore.checkpoints.checkpoint import save_model
 
-        checkpoints.save_model(self, directory, **options)  # type: ignore[arg-type]
+        save_model(self, directory, **options)  # type: ignore[arg-type]
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:

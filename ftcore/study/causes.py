@@ -6,10 +6,10 @@ reported. To add a hypothesis, write a function and list it in HYPOTHESES.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, cast
 
 import torch
@@ -36,24 +36,55 @@ def likely_causes(divergence: Divergence) -> list[Cause]:
     return [cause for cause in best.values() if cause.after <= max(AS_GOOD * found[0].after, rounding)]
 
 
-# ------------------------------------------------------------------------------------------------- hypotheses
-
-
-def attention_scale(divergence: Divergence) -> Iterator[Cause]:
-    if not divergence.attentions:
+def attention(divergence: Divergence) -> Iterator[Cause]:
+    """Mistakes in the arguments of attention: scale, masks, position bias."""
+    calls = divergence.attentions
+    if not calls:
         return
-    width = divergence.attentions[0].query.shape[-1]
-    yield from divergence.try_mistake(
-        "missing 1/sqrt(d)",
-        f"The scores are not divided by sqrt({width}), the square root of the width of a head.",
-        attention=lambda right: replace(right, scale=right.scale * width**0.5),
-    )
-    yield from divergence.try_mistake(
-        "extra 1/sqrt(d)",
-        f"The scores are divided by sqrt({width}) once too often. T5 does not divide them at all, but "
-        "F.scaled_dot_product_attention does unless called with scale=1.0.",
-        attention=lambda right: replace(right, scale=right.scale / width**0.5),
-    )
+    width = calls[0].query.shape[-1]
+    mistakes: list[tuple[str, str, Callable[[AttentionCall], AttentionCall]]] = [
+        (
+            "missing 1/sqrt(d)",
+            f"The scores are not divided by sqrt({width}), the square root of the width of a head.",
+            lambda right: replace(right, scale=right.scale * width**0.5),
+        ),
+        (
+            "extra 1/sqrt(d)",
+            f"The scores are divided by sqrt({width}) once too often. T5 does not divide them at all, but "
+            "F.scaled_dot_product_attention does unless called with scale=1.0.",
+            lambda right: replace(right, scale=right.scale / width**0.5),
+        ),
+    ]
+    if any(call.is_causal for call in calls):
+        sentence = "Every position attends to the positions after it."
+        mistakes.append(("causal mask missing", sentence, AttentionCall.without_causal_mask))
+        shifts = {1: "A position attends to the next one.", -1: "A position does not attend to itself."}
+        for ahead, sentence in shifts.items():
+            for masked in (torch.finfo(torch.float32).min, -math.inf):  # differ in fully masked rows
+                shift = partial(AttentionCall.with_causal_mask, ahead=ahead, masked=masked)
+                mistakes.append(("causal mask off by one", sentence, shift))
+    if any(call.padding.any() for call in calls):
+        sentence = "Padding is attended to like text."
+        mistakes.append(("padding mask missing", sentence, AttentionCall.without_padding_mask))
+    if any(call.position_bias is not None for call in calls):
+        sentence = (
+            "T5's relative position bias is not added to the scores. All blocks share the table of the first."
+        )
+        without = partial(replace, position_bias=None)
+        mistakes.append(("position bias missing", sentence, without))
+        configs = (getattr(part, "config", part) for part in divergence.reference.modules())
+        distances = (getattr(config, "relative_attention_max_distance", None) for config in configs)
+        max_distance = next(filter(None, distances), 128)
+        sentence = (
+            "The encoder splits the buckets between both directions, the decoder uses all for the past."
+        )
+        with_buckets = partial(AttentionCall.with_buckets, max_distance=max_distance)
+        mistakes += [
+            ("encoder's buckets in the decoder", sentence, partial(with_buckets, bidirectional=True)),
+            ("decoder's buckets in the encoder", sentence, partial(with_buckets, bidirectional=False)),
+        ]
+    for name, sentence, change in mistakes:
+        yield from divergence.try_mistake(name, sentence, attention=change)
 
 
 def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
@@ -62,12 +93,8 @@ def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
         for name, part in divergence.leaves.items()
         if (weight := _matrix(part)) is not None
     }
-    for names in _each_and_all(transposed):
-        yield from divergence.try_mistake(
-            "transposed weight",
-            f"{_summary(names)}: nn.Linear stores (out, in), GPT-2's Conv1D stores (in, out).",
-            weights={name: transposed[name] for name in names},
-        )
+    sentence = ": nn.Linear stores (out, in), GPT-2's Conv1D stores (in, out)."
+    yield from _in_one_or_all(divergence, "transposed weight", sentence, transposed)
 
 
 def order_of_q_k_v(divergence: Divergence) -> Iterator[Cause]:
@@ -101,64 +128,14 @@ def norms(divergence: Divergence) -> Iterator[Cause]:
         if not parts:
             continue
         own_eps = _epsilon(next(iter(parts.values())))
-        for wrong in NORMS:
-            for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0):
-                if wrong != right or eps != own_eps:
-                    norm = partial(_norm, kind=wrong, eps=eps)
-                    yield from divergence.try_mistake(
-                        "another epsilon" if wrong == right else f"{wrong} for {right}",
-                        f"The norm is {wrong} with eps near {eps:g}, expected {right} with {own_eps:g}.",
-                        outputs={name: partial(norm, part=part) for name, part in parts.items()},
-                    )
-
-
-def masks(divergence: Divergence) -> Iterator[Cause]:
-    if any(attention.is_causal for attention in divergence.attentions):
-        yield from divergence.try_mistake(
-            "causal mask missing",
-            "Every position attends to the positions after it.",
-            attention=AttentionCall.without_causal_mask,
-        )
-        for ahead, sentence in (
-            (1, "A position attends to the next one."),
-            (-1, "A position does not attend to itself."),
-        ):
-            for masked in (torch.finfo(torch.float32).min, -math.inf):  # differ in fully masked rows
+        for wrong, eps in product(NORMS, (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)):
+            if (wrong, eps) != (right, own_eps):
+                norm = partial(_norm, kind=wrong, eps=eps)
                 yield from divergence.try_mistake(
-                    "causal mask off by one",
-                    sentence,
-                    attention=partial(AttentionCall.with_causal_mask, ahead=ahead, masked=masked),
+                    "another epsilon" if wrong == right else f"{wrong} for {right}",
+                    f"The norm is {wrong} with eps near {eps:g}, expected {right} with {own_eps:g}.",
+                    outputs={name: partial(norm, part=part) for name, part in parts.items()},
                 )
-    if any(attention.padding.any() for attention in divergence.attentions):
-        yield from divergence.try_mistake(
-            "padding mask missing",
-            "Padding is attended to like text.",
-            attention=AttentionCall.without_padding_mask,
-        )
-
-
-def position_bias(divergence: Divergence) -> Iterator[Cause]:
-    if all(attention.position_bias is None for attention in divergence.attentions):
-        return
-    yield from divergence.try_mistake(
-        "position bias missing",
-        "T5's relative position bias is not added to the scores. All blocks share the table of the first.",
-        attention=lambda right: replace(right, position_bias=None),
-    )
-    configs = (getattr(part, "config", part) for part in divergence.reference.modules())
-    distances = (getattr(config, "relative_attention_max_distance", None) for config in configs)
-    max_distance = next(filter(None, distances), 128)
-    for bidirectional, name in (
-        (True, "encoder's buckets in the decoder"),
-        (False, "decoder's buckets in the encoder"),
-    ):
-        yield from divergence.try_mistake(
-            name,
-            "The encoder splits the buckets between both directions, the decoder uses all for the past.",
-            attention=partial(
-                AttentionCall.with_buckets, max_distance=max_distance, bidirectional=bidirectional
-            ),
-        )
 
 
 def missing_bias(divergence: Divergence) -> Iterator[Cause]:
@@ -167,10 +144,7 @@ def missing_bias(divergence: Divergence) -> Iterator[Cause]:
         for name, part in divergence.leaves.items()
         if isinstance(bias := getattr(part, "bias", None), Tensor)
     }
-    for names in _each_and_all(zeros):
-        yield from divergence.try_mistake(
-            "bias missing", f"{_summary(names)} is not added.", weights={name: zeros[name] for name in names}
-        )
+    yield from _in_one_or_all(divergence, "bias missing", " is not added.", zeros)
 
 
 def positions(divergence: Divergence) -> Iterator[Cause]:
@@ -248,13 +222,11 @@ def half_precision(divergence: Divergence) -> Iterator[Cause]:
 
 
 HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
-    attention_scale,
+    attention,
     transposed_weight,
     order_of_q_k_v,
     activation_function,
     norms,
-    masks,
-    position_bias,
     missing_bias,
     positions,
     head,
@@ -263,17 +235,15 @@ HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------- helpers
-
-
-def _each_and_all(names: Iterable[str]) -> list[list[str]]:
-    """Each name alone, then all together: a mistake is made in one module or in all."""
-    each = [[name] for name in names]
-    return [*each, [name for (name,) in each]] if len(each) > 1 else each
-
-
-def _summary(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def _in_one_or_all(
+    divergence: Divergence, name: str, sentence: str, weights: dict[str, Tensor]
+) -> Iterator[Cause]:
+    """Try a mistake in each of these parameters alone, then in all; `sentence` follows their names."""
+    subsets = [{key: weight} for key, weight in weights.items()]
+    for subset in [*subsets, weights] if len(weights) > 1 else subsets:
+        first, *others = subset
+        names = f"{first} and {len(others)} more" if others else first
+        yield from divergence.try_mistake(name, f"{names}{sentence}", weights=subset)
 
 
 def _matrix(part: nn.Module) -> Tensor | None:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ftcore.decoding.state import eval_mode
 from ftcore.study.causes import likely_causes
 from ftcore.study.fault_injection import Divergence
 from ftcore.study.matching import (
@@ -28,7 +29,7 @@ from ftcore.study.matching import (
     renaming,
     unequal_weights,
 )
-from ftcore.study.recording import Call, eval_mode, record_calls
+from ftcore.study.recording import Call, record_calls
 from ftcore.study.report import (
     DIFFERS,
     EQUAL,
@@ -44,6 +45,8 @@ from ftcore.study.report import (
     rounding,
     rounding_variance,
 )
+
+INPUT = "(input)"  # name of the main input's gradient
 
 
 def assert_same_as_reference(mine: nn.Module, reference: nn.Module, inputs: Inputs, **options: Any) -> None:
@@ -120,7 +123,7 @@ def compare_modules(
             continue
         value = my_call.value if name == "" else broadcast(my_call.value, call.value)
         row = _compare(name, value, call.value, limit(call.value, variances[name]), where)
-        one, other = my_gradients.outputs.get(my_call.name), gradients.outputs.get(name)
+        one, other = my_gradients.get(my_call.name), gradients.get(name)
         if one is not None and other is not None and one.shape == other.shape:
             relative = difference(select_tokens(one, where), select_tokens(other, where)).relative
             differs = row.verdict == EQUAL and relative > limit(other, total)
@@ -131,7 +134,7 @@ def compare_modules(
     limit_of_sum = partial(limit, variance=total + tokens / 4)  # gradients of parameters are sums over tokens
     report = Report(
         rows=rows,
-        gradients=_gradient_rows(my_gradients, gradients, to_reference, limit_of_sum, where),
+        gradients=_gradient_rows(mine, reference, my_gradients, gradients, to_reference, limit_of_sum, where),
         only_mine=[call.name for name, call in my_names.items() if name not in pairs],
         only_reference=[call.name for call in calls if call.name not in pairs],
         unequal_weights=unequal_weights(mine, reference, to_reference),
@@ -173,17 +176,6 @@ def select_tokens(tensor: Tensor, where: Tensor | None) -> Tensor:
     return tensor
 
 
-# -------------------------------------------------------------------------------------------------- gradients
-
-
-class _Gradients(NamedTuple):
-    """Gradients of one random projection of a module's output."""
-
-    outputs: dict[str, Tensor]  # by call
-    weights: dict[str, Tensor]  # by parameter
-    main_input: Tensor | None
-
-
 def _projection(mine: Tensor, reference: Tensor, where: Tensor | None) -> Tensor | None:
     """A random direction with the shape of the output; None if the outputs have no comparable gradients."""
     if reference.shape != mine.shape or not (reference.requires_grad and mine.requires_grad):
@@ -195,51 +187,44 @@ def _projection(mine: Tensor, reference: Tensor, where: Tensor | None) -> Tensor
     return direction
 
 
-def _gradients(calls: list[Call], direction: Tensor | None) -> _Gradients:
+def _gradients(calls: list[Call], direction: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of a projection of the module's output, by name of a call or parameter, and of `INPUT`."""
     if direction is None:
-        return _Gradients({}, {}, None)
+        return {}
     root = calls[-1]
-    differentiable = [call for call in calls if call.output is not None and call.output.requires_grad]
-    outputs = {call.name: cast(Tensor, call.output) for call in differentiable}
-    weights = {name: weight for name, weight in root.module.named_parameters() if weight.requires_grad}
-    inputs = [root.main_input] if root.main_input is not None and root.main_input.requires_grad else []
-    output = outputs[root.name]
-    tensors = [*outputs.values(), *weights.values(), *inputs]
-    found = torch.autograd.grad(output, tensors, direction.to(output.dtype), allow_unused=True)
-    named = list(zip([*outputs, *weights], found, strict=False))  # without the input
-    return _Gradients(
-        {name: gradient for name, gradient in named[: len(outputs)] if gradient is not None},
-        {name: gradient for name, gradient in named[len(outputs) :] if gradient is not None},
-        found[-1] if inputs else None,
-    )
+    tensors = {call.name: call.output for call in calls}
+    tensors |= {**dict(root.module.named_parameters()), INPUT: root.main_input}
+    named = {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad}
+    output = named[root.name]
+    found = torch.autograd.grad(output, [*named.values()], direction.to(output.dtype), allow_unused=True)
+    return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
 def _gradient_rows(
-    mine: _Gradients,
-    reference: _Gradients,
+    mine: nn.Module,
+    reference: nn.Module,
+    my_gradients: dict[str, Tensor],
+    gradients: dict[str, Tensor],
     to_reference: Callable[[str], str],
     limit: Callable[[Tensor], float],
     where: Tensor | None,
 ) -> list[Row]:
     """A row for the main input and for each parameter that both modules have."""
     rows = []
-    one, other = mine.main_input, reference.main_input
+    one, other = my_gradients.get(INPUT), gradients.get(INPUT)
     if one is not None and other is not None and one.shape == other.shape:
-        rows.append(_compare("(input)", one, other, limit(other), where))
-    for my_name, gradient in mine.weights.items():
+        rows.append(_compare(INPUT, one, other, limit(other), where))
+    theirs = {name: gradients[name] for name, _ in reference.named_parameters() if name in gradients}
+    for my_name, _ in mine.named_parameters():
         name = parameter_name(my_name, to_reference)
-        if name not in reference.weights:
-            continue
-        # Relative to the largest gradient in the module: that of a key bias is zero up to rounding, since
-        # softmax is invariant to a constant added to all scores.
-        module = name.rpartition(".")[0]
-        siblings = [grad for key, grad in reference.weights.items() if key.rpartition(".")[0] == module]
-        other = reference.weights[name]
-        rows.append(_compare(my_name, gradient, other, limit(other), None, max(map(largest, siblings))))
+        if my_name in my_gradients and name in theirs:
+            # Relative to the largest gradient in the module: that of a key bias is zero up to rounding, since
+            # softmax is invariant to a constant added to all scores.
+            module = name.rpartition(".")[0]
+            scale = max(largest(grad) for key, grad in theirs.items() if key.rpartition(".")[0] == module)
+            gradient, other = my_gradients[my_name], theirs[name]
+            rows.append(_compare(my_name, gradient, other, limit(other), None, scale))
     return rows
-
-
-# ----------------------------------------------------------------------------------------------- localization
 
 
 def _find_first_bad_module(

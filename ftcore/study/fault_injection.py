@@ -6,7 +6,7 @@ transformers call. Neither model is changed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ftcore.decoding.state import eval_mode
 from ftcore.models.attention import Softmax, attend
 from ftcore.models.t5 import relative_position_bias
-from ftcore.study.recording import Call, dotted, eval_mode, first_tensor, record_calls
+from ftcore.study.recording import Call, dotted, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, display_name
 
 VANISHES = 1 / 4  # a cause must reduce the difference below this share, and to what rounding explains
@@ -102,24 +103,21 @@ class Divergence:
     select: Callable[[Tensor], Tensor]  # the compared tokens of a tensor
 
     @cached_property
-    def leaves(self) -> dict[str, nn.Module]:
-        """Modules without children in the first bad module, by dotted name; those that match are left out."""
-        name = self.call.module_name
-        return {
-            dotted(name, part): module
-            for part, module in self.call.module.named_modules()
-            if dotted(name, part) not in self.matching and not any(True for _ in module.children())
-        }
-
-    @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The first bad module, all modules in it, and its parent, by dotted name."""
         name = self.call.module_name
         found = {dotted(name, part): module for part, module in self.call.module.named_modules()}
-        if name:
-            parent = name.rpartition(".")[0]
-            found[parent] = self.reference.get_submodule(parent)
-        return found
+        parent = name.rpartition(".")[0]
+        return found | ({parent: self.reference.get_submodule(parent)} if name else {})
+
+    @cached_property
+    def leaves(self) -> dict[str, nn.Module]:
+        """The modules without children; those that match are left out."""
+        return {
+            name: module
+            for name, module in self.modules.items()
+            if name not in self.matching and not list(module.children())
+        }
 
     @cached_property
     def attentions(self) -> list[AttentionCall]:
@@ -130,27 +128,12 @@ class Divergence:
             found.append(attention)
             return attention
 
-        self._run({}, {}, keep)
+        self._run(attention=keep)
         return found
 
-    def try_mistake(
-        self,
-        name: str,
-        sentence: str,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        outputs: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        attention: Callable[[AttentionCall], AttentionCall] | None = None,
-    ) -> Iterator[Cause]:
-        """Run the reference's first bad module with a mistake; yield a Cause if its output then equals mine.
-
-        Args:
-            weights: replacements of parameters, by dotted name.
-            outputs: by dotted name, a function from a module's input to its wrong output.
-            attention: changes every attention call.
-        """
-        calls = self._run(weights or {}, outputs or {}, attention)
-        values = {call.name: call.value for call in calls}
+    def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
+        """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
+        values = {call.name: call.value for call in self._run(**mistake)}
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
             if after <= row.tolerance and after < row.relative * VANISHES:
@@ -174,38 +157,49 @@ class Divergence:
     def mine_without_dropout(self) -> dict[str, Tensor | None]:
         """Outputs in the first bad module of mine, in eval mode and with F.dropout disabled, by call."""
         call = self.my_call
-        with eval_mode(self.mine), _NoDropout():
+        # F.dropout(x, p) ignores eval mode.
+        replacements: dict[Any, Callable[..., Any]] = {
+            F.dropout: lambda input, *args, **kwargs: input,
+            F.scaled_dot_product_attention: _sdpa_without_dropout,
+        }
+        with eval_mode(self.mine), _Intercept(replacements):
             calls = record_calls(call.module, call.args, call.kwargs, prefix=call.module_name)
         return {call.name: call.value for call in calls}
 
     @torch.no_grad()
     def _run(
         self,
-        weights: Mapping[str, Tensor],
-        outputs: Mapping[str, Callable[[Tensor], Tensor]],
-        attention: Callable[[AttentionCall], AttentionCall] | None,
+        *,
+        weights: dict[str, Tensor] | None = None,
+        outputs: dict[str, Callable[[Tensor], Tensor]] | None = None,
+        attention: Callable[[AttentionCall], AttentionCall] | None = None,
     ) -> list[Call]:
-        """The calls in the reference's first bad module, with a mistake as for `try_mistake`."""
-        call = self.call
-        prefix = f"{call.module_name}." if call.module_name else ""
+        """Run the reference's first bad module with a mistake; return the calls in it.
+
+        Args:
+            weights: replacements of parameters, by dotted name.
+            outputs: by dotted name, a function from a module's input to its wrong output.
+            attention: changes every attention call.
+        """
+        call, name = self.call, self.call.module_name
+        prefix = f"{name}." if name else ""
+        own = {key.removeprefix(prefix): w for key, w in (weights or {}).items() if key.startswith(prefix)}
         # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
         with eval_mode(self.reference), ExitStack() as stack:
-            for name, function in outputs.items():
-                hook = self.leaves[name].register_forward_hook(_replace_output(function), with_kwargs=True)
+            for leaf, function in (outputs or {}).items():
+                hook = self.leaves[leaf].register_forward_hook(_replace_output(function), with_kwargs=True)
                 stack.callback(hook.remove)
             if attention is not None:
                 tables = [call for call in self.calls.values() if isinstance(call.module, nn.Embedding)]
                 stack.enter_context(_use_sdpa(self.reference))
-                stack.enter_context(_InterceptAttention(attention, tables))
-            own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
+                def changed(*args: Any, **kwargs: Any) -> Tensor:
+                    return attention(_parse_sdpa(tables, *args, **kwargs))()
+
+                stack.enter_context(_Intercept({F.scaled_dot_product_attention: changed}))
             return record_calls(
-                call.module,
-                call.args,
-                call.kwargs,
-                prefix=call.module_name,
-                weights=own,
-                exclude=exclude,
+                call.module, call.args, call.kwargs, prefix=name, weights=own, exclude=exclude
             )
 
 
@@ -217,75 +211,71 @@ def _replace_output(function: Callable[[Tensor], Tensor]) -> Callable[..., Tenso
     return hook
 
 
-class _InterceptAttention(TorchFunctionMode):
-    """Change the arguments of every F.scaled_dot_product_attention."""
+class _Intercept(TorchFunctionMode):
+    """Call other functions in place of some of torch's."""
 
-    def __init__(self, change: Callable[[AttentionCall], AttentionCall], tables: list[Call]):
+    def __init__(self, replacements: dict[Any, Callable[..., Any]]):
         super().__init__()
-        self.change = change
-        self.tables = tables
+        self.replacements = replacements
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
-        return self.change(self._parse(*args, **(kwargs or {})))()
-
-    def _parse(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **_: Any,
-    ) -> AttentionCall:
-        visible = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        if is_causal:
-            visible = visible.tril()
-        bias, table = None, None
-        if attn_mask is not None:
-            is_bool = attn_mask.dtype == torch.bool
-            unmasked = attn_mask if is_bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
-            visible = visible & unmasked
-            if not is_bool and attn_mask.masked_fill(~unmasked, 0.0).any():
-                bias, table = self._position_bias(attn_mask, unmasked)
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return AttentionCall(query, key, value, visible, bias, table, scale)
-
-    def _position_bias(self, mask: Tensor, unmasked: Tensor) -> tuple[Tensor, nn.Embedding | None]:
-        """The position bias in an additive mask, and its table if one of the recorded calls produced it."""
-        for call in self.tables:
-            if call.value is not None and call.value.dim() == 3:
-                bias = call.value.permute(2, 0, 1)[None]  # (T, S, H) -> (1, H, T, S)
-                if bias.shape[1:] == mask.shape[1:] and torch.where(unmasked, bias == mask, True).all():
-                    return bias, cast(nn.Embedding, call.module)
-        return mask.masked_fill(~unmasked, 0.0), None
+        return self.replacements.get(function, function)(*args, **(kwargs or {}))
 
 
-class _NoDropout(TorchFunctionMode):
-    """Disable dropout, including F.dropout(x, p), which ignores eval mode."""
+def _sdpa_without_dropout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    *args: Any,
+    **kw: Any,
+) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kw)
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.dropout:
-            return first_tensor((*args, *kwargs.values()))
-        if function is F.scaled_dot_product_attention:
-            query, key, value, *rest = args
-            options = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | kwargs
-            return function(query, key, value, **options | {"dropout_p": 0.0})
-        return function(*args, **kwargs)
+
+def _parse_sdpa(
+    tables: list[Call],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> AttentionCall:
+    """The arguments of F.scaled_dot_product_attention; `tables` are the calls of embeddings."""
+    visible = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    if is_causal:
+        visible = visible.tril()
+    bias, table = None, None
+    if attn_mask is not None:
+        is_bool = attn_mask.dtype == torch.bool
+        unmasked = attn_mask if is_bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
+        visible = visible & unmasked
+        if not is_bool and attn_mask.masked_fill(~unmasked, 0.0).any():
+            bias, table = _position_bias(tables, attn_mask, unmasked)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return AttentionCall(query, key, value, visible, bias, table, scale)
+
+
+def _position_bias(tables: list[Call], mask: Tensor, unmasked: Tensor) -> tuple[Tensor, nn.Embedding | None]:
+    """The position bias in an additive mask, and its table if one of the recorded calls produced it."""
+    for call in tables:
+        if call.value is not None and call.value.dim() == 3:
+            bias = call.value.permute(2, 0, 1)[None]  # (T, S, H) -> (1, H, T, S)
+            if bias.shape[1:] == mask.shape[1:] and torch.where(unmasked, bias == mask, True).all():
+                return bias, cast(nn.Embedding, call.module)
+    return mask.masked_fill(~unmasked, 0.0), None
 
 
 @contextmanager
 def _use_sdpa(model: nn.Module) -> Iterator[None]:
     """Configure transformers' modules to call F.scaled_dot_product_attention."""
-    configs = {id(config): config for part in model.modules() if (config := getattr(part, "config", None))}
+    configs: list[Any] = [getattr(part, "config", None) for part in model.modules()]
     before = [
-        (config, config._attn_implementation)
-        for config in configs.values()
-        if hasattr(config, "_attn_implementation")
+        (config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")
     ]
     for config, _ in before:
         config._attn_implementation = "sdpa"

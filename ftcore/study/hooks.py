@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.attention import Softmax
 from ftcore.study.names import HookPoint, find_hook_points
 from ftcore.study.passes import Pass, Passes, join
-from ftcore.study.recording import eval_mode, first_tensor
+from ftcore.study.recording import first_tensor
 
 Arguments = tuple[Any, ...]  # all arguments of a module call, positional ones first
 

@@ -35,8 +35,7 @@ def renaming(mine: nn.Module, rename: Rename) -> Callable[[str], str]:
     Raises:
         ValueError: `rename` names an unknown module, or maps two modules to one name.
     """
-    if rename is None:
-        return lambda name: name
+    rename = {} if rename is None else rename
     modules = [name for name, _ in mine.named_modules() if name]
     for prefix in () if callable(rename) else rename:
         if prefix not in modules:
@@ -91,7 +90,7 @@ def copy_matching_weights(mine: nn.Module, reference: nn.Module, to_reference: C
         if other is not None and other.shape == weight.shape:
             weight.copy_(other)
             copied += 1
-    if not copied and any(True for _ in mine.parameters()):
+    if not copied and list(mine.parameters()):
         mine_has, reference_has = (
             ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
             for module in (mine, reference)
@@ -128,20 +127,16 @@ def randomize_weights(module: nn.Module, seed: int = 0) -> nn.Module:
     attention does not divide by sqrt(K) and its softmax would otherwise be nearly one-hot.
     """
     generator = torch.Generator().manual_seed(seed)
-    done: set[nn.Parameter] = set()
-    for part in module.modules():
-        for name, weight in part.named_parameters(recurse=False):
-            if weight in done:
-                continue  # tied weights
-            done.add(weight)
-            noise = torch.randn(weight.shape, generator=generator).to(weight)
-            if weight.dim() < 2:
-                weight.add_(0.2 * noise)
-            elif isinstance(part, nn.Embedding):
-                weight.copy_(noise)
-            else:
-                stored_in_out = type(part).__name__ == "Conv1D" and name == "weight"
-                weight.copy_(noise * weight.shape[0 if stored_in_out else 1] ** -0.5)
+    for name, weight in module.named_parameters():
+        part = module.get_submodule(name.rpartition(".")[0])
+        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        if weight.dim() < 2:
+            weight.add_(0.2 * noise)
+        elif isinstance(part, nn.Embedding):
+            weight.copy_(noise)
+        else:
+            is_in_out = type(part).__name__ == "Conv1D"  # stores (in, out)
+            weight.copy_(noise * weight.shape[0 if is_in_out else 1] ** -0.5)
     for part in module.modules():
         if type(part).__name__ == "T5Attention":
             q, heads = cast(nn.Linear, part.q), getattr(part, "num_heads", None) or part.n_heads

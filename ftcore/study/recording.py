@@ -1,8 +1,7 @@
 """Record every module call of a model in execution order, by forward hooks."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,15 +93,3 @@ def first_tensor(value: Any) -> Tensor | None:
 def dotted(*names: str) -> str:
     """Join names by dots, skipping empty ones."""
     return ".".join(filter(None, names))
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch to eval mode inside the block, then restore the mode of every submodule."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -6,6 +6,7 @@ go through head and softmax in chunks whose gradient is computed during the forw
 computed twice.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
 
 CHUNK = 2**24  # logits held at a time: 64 MB in float32
+
+Product = Callable[[Tensor, Tensor], Tensor]  # inputs (N, in), weight (out, in) -> (N, out)
 
 
 class TokenLoss(NamedTuple):
@@ -41,8 +44,9 @@ def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 
     hidden = _hidden_of_packed(model, batch) if "segment_ids" in batch else _hidden(model, batch)
     hidden = hidden[:, : labels.shape[1]]  # GPT-2: the last position has no next-token label
     is_target = labels != IGNORED_LABEL
+    product = getattr(model.lm_head, "product", F.linear)  # a layer of ftcore.fast brings its own
     total, correct = linear_cross_entropy(
-        hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing
+        hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing, product
     )
     return TokenLoss(total, correct, int(is_target.sum()))
 
@@ -89,7 +93,11 @@ def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    product: Product = F.linear,
 ) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
 
@@ -101,7 +109,8 @@ def linear_cross_entropy(
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, dtype, torch.is_grad_enabled())
+    wants_grad = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, dtype, wants_grad, product)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -116,6 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         dtype: torch.dtype,
         wants_grad: bool,
+        product: Product,
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(dtype)
         sum_dtype = torch.promote_types(dtype, torch.float32)
@@ -130,7 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             inputs, targets = hidden[chunk].to(dtype), labels[chunk, None]  # (N', D), (N', 1)
-            logits = at_least_float32(F.linear(inputs, head))  # (N', V)
+            logits = at_least_float32(product(inputs, head))  # (N', V)
             correct += (logits.argmax(-1, keepdim=True) == targets).sum()
             # log_softmax, not logits - logsumexp: a difference of two large numbers would lose digits
             log_probs = logits.log_softmax(-1)
@@ -150,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets, on_label)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[chunk] = F.linear(grad_logits, head.T)
+                grad_hidden[chunk] = product(grad_logits, head.T)
             if wants_weight:
                 # In place and without zeros first: writing a (V, D) matrix takes as long as the product.
                 if grad_weight is None:
@@ -179,4 +189,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden.mul_(grad_total)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
