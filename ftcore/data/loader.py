@@ -185,10 +185,7 @@ class DataLoader(torch.utils.data.DataLoader):
         return -(-len(self) // self.batch_sampler.accumulate)
 
     def shapes(self) -> np.ndarray:
-        """(micro-batches, 3): rows, input length and label length of each padded micro-batch of this epoch.
-
-        These are the shapes before the rows are sharded across ranks.
-        """
+        """(micro-batches, 3): rows, input and label length of each micro-batch, before it is sharded."""
         sampler = self.batch_sampler
         lengths = sampler.lengths[sampler.order()]
         starts = np.arange(0, len(lengths), sampler.batch_size)

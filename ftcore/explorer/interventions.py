@@ -113,13 +113,13 @@ def _ablate_head(model: Model, head: int, z: Tensor) -> Tensor:  # (B, T, H * K)
     return z * (1 - head_masks(model, z)[head])
 
 
+@dataclass(eq=False)
 class _PatchPosition:
     """Counts positions over calls: with a cache, a forward pass sees only new ones."""
 
-    def __init__(self, position: int, value: Tensor):
-        self.position = position
-        self.value = value  # (D,)
-        self.seen = 0
+    position: int
+    value: Tensor  # (D,)
+    seen: int = 0
 
     def __call__(self, activation: Tensor) -> Tensor:  # (B, T, D)
         index = self.position - self.seen
