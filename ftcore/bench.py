@@ -155,7 +155,7 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         ValueError, OSError: no such model, or invalid training data.
     """
     progress(f"{name}: writing the checkpoint")
-    checkpoint, batches = directory / "model", directory / "batches.safetensors"
+    checkpoint, batches = directory / "model", directory / "batches.pt"
     model = write_model(name, checkpoint)
     cases = select_cases(model, options, is_first=name == options.models[0])
     job = Job(
@@ -187,14 +187,12 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         elif case.kind == "train":
             write_batches(case, data, model, checkpoint, batches)
             roofline = training_seconds(model, read_batches(batches, padded=False), machine)
-        jobs = [replace(job, backend=backend) for backend in backends]
-        if case.kind == "load":  # ftcore --fast loads like ftcore
-            jobs = [job for job in jobs if job.backend != "ftcore-fast"]
-        results = measure(jobs, options.rounds)
-        ours = [backend for backend in results if backend.startswith("ftcore")]
-        others = {backend: result for backend, result in results.items() if backend not in ours}
-        for backend in ours:
-            row = Row(name, parameters, job, {backend: results[backend]} | others, roofline)
+        skipped = {"ftcore-fast"} if case.kind == "load" else set()  # loads like ftcore
+        jobs = [replace(job, backend=backend) for backend in backends if backend not in skipped]
+        others = measure(jobs, options.rounds)
+        ours = {backend: others.pop(backend) for backend in [*others] if backend.startswith("ftcore")}
+        for backend, result in ours.items():
+            row = Row(name, parameters, job, {backend: result} | others, roofline)
             progress("  " + "  ".join(row.cells()[2:]))
             rows.append(row)
     return rows

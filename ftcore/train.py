@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-LOOP = Loop(train, take_step, accumulate_gradients, grouped, generate)  # for --check
+LOOP = Loop(train, take_step, grouped, generate)  # for --check
 
 if __name__ == "__main__":
     sys.exit(main())

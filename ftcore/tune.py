@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, flag, log, one_line, option, parse, to_argv
 from ftcore.training.options import TrainOptions
-from ftcore.tuning.search_space import Distribution, draw_settings, import_optuna, parse_search
+from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class TuneOptions(TrainOptions):
     )
     seed: int = option(
         0,
-        "of dropout, data order and random weights, the same in all trials, and of the drawn settings",
+        "random seed of the drawn settings and, the same in all trials, of dropout, data order and weights",
         at_least=0,
     )
 
@@ -43,12 +43,12 @@ class TuneOptions(TrainOptions):
     halving: int | None = option(
         None,
         "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "
-        "of the trials so far. 3, say",
+        "of the trials so far, for example 3",
         at_least=2,
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "what trials are compared by, at their best validation (default: exact_match if the task has "
+        "metric that ranks trials, at their best validation (default: exact_match if the task has "
         "answers, else valid_loss). Ties are broken by the loss",
     )
 
@@ -58,19 +58,13 @@ class TuneOptions(TrainOptions):
             given = "--check" if self.check else "--dry-run"
             raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
         if not self.search and not self.resume:
-            raise ValueError(
-                "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"
-            )
-        for name, distribution in self.space().items():
+            raise ValueError("--search is missing, for example --search lr=1e-4..1e-2 batch_size=8,16,32")
+        for name, distribution in parse_search(self.search or []).items():
             for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
                 try:
                     self.of_trial({name: value})
                 except ValueError as error:
                     raise ValueError(f"--search {name}: {error}") from None
-
-    def space(self) -> dict[str, Distribution]:
-        """Distribution of each option that is searched."""
-        return parse_search(self.search or [])
 
     def of_trial(self, settings: dict[str, Any], **others: Any) -> TrainOptions:
         """Options of train for a trial with these settings.
@@ -79,9 +73,8 @@ class TuneOptions(TrainOptions):
             ValueError: they contradict each other or the options that hold for all trials.
         """
         shared = {field.name: getattr(self, field.name) for field in fields(TrainOptions)}
-        return TrainOptions(
-            **shared | {"output": None, "overwrite": False, "resume": False} | settings | others
-        )
+        new_run = {"output": None, "overwrite": False, "resume": False}
+        return TrainOptions(**shared | new_run | settings | others)
 
 
 if __name__ == "__main__":
@@ -93,7 +86,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from operator import itemgetter
@@ -110,7 +103,7 @@ from ftcore.training.options import SIZES, find_files
 from ftcore.training.resize import config_changes, resize
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.setup import Run
-from ftcore.tuning.study import (
+from ftcore.training.tuning import (
     FrozenTrial,
     Study,
     best_trial,
@@ -223,7 +216,7 @@ def require_comparable(run: Run, options: TuneOptions) -> None:
     if options.halving and run.eval_every >= run.total_steps:
         raise ValueError(
             f"--halving compares intermediate validations, but these {run.total_steps} steps have only one, "
-            f"at the end: pass --eval-every, {max(1, run.total_steps // 9)} say"
+            f"at the end: pass --eval-every, for example {max(1, run.total_steps // 9)}"
         )
 
 
@@ -237,11 +230,10 @@ def is_trial_failure(error: Exception) -> bool:
 @contextmanager
 def quiet(*, warnings: bool) -> Iterator[None]:
     """Discard the output of a run (metrics.jsonl has its figures), and its warnings unless `warnings`."""
-    with (
-        open(os.devnull, "w") as null,
-        redirect_stdout(null),
-        redirect_stderr(sys.stderr if warnings else null),
-    ):
+    with open(os.devnull, "w") as null, ExitStack() as stack:
+        stack.enter_context(redirect_stdout(null))
+        if not warnings:
+            stack.enter_context(redirect_stderr(null))
         yield
 
 
@@ -263,9 +255,11 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
     Raises:
         ValueError, OSError: invalid options, checkpoint or directory.
     """
-    space, directory = options.space(), Path(options.output or "")
+    space, directory = parse_search(options.search or []), Path(options.output or "")
     plan = draw_settings(space, options.trials, options.seed)
-    require_valid_models([options.of_trial(settings) for settings in plan], space)
+    trials = [options.of_trial(settings) for settings in plan]
+    if space.keys() & set(SIZES):
+        require_valid_models(trials)
     if not options.resume:
         require_free(directory, overwrite=options.overwrite)
         directory.mkdir(parents=True, exist_ok=True)
@@ -274,22 +268,19 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
             shutil.rmtree(directory / "trials", ignore_errors=True)
             for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search
                 (directory / name).unlink(missing_ok=True)
-        saved = {
-            name: value for name, value in asdict(options).items() if name not in ("resume", "overwrite")
-        }
+        saved = asdict(options)
+        del saved["resume"], saved["overwrite"]
         write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
         journal = open_journal(directory / JOURNAL)
         yield Search(options, directory, space, plan, study_in_memory(journal, options.halving), journal)
 
 
-def require_valid_models(trials: Sequence[TrainOptions], space: Collection[str]) -> None:
+def require_valid_models(trials: Sequence[TrainOptions]) -> None:
     """Build the model of each trial on the meta device.
 
     Raises:
         ValueError: no model has these sizes.
     """
-    if not set(SIZES) & set(space):
-        return
     model, _ = load_checkpoint(find_files(trials[0]).model, from_scratch=trials[0].from_scratch)
     with torch.device("meta"):
         for options in trials:
@@ -311,20 +302,13 @@ def require_free(directory: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{directory} exists and holds no search: choose another --output")
 
 
-def print_summary(search: Search) -> None:
-    ended = len(finished_trials(search.study))
-    log(f"search     {'  '.join(search.options.search or [])}")
-    log(f"trials     {len(search.plan)}" + (f", {ended} of them finished" if ended else ""))
-    log(f"directory  {search.directory}")
-
-
 def print_results(search: Search) -> None:
     """Print the table and save the plot; print how to repeat the best run, and how to resume the search."""
     trials, directory = finished_trials(search.study), search.directory
     if trials:
         log("\n".join(["", *table(trials), ""]))
         log(f"table         {directory / TABLE}")
-        if save_picture(trials, search.space, search.options.metric, directory / PICTURE):
+        if save_picture(trials, search.options.metric, directory / PICTURE):
             log(f"picture       {directory / PICTURE}")
     if best := best_trial(trials):
         options = search.options.of_trial(best.params)
@@ -365,7 +349,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             with cli_errors("ftcore.tune"):
                 search = stack.enter_context(open_search(options))
-            print_summary(search)
+            log(f"search     {'  '.join(options.search or [])}")
+            ended = len(finished_trials(search.study))
+            log(f"trials     {len(search.plan)}" + (f", {ended} of them finished" if ended else ""))
+            log(f"directory  {search.directory}")
             save_results(search)  # a killed process may not have written the last one
             tune(search)
             print_results(search)

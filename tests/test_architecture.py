@@ -20,7 +20,7 @@ LAYERS = [
     {"data"},
     {"fast", "training", "decoding"},
     {"benchmark"},
-    {"study", "tuning"},
+    {"study"},
     {"analysis"},
     {"explorer"},
 ]
@@ -47,9 +47,6 @@ def imports(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Dict):  # names that `ftcore.lazily` imports
-            values = [value.value for value in node.values if isinstance(value, ast.Constant)]
-            yield from (value for value in values if re.fullmatch(r"ftcore(\.\w+)+", str(value)))
 
 
 def package_of(module: str) -> str | None:
@@ -78,7 +75,7 @@ def test_every_folder_is_in_a_layer():
 def test_packages_import_only_lower_layers(path):
     here = path.relative_to(PACKAGE).parts[0]
     for module in imports(ast.parse(path.read_text(encoding="utf-8"))):
-        if module.split(".")[0] != "ftcore" or module in ("ftcore.lazily", "ftcore.__version__"):
+        if module.split(".")[0] != "ftcore" or module == "ftcore.__version__":
             continue
         if is_allowed(path, module):
             continue

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.benchmark.cases import SHAPES, Case
@@ -87,28 +86,21 @@ def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path,
         raise ValueError(
             f"{data.train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
         )
-    tensors: dict[str, Tensor] = {}
+    batches: dict[bool, list[dict[str, Tensor]]] = {}
     for padded in (False, True):
         loader = DataLoader(
             dataset, case.rows, pad_id=tokenizer.pad_id, shuffle=True, pad_to_max_length=padded
         )
         sampler = loader.batch_sampler
-        batches = sorted(
+        epoch = sorted(
             (indices for indices in sampler if len(indices) == case.rows),
             key=lambda indices: sampler.lengths[indices, 0].max(),
         )
-        for step in range(case.steps):
-            indices = batches[(2 * step + 1) * len(batches) // (2 * case.steps)]
-            batch = loader.collate_fn([dataset[index] for index in indices])
-            tensors |= {f"{padded}/{step}/{name}": tensor for name, tensor in batch.items()}
-    save_file(tensors, file)
+        spaced = [epoch[(2 * step + 1) * len(epoch) // (2 * case.steps)] for step in range(case.steps)]
+        batches[padded] = [loader.collate_fn([dataset[index] for index in indices]) for indices in spaced]
+    torch.save(batches, file)
 
 
 def read_batches(file: Path, *, padded: bool) -> list[dict[str, Tensor]]:
     """Return the batches padded to the case's lengths, or to their longest example."""
-    batches: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(file).items():
-        padding, step, name = key.split("/")
-        if padding == str(padded):
-            batches.setdefault(int(step), {})[name] = tensor
-    return [batches[step] for step in sorted(batches)]
+    return torch.load(file, weights_only=True)[padded]

@@ -5,15 +5,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ftcore.benchmark.backends import version
 from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.roofline import BYTES, Machine
-from ftcore.benchmark.worker import Measurement, Quartiles
+from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.files import write_atomically
 
 LOSS_TOL = 1e-4  # per step, in fp32
+
+
+class Quartiles(NamedTuple):
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Quartiles | None":
+        """None if there are no values."""
+        if not values:
+            return None
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        return cls(median, low, high)
 
 
 @dataclass(frozen=True)
@@ -60,22 +76,17 @@ class Row:
 
     def rate(self, backend: str) -> Quartiles | None:
         seconds = self.results[backend].seconds
-        if not seconds:
-            return None
         return Quartiles.of([self.amount / each for each in seconds] if self.amount else seconds)
 
     def ratio(self, backend: str) -> Quartiles | None:
         """The backend's time divided by ftcore's, paired by round, since the speed of a machine drifts."""
-        other, ours = self.results[backend].seconds, self.ours.seconds
-        if not other or not ours:
-            return None
-        return Quartiles.of([a / b for a, b in zip(other, ours, strict=True)])
+        pairs = zip(self.results[backend].seconds, self.ours.seconds, strict=False)  # one may have failed
+        return Quartiles.of([other / ours for other, ours in pairs])
 
     @property
     def roofline_share(self) -> float | None:
-        if self.roofline is None or not self.ours.seconds:
-            return None
-        return self.roofline / Quartiles.of(self.ours.seconds).median
+        ours = Quartiles.of(self.ours.seconds)
+        return self.roofline / ours.median if self.roofline and ours else None
 
     def agreement(self, backend: str) -> str:
         """Compare ids, or losses, with ftcore's. Equal ids are expected in fp32 only."""
@@ -112,9 +123,8 @@ class Row:
         row = asdict(self) | {"row": self.name, "unit": self.unit, "roofline_share": self.roofline_share}
         for backend, result in row["results"].items():
             del result["output"]
-            rate, ratio = self.rate(backend), self.ratio(backend)
-            result["rate"] = asdict(rate) if rate else None
-            result["ratio"] = asdict(ratio) if ratio else None
+            for name, quartiles in (("rate", self.rate(backend)), ("ratio", self.ratio(backend))):
+                result[name] = quartiles and quartiles._asdict()
             result["agreement"] = self.agreement(backend)
         return row
 
@@ -133,9 +143,7 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     lines = [head, *(row.cells() for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    table = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    ]
+    table = [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
 
     reasons = [
         f"{backend}, {row.model} {row.name}: {result.missing}."
@@ -148,7 +156,7 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
         f"{versions}; {settings}; medians of {rounds} rounds. A ratio is the other's time divided by "
         "ftcore's, with its quartiles in parentheses.",
         "",
-        *(f"| {line} |" for line in table),
+        *table,
         *(["", *reasons] if reasons else []),
     ]
 
@@ -180,9 +188,8 @@ def save_growth(rows: Sequence[Row], path: Path) -> None:
                 continue
             x = row.parameters if axis == "parameters" else getattr(row.case, axis)
             for backend, result in row.results.items():
-                if result.seconds and result.peak_bytes:
-                    point = x, Quartiles.of(result.seconds).median, result.peak_bytes / 1e9
-                    curves.setdefault(backend, []).append(point)
+                if (time := Quartiles.of(result.seconds)) and result.peak_bytes:
+                    curves.setdefault(backend, []).append((x, time.median, result.peak_bytes / 1e9))
             weights = row.parameters * BYTES[row.job.dtype] / 1e9
             curves.setdefault("lower bound", []).append((x, row.roofline or math.nan, weights))
         for name, points in curves.items():

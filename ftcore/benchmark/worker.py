@@ -3,7 +3,6 @@
 import gc
 import multiprocessing
 import os
-import statistics
 import sys
 import threading
 import time
@@ -31,29 +30,14 @@ class Measurement:
     missing: str | None = None  # reason why there are no results
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Quartiles":
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
 def measure(jobs: Sequence[Job], rounds: int) -> dict[str, Measurement]:
     """Alternate between the jobs for `rounds` timed rounds, after one warm-up round. Keys are backends."""
     results = {job.backend: Measurement() for job in jobs}
+    spawn = multiprocessing.get_context("spawn")
+    workers = {job.backend: ProcessPoolExecutor(1, spawn, initializer=initialize) for job in jobs}
     with ExitStack() as stack:
-        context = multiprocessing.get_context("spawn")
-        workers = {
-            job.backend: stack.enter_context(ProcessPoolExecutor(1, context, initializer=initialize))
-            for job in jobs
-        }
+        for worker in workers.values():
+            stack.enter_context(worker)
 
         def call(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
             """Run a function in the job's process. After an exception the job has no results and no turns."""

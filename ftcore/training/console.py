@@ -47,9 +47,9 @@ def print_summary(run: Run) -> None:
         log(f"directory  {run.directory.path}")
 
 
-def print_answers(answers: Sequence[Answer], count: int = 2) -> None:
-    """Print a few of the model's answers with the gold answers, at each validation the same examples."""
-    for answer in answers[:: max(1, len(answers) // count)][:count]:
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Print two of the model's answers with the gold answers, at each validation the same examples."""
+    for answer in answers[:: max(1, len(answers) // 2)][:2]:
         source = " ".join(answer.source.split())
         log(f"  {source if len(source) < 90 else source[:87] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")

@@ -23,11 +23,8 @@ LOGARITHMIC = ("loss (nats per token)", "gradient norm")  # where values differ 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Any:
     """A matplotlib Figure of the lines of metrics.jsonl; None without matplotlib or without any line."""
-    panels = {
-        title: labels
-        for title, labels in PANELS.items()
-        if any(key in line for line in metrics for key in labels)
-    }
+    keys = {key for line in metrics for key in line}
+    panels = {title: labels for title, labels in PANELS.items() if keys & labels.keys()}
     if not panels or find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure  # optional dependency; Figure alone needs no display

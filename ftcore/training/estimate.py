@@ -36,13 +36,14 @@ class Estimate:
 
     def lines(self) -> list[str]:
         rows, width = self.largest
+        seconds = self.seconds_per_epoch
+        time = f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:,.0f} min"
         return [
             f"memory     about {_size(self.memory)} plus PyTorch itself: weights {_size(self.weights)}, "
             f"gradients {_size(self.gradients)}, optimizer {_size(self.moments)},",
             f"           activations {_size(self.activations)} (measured on the largest batch, "
             f"{rows} x {width} tokens), logits {_size(self.logits)}",
-            f"time       about {_duration(self.seconds_per_epoch)} per epoch (measured on a batch of median "
-            "length), without validations",
+            f"time       about {time} per epoch (measured on a batch of median length), without validations",
         ]
 
 
@@ -51,16 +52,14 @@ def estimate(run: Run) -> Estimate:
 
     Weights, gradients, random state and the position in the data are unchanged afterwards.
     """
-    loader = run.train_loader
-    rows, *widths = loader.shapes().T
+    rows, *widths = run.train_loader.shapes().T
     positions = rows * (sum(widths) if run.model.config.is_encoder_decoder else widths[0])
     median = int(positions.argsort()[len(positions) // 2])
     state = random_state()
     try:
-        largest = _batch(run, int(positions.argmax()))
+        largest, middle = _batch(run, int(positions.argmax())), _batch(run, median)
         activations = _saved_bytes(run, largest)
-        batch = _batch(run, median)
-        seconds = min(_seconds(run, batch) for _ in range(2))  # the first one warms up
+        seconds = min(_seconds(run, middle) for _ in range(2))  # the first one warms up
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         set_random_state(state)
@@ -74,7 +73,7 @@ def estimate(run: Run) -> Estimate:
         activations=activations,
         logits=2 * 4 * targets * vocabulary,  # in float32, and one temporary of the same size
         largest=(row_count, width),
-        seconds_per_epoch=seconds * float(positions.sum()) / float(positions[median]),
+        seconds_per_epoch=seconds * float(positions.sum() / positions[median]),
     )
 
 
@@ -138,11 +137,3 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    """4000 -> "67 min" """
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 90 else f"{minutes} min"

@@ -27,41 +27,40 @@ _LINE, _POSITIONS = 110, 10  # aligned example: characters per line, labels
 
 @dataclass(frozen=True)
 class Lengths:
-    """Distribution of the examples' lengths in tokens.
-
-    Bin i of the histogram holds `counts[i]` examples of `edges[i]` to `edges[i + 1] - 1` tokens.
-    """
+    """Distribution of the examples' lengths in tokens."""
 
     side: str  # "source" or "target"; "text" for GPT-2, which has both in one sequence
-    edges: list[int]
-    counts: list[int]
-    median: int
-    p95: int
-    longest: int
+    values: np.ndarray  # (examples,)
 
-    @classmethod
-    def of(cls, side: str, lengths: np.ndarray) -> "Lengths":
-        """From `lengths` (examples,) of at least one example."""
-        first, last = int(lengths.min()), int(lengths.max())
-        width = -(-(last + 1 - first) // _BINS)
-        counts = np.bincount((lengths - first) // width)
-        edges = [first + width * number for number in range(len(counts) + 1)]
-        median, p95 = (int(np.percentile(lengths, q, method="inverted_cdf")) for q in (50, 95))
-        return cls(side, edges, counts.tolist(), median, p95, last)
+    def percentile(self, percent: int) -> int:
+        """The smallest length that at least this share of the examples does not exceed."""
+        return int(np.percentile(self.values, percent, method="inverted_cdf"))
 
     def summary(self) -> str:
-        if self.edges[0] == self.longest:
-            return f"{self.longest} tokens each"
-        return f"{self.edges[0]} to {self.longest} tokens, median {self.median}, 95th percentile {self.p95}"
+        first, last = self.values.min(), self.values.max()
+        if first == last:
+            return f"{last} tokens each"
+        median, p95 = self.percentile(50), self.percentile(95)
+        return f"{first} to {last} tokens, median {median}, 95th percentile {p95}"
+
+    def bins(self) -> list[tuple[int, int, int]]:
+        """(first, last, examples) of each bin of a histogram."""
+        first, last = int(self.values.min()), int(self.values.max())
+        width = -(-(last + 1 - first) // _BINS)
+        counts = np.bincount((self.values - first) // width).tolist()
+        starts = range(first, last + 1, width)
+        return [
+            (start, min(start + width - 1, last), count) for start, count in zip(starts, counts, strict=True)
+        ]
 
     def histogram(self) -> list[str]:
         """One line per bin."""
-        most, digits = max(self.counts), len(str(self.longest))
+        bins = self.bins()
+        most, digits = max(count for *_, count in bins), len(str(self.values.max()))
         lines = []
-        for first, end, count in zip(self.edges[:-1], self.edges[1:], self.counts, strict=True):
-            last = f" - {min(end - 1, self.longest)}" if end - first > 1 else ""
-            bar = "#" * -(-count * _BAR // most)
-            lines.append(f"{first:{digits}}{last:<{digits + 3}}  {bar:{_BAR}}  {count:,}")
+        for first, last, count in bins:
+            span = f"{first:{digits}} - {last:<{digits}}" if last > first else f"{first:<{2 * digits + 3}}"
+            lines.append(f"  {span}  {'#' * -(-count * _BAR // most):{_BAR}}  {count:,}")
         return lines
 
 
@@ -76,27 +75,29 @@ class RoundTrip:
     respaced: int  # texts with other white space, but the same characters
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
-    def unknown_summary(self) -> str:
-        if self.unknown is None:
-            return "none: the vocabulary covers every text"
-        return f"{self.unknown / max(1, self.tokens):.2%} of {self.tokens:,} tokens in {self.texts:,} texts"
-
-    def summary(self) -> str:
-        parts = []
+    def lines(self) -> list[str]:
+        unknown = "none: the vocabulary covers every text"
+        if self.unknown is not None:
+            share = self.unknown / max(1, self.tokens)
+            unknown = f"{share:.2%} of {self.tokens:,} tokens in {self.texts:,} texts"
+        changes = []
         if self.changed:
             lost = ", ".join(f"{character!r} ({count:,})" for character, count in self.lost[:4])
-            share = f"{self.changed:,} of {self.texts:,} texts ({self.changed / self.texts:.1%})"
-            parts.append(f"{share} change" + (f", losing {lost}" if lost else ""))
+            share = self.changed / self.texts
+            changes.append(
+                f"{self.changed:,} of {self.texts:,} texts ({share:.1%}) change"
+                + (f", losing {lost}" if lost else "")
+            )
         if self.respaced:
-            parts.append(f"white space changes in {self.respaced:,} of {self.texts:,} texts")
-        return "; ".join(parts) or f"{self.texts:,} texts are the same after encoding and decoding"
+            changes.append(f"white space changes in {self.respaced:,} of {self.texts:,} texts")
+        unchanged = f"{self.texts:,} texts are the same after encoding and decoding"
+        return [f"unknown    {unknown}", f"round trip {'; '.join(changes) or unchanged}"]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """One example as the loss sees it: input tokens and the label of each position."""
+    """The first example as the loss sees it: input tokens and the label of each position."""
 
-    number: int  # of the example, from 1
     source: str | None  # the encoder's input; None for GPT-2
     start: int  # first position shown
     inputs: list[str]
@@ -105,18 +106,16 @@ class Alignment:
 
     def lines(self) -> list[str]:
         """Inputs above labels, position by position."""
+        lines = ["example    number 1: input tokens and the label of each position"]
+        if self.source is not None:
+            lines.append(_shortened(f"  encoder  {self.source!r}"))
         inputs = [repr(token) for token in self.inputs]
         labels = ["-" if token is None else repr(token) for token in self.labels]
         widths = [max(map(len, pair)) for pair in zip(inputs, labels, strict=True)]
-        lines = [f"example    number {self.number}: input tokens and the label of each position"]
-        if self.source is not None:
-            text = repr(self.source)
-            lines.append(f"  encoder  {text if len(text) < _LINE - 11 else text[: _LINE - 14] + '...'}")
         is_cut = self.start + len(inputs) < self.length
         for name, cells in (("inputs" if self.source is None else "decoder", inputs), ("labels", labels)):
             row = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
-            line = f"  {name:<9}{'... ' if self.start else ''}{row}"
-            lines.append(line[: _LINE - 3] + "..." if is_cut or len(line) > _LINE else line)
+            lines.append(_shortened(f"  {name:<9}{'... ' if self.start else ''}{row}", always=is_cut))
         return lines
 
 
@@ -138,7 +137,7 @@ class Preview:
         lines = []
         for lengths in self.lengths:
             lines.append(f"{lengths.side:<11}{lengths.summary()}")
-            lines += [f"  {bar}" for bar in lengths.histogram()] if histograms else []
+            lines += lengths.histogram() if histograms else []
         truncated = [
             f"{count:,} of {self.examples:,} {side}s ({count / self.examples:.1%})"
             for side, count in self.truncated.items()
@@ -155,8 +154,7 @@ class Preview:
             *lines,
             f"truncated  {', '.join(truncated) or 'none'}",
             f"padding    {', '.join(padding)}",
-            f"unknown    {self.round_trip.unknown_summary()}",
-            f"round trip {self.round_trip.summary()}",
+            *self.round_trip.lines(),
             f"end        {ended}",
             *self.alignment.lines(),
         ]
@@ -175,14 +173,14 @@ def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
     targets = [dataset[index]["labels"] for index in sample]
     return Preview(
         examples=len(dataset),
-        lengths=[Lengths.of(side, column) for side, column in zip(sides, dataset.lengths.T, strict=False)],
+        lengths=[Lengths(side, column) for side, column in zip(sides, dataset.lengths.T, strict=False)],
         truncated={"source": dataset.truncated_sources, "target": dataset.truncated_targets},
         padding={stack: padding_share(loader, side) for side, stack in enumerate(stacks)},
         round_trip=round_trip(_texts(dataset, sample), tokenizer),
         sampled=len(sample),
         ended=sum(tokenizer.eos_id in (target if is_blocks else target[-1:]) for target in targets),
         is_blocks=is_blocks,
-        alignment=align(dataset, 0, model, tokenizer),
+        alignment=align(dataset, model, tokenizer),
     )
 
 
@@ -214,9 +212,9 @@ def round_trip(texts: Iterator[str], tokenizer: Tokenizer) -> RoundTrip:
     return RoundTrip(count, tokens, unknown if has_unknown else None, changed, respaced, lost.most_common())
 
 
-def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenizer) -> Alignment:
-    """An example's inputs and labels, from the same functions that the loss uses."""
-    example = dataset[index]
+def align(dataset: ExampleDataset, model: Model, tokenizer: Tokenizer) -> Alignment:
+    """The first example's inputs and labels, from the same functions that the loss uses."""
+    example = dataset[0]
     batch = {name: torch.tensor([example[name]]) for name in ("input_ids", "labels")}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     labels = target_labels(model, batch)
@@ -229,13 +227,16 @@ def align(dataset: ExampleDataset, index: int, model: Model, tokenizer: Tokenize
     label_row, input_row = labels[0, : shown.stop].tolist(), inputs[0, : shown.stop].tolist()
     names = _pieces([label for label in label_row if label != IGNORED_LABEL], tokenizer)
     return Alignment(
-        number=index + 1,
         source=source,
         start=shown.start,
         inputs=list(_pieces(input_row, tokenizer))[shown],
         labels=[None if label == IGNORED_LABEL else next(names) for label in label_row][shown],
         length=labels.shape[1],
     )
+
+
+def _shortened(line: str, *, always: bool = False) -> str:
+    return line[: _LINE - 3] + "..." if always or len(line) > _LINE else line
 
 
 def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:

@@ -54,7 +54,6 @@ def save_report(run: Run) -> None:
     options, model = run.options, run.model
     data = preview(run.train_loader, model, run.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    files = filter(None, (options.train, options.valid))
     report = Report(
         title=str(run.directory.path),
         summary=f"{options.model} ({model.config.architecture}, {parameters:,} parameters), trained on "
@@ -66,7 +65,7 @@ def save_report(run: Run) -> None:
         options=options,
         config=model.config.to_dict(),
         versions=versions(run.device),
-        fingerprints={file: sha256(file) for file in files},
+        fingerprints={file: sha256(file) for file in (options.train, options.valid) if file},
         start=resume_command(run.strategy),
     )
     page = render(report).encode(errors="replace")
@@ -200,13 +199,9 @@ def _options(options: TrainOptions) -> str:
     """A table of the options with other values than the defaults; the others are folded."""
     defaults = asdict(TrainOptions())
     values = {name: value for name, value in asdict(options).items() if name not in _PER_START}
-    chosen = {name: value for name, value in values.items() if value != defaults[name]}
-    others = {name: value for name, value in values.items() if name not in chosen}
-    return (
-        _table(chosen.items(), "option", "value")
-        + f"<details><summary>Options at their defaults</summary>{_table(others.items(), 'option', 'value')}"
-        "</details>"
-    )
+    chosen = _table([row for row in values.items() if row[1] != defaults[row[0]]], "option", "value")
+    others = _table([row for row in values.items() if row[1] == defaults[row[0]]], "option", "value")
+    return f"{chosen}<details><summary>Options at their defaults</summary>{others}</details>"
 
 
 def _table(rows: Iterable[tuple[str, Any]], name: str, value: str) -> str:
@@ -214,10 +209,8 @@ def _table(rows: Iterable[tuple[str, Any]], name: str, value: str) -> str:
         f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_text(what))}</td></tr>'
         for key, what in rows
     )
-    return (
-        f'<table><thead><tr><th scope="col">{name}</th><th scope="col">{value}</th></tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-    )
+    head = f'<tr><th scope="col">{name}</th><th scope="col">{value}</th></tr>'
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _text(value: Any) -> str:
@@ -229,22 +222,18 @@ def _text(value: Any) -> str:
 
 
 _STYLE = """
-:root {
-  --page: #fff; --text: #1d2129; --soft: #5a6270; --line: #d9dde3; --card: #f6f7f9;
-}
+:root { --page: #fff; --text: #1d2129; --soft: #5a6270; --line: #d9dde3; --card: #f6f7f9; }
 @media (prefers-color-scheme: dark) {
-  :root {
-    --page: #15181d; --text: #e6e9ee; --soft: #a2abb8; --line: #343a44; --card: #1e2229;
-  }
+  :root { --page: #15181d; --text: #e6e9ee; --soft: #a2abb8; --line: #343a44; --card: #1e2229; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 1rem 1rem 3rem; }
-h1 { margin: .5rem 0; font-size: 1.7rem; overflow-wrap: anywhere; }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem 1rem 3rem; overflow-wrap: anywhere; }
+h1 { margin: .5rem 0; font-size: 1.7rem; }
 h2 { margin: 2.2rem 0 .6rem; padding-bottom: .2rem; border-bottom: 1px solid var(--line); font-size: 1.3rem; }
 h3 { margin: 1.2rem 0 .5rem; font-size: 1.05rem; }
-p { margin: .5rem 0; overflow-wrap: anywhere; }
-small, i { color: var(--soft); }
+p { margin: .5rem 0; }
+i { color: var(--soft); }
 .scores { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0; }
 .scores div { flex: 1 1 8rem; padding: .5rem .8rem; background: var(--card); border-radius: .5rem; }
 .scores dt { color: var(--soft); font-size: .85rem; }
@@ -253,23 +242,17 @@ small, i { color: var(--soft); }
 svg { display: block; width: 100%; min-width: 44rem; height: auto; }
 svg text { fill: currentColor; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-article { padding: .7rem .9rem; background: var(--card); border-radius: .5rem; overflow-wrap: anywhere; }
-.source {
-  max-height: 8.1rem; margin: 0 0 .6rem; overflow: auto; color: var(--soft); font-size: .9rem;
-  white-space: pre-wrap;
-}
+article { padding: .7rem .9rem; background: var(--card); border-radius: .5rem; }
+.source { max-height: 8.1rem; overflow: auto; color: var(--soft); font-size: .9rem; white-space: pre-wrap; }
 article dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0; }
 article dt { color: var(--soft); }
 article dd { margin: 0; white-space: pre-wrap; }
-pre { padding: .8rem; background: var(--card); border-radius: .5rem; overflow-x: auto; }
-pre { font-size: .82rem; line-height: 1.4; }
-.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { padding: .8rem; background: var(--card); border-radius: .5rem; overflow-x: auto; font-size: .82rem; }
+.wrap { white-space: pre-wrap; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 table { width: 100%; margin: .6rem 0; border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); }
-th, td { text-align: left; vertical-align: top; }
-th, td { overflow-wrap: anywhere; }
-th { font-weight: 400; color: var(--soft); }
+th, td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 400; color: var(--soft); text-align: left; }
 th:first-child { width: min(14rem, 45%); }
 """

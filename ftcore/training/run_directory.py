@@ -15,32 +15,23 @@ from ftcore.training.options import TrainOptions
 
 
 class RunDirectory:
-    """A run's directory.
-
-    best/ and last/    checkpoints with tokenizer, readable by ftcore and transformers
-    checkpoints/       the same, every --save-every steps: step-000500, step-001000 ...
-    state/             what --resume needs
-    train_config.json  the options of the run
-    metrics.jsonl      one JSON object per line
-    tensorboard/       the same for TensorBoard
-    predictions.jsonl  answers of the weights at best/ in the validation, one JSON object per line
-    report.html        report of the finished run
-    loss.png           its curves
-    non_finite.json    the batch whose loss or gradient was not finite, if one ended the run
-    """
+    """The paths of a run's files."""
 
     def __init__(self, path: Path):
         self.path = path
+        # Checkpoints with tokenizer, readable by ftcore and transformers.
         self.best = path / "best"
         self.last = path / "last"
-        self.checkpoints = path / "checkpoints"
-        self.state = path / "state" / "training_state.pt"  # with fsdp, sharded-000500/ beside it
-        self.config = path / "train_config.json"
+        self.checkpoints = path / "checkpoints"  # every --save-every steps: step-000500, step-001000 ...
+        self.state = (
+            path / "state" / "training_state.pt"
+        )  # for --resume; with fsdp, sharded-000500/ beside it
+        self.config = path / "train_config.json"  # the options of the run
         self.metrics = path / "metrics.jsonl"
-        self.non_finite = path / "non_finite.json"
-        self.predictions = path / "predictions.jsonl"
-        self.picture = path / "loss.png"
+        self.predictions = path / "predictions.jsonl"  # answers of the weights at best/ in the validation
+        self.non_finite = path / "non_finite.json"  # the batch whose loss or gradient was not finite
         self.report = path / "report.html"
+        self.picture = path / "loss.png"
         self.tensorboard = path / "tensorboard"
         self.metrics_log = MetricsLog(self.metrics, self.tensorboard)
 

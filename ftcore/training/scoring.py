@@ -13,6 +13,7 @@ from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import position_limit
+from ftcore.decoding.state import eval_mode
 from ftcore.metrics import exact_match, f1
 from ftcore.models import Model
 from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce_sum, shard
@@ -66,15 +67,13 @@ def score_loss(
     compute_loss = compute_loss or partial(batch_loss, model)
     device = next(model.parameters()).device
     total, correct, tokens = 0.0, 0, 0
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), autocast():  # not inference_mode: FSDP reuses these tensors in training
+    # not inference_mode: FSDP reuses these tensors in training
+    with eval_mode(model), torch.no_grad(), autocast():
         for batch in loader:
             loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
             total += loss.total.item()
             correct += int(loss.correct)
             tokens += loss.tokens
-    model.train(was_training)
     total, correct, tokens = all_reduce_sum(total), int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 

@@ -28,13 +28,12 @@ from ftcore.training.distributed import (
     unsharded,
     world_size,
 )
-from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
 from ftcore.training.launch import resume_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
-from ftcore.training.resize import Resized, config_changes, resize
+from ftcore.training.resize import Resized, config_changes, freeze, resize
 from ftcore.training.run_directory import RunDirectory, atomic_directory
 from ftcore.training.state import load_state, save_state, saved_step, sha256
 

@@ -1,13 +1,16 @@
-"""Rows, the table and JSON."""
+"""Rows, quartiles, the table and JSON."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ftcore.benchmark.cases import Case, Job
-from ftcore.benchmark.report import Row, report
+from ftcore.benchmark.report import Quartiles, Row, report
 from ftcore.benchmark.roofline import Machine
-from ftcore.benchmark.worker import Measurement, Quartiles
+from ftcore.benchmark.worker import Measurement
 
 MACHINE = Machine("Imagined processor", 2, "cpu", 44e9, 200e9)
 GREEDY = Case("greedy", "generate", rows=2, source=16, target=10)
@@ -119,3 +122,18 @@ def test_agreements_that_differ_are_listed_by_library():
     row = make_row()
     three = replace(row, results=row.results | {"ctranslate2": replace(THEIRS, output=[[3, 5]])})
     assert three.cells()[-1] == "transformers: ids equal; ctranslate2: ids DIFFER"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12))
+def test_a_quarter_of_the_values_lies_on_either_side_of_the_quartiles(values):
+    quartiles = Quartiles.of(values)
+    assert quartiles.median == pytest.approx(statistics.median(values))
+    below = [value for value in values if value <= quartiles.low * (1 + 1e-9)]
+    above = [value for value in values if value >= quartiles.high * (1 - 1e-9)]
+    assert min(len(below), len(above)) * 4 >= len(values)
+    assert quartiles.low * (1 - 1e-9) <= quartiles.median <= quartiles.high * (1 + 1e-9)
+
+
+def test_the_quartiles_of_five_are_the_second_and_the_fourth():
+    assert Quartiles.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)

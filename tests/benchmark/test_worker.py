@@ -1,39 +1,19 @@
-"""Turns, quartiles and failures of the worker processes."""
+"""Turns and failures of the worker processes."""
 
 import os
-import statistics
 from concurrent.futures import Future
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ftcore.benchmark import worker
 from ftcore.benchmark.cases import Case, Job
-from ftcore.benchmark.worker import Measurement, Quartiles, measure
-
-seconds = st.floats(1e-6, 1e6)
+from ftcore.benchmark.worker import Measurement, measure
 
 
 def make_job(backend: str, **changes: object) -> Job:
     values = {"case": Case("greedy", "generate"), "checkpoint": "", "vocab_size": 9, "dtype": "fp32"}
     return Job(backend=backend, **(values | {"device": "cpu", "threads": 1} | changes))
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(seconds, min_size=1, max_size=12))
-def test_a_quarter_of_the_values_lies_on_either_side_of_the_quartiles(values):
-    quartiles = Quartiles.of(values)
-    assert quartiles.median == pytest.approx(statistics.median(values))
-    below = [value for value in values if value <= quartiles.low * (1 + 1e-9)]
-    above = [value for value in values if value >= quartiles.high * (1 - 1e-9)]
-    assert min(len(below), len(above)) * 4 >= len(values)
-    assert quartiles.low * (1 - 1e-9) <= quartiles.median <= quartiles.high * (1 + 1e-9)
-
-
-def test_the_quartiles_of_five_are_the_second_and_the_fourth():
-    assert Quartiles.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
 
 
 def test_a_job_pads_where_its_case_says():

@@ -284,7 +284,7 @@ def test_killed_and_resumed(files: Path, halved: Path, tmp_path: Path, operation
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "--search is missing: say what to vary, as in --search lr=1e-4..1e-2 batch_size=8,16,32"),
+        ("", "--search is missing, for example --search lr=1e-4..1e-2 batch_size=8,16,32"),
         ("--search bach_size=1,2", "'bach_size' cannot be searched, did you mean 'batch_size'?"),
         ("--search dropout=0..1", "--search dropout: --dropout is 1.0, expected from 0 to below 1"),
         ("--search lr=1,2 --trials 0", "--trials is 0, expected at least 1"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import ftcore.train
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.training.freeze import freeze
+from ftcore.training.resize import freeze
 from tests.helpers import tiny_runs
 
 

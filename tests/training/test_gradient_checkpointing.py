@@ -15,9 +15,9 @@ from ftcore.decoding import generate
 from ftcore.models import KVCache
 from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.t5 import DecoderBlock, EncoderBlock
-from ftcore.training.freeze import freeze
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.loss import batch_loss
+from ftcore.training.resize import freeze
 from tests.helpers import oracle
 
 BLOCKS = EncoderBlock | DecoderBlock | GPT2Block

@@ -72,15 +72,17 @@ def prepared(checkpoint: Path, folder: Path, *options: str) -> Run:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(0, 5000) | st.integers(0, 20), min_size=1, max_size=60))
 def test_a_histogram_counts_every_example_once(lengths: list[int]) -> None:
-    found = Lengths.of("source", np.array(lengths))
-    assert sum(found.counts) == len(lengths) and len(found.counts) <= 8
-    for first, end, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True):
-        assert count == sum(first <= length < end for length in lengths)
-    assert sum(length <= found.median for length in lengths) >= len(lengths) / 2
-    assert sum(length < found.median for length in lengths) <= len(lengths) / 2
-    assert sum(length <= found.p95 for length in lengths) >= 0.95 * len(lengths)
-    assert found.longest == max(lengths) and found.edges[0] == min(lengths)
-    assert [int(line.split()[-1].replace(",", "")) for line in found.histogram()] == found.counts
+    found = Lengths("source", np.array(lengths))
+    bins = found.bins()
+    assert sum(count for *_, count in bins) == len(lengths) and len(bins) <= 8
+    for first, last, count in bins:
+        assert count == sum(first <= length <= last for length in lengths)
+    median, p95 = found.percentile(50), found.percentile(95)
+    assert sum(length <= median for length in lengths) >= len(lengths) / 2
+    assert sum(length < median for length in lengths) <= len(lengths) / 2
+    assert sum(length <= p95 for length in lengths) >= 0.95 * len(lengths)
+    assert bins[0][0] == min(lengths) and bins[-1][1] == max(lengths)
+    assert [int(line.split()[-1].replace(",", "")) for line in found.histogram()] == [c for *_, c in bins]
 
 
 @settings(deadline=None, max_examples=40)
@@ -181,8 +183,8 @@ def test_texts_without_loss(tools: dict[bool, Any], decoder_only: bool) -> None:
 @given(source=WORDS, target=WORDS)
 def test_t5_reads_its_labels_shifted_right(tools: dict[bool, Any], source: str, target: str) -> None:
     model, tokenizer = tools[False]
-    found = align(dataset_of([(source, target)], tokenizer, False), 0, model, tokenizer)
-    assert found.source == source + "</s>" and found.number == 1
+    found = align(dataset_of([(source, target)], tokenizer, False), model, tokenizer)
+    assert found.source == source + "</s>"
     assert found.inputs[0] == "<pad>" and found.inputs[1:] == found.labels[:-1]
     expected = [*target, "</s>"]
     assert found.labels == expected[:10] and found.length == len(expected)
@@ -194,7 +196,7 @@ def test_gpt2s_labels_are_the_next_tokens_of_the_target(
     tools: dict[bool, Any], source: str, target: str
 ) -> None:
     model, tokenizer = tools[True]
-    found = align(dataset_of([(source, target)], tokenizer, True), 0, model, tokenizer)
+    found = align(dataset_of([(source, target)], tokenizer, True), model, tokenizer)
     text = [*source, *target, "<|endoftext|>"]
     assert found.source is None and found.length == len(text) - 1
     assert found.inputs == text[found.start :][: len(found.inputs)]
@@ -210,7 +212,7 @@ def test_words_are_shown_with_the_space_before_them() -> None:
         load_model(ROOT / "weights" / "gpt2-mini"),
     )
     dataset = dataset_of([("", "i feel happy today")], tokenizer, True)
-    found = align(dataset, 0, model, tokenizer)
+    found = align(dataset, model, tokenizer)
     assert "".join(found.inputs) == "i feel happy today" and found.inputs[1] == " feel"
 
 
@@ -253,7 +255,7 @@ def test_a_sample_of_many_examples(tools: dict[bool, Any]) -> None:
     model, tokenizer = tools[False]
     dataset = dataset_of([("ab", "c")] * 700, tokenizer, False)
     found = preview(DataLoader(dataset, 8, pad_id=0), model, tokenizer)
-    assert (found.examples, sum(found.lengths[0].counts), found.sampled) == (700, 700, 500)
+    assert (found.examples, len(found.lengths[0].values), found.sampled) == (700, 700, 500)
     assert "all of 500 targets" in "\n".join(found.lines())
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 import ftcore.train
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
-from ftcore.training.freeze import expand_ranges
 from ftcore.training.options import TrainOptions
-from ftcore.training.resize import config_changes, resize
+from ftcore.training.resize import config_changes, expand_ranges, resize
 from tests.helpers import tiny_runs
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore.tune
+from ftcore.training.tuning import best_trial, finished_trials, parse_search, study_in_memory
 from ftcore.tune import Search, TuneOptions
-from ftcore.tuning.study import best_trial, finished_trials, study_in_memory
 
 optuna = pytest.importorskip("optuna")
 
@@ -47,7 +47,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
     journal = optuna.create_study(direction="maximize")  # in memory: a file is flushed to disk for each trial
     study = study_in_memory(journal, tune_options.halving)
     plan = [{"batch_size": number + 1} for number in range(len(curves))]
-    search = Search(tune_options, Path("nowhere"), tune_options.space(), plan, study, journal)
+    search = Search(tune_options, Path("nowhere"), parse_search(tune_options.search), plan, study, journal)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ftcore.tune, "prepare", prepare)
         patch.setattr(ftcore.tune, "train", train)

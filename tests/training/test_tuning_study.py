@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.tuning.search_space import draw_settings, parse_search
-from ftcore.tuning.study import (
+from ftcore.training.tuning import (
     best_trial,
     default_metric,
+    draw_settings,
     finished_trials,
     open_journal,
+    parse_search,
     ranked,
     score,
     study_in_memory,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.training.options import TrainOptions
+from ftcore.training.tuning import SEARCHABLE, draw_settings, parse_search
 from ftcore.tune import TuneOptions
-from ftcore.tuning.search_space import SEARCHABLE, draw_settings, parse_search
 
 pytest.importorskip("optuna")
 

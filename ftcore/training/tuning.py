@@ -1,0 +1,292 @@
+"""Searches with Optuna: the search space, settings drawn from it, the study and its journal, the results.
+
+User attributes of a finished trial: `metrics` of its best validation by name, `best_step` of that validation,
+`steps` taken, `seconds`, and `error`, the message of a failed trial.
+"""
+
+import csv
+import json
+import math
+import os
+import typing
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ftcore.checkpoints.files import write_atomically
+from ftcore.cli import did_you_mean, flag
+from ftcore.training.options import TrainOptions
+
+# Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics
+# cannot be searched, since trials would not be comparable.
+SEARCHABLE = {
+    field.name: field.metadata["searchable"] for field in fields(TrainOptions) if field.metadata["searchable"]
+}
+
+Distribution = Any  # optuna.distributions.BaseDistribution
+
+
+def import_optuna() -> Any:
+    """Import Optuna, an optional dependency; its log shows warnings only.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError('a search needs optuna, which is not installed: pip install -e ".[tune]"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def parse_search(texts: Iterable[str]) -> dict[str, Distribution]:
+    """Parse the values of --search into a distribution per option.
+
+    Raises:
+        ValueError: unknown option, option that cannot be searched, or invalid values.
+    """
+    import_optuna()
+    space: dict[str, Distribution] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        try:
+            if name not in SEARCHABLE:
+                others = did_you_mean(name, SEARCHABLE) or f", only {', '.join(SEARCHABLE)}"
+                raise ValueError(f"{name!r} cannot be searched{others}")
+            if name in space:
+                raise ValueError(f"{name} is given twice")
+            space[name] = _parse_values(name, values)
+        except ValueError as error:
+            raise ValueError(f"--search {text}: {error}") from None
+    return space
+
+
+def _parse_values(name: str, text: str) -> Distribution:
+    distributions = import_optuna().distributions
+    if ".." not in text:
+        choices = [_parse_value(name, part) for part in text.split(",")]
+        if len(choices) == 1 or len(set(choices)) < len(choices):
+            raise ValueError("expected LOW..HIGH, or at least two different values separated by commas")
+        return distributions.CategoricalDistribution(choices)
+    low, high = (_parse_value(name, end) for end in text.split("..", maxsplit=1))
+    if isinstance(low, bool | str):
+        raise ValueError("only numbers have a range, expected values separated by commas")
+    if not low < high:
+        raise ValueError("expected LOW..HIGH, the lower end first")
+    if isinstance(low, int) and isinstance(high, int):
+        return distributions.IntDistribution(low, high)
+    logarithmic = SEARCHABLE[name] == "log"
+    if logarithmic and low <= 0:
+        raise ValueError(
+            f"a range of {name} is logarithmic and must begin above 0; a list may contain 0, as in "
+            f"{name}=0,{high / 10:g},{high:g}"
+        )
+    return distributions.FloatDistribution(low, high, log=logarithmic)
+
+
+def _parse_value(name: str, text: str) -> Any:
+    hint = typing.get_type_hints(TrainOptions)[name]  # as int | float | None, or Literal["a", "b"] | None
+    kinds = [part for kind in typing.get_args(hint) or [hint] for part in typing.get_args(kind) or [kind]]
+    for kind in (int, float):
+        if kind in kinds:
+            with suppress(ValueError):
+                return kind(text)
+    if bool in kinds and text in ("true", "false"):
+        return text == "true"
+    if text in kinds:
+        return text
+    literals = [kind for kind in kinds if isinstance(kind, str)]
+    raise ValueError(f"{text!r} is not a value of {flag(name)}{did_you_mean(text, literals)}")
+
+
+def draw_settings(space: Mapping[str, Distribution], count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw the settings of `count` trials at random; a smaller count gives the first ones.
+
+    Floats are rounded to three significant digits. Settings of a finite space are distinct, since training is
+    deterministic, so that there may be fewer than `count`.
+    """
+    optuna = import_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))  # NumPy's limit
+    size = math.prod(_size(distribution) for distribution in space.values())
+    drawn: list[dict[str, Any]] = []
+    while len(drawn) < min(count, size):
+        settings = study.ask(dict(space)).params
+        for name, value in settings.items():
+            if _size(space[name]) == math.inf:
+                settings[name] = min(max(float(f"{value:.3g}"), space[name].low), space[name].high)
+        if size == math.inf or settings not in drawn:
+            drawn.append(settings)
+    return drawn
+
+
+def _size(distribution: Distribution) -> float:
+    if hasattr(distribution, "choices"):
+        return len(distribution.choices)
+    return distribution.high - distribution.low + 1 if isinstance(distribution.low, int) else math.inf
+
+
+# Study
+
+Study = Any  # optuna.Study
+FrozenTrial = Any  # optuna.trial.FrozenTrial
+
+STUDY_NAME = "search"
+
+
+def open_journal(path: Path) -> Study:
+    """Open or create the study in a journal file, which the caller has locked.
+
+    The file is only appended to, except that an incomplete last line, left by a killed process, is cut off.
+
+    Raises:
+        ValueError: the journal is damaged.
+    """
+    optuna = import_optuna()
+    for lock in path.parent.glob(f"{path.name}.lock*"):  # left by a killed process
+        lock.unlink()
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    journal = optuna.storages.journal
+    backend = journal.JournalFileBackend(str(path), journal.JournalFileOpenLock(str(path)))  # also on Windows
+    try:
+        for line in path.read_bytes().splitlines():
+            json.loads(line)  # Optuna skips an invalid last line, and fails once another one follows
+        storage = optuna.storages.JournalStorage(backend)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path}: damaged, the search cannot be resumed ({error})") from None
+    if STUDY_NAME in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
+    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
+
+
+def study_in_memory(journal: Study, halving: int | None) -> Study:
+    """Create a study with the finished trials of the journal, for further trials to run in.
+
+    Trials are added to the journal when they have finished. The journal then never holds intermediate values
+    of a trial that was killed, which the pruner would compare other trials with.
+    """
+    pruners = import_optuna().pruners
+    pruner = pruners.SuccessiveHalvingPruner(1, halving) if halving else pruners.NopPruner()
+    study = import_optuna().create_study(direction="maximize", pruner=pruner)
+    study.add_trials(finished_trials(journal))
+    return study
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def default_metric(metrics: Mapping[str, float]) -> str:
+    return "exact_match" if "exact_match" in metrics else "valid_loss"
+
+
+def score(metrics: Mapping[str, float], metric: str) -> float:
+    """Objective of a validation, higher is better.
+
+    Ties in exact match or F1 are broken by the loss, as in the choice of a run's best/: for a while the loss
+    falls and no answer is right.
+    """
+    loss = metrics["valid_loss"]
+    if metric == "valid_loss":
+        return -loss
+    return metrics[metric] - 1e-6 * loss / (1 + loss)  # less than one answer in a million
+
+
+# Results
+
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # in the order of the table
+NOT_PRINTED = ("token_accuracy", "perplexity")  # in the CSV file only
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort trials: complete ones, best first; pruned ones, longest first; failed ones."""
+
+    def key(trial: FrozenTrial) -> tuple[float, ...]:
+        steps = trial.user_attrs["steps"] if trial.state.name == "PRUNED" else 0
+        best = max(trial.intermediate_values.values(), default=-math.inf)
+        return list(STATES).index(trial.state.name), -steps, -best, trial.number
+
+    return sorted(trials, key=key)
+
+
+def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best complete trial. A pruned one was worse than others at the same validation."""
+    return next((trial for trial in ranked(trials) if trial.state.name == "COMPLETE"), None)
+
+
+def row(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as a row of the results; metrics are missing if it was never validated."""
+    attributes = {name: trial.user_attrs[name] for name in ("best_step", "steps", "seconds", "error")}
+    head = {"trial": trial.number + 1, "state": STATES[trial.state.name]}
+    return head | trial.params | trial.user_attrs["metrics"] | attributes
+
+
+def printed(trial: FrozenTrial) -> dict[str, str]:
+    """The printed cells of the row, with four significant digits."""
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) and value < 10_000 else str(value)
+        for name, value in row(trial).items()
+        if name not in NOT_PRINTED and value not in (None, "")
+    }
+
+
+def describe(trial: FrozenTrial) -> str:
+    """One line about a trial."""
+    (_, number), (_, state), *cells = printed(trial).items()
+    return f"trial {number} {state}: " + ", ".join(f"{name} {text}" for name, text in cells)
+
+
+def table(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Lines of the printed table."""
+    rows = [printed(trial) for trial in ranked(trials)]
+    columns = [name for name in max(rows, key=len) if name != "error"]
+    lines = [columns, *([cells.get(name, "") for name in columns] for cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.rjust, line, widths)) for line in lines]
+
+
+def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
+    rows = [row(trial) for trial in ranked(trials)]
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, max(rows, key=len))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def save_picture(trials: Sequence[FrozenTrial], metric: str | None, path: Path) -> bool:
+    """Save Optuna's slice plot: each setting against the metric, for complete and pruned trials.
+
+    Returns False if matplotlib is not installed or no trial was validated.
+    """
+    trials = [trial for trial in trials if trial.state.name != "FAIL"]
+    if find_spec("matplotlib") is None or not trials:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")  # needs no display
+    from matplotlib import pyplot
+
+    optuna = import_optuna()
+    metric = metric or default_metric(trials[0].user_attrs["metrics"])
+    complete = optuna.create_study()  # plot_slice leaves out pruned trials
+    for trial in trials:
+        value = trial.user_attrs["metrics"][metric]
+        complete.add_trial(
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+        )
+    with pyplot.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # plot_slice is experimental
+        optuna.visualization.matplotlib.plot_slice(complete, target_name=metric)
+        write_atomically(path, lambda file: pyplot.savefig(file, format="png", dpi=110, bbox_inches="tight"))
+    pyplot.close()
+    return True
