@@ -11,7 +11,7 @@ from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, optio
 class BenchOptions:
     """Benchmark ftcore against transformers and CTranslate2, where these are installed.
 
-    Each backend runs in a process of its own, with the same weights, inputs and threads; they take turns. The
+    Each backend runs in its own process, with the same weights, inputs and threads; they take turns. The
     table has each backend's median, its time relative to ftcore's with the quartiles over the rounds, the
     share of the machine's roofline that ftcore reaches, and the peak memory of each process. Rows:
 
@@ -19,7 +19,7 @@ class BenchOptions:
     prefill   the first token after a long input      greedy    one row        greedy-b8   eight rows
     beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
     train           a training step; transformers at its best: batches of similar length, fused AdamW
-    train-tutorial  the same of ftcore; transformers as in its tutorials: padded to the limit, plain AdamW
+    train-tutorial  the same for ftcore; transformers as in its tutorials: padded to the limit, plain AdamW
     train-padded    both padded to the limit
 
     Loading, prefill and generation use random ids, training the examples of --train.
@@ -34,8 +34,8 @@ class BenchOptions:
     rows: list[str] | None = option(None, "names of the rows above (default: all)", metavar="NAME")
     dtype: Literal["fp32", "bf16", "int8"] = option(
         "fp32",
-        "number format; int8 is for generation, and holds for the weights of ftcore --fast and CTranslate2 "
-        "(the others: fp32)",
+        "number format; int8 is for generation only, and applies to the weights of ftcore --fast and "
+        "CTranslate2; the others use fp32",
     )
     fast: bool = option(False, "add rows with ftcore's --fast: prepared for decoding, faster training layers")
     compile: bool = option(
@@ -44,7 +44,7 @@ class BenchOptions:
         "model. Compile time is not counted",
     )
     runs: int | None = option(None, "timed rounds per row (default: 5, with --quick 3)", at_least=1)
-    quick: bool = option(False, "smoke test with short inputs and outputs; its figures mean nothing")
+    quick: bool = option(False, "smoke test with short inputs and outputs; its figures are meaningless")
 
     train: str | None = option(
         None,
@@ -86,7 +86,7 @@ class BenchOptions:
         if (self.train or self.tokenizer) and len(self.models) > 1:
             raise ValueError("--train and --tokenizer are for one --model")
         if self.growth and self.rows:
-            raise ValueError("--growth has rows of its own: leave --rows out")
+            raise ValueError("--growth measures its own cases: leave out --rows")
         if self.growth and not self.growth.endswith(".png"):
             raise ValueError(f"--growth is {self.growth!r}, expected a name that ends with .png")
 

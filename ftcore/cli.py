@@ -1,4 +1,4 @@
-"""What the commands share: options, one-line errors, console output. Imports no torch, so `--help` is fast.
+"""Command-line options, one-line errors, console output. Does not import torch, so `--help` is fast.
 
 A command's options are one dataclass, in which every option is one record:
 
@@ -8,7 +8,7 @@ A command's options are one dataclass, in which every option is one record:
         batch_size: int = option(8, "examples per step", at_least=1)
         precision: Literal["fp32", "bf16"] = option("fp32", "number format of the computation")
         freeze: list[str] | None = option(None, "names of modules", metavar="NAME")
-        resume: bool = option(False, "go on with the run in --output")
+        resume: bool = option(False, "continue the run in --output")
 
 becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME ...] --resume`.
 """
@@ -156,7 +156,7 @@ def _parser(options: type, command: str) -> _Parser:
 
 
 def _takes_config_file(options: type) -> bool:
-    """False where a command has a --config of its own."""
+    """False if the command has its own --config."""
     return "config" not in {field.name for field in _fields(options)}
 
 
@@ -166,7 +166,7 @@ def _argument(annotation: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     text, default = field.metadata["help"].replace("%", "%%"), field.default
     if annotation is bool:
         return {"action": "store_true", "help": text}
-    if kinds == [bool]:  # the default, None, leaves it open
+    if kinds == [bool]:  # or None by default
         return {"action": argparse.BooleanOptionalAction, "help": text}
     if default is not REQUIRED and default is not None:
         text += f" (default: {default})"
@@ -197,7 +197,7 @@ _number.__name__ = "number"  # argparse puts it into its error message
 
 
 def _read_config(options: type, path: Path) -> dict[str, Any]:
-    """Field values out of a JSON file.
+    """Read field values from a JSON file.
 
     Raises:
         ValueError: not JSON, an unknown key or a value of the wrong type; the message names file and key.
@@ -233,8 +233,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 # Errors and output
 
-WRONG_INPUT = 2  # exit status: the command was asked for something it cannot do
-FAILED_RUN = 1  # exit status: the work began and could not be finished
+WRONG_INPUT = 2  # exit status: invalid options or input
+FAILED_RUN = 1  # exit status: the command started and failed
 INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 
@@ -286,7 +286,7 @@ def log(line: str) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """End of an error about an unknown word: the known word most like it, or an empty string."""
+    """End of an error about an unknown word: the most similar known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with torch.no_grad():  # without hooks, ftcore's attention uses the fused kernel
             logits, their_logits = ours(**inputs), theirs(**their_inputs).logits
-        apart = difference(select_tokens(logits, where), select_tokens(their_logits, where))
-        fused = apart._asdict() | {"equal": apart.relative <= report.rows[-1].tolerance}
+        gap = difference(select_tokens(logits, where), select_tokens(their_logits, where))
+        fused = gap._asdict() | {"equal": gap.relative <= report.rows[-1].tolerance}
 
     equal = report.equal and fused["equal"]
     if options.json:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{architecture} of ftcore {ftcore.__version__} and of transformers {transformers.__version__}, "
             f"float32, {options.batch} rows, all but the first padded.\n"
-            "ftcore's attention runs its textbook implementation here, since it is hooked.\n"
+            "ftcore's attention runs the explicit computation here, since it is hooked.\n"
         )
         print(report)
         print(

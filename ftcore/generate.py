@@ -155,7 +155,7 @@ def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
     else:
         prompts = [line for _, line in numbered_lines(path, text)]
     if not prompts:
-        raise ValueError(f"{path}: no prompts, expected one a line")
+        raise ValueError(f"{path}: no prompts, expected one per line")
     return prompts
 
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ftcore.data import DataLoader
 from ftcore.decoding import generate
 from ftcore.training import console
-from ftcore.training.checks import Loop
 from ftcore.training.distributed import (
     accumulate,
     all_reduce_sum,
@@ -260,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 return console.dry_run(options, prepare)
             if options.check:
-                return console.check(options, prepare, LOOP)
+                return console.check(options, prepare, train, take_step, grouped, generate)
             with cli_errors("ftcore.train"):
                 run = prepare(options)
             with cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
@@ -273,8 +272,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         on_main(lambda: console.print_results(run))
     return 0
 
-
-LOOP = Loop(train, take_step, grouped, generate)  # for --check
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, where real data lies, and what becomes of tests without the oracle."""
+"""Configuration of all tests: one thread, the folder of real data, and tests skipped without transformers."""
 
 import os
 import re
@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("tests.helpers")
 TESTS = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get("FTCORE_REAL_DATA", TESTS.parents[1] / "shared" / "data"))
 
-# The models are tiny: a second thread only waits, here and in the commands that tests start.
+# The models are tiny: more threads only add overhead, here and in the commands that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -24,7 +24,7 @@ def needs_oracle(path: Path) -> bool:
     return bool(re.search(imported, path.read_text(encoding="utf-8"), re.M))
 
 
-# The oracle needs a newer Python than ftcore does. Without it, the files that compare with it are left out.
+# transformers, the reference, needs a newer Python than ftcore. Without it, files that import it are skipped.
 HAS_ORACLE = find_spec("transformers") is not None
 collect_ignore = [] if HAS_ORACLE else [str(path) for path in TESTS.rglob("test_*.py") if needs_oracle(path)]
 

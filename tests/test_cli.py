@@ -1,4 +1,4 @@
-"""Options as records of a dataclass: help, types, bounds, files of options, and errors of one line."""
+"""Dataclasses as command-line options: help, types, bounds, --config files, and one-line errors."""
 
 import dataclasses
 import json
@@ -17,15 +17,19 @@ import ftcore
 from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
 
 PACKAGE = Path(ftcore.__file__).parent
-DOORS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli", "metrics"))
-OPTION_CLASSES = [getattr(import_module(f"ftcore.{door}"), f"{door.capitalize()}Options") for door in DOORS]
+COMMANDS = sorted(
+    path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
+OPTION_CLASSES = [
+    getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in COMMANDS
+]
 
 
 @dataclass
 class Trip:
     """Plan a trip.
 
-    Nobody pays.
+    By train or on foot.
     """
 
     goal: str = option(REQUIRED, "where to go")
@@ -81,7 +85,7 @@ def test_types_and_defaults() -> None:
     assert trip("--goal", "x", "--pause", "1e-3").pause == 1e-3
 
 
-def test_a_list_takes_its_words_at_once_or_one_by_one() -> None:
+def test_a_list_takes_its_values_in_one_flag_or_several() -> None:
     assert trip("--goal", "x", "--friends", "Ada", "Bo", "--days", "2").friends == ["Ada", "Bo"]
     assert trip("--goal", "x", "--friends", "Ada", "--friends", "Bo").friends == ["Ada", "Bo"]
 
@@ -93,7 +97,7 @@ def test_a_list_takes_its_words_at_once_or_one_by_one() -> None:
         (["--goal", "x", "--dyas", "3"], "unknown argument '--dyas', did you mean '--days'?"),
         (["--goal", "x", "--dyas=3"], "did you mean '--days'?"),
         (["--goal", "x", "Rome"], "unknown argument 'Rome'"),
-        (["--goal", "x", "--day", "3"], "did you mean '--days'?"),  # no guessing of beginnings
+        (["--goal", "x", "--day", "3"], "did you mean '--days'?"),  # no abbreviations
         (["--goal", "x", "--map_file", "3"], "did you mean '--map-file'?"),
         (["--goal", "x", "--days", "two"], "--days: invalid int value: 'two'"),
         (["--goal", "x", "--pause", "long"], "--pause: invalid number value: 'long'"),
@@ -103,7 +107,7 @@ def test_a_list_takes_its_words_at_once_or_one_by_one() -> None:
         (["--config", "/nowhere/x.json"], "/nowhere/x.json: No such file or directory"),
     ],
 )
-def test_one_line_for_what_is_wrong(
+def test_wrong_arguments_are_one_line(
     capsys: pytest.CaptureFixture, arguments: list[str], complaint: str
 ) -> None:
     assert complaint in refusal(capsys, *arguments)
@@ -154,11 +158,11 @@ texts = st.text("abc é'", min_size=1)
         quiet=st.none() | st.booleans(),
     )
 )
-def test_options_become_a_command_line_and_options_again(options: Flags) -> None:
+def test_options_round_trip_through_a_command_line(options: Flags) -> None:
     assert parse(Flags, to_argv(options), command="trip") == options
 
 
-def test_a_command_line_leaves_out_what_is_the_default() -> None:
+def test_defaults_are_left_out_of_a_command_line() -> None:
     assert to_argv(Flags()) == []
     assert to_argv(Flags(pause=2, quiet=False)) == ["--pause", "2", "--no-quiet"]
 
@@ -169,7 +173,7 @@ def test_help_is_the_docstring_and_the_help_texts(capsys: pytest.CaptureFixture)
     assert ending.value.code == 0
     text = capsys.readouterr().out
     words = " ".join(text.split())
-    assert "Plan a trip. Nobody pays." in words
+    assert "Plan a trip. By train or on foot." in words
     assert "--days N how long (default: 3)" in words
     assert "--speed X in km/h, 100% of the time (default: 1.5)" in words
     assert "friends of all kinds, and enemies" in words
@@ -178,7 +182,7 @@ def test_help_is_the_docstring_and_the_help_texts(capsys: pytest.CaptureFixture)
     assert text.index("Company:") > text.index("--speed")
 
 
-# --- files of options
+# --- --config files
 
 
 def as_file(path: Path, values: Any) -> str:
@@ -236,7 +240,7 @@ def test_a_wrong_file_is_named(
     assert complaint in refusal(capsys, "--config", as_file(tmp_path / "trip.json", content))
 
 
-# --- the commands that there are
+# --- all commands
 
 
 @pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
@@ -247,23 +251,23 @@ def test_every_option_of_every_command_has_a_help_text(options: type) -> None:
         assert not text.endswith((",", ".", " a")), f"{field.name}: {text!r}"
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_help_comes_without_torch(door: str) -> None:
-    """A newcomer's first `--help` should not take the seconds that importing torch takes."""
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_import_torch(command: str) -> None:
+    """Importing torch takes seconds."""
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['ftcore.{door}', '--help']\n"
+        f"sys.argv = ['ftcore.{command}', '--help']\n"
         "try:\n"
-        f"    runpy.run_module('ftcore.{door}', run_name='__main__')\n"
+        f"    runpy.run_module('ftcore.{command}', run_name='__main__')\n"
         "finally:\n"
         "    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert f"usage: ftcore.{door}" in done.stdout and "--config FILE" in done.stdout
+    assert f"usage: ftcore.{command}" in done.stdout and "--config FILE" in done.stdout
 
 
-def test_a_typing_error_is_one_line_without_torch() -> None:
+def test_a_misspelt_option_is_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ftcore.train", "--epoch", "3"], capture_output=True, text=True, timeout=60
     )

@@ -20,7 +20,7 @@ from ftcore.models import T5ForConditionalGeneration
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "weights"), str(ROOT / "examples" / "data")]
 
-import make_qa  # noqa: E402  (scripts beside their data, not a package)
+import make_qa  # noqa: E402  (not in a package)
 from pretrain_t5_mini import gaps_in_front  # noqa: E402
 
 

@@ -60,8 +60,8 @@ def first_questions(split: str) -> list[Question]:
     chosen = []
     for passage in json.loads((QA / f"{split}.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"]:
         (question, answer), *more = [(qa["question"], qa["answers"][0]["text"]) for qa in passage["qas"]]
-        alike = [other for asked, other in more if asked.split()[:2] == question.split()[:2]]
-        other = next((other for other in alike if other not in answer and answer not in other), None)
+        similar = [other for asked, other in more if asked.split()[:2] == question.split()[:2]]
+        other = next((other for other in similar if other not in answer and answer not in other), None)
         chosen.append(Question(question, passage["context"], answer, other))
     return chosen[:PASSAGES]
 

@@ -32,7 +32,7 @@ def logit_attribution(
         others: the same, of the tokens to subtract.
 
     Returns:
-        embedding: (B, T); for GPT-2 the token embedding, beside `position`
+        embedding: (B, T); for GPT-2 the token embedding, with `position` separate
         heads: (L, H, B, T), self-attention; `cross` for T5's cross-attention
         mlps: (L, B, T), with their biases
         biases: (B, T), GPT-2 only: of attention and of the final norm

@@ -33,7 +33,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, atomically; create the directory if it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=130))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
 def draw_matrix(

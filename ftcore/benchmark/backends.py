@@ -142,7 +142,7 @@ class TransformersBackend:
 
 
 class CTranslate2Backend:
-    """CTranslate2, which has a checkpoint format of its own, works on token strings and does not train."""
+    """CTranslate2, which has its own checkpoint format, takes token strings and cannot train."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -1,4 +1,4 @@
-"""Timing: each backend works in a process of its own, and the processes take turns, round after round."""
+"""Timing: each backend runs in its own process, and the processes take turns, round after round."""
 
 import gc
 import multiprocessing

@@ -229,7 +229,7 @@ def save_model(
         max_shard_size: in bytes; larger weights are split into several files with an index.
 
     Raises:
-        ValueError: `directory` is a file, `dtype` is no floating-point type, or the model has LoRA layers.
+        ValueError: `directory` is a file, `dtype` is not a floating-point type, or the model has LoRA layers.
         OSError: the disk is full or the directory cannot be written.
     """
     require_plain(model)

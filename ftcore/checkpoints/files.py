@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a file completely or not at all: written beside its target, flushed to disk, then renamed.
+    """Write a file completely or not at all: to a temporary file that is flushed to disk and renamed.
 
     Args:
         path: the file; its directory must exist. One process at a time may write it.
@@ -21,20 +21,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
     """`write_atomically` for several files: all are on disk before the first is renamed."""
-    beside = {path: path.with_name(f".{path.name}.part") for path in writes}
+    temporaries = {path: path.with_name(f".{path.name}.part") for path in writes}
     try:
         for path, write in writes.items():
-            temporary = beside[path]
+            temporary = temporaries[path]
             temporary.unlink(missing_ok=True)  # left by a killed process
             temporary.touch()
             mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
             write(temporary)
             temporary.chmod(mode)
             flush(temporary)
-        for path, temporary in beside.items():
+        for path, temporary in temporaries.items():
             temporary.replace(path)
     finally:
-        for temporary in beside.values():
+        for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in writes}:
         flush(directory)

@@ -32,12 +32,12 @@ def read_weights(directory: Path, names: Sequence[str]) -> tuple[Path, dict[str,
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index}: weight_map is no table of tensor names and files")
+        raise ValueError(f"{index}: weight_map does not map tensor names to files")
     shards = [index.parent / file for file in sorted(set(weight_map.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing beside it: {few(missing)}"
+            f"{index}: {len(missing)} of {len(shards)} shards are missing: {few(missing)}"
         )
     return shards
 

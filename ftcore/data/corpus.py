@@ -3,7 +3,7 @@
     tale.txt                             the text, <|endoftext|> between its documents
     tale.txt.3f9c0b1e.ids.safetensors    its ids: one array of uint16, or uint32 for a large vocabulary
 
-The ids are stored beside the text, or in the user's cache directory if that is not writable. The file name
+The ids are stored next to the text, or in the user's cache directory if that is not writable. The file name
 contains a hash of the tokenizer. The file records the text's size and modification time and is rewritten when
 these change.
 
@@ -81,7 +81,7 @@ class Corpus:
             raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
         cut = self.stop - round(len(self) * fraction)
         if min(cut - self.start, self.stop - cut) < 2:
-            raise ValueError(f"{self.text} is too short to split; give a validation file of its own")
+            raise ValueError(f"{self.text} is too short to split; pass a separate validation file")
         return replace(self, stop=cut), replace(self, start=cut)
 
 

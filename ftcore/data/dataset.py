@@ -7,7 +7,7 @@ An example is two lists of ids. Their layout depends on the family of the model:
 
 Truncation:
 
-    T5      source and target are cut on the right, and </s> stays last: T5 never saw a text without it.
+    T5      source and target are cut on the right, and </s> stays last, as in T5's training.
     GPT-2   the source is cut on the left, since the template puts the essential part last. The target is cut
             on the right and loses EOS: a truncated text does not end there.
 """

@@ -116,7 +116,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
             elif len(fields) != len(header):
                 raise ValueError(
                     f"{where}: {len(fields)} fields, but the header has {len(header)} ({listed(header)}); "
-                    "put a field that holds a comma in double quotes"
+                    "quote fields that contain a comma"
                 )
             else:
                 yield where, dict(zip(header, fields, strict=True))
@@ -136,7 +136,7 @@ def _json_rows(path: Path, text: str, *, expected: str, squad: bool) -> Iterator
             raise ValueError(f"{path}: a SQuAD document, which is for task 'qa'; expected {expected}")
         return _squad_rows(path, document)
     if isinstance(document, list):
-        raise ValueError(f"{path}: a JSON array; write one object a line (JSON lines)")
+        raise ValueError(f"{path}: a JSON array; write one object per line (JSON lines)")
     return json_line_rows(path, text)
 
 

@@ -88,7 +88,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         return indices[np.lexsort((-labels, -inputs))]
 
     def __len__(self) -> int:
-        """Micro-batches of a whole epoch, wherever this one starts."""
+        """Micro-batches of a whole epoch, even if this one starts in the middle."""
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -22,16 +22,16 @@ def pack(lengths: Sequence[Sequence[int]], limits: tuple[int, int]) -> list[list
         limits: the maximum of both in a row. An example that exceeds one gets a row to itself.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # the remaining capacity of each row
+    free: list[tuple[int, int]] = []  # the remaining capacity of each row
     for example in sorted(range(len(lengths)), key=lambda example: tuple(lengths[example]), reverse=True):
         inputs, labels = lengths[example]
-        fits = (row for row, left in enumerate(room) if inputs <= left[0] and labels <= left[1])
+        fits = (row for row, left in enumerate(free) if inputs <= left[0] and labels <= left[1])
         row = next(fits, len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(limits)
+            free.append(limits)
         rows[row].append(example)
-        room[row] = room[row][0] - inputs, room[row][1] - labels
+        free[row] = free[row][0] - inputs, free[row][1] - labels
     return rows
 
 

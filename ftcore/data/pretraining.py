@@ -1,7 +1,7 @@
 """Pretraining on a corpus: blocks of text for GPT-2, span corruption for T5.
 
 Span corruption (Raffel et al. 2020, sections 3.1.4 and 3.3.4) removes random spans of the text, and the model
-generates them. Each span is replaced by a sentinel of its own, which also precedes the span in the target:
+generates them. Each span is replaced by its own sentinel, which also precedes the span in the target:
 
     text     The town where Mirela lives is Belford .
     source   The town <extra_id_0> lives is <extra_id_1> </s>
@@ -59,8 +59,8 @@ class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
 class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
     """Span corruption: the text in chunks, each with a source of exactly `source_length` tokens.
 
-    All targets have the length `max_label_length`, so no batch has padding. A rest of the text that is
-    shorter than a chunk is not used.
+    All targets have the length `max_label_length`, so no batch has padding. A remainder of the text
+    that is shorter than a chunk is dropped.
 
     The spans of a chunk are a pure function of (seed, epoch, chunk), and differ from epoch to epoch.
 

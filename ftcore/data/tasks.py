@@ -133,7 +133,7 @@ def split_records(
     if len(groups) < 2:
         raise ValueError(
             f"cannot split {len(records)} record(s) that share one passage or text; "
-            "give a validation file of its own"
+            "pass a separate validation file"
         )
     shuffled = list(groups.values())
     random.Random(seed).shuffle(shuffled)
@@ -194,7 +194,7 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     if row.get("is_impossible") or not answers:
         raise ValueError(
             f"{where}: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported: "
-            "take them out of the file)"
+            "remove them from the file)"
         )
     if not all(isinstance(answer, str) for answer in answers):
         raise ValueError(

@@ -62,7 +62,7 @@ def _require_class(files: TokenizerFiles, vocabulary: str, *expected: str) -> No
         raise files.error(
             vocabulary,
             f"read as a {expected[0]}'s, but tokenizer_class is {files.tokenizer_class}; "
-            "save that tokenizer with transformers, in the form of a tokenizer.json",
+            "save that tokenizer as tokenizer.json, with transformers",
         )
 
 

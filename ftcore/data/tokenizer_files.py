@@ -138,7 +138,7 @@ def read_special_tokens(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise files.error(
             "tokenizer_config.json",
-            f"it or another file of special tokens is not as transformers writes it ({error!r})",
+            f"it or another file of special tokens is not in transformers' format ({error!r})",
         ) from None
     if "eos_token" not in special.named:
         raise files.error("tokenizer_config.json", "no eos_token, expected the token that ends a text")

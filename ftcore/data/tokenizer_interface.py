@@ -50,7 +50,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}, "
-                'which UTF-8 cannot hold; read the text with errors="replace" or remove it'
+                'which UTF-8 cannot encode; read the text with errors="replace" or remove it'
             ) from None
         return self._encode(text)
 
@@ -112,12 +112,12 @@ def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
         raise ValueError(f"decode takes one row of whole numbers, got {kind[:80]}") from None
     for number in row:
         if number < 0 and number != IGNORED_LABEL:
-            raise ValueError(f"{number} is no token id, expected 0 or more, or {IGNORED_LABEL} to be skipped")
+            raise ValueError(f"{number} is not a token id, expected 0 or more, or {IGNORED_LABEL} to skip")
     return [number for number in row if 0 <= number < vocab_size]
 
 
 def _clean_up_spaces(text: str) -> str:
-    """Remove spaces before English punctuation and contractions, as `clean_up_tokenization_spaces` asks."""
+    """Remove spaces before English punctuation and contractions, for `clean_up_tokenization_spaces`."""
     for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(spaced, spaced.strip())
     return text

@@ -6,7 +6,7 @@ merges.txt first, until none of the pairs is left. Any text can be encoded, and 
 GPT-2 appends nothing to a text. RoBERTa (Liu et al. 2019) puts it between <s> and </s>. CodeT5, a T5 for
 code, has RoBERTa's tokenizer with T5's sentinels after its vocabulary.
 
-A T5Tokenizer takes only pieces and Unicode table from tokenizer.json, in a pipeline of its own: split at
+A T5Tokenizer takes only pieces and Unicode table from tokenizer.json, in its own pipeline: split at
 white space, then "▁" before each word. Other normalizers in the file are not applied.
 """
 
@@ -71,11 +71,11 @@ class PipelineTokenizer(Tokenizer):
 
 
 def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
-    """The pipeline in tokenizer.json, or T5's own around the pieces in it."""
+    """The pipeline in tokenizer.json, or T5's pipeline with the pieces in it."""
     values = files.json("tokenizer.json")
     model = values.get("model")
     is_unigram = isinstance(model, dict) and model.get("type") == "Unigram"
-    # transformers has no class of its own for uMT5, and takes the whole pipeline from its file.
+    # transformers has no class for uMT5, and takes the whole pipeline from its file.
     is_t5 = is_unigram and files.tokenizer_class in (None, "T5Tokenizer") and files.model_type != "umt5"
     try:
         pipeline = _t5_pipeline(values) if is_t5 else Pipeline.from_str(files.text("tokenizer.json"))
@@ -94,7 +94,7 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
 
 
 def _t5_pipeline(values: dict[str, Any]) -> Pipeline:
-    """T5's pipeline around the pieces and the Unicode table of a tokenizer.json."""
+    """T5's pipeline with the pieces and the Unicode table of a tokenizer.json."""
     pieces = [(piece, score) for piece, score in values["model"]["vocab"]]
     pipeline = Pipeline(Unigram(pieces, values["model"]["unk_id"], False))
     normalizer = values["normalizer"] or {"normalizers": []}

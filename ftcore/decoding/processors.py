@@ -2,7 +2,7 @@
 
 A processor takes `ids` (R, T), the tokens so far, and `scores` (R, V) of the next token: logits in greedy
 search and sampling, log-probabilities in beam search. It returns new scores, -inf for a forbidden token, and
-has no state. `processors_for` picks those that the arguments ask for, in Hugging Face's order: constraints
+has no state. `processors_for` selects those that the arguments enable, in Hugging Face's order: constraints
 first, then, when sampling, those that reshape and truncate the distribution.
 
 Papers: repetition penalty, Keskar et al. 2019 (CTRL), section 4.1; no repeated n-grams, Paulus et al. 2017,
@@ -24,11 +24,11 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 def processors_for(
     arguments: Arguments, *, min_length: int, max_length: int, first_token: Tensor | None = None
 ) -> list[LogitsProcessor]:
-    """The processors that `arguments` ask for, in the order in which they apply.
+    """The processors that `arguments` enable, in the order in which they apply.
 
     Args:
         min_length, max_length: of a row, prompt included.
-        first_token: (R,) position of each row's first token behind the left padding; None without padding.
+        first_token: (R,) position of each row's first token after the left padding; None without padding.
     """
     chosen: list[LogitsProcessor] = []
     if arguments.repetition_penalty != 1.0:

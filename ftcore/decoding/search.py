@@ -1,8 +1,8 @@
 """Greedy search, sampling and beam search.
 
 A search does not call the model. It passes tokens to a `DecoderState`, which returns the logits of the next
-token, applies the logits processors, and chooses. Results equal Hugging Face's, id for id, but for one thing:
-rows that end early are always filled with the pad token, where its beam search fills T5's with EOS.
+token, applies the logits processors, and chooses. The ids equal Hugging Face's, with one exception: rows that
+end early are always filled with the pad token, where its beam search fills T5's with EOS.
 
 Letters: B sources, N rows or beams of each, R = B * N rows in all, K candidates of each source, V vocabulary,
 T tokens so far, L maximum length.
@@ -68,7 +68,7 @@ def generate(
     if model.config.is_encoder_decoder:
         prompt = decoder_prompt(model, chosen, decoder_input_ids, len(input_ids), device)
     elif decoder_input_ids is not None:
-        raise ValueError("decoder_input_ids is for T5; a GPT-2 prompt is all in input_ids")
+        raise ValueError("decoder_input_ids is for T5; pass GPT-2's whole prompt as input_ids")
     else:
         prompt = input_ids
         if attention_mask is not None:
@@ -265,7 +265,7 @@ def best_complete(
     number of new tokens to the power of `length_penalty` (Wu et al. 2016, section 7, has another divisor).
     """
     beams = complete.scores.shape[1]
-    # Only the N best candidates may end; those behind them keep enough beams running.
+    # Only the N best candidates may end; lower-ranked ones keep enough beams running.
     rank = torch.arange(candidates.scores.shape[1], device=can_improve.device)
     ended = candidates.ended & (rank < beams)
     full = stops_early(complete, arguments)  # (B, 1)
@@ -333,7 +333,7 @@ def decoder_prompt(
         return start
     prefix = checked_ids(prefix, "decoder_input_ids", device)
     if len(prefix) != sources:
-        raise ValueError(f"decoder_input_ids has {len(prefix)} rows, expected {sources}, as input_ids has")
+        raise ValueError(f"decoder_input_ids has {len(prefix)} rows, expected {sources}, as in input_ids")
     return prefix if bool((prefix[:, 0] == arguments.start_id).any()) else torch.cat([start, prefix], 1)
 
 

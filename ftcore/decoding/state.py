@@ -13,9 +13,9 @@ from ftcore.models.attention import has_hooks
 
 
 class FastStep(Protocol):
-    """A model with an attribute `fast_step` brings its own `next_logits` for steps of one new token per row.
+    """Replacement of `next_logits` for steps of one new token per row, in a model's attribute `fast_step`.
 
-    The models of `prepare_for_decoding` do. It is not used while the model has hooks.
+    Models from `prepare_for_decoding` have one. It is not used while the model has hooks.
     """
 
     def __call__(
@@ -41,7 +41,7 @@ class DecoderState:
         model: a model of ftcore.models, or one with the same methods.
         source_ids: (B, S) GPT-2's prompts, which the first call must feed, or T5's encoder inputs.
         source_mask: (B, S) 1 at tokens, 0 at padding; None without padding.
-        max_length: the most positions fed per row.
+        max_length: maximum number of positions fed per row.
     """
 
     def __init__(self, model: Any, source_ids: Tensor, source_mask: Tensor | None, max_length: int) -> None:
@@ -58,7 +58,7 @@ class DecoderState:
         if self.is_encoder_decoder:
             self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
         elif source_mask is not None:
-            # GPT-2's mask covers all positions so far; none behind the prompt is padding.
+            # GPT-2's mask covers all positions so far; none after the prompt is padding.
             self.mask = F.pad(source_mask, (0, capacity - source_ids.shape[1]), value=1)  # (R', capacity)
 
     def __call__(self, new_ids: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Session:
         self.lock.acquire()
 
     def _answer(self, path: str, request: dict[str, Any]) -> str:
-        # A method of its own, so that the tensors are freed before the lock is released; see `close`.
+        # A separate method, so that the tensors are freed before the lock is released; see `close`.
         response = self.handlers[path](request)
         return to_json({"pieces": token_texts(self.tokenizer, find_token_ids(response))} | response)
 

@@ -1,7 +1,8 @@
 """A decoding step compiled to C++ by torch.compile.
 
 A step costs more than reading the weights: Python, and hundreds of small operations that each synchronize
-threads. Compiled code has few of either, and for a few rows its matrix products are made for their number.
+threads. Compiled code has few of either, and for a few rows its matrix products are specialized for
+their number.
 """
 
 import re

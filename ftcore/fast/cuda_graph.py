@@ -32,7 +32,7 @@ class GraphStep:
     Successive calls of `generate` reuse a graph. Concurrent calls of equal sizes get a graph each.
     """
 
-    # Threads may share a model, and a process can capture one graph at a time.
+    # Threads may share a model, but a process can capture only one graph at a time.
     lock = Lock()
 
     def __init__(self) -> None:

@@ -95,13 +95,13 @@ def check_supported(model: Model, dtype: torch.dtype) -> None:
     """Raises ValueError where `prepare_for_decoding` cannot work."""
     device = next(model.parameters()).device
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"the model is on {device}, expected a CPU or CUDA: generate with it as it is")
+        raise ValueError(f"the model is on {device}, expected a CPU or CUDA: use it unprepared")
     dtypes = list(LAYER_TYPES) if device.type == "cpu" else [torch.float32, torch.bfloat16]
     if dtype not in dtypes:
         names = ", ".join(map(str, dtypes))
         raise ValueError(f"dtype is {dtype}, expected one of {names} on {device}")
     if hasattr(model, "fast_step") or any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise ValueError("the model is prepared already: prepare the one that it was made from")
+        raise ValueError("the model is prepared already: prepare the original model")
     allowed = {torch.float32, dtype} if device.type == "cuda" else {torch.float32}
     other = next((p.dtype for p in model.parameters() if p.dtype not in allowed), None)
     if other is not None:
@@ -109,6 +109,6 @@ def check_supported(model: Model, dtype: torch.dtype) -> None:
     if device.type != "cpu":
         return
     if dtype != torch.int8 and not torch.backends.mkldnn.is_available():
-        raise ValueError("this PyTorch has no oneDNN to pack the weights: generate with the model as it is")
+        raise ValueError("this PyTorch has no oneDNN to pack the weights: use the model unprepared")
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise ValueError("this processor has no instructions for bfloat16: take float32 or int8")
+        raise ValueError("this processor has no instructions for bfloat16: use float32 or int8")

@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def _save_to_state_dict(self, *_: Any) -> None:
-        raise ValueError("a model prepared for decoding cannot be saved: save the one that it was made from")
+        raise ValueError("a model prepared for decoding cannot be saved: save the original model")
 
 
 class OneDnnLinear(PackedLinear):

@@ -107,8 +107,8 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
 def base_model(directory: Path) -> str | None:
     """Directory or hub name of an adapter's base model; None if `directory` is not an adapter alone.
 
-    A base model that does not exist under its recorded path is also looked for beside the adapter, since both
-    may have been moved together.
+    A base model that does not exist under its recorded path is also looked for next to the adapter, since
+    both may have been moved together.
 
     Raises:
         ValueError: adapter_config.json is damaged or names no base model.
@@ -122,8 +122,8 @@ def base_model(directory: Path) -> str | None:
             f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
             "that the adapter was trained on; load that yourself, and call load_adapter"
         )
-    beside = directory.parent / Path(base).name
-    return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+    sibling = directory.parent / Path(base).name
+    return str(sibling) if not Path(base).exists() and (sibling / "config.json").is_file() else base
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

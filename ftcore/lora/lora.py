@@ -1,9 +1,10 @@
-"""LoRA (Hu et al. 2021): the matrix is frozen, and a low-rank update beside it is trained.
+"""LoRA (Hu et al. 2021): the matrix is frozen, and a low-rank update of it is trained.
 
     h = W x + alpha / r * B A x        W (out, in) frozen; A (r, in) and B (out, r) trained
 
-At r = 4 these are 0.15 of T5-small's 60 million weights. Only they have gradients and optimizer moments, and
-only they need to be saved (adapter.py). `merge_lora` computes W + alpha / r * B A, a plain matrix again.
+At r = 4, A and B have 0.15 million weights; T5-small has 60 million. Only A and B have gradients and
+optimizer moments, and only they need to be saved (adapter.py). `merge_lora` computes W + alpha / r * B A, a
+plain matrix again.
 """
 
 import copy
@@ -121,7 +122,7 @@ def require_plain(model: nn.Module) -> None:
     """Raise ValueError if the model has LoRA layers."""
     if lora_layers(model):
         raise ValueError(
-            "the model has LoRA layers: take merge_lora(model) instead, or save_adapter to save them alone"
+            "the model has LoRA layers: use merge_lora(model) instead, or save_adapter to save them alone"
         )
 
 

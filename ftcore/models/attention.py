@@ -1,4 +1,4 @@
-"""Attention, shared by T5 and GPT-2. Read this page first.
+"""Attention, shared by T5 and GPT-2. Read this file first.
 
 Shape letters, used in every shape comment of the project:
 
@@ -39,8 +39,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): (B, H, T, K).
 
-    The fused kernel never materializes the (T, S) matrix. The textbook lines do; they run if `softmax`
-    or `dropout` is hooked or replaced. Both compute scores and softmax in float32 under half precision.
+    The fused kernel never materializes the (T, S) matrix. The explicit computation does; it runs if
+    `softmax` or `dropout` is hooked or replaced. Both use float32 scores and softmax under half precision.
     """
     if can_fuse(softmax, dropout):
         dropout_p = dropout.p if dropout.training else 0.0

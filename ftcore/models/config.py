@@ -1,4 +1,4 @@
-"""Configurations of the models (config.json), and what both models share beside attention."""
+"""Configurations of the models (config.json), and code shared by both models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 AnyModel = TypeVar("AnyModel", bound="CheckpointMixin")
 
-# transformers' names, several of which mean the same function. "gelu_new" is the tanh approximation
+# transformers' names; several name the same function. "gelu_new" is the tanh approximation
 # (Hendrycks and Gimpel 2016) that GPT-2 and T5 v1.1 were trained with, "gelu" the exact function. They differ
 # by up to 5e-4, enough to break parity.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -102,7 +102,7 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
 
     def require_activation(self, name: str, function: str) -> None:
-        """Raise ValueError unless `function`, which the field `name` asks for, is in ACTIVATIONS."""
+        """Raise ValueError unless `function`, selected by the field `name`, is in ACTIVATIONS."""
         if function not in ACTIVATIONS:
             raise ValueError(
                 f"{name} is {getattr(self, name)!r}: unknown activation function {function!r}, "
@@ -227,7 +227,7 @@ class T5Config(Config):
         """Derive `dense_act_fn` and `is_gated_act` from `feed_forward_proj`; given values must agree."""
         function = self.feed_forward_proj.removeprefix("gated-")
         gated = function != self.feed_forward_proj
-        # "gated-gelu" of the published v1.1 models means gelu_new; a few later models ask for the exact gelu.
+        # "gated-gelu" of the published v1.1 models means gelu_new; a few later models use the exact gelu.
         functions = ["gelu_new", "gelu"] if gated and function == "gelu" else [function]
         if self.dense_act_fn is not None:
             self.require_activation("dense_act_fn", self.dense_act_fn)
@@ -290,9 +290,9 @@ class CheckpointMixin:
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:
-    """Refuse ids without an embedding row before a kernel indexes out of bounds.
+    """Reject ids without an embedding row before a kernel indexes out of bounds.
 
-    On CUDA an out-of-bounds index corrupts the context until the process exits. A single new token behind a
+    On CUDA an out-of-bounds index corrupts the context until the process exits. A single new token after a
     cache is not checked: it comes from the model's own head, and reading its value would synchronize with the
     GPU at every step.
 

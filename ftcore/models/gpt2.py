@@ -36,7 +36,7 @@ class Conv1D(nn.Module):
 
 
 class GPT2Attention(nn.Module):
-    """Causal multi-head self-attention; one matrix makes q, k and v, in this order."""
+    """Causal multi-head self-attention; one matrix computes q, k and v, in this order."""
 
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
@@ -127,7 +127,7 @@ class GPT2Model(nn.Module):
                 f"{key_length} tokens, but n_positions is {self.config.n_positions}: cut the input"
             )
         embedded = self.wte(input_ids)  # (B, T, D)
-        bias = None  # without padding, `attend` needs no bias: it masks the future by its own flag
+        bias = None  # not needed without padding: `attend` has a flag for the causal mask
         if attention_mask is not None or (past_length > 0 and query_length > 1):
             bias = attention_mask_bias(attention_mask, query_length, key_length, causal=True, like=embedded)
         if position_ids is None:

@@ -153,7 +153,7 @@ class T5DenseActDense(nn.Module):
 
 
 def apply_outside_float16(wo: nn.Linear, hidden: Tensor) -> Tensor:
-    """`wo(hidden)`, in float32 where everything else is float16."""
+    """`wo(hidden)`, in float32 if everything else is float16."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return wo(hidden.to(wo.weight.dtype))
@@ -268,7 +268,7 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
-        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
+        self.block: Any = nn.ModuleList(  # Any: mypy infers nn.Module for its items
             EncoderBlock(config, layer == 0 or config.bias_in_every_block)
             for layer in range(config.num_layers)
         )
@@ -299,7 +299,7 @@ class T5Decoder(nn.Module):
         self.config = config
         self.embed_tokens = embed_tokens
         depth = config.num_decoder_layers or config.num_layers
-        self.block: Any = nn.ModuleList(  # Any: mypy knows its items as nn.Module only
+        self.block: Any = nn.ModuleList(  # Any: mypy infers nn.Module for its items
             DecoderBlock(config, layer == 0 or config.bias_in_every_block) for layer in range(depth)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
@@ -402,7 +402,7 @@ class T5ForConditionalGeneration(nn.Module, CheckpointMixin):
         """`decode` without the head: (N * B, T, D)."""
         hidden = self.decoder(*inputs, **options)
         if self.config.scale_decoder_outputs:
-            hidden = hidden * self.config.d_model**-0.5  # the tied embedding is sqrt(D) times a head's size
+            hidden = hidden * self.config.d_model**-0.5  # a tied embedding is sqrt(D) times larger
         return hidden
 
     def last_hidden(

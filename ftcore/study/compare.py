@@ -72,7 +72,7 @@ def compare_modules(
     """Run both modules, forward and backward, and compare all outputs and gradients.
 
     The reference runs in eval mode, `mine` in its current mode, so that dropout left on is found. Hooks are
-    removed and no `.grad` is set. While hooked, ftcore's attention runs its textbook implementation.
+    removed and no `.grad` is set. While hooked, ftcore's attention runs the explicit computation.
 
     Args:
         inputs: arguments of both: a tensor, a tuple of positional arguments or a dict of keyword arguments.
@@ -154,15 +154,15 @@ def _compare(
     dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in (mine, reference)]
     note = "" if mine.dtype == reference.dtype else f"(mine is {dtypes[0]}, not {dtypes[1]})"
     if mine.shape != reference.shape:
-        apart, verdict = Difference(float("inf"), float("inf")), SHAPE
+        gap, verdict = Difference(float("inf"), float("inf")), SHAPE
         note = f"(mine is {' x '.join(map(str, mine.shape))})"
     else:
         one, other = select_tokens(mine, where), select_tokens(reference, where)
-        apart = difference(one, other, scale)
-        verdict = EQUAL if apart.relative <= tolerance else DIFFERS
+        gap = difference(one, other, scale)
+        verdict = EQUAL if gap.relative <= tolerance else DIFFERS
         if (other.isfinite() & ~one.isfinite()).any():
             verdict = NOT_FINITE
-    return Row(name, tuple(reference.shape), dtypes[1], *apart, tolerance, verdict, note)
+    return Row(name, tuple(reference.shape), dtypes[1], *gap, tolerance, verdict, note)
 
 
 def select_tokens(tensor: Tensor, where: Tensor | None) -> Tensor:

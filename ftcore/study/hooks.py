@@ -124,7 +124,7 @@ def logit_lens(
     """
     is_gpt2 = isinstance(model, GPT2LMHeadModel)
     if is_gpt2 and decoder_input_ids is not None:
-        raise ValueError("decoder_input_ids is for T5; a GPT-2 text is all in input_ids")
+        raise ValueError("decoder_input_ids is for T5; pass GPT-2's whole text as input_ids")
     target = () if is_gpt2 else (decoder_input_ids,)
     with eval_mode(model), record(model, "resid_post.*" if is_gpt2 else "decoder.resid_post.*") as acts:
         model.last_hidden(input_ids, attention_mask, *target)

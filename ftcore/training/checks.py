@@ -127,7 +127,7 @@ def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
         f"a batch of {len(examples)}, no dropout, {step} of {MAX_STEPS} steps, final learning rate {lr:.1g}",
         [
             Measurement("loss per token, after", loss, goal),
-            Measurement("answers unlike their targets", wrong, 0),
+            Measurement("wrong answers", wrong, 0),
         ],
         control=Measurement("loss per token, before", initial, goal),
     )

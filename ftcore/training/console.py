@@ -1,4 +1,7 @@
-"""Console output of `python -m ftcore.train`, and its --dry-run and --check."""
+"""Console output of `python -m ftcore.train`, and its --dry-run and --check.
+
+What a run needs once, or only on request, is imported where it is used.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,13 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ftcore.cli import FAILED_RUN, cli_errors, log
-from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
-from ftcore.training.curves import save_curves
 from ftcore.training.distributed import world_size
-from ftcore.training.estimate import estimate
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
-from ftcore.training.report import save_report
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import Answer
 from ftcore.training.setup import Run
@@ -65,6 +64,9 @@ def print_results(run: Run) -> None:
         log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
         log(f"  {run.resume_command}")
         return
+    from ftcore.training.curves import save_curves
+    from ftcore.training.report import save_report
+
     save_curves(directory.metrics_log.read(), directory.picture)
     save_report(run)
     log(f"report        {directory.report}")
@@ -76,6 +78,8 @@ def print_results(run: Run) -> None:
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:
     """Print the summary, memory and time of a run without training; leaves no files."""
+    from ftcore.training.estimate import estimate
+
     with TemporaryDirectory(prefix="ftcore-dry-run-") as directory, cli_errors("ftcore.train"):
         if options.output:
             RunDirectory(Path(options.output)).require_free(overwrite=options.overwrite)
@@ -86,15 +90,20 @@ def dry_run(options: TrainOptions, prepare: Prepare) -> int:
     return 0
 
 
-def check(options: TrainOptions, prepare: Prepare, loop: Loop) -> int:
-    """Run all checks and print their results; leaves no files. Returns the exit status."""
+def check(options: TrainOptions, prepare: Prepare, *loop: Callable) -> int:
+    """Run all checks on the functions of the loop and print their results; leaves no files.
+
+    Returns the exit status.
+    """
+    from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
+
     with TemporaryDirectory(prefix="ftcore-check-") as directory:
         with cli_errors("ftcore.train"):
             run = prepare(_with_output(options, directory))
         print_summary(run)
         verdicts = []
         with cli_errors("ftcore.train", (OSError,), FAILED_RUN):
-            for name, result in run_checks(run, loop, Path(directory)):
+            for name, result in run_checks(run, Loop(*loop), Path(directory)):
                 log(f"\n{name}: {result}")
                 verdicts.append(result.verdict)
     log(f"\n{verdicts.count(HOLDS)} of {len(verdicts)} checks hold")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM let a run finish its step and save."""
+"""On Ctrl-C or SIGTERM a run finishes its step and saves."""
 
 import os
 import signal
@@ -45,8 +45,8 @@ class Interrupt:
 def call_if_stuck(report: Callable[[], None]) -> Iterator[None]:
     """Call `report` where the block still runs GRACE seconds after a request to stop.
 
-    A process that waits for a lost one inside of CUDA gets no exception and runs no signal handler. A thread
-    can still print before torchrun kills the process.
+    A process that waits for a lost one inside CUDA raises no exception and runs no signal handler, but a
+    thread can still print before torchrun kills the process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -44,7 +44,7 @@ class Meter:
         return {"loss": f"{self._smoothed_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
 
     def flush(self) -> dict[str, float]:
-        """Return the averages and start anew. Tokens are those of input_ids, without padding."""
+        """Return the averages and reset them. Tokens are those of input_ids, without padding."""
         seconds = time.perf_counter() - self._start
         metrics = {
             "train_loss": sum(self._losses) / len(self._losses),

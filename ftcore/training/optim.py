@@ -33,10 +33,10 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float, relative: bool = 
 
     With `relative`, a tensor's learning rate is multiplied by its root mean square, as in Adafactor (Shazeer
     and Stern 2018, section 8), which T5 was trained with. AdamW moves every weight by about the learning
-    rate: a large step for T5's queries, and none for its embedding, whose weights are 60 times larger.
+    rate: a large step for T5's queries and a tiny one for its embedding, whose weights are 60 times larger.
     """
     groups = _groups(model, weight_decay)
-    if relative:  # a group per tensor, for a learning rate of its own
+    if relative:  # a group, and so a learning rate, per tensor
         groups = [group | {"params": [p], "relative": True} for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     set_learning_rate(optimizer, lr)
@@ -119,7 +119,7 @@ def autocast(precision: Precision, device: torch.device) -> Autocast:
     if precision == "fp32":
         return nullcontext
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"--precision fp16 needs a CUDA device, this is {device.type}: take bf16 or fp32")
+        raise ValueError(f"--precision fp16 needs a CUDA device, this is {device.type}: use bf16 or fp32")
     return partial(torch.autocast, device.type, _DTYPES[precision])
 
 

@@ -1,8 +1,8 @@
 """Fully sharded training (FSDP2): each rank keeps a part of every weight, gradient and moment.
 
 Rajbhandari et al. 2020. torch's `fully_shard` splits each parameter by rows into a `DTensor`. A block's
-parameters are gathered before it computes and resharded after it. Weights and moments are saved by
-torch.distributed.checkpoint, each rank its part, as safetensors, since its default format is a pickle. Any
+parameters are gathered before it computes and resharded after it. Each rank saves its part of weights
+and moments through torch.distributed.checkpoint, as safetensors, since the default format is a pickle. Any
 number of ranks, sharded or not, can load these files.
 """
 
@@ -28,7 +28,7 @@ from ftcore.models import Model
 from ftcore.training.distributed import BatchLoss, on_main, rank, to_full, world_size
 from ftcore.training.gradient_checkpointing import blocks
 
-# For each sharded model a copy of its modules from before, with parameters on the meta device.
+# For each sharded model, a copy of its modules before sharding, with parameters on the meta device.
 _unsharded_modules: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
@@ -45,13 +45,13 @@ def shard(compute_loss: BatchLoss, device: torch.device) -> nn.Module:
 
 
 def _reshard_without_backward(module: nn.Module, *_: Any) -> None:
-    """FSDP2 reshards the root in the backward pass, which a validation does not have."""
+    """FSDP2 reshards the root in the backward pass, but validation has none."""
     if isinstance(module, FSDPModule) and not torch.is_grad_enabled():
         module.reshard()
 
 
 def _shard_block(block: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a block; T5's table of position biases apart, since its stack reads it outside of the block."""
+    """Shard a block, and separately T5's position bias table, which the stack reads outside of the block."""
     for table in block.modules():
         if isinstance(table, nn.Embedding):
             fully_shard(table, mesh=mesh)
@@ -88,7 +88,7 @@ def _without_weights(model: Model) -> Model:
 def save_sharded(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> str:
-    """Write a state whose weights and moments are in a directory beside it. A collective.
+    """Write a state, with weights and moments in a directory next to it. A collective.
 
     A kill leaves the old state with its directory or the new one with its own, and perhaps a directory that
     no state refers to.
@@ -100,9 +100,8 @@ def save_sharded(
     directory = on_main(lambda: _new_directory(path.parent, step))
     tensors = _weights(model)
     rest = optimizer.state_dict()
-    rest["state"] = {
-        number: dict(named) for number, named in rest["state"].items()
-    }  # not the optimizer's own
+    # copies: state_dict() shares its dicts with the optimizer
+    rest["state"] = {number: dict(named) for number, named in rest["state"].items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, moment in rest["state"].get(number, {}).items():
             if moment.shape == parameter.shape:  # not the step count
@@ -114,7 +113,7 @@ def save_sharded(
         for written in (*directory.iterdir(), directory):  # dcp.save does not flush to the disk
             flush(written)
         whole = state | {"shards": directory.name, "optimizer": rest}
-        write_atomically(path, lambda beside: torch.save(whole, beside))
+        write_atomically(path, lambda temporary: torch.save(whole, temporary))
 
     on_main(write_state)
     return directory.name
@@ -151,7 +150,7 @@ def load_sharded(
 
 
 def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each rank takes its part of a state that is one file."""
+    """Load a state from a single file; each rank keeps its part."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_distribute(state["model"][name], parameter))

@@ -1,10 +1,10 @@
 """The state of a run, from which it resumes bit for bit.
 
 Everything that a resumed run depends on is one file, written atomically, so that a kill at any time leaves a
-consistent state. `last/` holds the same weights for people; resuming never reads it.
+consistent state. `last/` has the same weights for users; resuming never reads it.
 
-Under FSDP weights and moments are in a directory beside that file, which names it (sharded.py). It is written
-before the file, and removed once a later file names another.
+Under FSDP weights and moments are in a directory that the file names (sharded.py). It is written before the
+file, and removed once a later file names another.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def save_state(
         directory = save_sharded(path, state, model, optimizer)
     else:
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        on_main(lambda: write_atomically(path, lambda beside: torch.save(state, beside)))
+        on_main(lambda: write_atomically(path, lambda temporary: torch.save(state, temporary)))
     on_main(lambda: _remove_shards(path.parent, keep=directory))
 
 
@@ -139,7 +139,7 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
         then, now = saved[field.name], getattr(options, field.name)
         if now != then and not field.metadata["resumable"]:
             raise ValueError(
-                f"{path}: the run was started {_as_flag(field.name, then)}, it cannot go on "
+                f"{path}: the run was started {_as_flag(field.name, then)}, it cannot continue "
                 f"{_as_flag(field.name, now)}"
             )
 
@@ -178,9 +178,9 @@ def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOpti
 
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     processes = 1 + len(state.get("random_of_others", []))
-    if has_dropout and processes != world_size():  # every rank has a random generator of its own
+    if has_dropout and processes != world_size():  # every rank has its own random state
         raise ValueError(
-            f"{directory} was trained by {_processes(processes)}, it cannot go on with "
+            f"{directory} was trained by {_processes(processes)}, it cannot continue with "
             f"{_processes(world_size())}: its dropout would draw other numbers (without dropout it could)"
         )
 

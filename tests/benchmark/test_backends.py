@@ -110,9 +110,9 @@ def test_loading_has_no_output(job, kind):
 
 
 def test_only_the_fast_backend_prepares_its_model(job):
-    page, fast = (BACKENDS[name](replace(job, backend=name)) for name in ("ftcore", "ftcore-fast"))
-    model = page.load()
-    assert page.prepare(model) is model
+    plain, fast = (BACKENDS[name](replace(job, backend=name)) for name in ("ftcore", "ftcore-fast"))
+    model = plain.load()
+    assert plain.prepare(model) is model
     assert fast.prepare(model) is not model
 
 

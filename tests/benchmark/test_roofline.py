@@ -1,4 +1,4 @@
-"""The lower bounds count what torch counts."""
+"""FLOPs of the lower bounds equal the count of torch; bytes those of the matrices and the cache."""
 
 import copy
 import math
@@ -26,14 +26,14 @@ def machine(bandwidth: float = math.inf, flops: float = math.inf) -> Machine:
 
 
 def hook_softmax(model: torch.nn.Module) -> None:
-    """Select attention's explicit path, since the FLOP counter does not count the fused kernel alike."""
+    """Select attention's explicit path, since the FLOP counter counts the fused kernel differently."""
     for name, module in model.named_modules():
         if name.endswith("softmax"):
             module.register_forward_hook(lambda *_: None)
 
 
 @pytest.mark.parametrize("model", [GPT2, T5, GATED], ids=["gpt2", "t5", "t5-gated"])
-def test_training_counts_what_torch_counts_without_masked_scores(model):
+def test_training_flops_equal_those_counted_by_torch_without_masked_scores(model):
     is_t5 = model.config.is_encoder_decoder
     rows, source, target = 3, 10, (6 if is_t5 else 10)
     ids = torch.randint(50, (rows, source))
@@ -79,7 +79,7 @@ def test_t5_reads_its_encoder_once_and_the_source_of_all_beams_once():
 
 
 @pytest.mark.parametrize("model", [GPT2, T5], ids=["gpt2", "t5"])
-def test_the_flops_of_the_first_token_are_those_torch_counts(model):
+def test_flops_of_the_first_token_equal_those_counted_by_torch(model):
     is_t5 = model.config.is_encoder_decoder
     ids = torch.randint(50, (2, 12))
     hook_softmax(model)

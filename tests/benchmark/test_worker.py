@@ -85,6 +85,6 @@ def test_an_error_in_a_process_is_reported(tmp_path):
     assert result.seconds == []
 
 
-def test_the_death_of_a_process_is_reported(monkeypatch):
+def test_a_killed_worker_is_reported(monkeypatch):
     monkeypatch.setattr(worker, "initialize", partial(os._exit, 3))
     assert "BrokenProcessPool: " in str(measure([make_job("ftcore")], 1)["ftcore"].missing)

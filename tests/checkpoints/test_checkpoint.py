@@ -471,11 +471,11 @@ def test_saving_over_the_mapped_file(tmp_path: Path) -> None:
 
 def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(path, lambda beside: beside.write_text("old"))
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
 
-    def fail(beside: Path) -> None:
-        assert beside.parent == tmp_path and beside != path
-        beside.write_text("half")
+    def fail(temporary: Path) -> None:
+        assert temporary.parent == tmp_path and temporary != path
+        temporary.write_text("half")
         assert path.read_text() == "old"
         raise RuntimeError("write failed")
 
@@ -483,7 +483,7 @@ def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
         write_atomically(path, fail)
     assert path.read_text() == "old"
     (tmp_path / ".file.part").write_text("left by a killed process")
-    write_atomically(str(path), lambda beside: beside.write_text("new"))
+    write_atomically(str(path), lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -719,9 +719,9 @@ FAULTS = [
     (
         missing_shards,
         FileNotFoundError,
-        r"1 of \d+ shards are missing beside it: model-00002-of-\d+\.safetensors$",
+        r"1 of \d+ shards are missing: model-00002-of-\d+\.safetensors$",
     ),
-    (broken_index, ValueError, r"model\.safetensors\.index\.json: weight_map is no table"),
+    (broken_index, ValueError, r"model\.safetensors\.index\.json: weight_map does not map"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
         (["--runs", "0"], "--runs is 0, expected at least 1"),
         (["--threads", "0"], "--threads is 0, expected at least 1"),
         (["--train", "a"], "--train and --tokenizer are for one --model"),
-        (["--growth", "a.png", "--rows", "load"], "--growth has rows of its own: leave --rows out"),
+        (["--growth", "a.png", "--rows", "load"], "--growth measures its own cases: leave out --rows"),
         (["--growth", "a.svg"], "--growth is 'a.svg', expected a name that ends with .png"),
         (["--growth", "nowhere/a.png"], "--growth nowhere/a.png: its directory does not exist"),
         (["--dtype", "int8"], "--dtype int8 needs --fast"),

@@ -160,7 +160,7 @@ def test_an_error_is_one_line_and_status_2(
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b" \n\n", "no prompts, expected one a line"),
+        (b" \n\n", "no prompts, expected one per line"),
         (b'{"prompt": "a"}\n{"prompt": \n', "line 2: broken JSON"),
         (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: expected an object with the texts"),
         (b'{"prompt": "a"}\n\n[1]\n', "line 3: [1] is not a record"),

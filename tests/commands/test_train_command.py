@@ -1,4 +1,4 @@
-"""python -m ftcore.train: what a run leaves behind, and one line for every mistake."""
+"""python -m ftcore.train: output files, failing runs, and one-line errors."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from ftcore.cli import parse
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
-from ftcore.training import options as options_page
+from ftcore.training import options as options_module
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
 
@@ -29,7 +29,7 @@ QUICK = ("--batch-size", "4", "--max-target-length", "20", "--eval-answers", "2"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models and data for all tests here, which change none of them."""
+    """Models and data of all tests here, read only."""
     folder = tmp_path_factory.mktemp("files")
     tiny_runs.tiny_t5(folder / "t5")
     tiny_runs.tiny_gpt2(folder / "gpt2")
@@ -54,7 +54,7 @@ def train(files: Path, output: Path, *options: str, model: str = "t5", data: str
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The one line with which the command refuses, before anything runs."""
+    """The error line of a refused command."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         main(arguments)
@@ -66,7 +66,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return line
 
 
-# --- what a run does and leaves behind
+# --- runs and their files
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_every_task_learns(files: Path, tmp_path: Path, model: str, task: str, d
         load_tokenizer(directory)
 
 
-def test_the_log_has_what_each_moment_has(files: Path, tmp_path: Path) -> None:
+def test_keys_and_steps_of_the_log(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path / "run", "--epochs", "2", "--log-every", "2", "--valid", str(files / "valid.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = {"train_loss", "learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
@@ -116,7 +116,7 @@ def test_the_log_has_what_each_moment_has(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
-def test_lora_trains_nothing_else(
+def test_lora_trains_adapters_only(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, model: str
 ) -> None:
     run = tmp_path / "run"
@@ -148,7 +148,7 @@ def test_lora_trains_nothing_else(
         (("--lora-rank", "2", "--lora-targets", "c_attn"), "targets: 'c_attn' names no layer"),
     ],
 )
-def test_lora_options_that_make_no_sense(
+def test_invalid_lora_options_are_refused(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: tuple[str, ...], complaint: str
 ) -> None:
     paths = ["--model", str(files / "t5"), "--train", str(files / "qa.jsonl")]
@@ -173,9 +173,7 @@ def test_transformers_opens_best_and_last(files: Path, tmp_path: Path, model: st
         ).encode(text)
 
 
-def test_best_is_the_best_and_not_the_last(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_is_not_the_last(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact match decides, then the loss. Step 0, which is not trained, is never kept."""
     scores = iter([(1.0, 0.1), (0.2, 3.0), (0.5, 2.0), (0.5, 1.0), (0.4, 0.5)])  # exact match, loss
     weights, matches = [], []
@@ -197,7 +195,7 @@ def test_best_is_the_best_and_not_the_last(
         torch.testing.assert_close(dict(saved), weights[step], rtol=0, atol=0)
 
 
-def test_max_steps_goes_on_into_further_epochs(files: Path, tmp_path: Path) -> None:
+def test_max_steps_may_take_several_epochs(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path / "run", "--epochs", "1", "--max-steps", "12")
     assert tiny_runs.metrics(tmp_path / "run")[-1]["epoch"] == pytest.approx(12 / 4, abs=0.7)
 
@@ -237,8 +235,8 @@ def test_dropout_is_set_and_saved(files: Path, tmp_path: Path) -> None:
         assert [config[key] for key in keys] == [0.25] * len(keys)
 
 
-def test_without_dropout_the_seed_moves_only_the_order(files: Path, tmp_path: Path) -> None:
-    """One window holds everything, so that the order cannot matter either but for rounding."""
+def test_without_dropout_the_seed_changes_only_the_order(files: Path, tmp_path: Path) -> None:
+    """A step has all examples, so the order only changes rounding."""
     weights = []
     for seed in ("1", "2"):
         options = (
@@ -272,7 +270,7 @@ def test_without_dropout_the_seed_moves_only_the_order(files: Path, tmp_path: Pa
         ),
     ],
 )
-def test_an_optimizer_brings_its_settings(
+def test_defaults_depend_on_the_optimizer(
     files: Path, tmp_path: Path, options: tuple[str, ...], settings: tuple[Any, ...]
 ) -> None:
     train(files, tmp_path / "run", "--max-steps", "2", "--eval-answers", "0", *options)
@@ -292,16 +290,16 @@ def test_an_optimizer_brings_its_settings(
         (("--task", "emotion", "--optimizer", "adafactor"), 1e-3, True),
     ],
 )
-def test_the_embedded_rates_are_those_of_their_kind_of_steps(
+def test_embedded_learning_rates_depend_on_relative_steps(
     options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
-    given = parse(options_page.TrainOptions, options, command="ftcore.train")
-    resolved = options_page.resolve(given, options_page.find_files(given), is_t5="qa" in options)
+    given = parse(options_module.TrainOptions, options, command="ftcore.train")
+    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="qa" in options)
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
-def test_label_smoothing_moves_the_training_loss_and_no_validation_loss(files: Path, tmp_path: Path) -> None:
-    """With a rate of 0 the weights stay, so that the two losses can be compared."""
+def test_label_smoothing_changes_only_the_training_loss(files: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0, so that the losses can be compared."""
     logs = []
     for smoothing in ("0", "0.1"):
         options = ("--max-steps", "1", "--lr", "0", "--dropout", "0", "--label-smoothing", smoothing)
@@ -313,7 +311,7 @@ def test_label_smoothing_moves_the_training_loss_and_no_validation_loss(files: P
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
-def test_padding_to_the_full_length_changes_no_loss(files: Path, tmp_path: Path, model: str) -> None:
+def test_padding_to_the_full_length_does_not_change_the_loss(files: Path, tmp_path: Path, model: str) -> None:
     losses = []
     for name, options in (("short", ()), ("full", ("--pad-to-max-length",))):
         limits = ("--max-source-length", "60", "--dropout", "0", "--max-steps", "3", "--log-every", "1")
@@ -325,10 +323,10 @@ def test_padding_to_the_full_length_changes_no_loss(files: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("model", ["t5", "gpt2"])
-def test_packing_changes_no_loss(files: Path, tmp_path: Path, model: str) -> None:
-    """Every step sees all examples, so that it makes no difference how they are mixed."""
+def test_packing_does_not_change_the_loss(files: Path, tmp_path: Path, model: str) -> None:
+    """Every step has all examples, so their order does not matter."""
     losses = []
-    for name, options in (("rows of their own", ()), ("packed", ("--packing",))):
+    for name, options in (("unpacked", ()), ("packed", ("--packing",))):
         steps = ("--batch-size", "18", "--max-steps", "3", "--dropout", "0", "--log-every", "1")
         train(files, tmp_path / name, *steps, *options, model=model)
         losses.append(
@@ -348,9 +346,7 @@ def test_bf16_is_close_to_fp32(files: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=2**-6)  # bfloat16 rounds to 2^-9
 
 
-def test_a_source_too_long_is_cut_and_counted(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_truncated_sources_are_counted(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(
         files,
         tmp_path / "run",
@@ -366,7 +362,7 @@ def test_a_source_too_long_is_cut_and_counted(
     assert "warning: 4 of 4 validation sources are cut to --max-source-length 10 tokens" in warnings
 
 
-def test_without_output_a_fresh_directory_is_made(
+def test_without_output_a_new_directory_is_created(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -375,7 +371,7 @@ def test_without_output_a_fresh_directory_is_made(
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_it_says_what_it_does_and_shows_answers(
+def test_summary_answers_and_next_command_are_printed(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     train(files, tmp_path / "run", "--max-steps", "1", model="gpt2")
@@ -384,22 +380,20 @@ def test_it_says_what_it_does_and_shows_answers(
     assert "gold: " in output and "answer: " in output
     assert f"python -m ftcore.generate --model {tmp_path / 'run' / 'best'}" in output
     for line in output.splitlines():
-        assert not line.startswith("question:"), "a source of several lines is shown on one"
+        assert not line.startswith("question:"), "a multi-line source is printed on one line"
 
 
-def test_the_picture_is_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curves_are_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.undo()
     train(files, tmp_path / "run", "--max-steps", "2")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-# --- a run that fails
+# --- failing runs
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_non_finite_loss_ends_the_run(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as ending:
         train(files, run, "--lr", "1e30", "--warmup", "0", "--max-steps", "9", "--save-every", "1")
@@ -411,7 +405,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert all(tensor.isfinite().all() for tensor in load_file(run / "last" / "model.safetensors").values())
 
 
-def test_a_gradient_that_is_not_finite_spoils_no_weights(
+def test_a_non_finite_gradient_does_not_change_the_weights(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflow(parameters: Any, limit: float) -> torch.Tensor:
@@ -427,8 +421,8 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(
     assert not (tmp_path / "run" / "last").exists()
 
 
-def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
-    """A terminal sends it to the worker processes too."""
+def test_ctrl_c_in_a_subprocess(files: Path, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the worker processes too."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ftcore.train", "--model", files / "t5", "--train", files / "qa.jsonl"]
     command += ["--output", run, "--max-steps", "100000", "--save-every", "1", "--keep", "1", *QUICK]
@@ -453,7 +447,7 @@ def test_control_c_in_a_real_process(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["prepare", "validate"])
-def test_control_c_before_the_first_step_is_one_line(
+def test_ctrl_c_before_the_first_step_is_one_line(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -532,7 +526,7 @@ def test_wrong_options(
     given = {"--model": str(files / "t5"), "--train": str(files / "qa.jsonl")}
     known = [part for option, value in given.items() if option not in arguments for part in (option, value)]
     assert complaint in refusal(capsys, *known, *arguments)
-    assert not any(tmp_path.iterdir())  # nothing was made on the way
+    assert not any(tmp_path.iterdir())  # no directory was created
 
 
 def test_wrong_checkpoints(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -582,7 +576,7 @@ def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.C
 def test_the_default_run_outside_a_clone(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(options_page, "CLONE", tmp_path / "site-packages")
+    monkeypatch.setattr(options_module, "CLONE", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     line = refusal(capsys)
     assert "the default of --model, is not here: it comes with a clone of the project" in line
@@ -600,7 +594,7 @@ def test_a_model_without_start_token_gets_the_published_one(files: Path, tmp_pat
 
 
 def test_overwriting_the_run_that_the_model_comes_from(files: Path, tmp_path: Path) -> None:
-    """Its weights are still mapped from a file that is gone."""
+    """The weights are memory-mapped from a file that is deleted."""
     run = tmp_path / "run"
     train(files, run, "--max-steps", "1")
     save_model(load_model(run / "last"), tmp_path / "copy")

@@ -234,7 +234,7 @@ def test_splits_that_are_refused(tmp_path: Path, gpt2: Tokenizer) -> None:
     corpus = read(write(tmp_path / "a.txt", "The ferry"), gpt2, decoder_only=True)
     with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
         corpus.split(1.0)
-    with pytest.raises(ValueError, match=r"a\.txt is too short to split; give a validation file"):
+    with pytest.raises(ValueError, match=r"a\.txt is too short to split; pass a separate validation file"):
         corpus.split(0.1)
 
 

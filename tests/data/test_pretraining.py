@@ -102,9 +102,7 @@ def test_no_batch_has_padding(t5_corpus: Corpus, t5: Tokenizer, source_length: i
     for batch, _ in zip(DataLoader(chunks, 7, pad_id=t5.pad_id, shuffle=True), range(50), strict=False):
         assert batch["attention_mask"].all() and (batch["labels"] >= 0).all()
         assert (batch["input_ids"][:, -1] == t5.eos_id).all() and (batch["labels"][:, -1] == t5.eos_id).all()
-        assert (batch["input_ids"] == t5.eos_id).sum() == len(
-            batch["index"]
-        )  # none inside, whatever the documents
+        assert (batch["input_ids"] == t5.eos_id).sum() == len(batch["index"])  # none inside
         assert batch["input_ids"].shape[1] == chunks.max_input_length == source_length
         assert batch["labels"].shape[1] == chunks.max_label_length
 

@@ -222,7 +222,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             '{"data": [\n{"paragraphs": oops}]}',
             "a.json, line 2: broken JSON: Expecting value",
         ),
-        ("qa", "a.json", "[" + QA_LINE + "]", "a.json: a JSON array; write one object a line"),
+        ("qa", "a.json", "[" + QA_LINE + "]", "a.json: a JSON array; write one object per line"),
         (
             "qa",
             "a.jsonl",
@@ -294,7 +294,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "emotion",
             "a.csv",
             "text,label\nfine,joy\nwell, well,joy\n",
-            "a.csv, line 3: 3 fields, but the header has 2 (text, label); put a field that holds a comma in",
+            "a.csv, line 3: 3 fields, but the header has 2 (text, label); quote fields that contain a comma",
         ),
         ("emotion", "a.csv", 'text,label\n"fine,joy\n', "broken CSV: unexpected end of data"),
         (
@@ -393,7 +393,7 @@ def test_a_split_depends_on_the_seed_and_keeps_equal_texts_together() -> None:
 
 def test_splits_that_are_refused() -> None:
     together = [Record("q1", "a", group="passage"), Record("q2", "a", group="passage")]
-    with pytest.raises(ValueError, match=r"cannot split 2 .* share one passage .* give a validation file"):
+    with pytest.raises(ValueError, match=r"cannot split 2 .* share one passage .* pass a separate"):
         split_records(together, 0.5)
     with pytest.raises(ValueError, match=r"fraction is 1.0; expected a number between 0 and 1"):
         split_records(together, 1.0)

@@ -463,7 +463,7 @@ def test_added_tokens(form: str, addition: str, spiece: Path, merges: Path, tmp_
 
 
 @pytest.mark.parametrize("addition", ADDITIONS)
-def test_added_tokens_beside_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
+def test_added_tokens_with_spiece_model(addition: str, spiece: Path, tmp_path: Path) -> None:
     shutil.copy(spiece / "spiece.model", tmp_path)
     for name, content in ADDITIONS[addition].items():
         write_json(tmp_path, name, **content)
@@ -609,7 +609,7 @@ def test_decode_skips_ignored_labels_and_ids_beyond_the_vocabulary(pair):
         ([[1, 2], [3]], r"one row of whole numbers, got \[\[1, 2\], \[3\]\]"),
         ("text", "one row of whole numbers, got 'text'"),
         (7, "one row of whole numbers, got 7"),
-        ([5, -1], "-1 is no token id"),
+        ([5, -1], "-1 is not a token id"),
     ],
 )
 def test_decode_refuses_anything_but_one_row_of_ids(ids, message, merges):
@@ -789,11 +789,11 @@ MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
                 "merges.txt": "",
                 "tokenizer_config.json": '{"added_tokens_decoder": {"3": {}}}',
             },
-            r"tokenizer_config\.json: it or another file of special tokens is not as transformers writes it",
+            r"tokenizer_config\.json: it or another file of special tokens is not in transformers' format",
         ),
         (
             {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '{"x": "y"}'},
-            r"tokenizer_config\.json: it or another file of special tokens is not as transformers writes it",
+            r"tokenizer_config\.json: it or another file of special tokens is not in transformers' format",
         ),
         (
             {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '["a"]'},

@@ -354,7 +354,7 @@ def test_the_mode_of_every_module_is_restored(family: str) -> None:
         model.eval()
 
 
-def test_generated_ids_are_no_inference_tensors() -> None:
+def test_generated_ids_are_not_inference_tensors() -> None:
     _, model = pair("gpt2", 0)
     ids = generate(model, torch.tensor([[5, 6, 7]]))
     model(ids).sum().backward()

@@ -183,7 +183,7 @@ def test_a_stopped_run_resumes_exactly_and_only_compiled(tmp_path: Path) -> None
     train("plain", stop_at=3)
     refused = resume("plain", "--compile")
     assert refused["status"] == 2
-    assert "without --compile, it cannot go on with --compile" in refused["errors"]
+    assert "without --compile, it cannot continue with --compile" in refused["errors"]
     assert resume("plain")["status"] == 0
     assert outcome("plain")["progress"] != outcome("whole")["progress"]
 

@@ -55,7 +55,7 @@ def random_ids(r: random.Random, rows: int) -> tuple[Tensor, Tensor]:
 def test_ids_of_every_length_are_equal(
     config: Any, rows: list[int], search: dict[str, Any], compilations: Any
 ) -> None:
-    """And of every number of rows above FEW_ROWS, which falls as sources finish."""
+    """Also for every number of rows above FEW_ROWS, which decreases as sources finish."""
     model = random_model(config)
     compiled = prepare_for_decoding(model, compile=True)
     for seed in range(6):

@@ -109,7 +109,7 @@ def test_threads_may_share_a_prepared_model() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_reused_graph_forgets_the_previous_call(name: str) -> None:
+def test_a_reused_graph_does_not_depend_on_the_previous_call(name: str) -> None:
     """Infinity in unused positions would become NaN: 0 * inf."""
     model, prepared = model_of(name), graphed(name)
     options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": PAD}

@@ -274,7 +274,7 @@ def test_unsupported_models_are_refused_in_one_line(monkeypatch: pytest.MonkeyPa
     assert_refused("the model is on meta, expected a CPU or CUDA", copy.deepcopy(model).to("meta"))
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-        assert_refused("no instructions for bfloat16: take float32 or int8", model, torch.bfloat16)
+        assert_refused("no instructions for bfloat16: use float32 or int8", model, torch.bfloat16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert_refused("no oneDNN", model)
     prepare_for_decoding(model, torch.int8)
@@ -282,6 +282,6 @@ def test_unsupported_models_are_refused_in_one_line(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_prepared_model_cannot_be_saved(dtype: torch.dtype, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save the one that it was made from"):
+    with pytest.raises(ValueError, match="save the original model"):
         save_model(prepared_from("gpt2", dtype), tmp_path / "model")
     assert not (tmp_path / "model").exists() or not any((tmp_path / "model").glob("*.safetensors"))

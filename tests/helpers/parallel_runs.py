@@ -1,9 +1,9 @@
-"""Runs of python -m ftcore.train, one after the other in the processes that torchrun has started.
+"""Several runs of python -m ftcore.train, one after another in the same torchrun processes.
 
     torchrun --nproc-per-node 2 parallel_runs.py FOLDER
 
-FOLDER/runs.json is a list of runs: the `words` of their command lines, and for some the step to `stop_at`,
-on request of the last process alone. Each process writes what became of them to FOLDER/process-RANK.json.
+FOLDER/runs.json is a list of runs: the `words` of the command line and, optionally, a step to `stop_at`, at
+which the last process alone gets SIGTERM. Each process writes its results to FOLDER/process-RANK.json.
 """
 
 import json
@@ -31,7 +31,7 @@ RANK, COUNT = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 
 def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Replaces `compile_separately`: traces only, since compiling to C++ takes long."""
+    """Substitute for `compile_separately`: traces only, since compiling to C++ takes long."""
     return compile_separately(forward, backend="eager")
 
 

@@ -169,11 +169,11 @@ def check_forward(cell: Cell) -> float:
     cell.compare("attention weights", [maps(found, batch) for found in inside])
     logits = []
     for side, found in zip(cell.sides, inside, strict=True):
-        ways = {"textbook": found[""], "fused": side.logits(batch)}
+        ways = {"explicit": found[""], "fused": side.logits(batch)}
         if cell.configuration.cache != "none":
             ways["cached"] = side.cached(batch, cell.configuration.chunks)
         logits.append({way: values[read] for way, values in ways.items()})
-    logits[0] = dict.fromkeys(logits[0], logits[0]["textbook"])  # one truth for all of them
+    logits[0] = dict.fromkeys(logits[0], logits[0]["explicit"])  # one truth for all of them
     cell.compare("logits", logits)
     truth, _, theirs, _ = (values["fused"] for values in logits)
     error, size = (theirs.double() - truth).abs().max().item(), truth.abs().max().item()

@@ -1,6 +1,6 @@
 """transformers' model and ours behind one interface for comparison.
 
-Both run with textbook attention, which exposes the attention weights, and with the fused kernel.
+Both run with explicit attention, which exposes the attention weights, and with the fused kernel.
 """
 
 import copy
@@ -75,7 +75,7 @@ class Ours(Side):
 
     @torch.no_grad()
     def inside(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs of all modules by name; the hooks make attention run the textbook lines."""
+        """Outputs of all modules by name; the hooks make attention run the explicit computation."""
         with self.computing():
             calls = record_calls(self.model, self._arguments(batch), {})
         return {call.name: call.value for call in calls if call.value is not None}

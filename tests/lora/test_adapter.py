@@ -76,8 +76,7 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-# ---------------------------------------------------------------------------------- loaded as a complete
-# model
+# ---------------------------------------------------------------------------------------------- load_model
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -112,7 +111,7 @@ def test_an_adapter_without_base_model_raises(adapter):
 
 
 def test_save_model_refuses_lora_layers(tmp_path):
-    with pytest.raises(ValueError, match=r"has LoRA layers: take merge_lora\(model\) instead"):
+    with pytest.raises(ValueError, match=r"has LoRA layers: use merge_lora\(model\) instead"):
         save_model(adapted("t5"), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -176,7 +176,7 @@ def test_invalid_arguments_raise_and_change_nothing(arguments, message):
 def test_add_lora_refuses_lora_layers():
     model = tiny("gpt2")
     add_lora(model)
-    with pytest.raises(ValueError, match="the model has LoRA layers: take merge_lora"):
+    with pytest.raises(ValueError, match="the model has LoRA layers: use merge_lora"):
         add_lora(model, targets="all-linear")
     again = merge_lora(model)
     add_lora(again)

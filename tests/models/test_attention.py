@@ -1,4 +1,4 @@
-"""attend: fused kernel and textbook lines agree; hooks and replaced modules; masks."""
+"""attend: fused kernel and explicit computation agree; hooks and replaced modules; masks."""
 
 import copy
 
@@ -21,7 +21,7 @@ from tests.helpers.oracle import BOUND, distance, error, seeds
 
 
 def record(softmax: nn.Module) -> dict[str, Tensor]:
-    """Record a softmax's input and output; the hook makes `attend` run the textbook lines."""
+    """Record a softmax's input and output; the hook makes `attend` run the explicit computation."""
     seen: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -46,14 +46,14 @@ def inputs(seed: int, queries: int, keys: int, dtype: torch.dtype = torch.float6
     masking=st.sampled_from(["none", "causal", "bias", "both"]),
     scale=st.sampled_from([1.0, 8**-0.5, 0.1]),
 )
-def test_fused_kernel_and_textbook_lines_agree(dtype, seed, queries, more_keys, masking, scale):
+def test_fused_kernel_and_explicit_computation_agree(dtype, seed, queries, more_keys, masking, scale):
     causal = masking in ("causal", "both")
     keys = queries if causal else queries + more_keys
     bias = None
     if masking == "bias":
         bias = torch.randn(1, 3, queries, keys, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         bias.requires_grad_()
-    elif masking == "both":  # the mask as numbers here, as the kernel's flag there
+    elif masking == "both":  # an additive mask here, the kernel's causal flag below
         bias, causal = (
             attention_mask_bias(None, queries, keys, causal=True, like=torch.empty(0, dtype=dtype)),
             False,
@@ -74,10 +74,10 @@ def test_fused_kernel_and_textbook_lines_agree(dtype, seed, queries, more_keys, 
         learned = leaves + ([own_bias] if own_bias is not None and own_bias.requires_grad else [])
         results.append([mixed, *(leaf.grad for leaf in learned)])
     size = max(float(grad.norm()) for grad in results[1][1:])
-    for fused, textbook in zip(*results, strict=True):
+    for fused, explicit in zip(*results, strict=True):
         # With a single key the gradients of queries and keys are zero: measure errors against the largest
         # gradient.
-        assert float((fused - textbook).norm()) <= BOUND[dtype] * max(float(textbook.norm()), size)
+        assert float((fused - explicit).norm()) <= BOUND[dtype] * max(float(explicit.norm()), size)
 
 
 def test_scores_weights_and_output_by_hand():

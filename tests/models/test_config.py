@@ -129,7 +129,7 @@ def test_aliases(cls, other, name):
             cls.from_dict(contradicting, where="file")
 
 
-def test_n_ctx_is_ignored_beside_n_positions():
+def test_n_ctx_is_ignored_if_n_positions_is_given():
     """Training scripts have changed only one of them; transformers reads n_positions."""
     keys = {"n_ctx": 128, "n_positions": 1024}
     assert (

@@ -1,7 +1,7 @@
-"""Every published member of both families, small: equal to transformers, which opens what we save of it.
+"""Small models of every published architecture equal transformers', which also loads what we save.
 
-The keys of each config.json are those that the hub has. Sizes are smaller in the same proportions, and the
-weights are random.
+The keys of each config.json are those of the published one. Sizes are smaller in the same proportions, and
+the weights are random.
 """
 
 import json
@@ -24,8 +24,7 @@ from ftcore.decoding import generate
 from ftcore.study import randomize_weights
 from tests.helpers.oracle import BOUND, distance, error, float64_reference, padding, positions, tokens
 
-# ------------------------------------------------------------------------------------------ published
-# configurations
+# -------------------------------------------------------------------------------- published configurations
 
 T5 = {
     "architectures": ["T5ForConditionalGeneration"],

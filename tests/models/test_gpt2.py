@@ -488,7 +488,7 @@ def test_meta_device():
 
 
 @pytest.mark.study  # half a minute of compiling
-def test_it_compiles_in_one_graph_apart_from_the_id_check(monkeypatch):
+def test_it_compiles_in_one_graph_except_for_the_id_check(monkeypatch):
     monkeypatch.setattr("ftcore.models.gpt2.check_ids", lambda *_: None)  # reads values: a graph break
     _, model = gpt2_pair(SMALL, 0)
     ids, mask = tokens(0, 2, 20), padding(0, 2, 20, "left")

@@ -657,7 +657,7 @@ def test_masks_that_do_not_cover_the_keys_raise():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
-def test_rows_that_are_no_multiple_of_the_sources_raise(rows):
+def test_rows_that_are_not_a_multiple_of_the_sources_raise(rows):
     _, model = t5_pair(SMALL, 0)
     with pytest.raises(ValueError, match=f"{rows} decoder rows for 2 sources"):
         model.decode(tokens(0, rows, 3), model.encode(tokens(0, 2, 4)))
@@ -730,7 +730,7 @@ def test_meta_device():
 
 
 @pytest.mark.study  # half a minute of compiling
-def test_it_compiles_in_one_graph_apart_from_the_id_check(monkeypatch):
+def test_it_compiles_in_one_graph_except_for_the_id_check(monkeypatch):
     monkeypatch.setattr("ftcore.models.t5.check_ids", lambda *_: None)  # reads values: a graph break
     _, model = t5_pair(SMALL, 0)
     source, mask, target = tokens(0, 2, 20), padding(0, 2, 20, "left"), tokens(1, 2, 9)

@@ -243,7 +243,7 @@ def test_from_pretrained_keeps_the_dtype_of_the_file(family, tmp_path):
 def test_t5_configurations_always_say_tied(tmp_path):
     """Theirs: T5Config, MT5Config and UMT5Config force `tie_word_embeddings` to True; the given value
     survives only in T5's `scale_decoder_outputs`. A new v1.1 model is therefore tied, unlike the published
-    ones, and config.json says tied beside an untied head. A head in a file is loaded nevertheless.
+    ones, and config.json says tied although the head is untied. A head in a file is loaded nevertheless.
     Ours: the flag is respected, and a head in a file that differs from the embedding is untied.
     """
     sizes = T5 | {"vocab_size": VOCAB, "decoder_start_token_id": 0}

@@ -382,7 +382,7 @@ def test_patching_an_activation_with_itself_is_a_no_op(family, seed):
             want = run(model, seed)
         with patch(model, name, acts[name]):
             assert torch.equal(run(model, seed), want), name
-        if "pattern" not in name and "scores" not in name:  # those switch to the textbook implementation
+        if "pattern" not in name and "scores" not in name:  # those switch to the explicit computation
             assert torch.equal(plain, want), name
         with patch(model, name, torch.zeros_like(acts[name])):
             assert not torch.equal(run(model, seed), want), name
@@ -535,7 +535,7 @@ def test_patch_function_must_not_run_the_module(model):
         run(model)
 
 
-# --------------------------------------------------------------------------------------- nothing is left over
+# --------------------------------------------------------------------------------------- hooks are removed
 
 
 def fail(_: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A window of k micro-batches of b is one batch of k * b: loss, gradient norm and weights, for both families.
+"""k micro-batches of b examples equal one batch of k * b: loss, gradient norm and weights, for both families.
 
-In float64, where no mistake hides in rounding: the sums are the same terms in another order.
+In float64, since float32 rounding would hide small mistakes: only the order of summation differs.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Letters:
-    """Ids 2 to 27 for the letters; T5's appends its end, 1."""
+    """One id per letter, 2 to 27; for T5 the end token, 1, is appended."""
 
     eos_id = 1
 
@@ -67,8 +67,8 @@ def one_epoch(
         compute_loss=partial(batch_loss, model),
     )
     losses, norms = [], []
-    for window in grouped(loader, accumulate):
-        losses.append(accumulate_gradients(run, window))
+    for micro_batches in grouped(loader, accumulate):
+        losses.append(accumulate_gradients(run, micro_batches))
         norms.append(clip_gradients(run))
         optimizer.step()
         optimizer.zero_grad()
@@ -82,7 +82,7 @@ def one_epoch(
     st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=30),
     st.sampled_from([(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (5, 3), (4, 4)]),
 )
-def test_however_a_window_is_split(
+def test_results_do_not_depend_on_the_micro_batch_size(
     family: str, lengths: list[tuple[int, int]], split: tuple[int, int]
 ) -> None:
     batch_size, accumulate = split
@@ -93,8 +93,8 @@ def test_however_a_window_is_split(
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_tokens_weigh_alike_however_they_are_spread(family: str) -> None:
-    """The loss of a window is the mean over its tokens, which the mean of its micro-batches' means is not."""
+def test_loss_is_not_the_mean_of_micro_batch_means(family: str) -> None:
+    """It is the mean over all tokens of the step."""
     lengths = [(5, 2), (5, 2), (6, 12), (6, 12)]
     [loss], _, _ = one_epoch(family, lengths, 2, 2)
     shorts, _, _ = one_epoch(family, lengths[:2], 2, 1)
@@ -104,7 +104,7 @@ def test_tokens_weigh_alike_however_they_are_spread(family: str) -> None:
 
 @pytest.mark.parametrize("family", SETTINGS)
 def test_clip_norm(family: str) -> None:
-    """The gradient is shortened to the limit and never lengthened; a limit of 0 leaves it alone."""
+    """Clipping reduces the norm to the limit and never increases it; a limit of 0 disables clipping."""
     build = oracle.t5_pair if family == "t5" else oracle.gpt2_pair
     model = build(SETTINGS[family], seed=2)[1]
     for limit, long in ((0.5, 0.5), (1e9, 3.0), (0.0, 3.0)):
@@ -118,5 +118,5 @@ def test_clip_norm(family: str) -> None:
             scaler=grad_scaler("fp32", CPU),
             compute_loss=partial(batch_loss, model),
         )
-        assert clip_gradients(run) == 3.0  # what it was
+        assert clip_gradients(run) == 3.0  # the norm before clipping
         assert next(model.parameters()).grad.norm().item() == pytest.approx(long, rel=1e-5)

@@ -168,23 +168,23 @@ def test_a_loss_that_does_not_fall_fails(
     assert result.verdict == FAILS and not result.measurements[0].is_within
 
 
-def mean_of_means(run: Run, window: list[dict[str, torch.Tensor]]) -> float:
+def mean_of_means(run: Run, micro_batches: list[dict[str, torch.Tensor]]) -> float:
     """The usual gradient accumulation."""
     total = 0.0
-    for batch in window:
+    for batch in micro_batches:
         loss = batch_loss(run.model, batch, run.options.label_smoothing)
-        mean = loss.total / loss.tokens / len(window)
+        mean = loss.total / loss.tokens / len(micro_batches)
         run.scaler.scale(mean).backward()
         total += mean.item()
     return total
 
 
-def divided_by_the_setting(run: Run, window: list[dict[str, torch.Tensor]]) -> float:
+def divided_by_the_setting(run: Run, micro_batches: list[dict[str, torch.Tensor]]) -> float:
     """Divided by --grad-accum even where a step has fewer micro-batches: wrong for the last step only."""
-    total = exactly(run, window) * len(window) / run.options.grad_accum
+    total = exactly(run, micro_batches) * len(micro_batches) / run.options.grad_accum
     for parameter in run.model.parameters():
         if parameter.grad is not None:
-            parameter.grad *= len(window) / run.options.grad_accum
+            parameter.grad *= len(micro_batches) / run.options.grad_accum
     return total
 
 

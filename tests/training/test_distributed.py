@@ -1,7 +1,7 @@
-"""More than one process: the same run as with one, whatever stops it, and however many go on with it.
+"""Runs of two processes equal those of one, also when stopped and resumed by another number of processes.
 
-One torchrun of two processes makes all the runs that end by themselves (parallel_runs.py); a process that is
-killed, and a torchrun that is stopped, need one each.
+One torchrun of two processes makes all runs that finish normally (parallel_runs.py). Tests that kill a
+process or stop torchrun start their own.
 """
 
 import json
@@ -31,12 +31,12 @@ FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 MODES = ("ddp", "fsdp")
 STOP = 4  # of 8 steps: in the middle of the second epoch
 
-# Windows of 6 and 4 examples, targets of different lengths, and a micro-batch of 1 example for 2 processes.
+# Steps of 6 and 4 examples, targets of different lengths, and a micro-batch of 1 example for 2 processes.
 COMMON = "--batch-size 3 --grad-accum 2 --eval-every 4 --log-every 4 --eval-answers 2 --max-target-length 20 "
 COMMON += "--lr 0.01 --label-smoothing 0.1 --keep 1"
 TWENTY, EIGHT = "--max-steps 20 --dropout 0", "--max-steps 8 --dropout 0"
-VARIANTS = {  # of a run, and the mode that it is made in
-    "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # a row: one process has none of it
+VARIANTS = {  # name -> family, mode, options
+    "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # A has one row, on one process
     "frozen": ("t5", "ddp", "--freeze encoder.block.0.layer.1 shared"),
     "frozen sharded": ("t5", "fsdp", "--freeze encoder.block.0 decoder.block.0.layer.0"),
     "recomputed": ("t5", "fsdp", "--gradient-checkpointing"),
@@ -44,9 +44,9 @@ VARIANTS = {  # of a run, and the mode that it is made in
     "compiled": ("gpt2", "ddp", "--compile"),
     "compiled shards": ("t5", "fsdp", "--compile --gradient-checkpointing"),
     "relative": ("t5", "fsdp", "--relative-steps"),
-    # It measures a bias as a whole, the keys' part included, which moves by chance: small steps here too.
+    # Steps are relative to the norm of a whole bias, whose part for keys is rounding noise: use small ones.
     "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),
-    # Its new matrices feel nearly nothing at first, of which AdamW makes whole steps: small ones, then.
+    # Gradients of the new matrices are nearly 0 at first, and AdamW amplifies rounding: use small steps.
     "resized": ("gpt2", "fsdp", "--num-layers 2 --d-model 24 --lr 0.001"),
     "one epoch": ("gpt2", "ddp", "--epochs 1 --save-every 2"),
     "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
@@ -58,7 +58,7 @@ if not parallel_runs.HAS_FAST:
 
 
 class Bench:
-    """Models and data, and the runs that were made of them, one process's and two processes'."""
+    """Models and data, with runs in this process and runs planned for torchrun."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class Bench:
         return f"{files} {COMMON} {options}".split()
 
     def alone(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
-        """A run in this process."""
+        """Run in this process."""
         with stopping(stop_at):
             assert ftcore.train.main(self.words(name, family, options)) == 0
 
@@ -91,7 +91,7 @@ class Bench:
         return ftcore.train.main(["--output", str(self.directory(copy)), "--resume"])
 
     def plan(self, name: str, words: list[str], stop_at: int | None = None) -> None:
-        """A run in two processes, made when `torchrun` is called."""
+        """Add a run in two processes; `torchrun` starts all of them."""
         self.names.append(name)
         self.planned.append({"words": words, "stop_at": stop_at})
 
@@ -122,13 +122,13 @@ class Bench:
         return torch.load(self.directory(name) / "state" / "training_state.pt", weights_only=True)
 
 
-# At a port of its own: tests run side by side.
+# --standalone: a free port for each torchrun, since tests run in parallel.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-class stopping:  # noqa: N801  (a function in all but name)
-    """The run in this process is asked to stop after a step."""
+class stopping:  # noqa: N801  (used like a function)
+    """Send SIGTERM to this process after a step of its run."""
 
     def __init__(self, step: int | None) -> None:
         self.step, self.taken = step, 0
@@ -149,7 +149,7 @@ class stopping:  # noqa: N801  (a function in all but name)
 
 
 def tiny_overflow(directory: Path) -> None:
-    """A GPT-2 that overflows where it reads a "Z", and nowhere else."""
+    """A GPT-2 that overflows at the token "Z" only."""
     model = load_model(tiny_runs.tiny_gpt2(directory, tie_word_embeddings=False))
     assert isinstance(model, GPT2LMHeadModel)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def tiny_overflow(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Before any run is made."""
+    """Without any run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         if parallel_runs.HAS_FAST:
@@ -169,7 +169,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def bench(empty: Bench) -> Bench:
-    """With all runs that end by themselves."""
+    """With all runs that finish normally."""
     bench, folder = empty, empty.folder
     for family in FAMILIES:
         bench.alone(f"{family} alone", family, TWENTY)
@@ -181,7 +181,7 @@ def bench(empty: Bench) -> Bench:
         bench.alone(f"{name} alone", family, f"{steps} {options}")
         bench.plan_run(name, family, f"{steps} {options} --parallel {mode}")
 
-    # Stopped here, resumed there. What a stopped run leaves is copied before anything resumes.
+    # Stopped with one number of processes and resumed with another, from copies of the stopped runs.
     bench.alone("whole", "t5", EIGHT)
     bench.alone("stopped alone", "t5", EIGHT, STOP)
     for mode in MODES:
@@ -190,7 +190,7 @@ def bench(empty: Bench) -> Bench:
         words = ["--output", str(bench.directory(f"alone to {mode}")), "--resume", "--parallel", mode]
         bench.plan(f"alone to {mode}", words)
 
-    # With dropout each process draws numbers of its own.
+    # With dropout each process has its own random state.
     for mode in MODES:
         bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 8 --parallel {mode}")
         bench.plan_run(f"dropout stopped {mode}", "t5", f"--max-steps 8 --parallel {mode}", STOP)
@@ -220,19 +220,18 @@ def bench(empty: Bench) -> Bench:
 
 
 def differences(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
-    """The largest in each tensor, relative to its largest number or to 1.
+    """The largest difference per tensor, relative to the largest absolute value or 1.
 
-    The biases of GPT-2's keys are left out: they feel no gradient but rounding, and the optimizer moves them
-    by chance.
+    GPT-2's key biases are left out: their gradient is rounding noise, so the optimizer moves them at random.
     """
     assert got.keys() == wanted.keys()
-    apart = {}
+    found = {}
     for name, tensor in wanted.items():
         one, other = got[name].double(), tensor.double()
         if name.endswith("c_attn.bias"):
             one, other = (bias.view(3, -1)[::2] for bias in (one, other))
-        apart[name] = ((one - other).abs().max() / max(1, other.abs().max())).item()
-    return apart
+        found[name] = ((one - other).abs().max() / max(1, other.abs().max())).item()
+    return found
 
 
 def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor], bound: float = 1e-6) -> None:
@@ -264,7 +263,7 @@ def test_twenty_steps_are_those_of_one_process(bench: Bench, family: str, mode: 
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_is_trained_and_how(bench: Bench, name: str) -> None:
+def test_variants_equal_one_process(bench: Bench, name: str) -> None:
     assert bench.result(name)["status"] == 0, bench.result(name)
     assert_close(bench.weights(name), bench.weights(f"{name} alone"))
     assert_same_metrics(bench.directory(name), bench.directory(f"{name} alone"))
@@ -285,7 +284,7 @@ def test_only_the_first_process_prints(bench: Bench) -> None:
 # --- stopped and resumed
 
 
-def test_a_request_to_one_process_stops_all_at_one_step(bench: Bench) -> None:
+def test_sigterm_to_one_process_stops_all_after_the_same_step(bench: Bench) -> None:
     for mode in MODES:
         name = f"stopped {mode}"
         assert bench.result(name)["status"] == 0
@@ -297,14 +296,14 @@ def test_a_request_to_one_process_stops_all_at_one_step(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_more_processes_go_on(bench: Bench, mode: str) -> None:
+def test_more_processes_resume(bench: Bench, mode: str) -> None:
     assert bench.result(f"alone to {mode}")["status"] == 0, bench.result(f"alone to {mode}")
     assert_close(bench.weights(f"alone to {mode}"), bench.weights("whole"))
     assert_same_metrics(bench.directory(f"alone to {mode}"), bench.directory("whole"))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fewer_processes_go_on(bench: Bench, mode: str) -> None:
+def test_fewer_processes_resume(bench: Bench, mode: str) -> None:
     assert bench.resume_alone(f"stopped {mode}", f"{mode} to alone") == 0
     assert_close(bench.weights(f"{mode} to alone"), bench.weights("whole"))
     assert_same_metrics(bench.directory(f"{mode} to alone"), bench.directory("whole"))
@@ -313,8 +312,8 @@ def test_fewer_processes_go_on(bench: Bench, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_as_many_processes_go_on_bit_for_bit(bench: Bench, mode: str) -> None:
-    """With dropout: each takes up the random numbers that it had."""
+def test_as_many_processes_resume_bit_for_bit(bench: Bench, mode: str) -> None:
+    """With dropout: each restores its own random state."""
     assert bench.result(f"dropout again {mode}")["status"] == 0, bench.result(f"dropout again {mode}")
     assert_close(bench.weights(f"dropout stopped {mode}"), bench.weights(f"dropout {mode}"), bound=0)
     state = bench.state(f"dropout {mode}")
@@ -322,14 +321,12 @@ def test_as_many_processes_go_on_bit_for_bit(bench: Bench, mode: str) -> None:
     assert not torch.equal(state["random"]["cpu"], other["cpu"])
 
 
-def test_as_many_processes_go_on_in_another_mode(bench: Bench) -> None:
+def test_as_many_processes_resume_in_another_mode(bench: Bench) -> None:
     assert bench.result("dropout from ddp to fsdp")["status"] == 0
     assert_close(bench.weights("dropout to fsdp"), bench.weights("dropout ddp"))
 
 
-def test_dropout_draws_other_numbers_on_another_number_of_processes(
-    bench: Bench, capsys: pytest.CaptureFixture
-) -> None:
+def test_dropout_requires_the_same_number_of_processes(bench: Bench, capsys: pytest.CaptureFixture) -> None:
     name = "dropout refused"
     shutil.copytree(bench.directory("dropout ddp"), bench.directory(name))
     capsys.readouterr()
@@ -337,7 +334,7 @@ def test_dropout_draws_other_numbers_on_another_number_of_processes(
         ftcore.train.main(["--output", str(bench.directory(name)), "--resume"])
     assert ending.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "was trained by 2 processes, it cannot go on with 1 process" in line
+    assert "was trained by 2 processes, it cannot continue with 1 process" in line
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -345,7 +342,7 @@ def test_another_seed_is_refused_once(bench: Bench, mode: str) -> None:
     result = bench.result(f"dropout refused {mode}")
     assert result["status"] == 2
     [line] = result["errors"].splitlines()
-    assert "the run was started with --seed 0, it cannot go on with --seed 4" in line
+    assert "the run was started with --seed 0, it cannot continue with --seed 4" in line
 
 
 def test_sharded_state_is_safetensors_and_has_one_directory(bench: Bench) -> None:
@@ -372,7 +369,7 @@ def test_a_damaged_shard_is_refused(bench: Bench, capsys: pytest.CaptureFixture)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> None:
+def test_a_non_finite_loss_of_one_process_ends_all(bench: Bench, mode: str) -> None:
     name = f"overflow {mode}"
     assert bench.result(name)["status"] == 1
     [line] = [line for line in bench.result(name)["errors"].splitlines() if not line.startswith("warning")]
@@ -383,7 +380,7 @@ def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> 
     load_model(run / "last")
     report = json.loads((run / "non_finite.json").read_text())
     assert any("Zoe" in row["input"] for row in report["examples"])
-    assert len(report["examples"]) < 3  # those of the process that had it
+    assert len(report["examples"]) < 3  # of that process only
 
 
 @pytest.mark.parametrize(
@@ -396,7 +393,7 @@ def test_what_is_not_finite_on_one_process_ends_all(bench: Bench, mode: str) -> 
         ("typing error", "--parallel: invalid choice: 'fdsp'"),
     ],
 )
-def test_a_wrong_input_is_one_line_of_all_processes(bench: Bench, name: str, complaint: str) -> None:
+def test_wrong_input_is_one_line_for_all_processes(bench: Bench, name: str, complaint: str) -> None:
     result = bench.result(name)
     assert result["status"] == 2
     [line] = result["errors"].splitlines()
@@ -424,7 +421,7 @@ def test_refused_without_torchrun(capsys: pytest.CaptureFixture, options: str, c
 
 
 def start(empty: Bench, name: str, mode: str) -> subprocess.Popen:
-    """A run in two processes that has saved, and is far from its end."""
+    """Start a long run in two processes and wait for its first save."""
     options = f"--max-steps 100000 --dropout 0 --save-every 3 --eval-every 100000 --parallel {mode}"
     process = subprocess.Popen(
         [*TORCHRUN, "-m", "ftcore.train", *empty.words(name, "t5", options)],
@@ -441,7 +438,7 @@ def start(empty: Bench, name: str, mode: str) -> subprocess.Popen:
 
 
 def ranks(torchrun: subprocess.Popen) -> list[int]:
-    """The process ids of its processes, by rank."""
+    """The process ids of torchrun's workers, by rank."""
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     found = {}
     for child in map(int, children):
@@ -450,8 +447,8 @@ def ranks(torchrun: subprocess.Popen) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def goes_on(empty: Bench, name: str) -> None:
-    """The state resumes, here in one process, and takes steps."""
+def assert_resumes(empty: Bench, name: str) -> None:
+    """The saved state resumes in one process."""
     saved = empty.state(name)["progress"]["step"]
     with stopping(2):
         assert empty.resume_alone(name, f"{name} resumed") == 0
@@ -460,7 +457,7 @@ def goes_on(empty: Bench, name: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 @pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 0)])
-def test_one_process_killed_ends_the_others_with_what_to_do(empty: Bench, mode: str, rank: int) -> None:
+def test_a_killed_process_ends_the_others_with_the_resume_command(empty: Bench, mode: str, rank: int) -> None:
     name = f"killed {mode}"
     process = start(empty, name, mode)
     os.kill(ranks(process)[rank], signal.SIGKILL)
@@ -471,7 +468,7 @@ def test_one_process_killed_ends_the_others_with_what_to_do(empty: Bench, mode: 
     assert "the run goes on from its last save, step" in line
     command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
     assert f"with {command} {empty.directory(name)} --resume" in line
-    goes_on(empty, name)
+    assert_resumes(empty, name)
 
 
 def test_a_stopped_torchrun_saves(empty: Bench) -> None:
@@ -480,22 +477,22 @@ def test_a_stopped_torchrun_saves(empty: Bench) -> None:
     output, errors = process.communicate(timeout=120)
     step = empty.state("terminated")["progress"]["step"]
     assert f"stopped after step {step} of 100000 and saved; resume with:" in output, errors
-    goes_on(empty, "terminated")
+    assert_resumes(empty, "terminated")
 
 
-# --- parts
+# --- single functions
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.6])
 def test_a_process_stuck_after_sigterm_is_reported(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(interrupt, "GRACE", 0.2)
-    said = []
-    with interrupt.Interrupt(), interrupt.call_if_stuck(lambda: said.append("it")):
+    reports = []
+    with interrupt.Interrupt(), interrupt.call_if_stuck(lambda: reports.append("stuck")):
         os.kill(os.getpid(), signal.SIGTERM)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.01)
-    assert said == (["it"] if seconds else [])
+    assert reports == (["stuck"] if seconds else [])
 
 
 def test_rows_are_sharded_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:

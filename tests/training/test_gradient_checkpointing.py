@@ -69,7 +69,7 @@ def test_loss_gradients_and_random_state_are_bit_identical(
 
 
 class OutputRecorder:
-    """A forward hook that counts calls and tells whether the outputs are still in memory."""
+    """A forward hook that counts calls and records whether the outputs are still in memory."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.outputs: list[StorageWeakRef] = []

@@ -1,4 +1,4 @@
-"""The slice-wise loss equals transformers' and the plain formula, and holds no more logits than a slice."""
+"""The chunked loss equals transformers' and the plain formula, and stores at most one chunk of logits."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftcore.training import loss as loss_page
+from ftcore.training import loss as loss_module
 from ftcore.training.loss import batch_loss, count_targets, linear_cross_entropy
 from tests.helpers import oracle
 
@@ -37,7 +37,7 @@ def pair(family: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 def random_batch(family: str, seed: int, rows: int, length: int, side: str = "right") -> dict[str, Tensor]:
-    """As the loader makes it: rows of different lengths, -100 at the padding and on GPT-2's sources."""
+    """A batch as from the loader: rows of different lengths, -100 at padding and in GPT-2's sources."""
     input_ids = oracle.tokens(seed, rows, length)
     attention_mask = oracle.padding(seed, rows, length, side)
     if family.startswith("t5"):
@@ -54,18 +54,18 @@ def random_batch(family: str, seed: int, rows: int, length: int, side: str = "ri
 
 
 def reference_loss(reference: Any, batch: dict[str, Tensor]) -> Tensor:
-    """transformers' loss: the mean over the labels that are asked for."""
+    """transformers' loss: the mean over labels other than -100."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     if not reference.config.is_encoder_decoder:
         mask = inputs["attention_mask"]
         inputs["position_ids"] = oracle.positions(mask)
-        # Under left padding, transformers would ask the last pad token for a row's first token.
+        # Under left padding, transformers would predict a row's first token from the last pad token.
         is_first = (mask.cumsum(-1) == 1) & (mask == 1)
         inputs["labels"] = inputs["labels"].masked_fill(is_first, -100)
     output = reference(**inputs)
     if output.logits.dtype == torch.float32:
         return output.loss
-    # transformers rounds logits to float32 before the loss. The same without rounding:
+    # transformers rounds logits to float32 before the loss. This is the same without rounding.
     shift = 0 if reference.config.is_encoder_decoder else 1
     logits = output.logits[:, : output.logits.shape[1] - shift]
     return F.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, shift:].flatten())
@@ -126,7 +126,7 @@ def test_accuracy_counts_the_most_likely_tokens(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family: str) -> None:
-    """Rows alone, without any padding, add up to the batch, whichever side is padded."""
+    """The losses of single rows without padding sum to that of the batch, with padding on either side."""
     _, model = pair(family)
     model.double()
     for side in ("left", "right"):
@@ -174,10 +174,10 @@ def random_problem(
     oracle.seeds,
 )
 def test_any_chunk_size_gives_the_plain_formula(
-    rows: int, width: int, vocabulary: int, slice_size: int, smoothing: float, seed: int
+    rows: int, width: int, vocabulary: int, chunk_size: int, smoothing: float, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_page, "CHUNK", slice_size)
+        patch.setattr(loss_module, "CHUNK", chunk_size)
         inputs = random_problem(rows, width, vocabulary, seed)
         total, correct = linear_cross_entropy(*inputs, smoothing)
         gradients = torch.autograd.grad(3 * total, inputs[:2])
@@ -189,7 +189,7 @@ def test_any_chunk_size_gives_the_plain_formula(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
-    monkeypatch.setattr(loss_page, "CHUNK", 20)
+    monkeypatch.setattr(loss_module, "CHUNK", 20)
     hidden, weight, labels = random_problem(5, 3, 7)
 
     def total() -> Tensor:
@@ -208,7 +208,7 @@ def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_second_backward_pass_is_refused() -> None:
-    """The first takes the gradient where it lies, and there is no other."""
+    """The first one scales the gradient in place."""
     hidden, weight, labels = random_problem(5, 3, 7)
     total, _ = linear_cross_entropy(hidden, weight, labels)
     total.backward(retain_graph=True)
@@ -216,7 +216,7 @@ def test_a_second_backward_pass_is_refused() -> None:
         total.backward()
 
 
-def test_extreme_logits_neither_overflow_nor_vanish() -> None:
+def test_extreme_logits_do_not_overflow() -> None:
     hidden, weight, labels = random_problem(6, 4, 9, dtype=torch.float32)
     total, _ = linear_cross_entropy(hidden * 1e4, weight, labels)
     total.backward()
@@ -224,31 +224,31 @@ def test_extreme_logits_neither_overflow_nor_vanish() -> None:
     assert hidden.grad is not None and hidden.grad.isfinite().all()
 
 
-def test_what_all_logits_share_costs_no_digits() -> None:
-    """GPT-2's logits are about -100 all together. A softmax does not feel that, so what adds the same to all
-    logits has no gradient; it would have one if the normaliser's rounding, 2^-18 there, were not kept out.
+def test_a_constant_added_to_all_logits_costs_no_precision() -> None:
+    """GPT-2's logits are all near -100. Softmax is invariant to a constant added to all logits, so an input
+    that adds one has no gradient. exp(logits - logsumexp) would give it one: at 100, rounding is 2^-18.
     """
     hidden, weight, labels = random_problem(40, 16, 500, dtype=torch.float32)
     with torch.no_grad():
         hidden[:, -1], weight[:, -1] = 1.0, -100.0
     linear_cross_entropy(hidden, weight, labels)[0].backward()
-    # Sums of 500 numbers that add up to 0, in units of their largest: a walk of 500 roundings of each.
+    # The exact gradient is a sum of 500 terms that is 0; rounding errors add like a random walk.
     assert hidden.grad is not None
     assert hidden.grad[:, -1].abs().max() < 100 * 2**-24 * 500**0.5
 
 
 @pytest.mark.parametrize("frozen", ["head", "body"])
-def test_a_frozen_part_gets_no_gradient_and_changes_none(frozen: str) -> None:
+def test_a_frozen_part_gets_no_gradient(frozen: str) -> None:
     hidden, weight, labels = random_problem(6, 4, 9)
     (weight if frozen == "head" else hidden).requires_grad_(False)
     linear_cross_entropy(hidden, weight, labels)[0].backward()
-    learning, still = (hidden, weight) if frozen == "head" else (weight, hidden)
-    assert still.grad is None
-    torch.testing.assert_close(learning.grad, torch.autograd.grad(plain(hidden, weight, labels), learning)[0])
+    trained, fixed = (hidden, weight) if frozen == "head" else (weight, hidden)
+    assert fixed.grad is None
+    torch.testing.assert_close(trained.grad, torch.autograd.grad(plain(hidden, weight, labels), trained)[0])
 
 
-def test_no_targets_are_a_loss_of_zero() -> None:
-    """The sum over no tokens, with gradients of zero: such a batch adds nothing to its window."""
+def test_a_batch_without_targets_has_loss_zero() -> None:
+    """Its gradients are zero too, so it adds nothing to its step."""
     for family in ("t5", "gpt2"):
         _, model = pair(family)
         batch = random_batch(family, seed=1, rows=2, length=8)
@@ -269,7 +269,7 @@ def test_bfloat16_computes_logits_in_bfloat16_and_the_sum_in_float32() -> None:
     torch.testing.assert_close(total, F.cross_entropy(logits, labels, reduction="sum"))
     exact = torch.autograd.grad(plain(hidden, weight, labels), (hidden, weight))
     for got, wanted in zip((hidden.grad, weight.grad), exact, strict=True):
-        # Roundings of 2^-9 each: two inputs, logits (whose size, 4, multiplies it), softmax, result.
+        # Rounding errors of 2^-9: two inputs, logits (4 times, for their magnitude), softmax, result.
         assert oracle.distance(got, wanted) < 8 * 2**-9
 
 
@@ -277,32 +277,32 @@ def test_bfloat16_computes_logits_in_bfloat16_and_the_sum_in_float32() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """The most elements of any tensor that is made inside."""
+    """Records the number of elements of the largest tensor created in the block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **kwargs or {})
-        for tensor in made if isinstance(made, tuple | list) else [made]:
+        outputs = function(*args, **kwargs or {})
+        for tensor in outputs if isinstance(outputs, tuple | list) else [outputs]:
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
-        return made
+        return outputs
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_no_more_logits_than_a_slice_are_ever_held(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
-    rows, width, vocabulary, slice_size = 64, 4, 100, 800
-    monkeypatch.setattr(loss_page, "CHUNK", slice_size)
+def test_at_most_one_chunk_of_logits_is_stored(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+    rows, width, vocabulary, chunk_size = 64, 4, 100, 800
+    monkeypatch.setattr(loss_module, "CHUNK", chunk_size)
     hidden, weight, labels = random_problem(rows, width, vocabulary)
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, labels, smoothing)[0].backward()
-    assert largest.elements == slice_size < rows * vocabulary
+    assert largest.elements == chunk_size < rows * vocabulary
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_none_is_computed(mode: Any) -> None:
+def test_no_gradient_is_computed_under_no_grad(mode: Any) -> None:
     hidden, weight, labels = random_problem(6, 4, 9)
     wanted = plain(hidden, weight, labels)
     with mode(), torch.profiler.profile() as profile:

@@ -48,11 +48,11 @@ def test_frozen_parameters_are_in_no_group() -> None:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("family", SETTINGS)
 def test_three_steps_equal_torch_on_transformers(family: str, dtype: torch.dtype, bound: float) -> None:
-    """1e-5 is the published requirement. In float64, the gradients' rounding of 1e-16 is at most multiplied
-    by the rate over AdamW's epsilon, 1e-3 / 1e-8, in each step: 1e-10 leaves room for gradients above 1.
+    """1e-5 is the published requirement. In float64, each step multiplies the gradients' rounding error of
+    1e-16 by at most lr / eps = 1e-3 / 1e-8; the bound of 1e-10 has a margin for gradients above 1.
 
-    In float32 that factor spares one weight no agreement: a bias of the keys shifts all scores of a query
-    alike, so its true gradient is 0, and AdamW makes full steps of what rounding leaves.
+    In float32 key biases would not agree: they add a constant to all scores of a query, so their true
+    gradient is 0, and AdamW makes full steps from rounding noise.
     """
     reference, model = (m.to(dtype) for m in pair(family))
     matrices = [p for p in reference.parameters() if p.dim() > 1]
@@ -88,8 +88,8 @@ def test_three_steps_equal_torch_on_transformers(family: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_it_is_transformers_schedule_without_the_wasted_first_step(schedule: str, warmup: int) -> None:
-    """transformers trains its first step with a rate of 0; our warm-up is one step ahead, the rest alike."""
+def test_schedules_equal_those_of_transformers_except_the_first_step(schedule: str, warmup: int) -> None:
+    """transformers' first step has learning rate 0; our warm-up is one step ahead, the rest is equal."""
     total, peak = 40, 0.3
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     reference = transformers.get_scheduler(
@@ -110,14 +110,14 @@ def test_it_is_transformers_schedule_without_the_wasted_first_step(schedule: str
 
 @settings(deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(1, 300), st.floats(0, 400), st.floats(1e-8, 10))
-def test_it_rises_to_the_peak_then_never_rises(schedule: Any, total: int, warmup: float, peak: float) -> None:
+def test_rates_rise_only_to_the_peak(schedule: Any, total: int, warmup: float, peak: float) -> None:
     warm = warmup_steps(warmup, total)
     rates = [
         learning_rate(step, peak=peak, schedule=schedule, warmup_steps=warm, total_steps=total)
         for step in range(total + 5)
     ]
     assert min(rates) >= 0 < min(rates[:total])
-    assert max(rates) <= peak * (1 + 1e-15)  # a rounding of the division
+    assert max(rates) <= peak * (1 + 1e-15)  # one rounding error
     assert all(a < b for a, b in pairwise(rates[:warm]))
     assert all(a >= b for a, b in pairwise(rates[warm:]))
     if warm < total:
@@ -148,12 +148,12 @@ def test_relative_steps_follow_each_tensors_size_as_it_changes() -> None:
     set_learning_rate(optimizer, 0.25)
     [matrix, bias] = optimizer.param_groups
     assert (matrix["lr"], matrix["weight_decay"]) == (1.0, 0.1)
-    assert (bias["lr"], bias["weight_decay"]) == (0.25 * 1e-3, 0.0)  # what is 0 can leave 0
+    assert (bias["lr"], bias["weight_decay"]) == (0.25 * 1e-3, 0.0)  # the floor, so that zeros can change
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
-    """A weight in another unit, its gradient in the inverse unit, takes the same steps in its own unit."""
+def test_relative_steps_are_scale_invariant(scale: float) -> None:
+    """A weight scaled by c, whose gradient is scaled by 1 / c, takes steps scaled by c."""
     torch.manual_seed(0)
     weight, slope = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     moved = []
@@ -162,7 +162,7 @@ def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
         with torch.no_grad():
             layer.weight.copy_(weight * unit)
         optimizer = adamw(layer, lr=0.1, weight_decay=0.0, relative=True)
-        layer.weight.grad = slope * 1e6 / unit  # large: AdamW's eps is in the gradient's unit
+        layer.weight.grad = slope * 1e6 / unit  # large, so that AdamW's eps is negligible
         optimizer.step()
         moved.append(layer.weight.detach() / unit)
     torch.testing.assert_close(moved[0], moved[1])
@@ -173,10 +173,10 @@ def test_relative_steps_do_not_know_the_unit_of_a_weight(scale: float) -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.sampled_from(sorted(SETTINGS)), st.integers(-7, 3), st.integers(1, 4), oracle.seeds)
-def test_adafactor_is_transformers_with_t5s_settings(
+def test_adafactor_equals_transformers_with_t5s_settings(
     family: str, exponent: int, steps: int, seed: int
 ) -> None:
-    """Whatever the gradients' unit is, which torch's own default for eps would notice."""
+    """At any scale of the gradients, unlike with torch's default eps."""
     reference, model = (m.double() for m in pair(family))
     published = {"lr": 1e-3, "eps": (1e-30, 1e-3), "clip_threshold": 1.0, "decay_rate": -0.8}
     theirs = transformers.Adafactor(
@@ -195,8 +195,8 @@ def test_adafactor_is_transformers_with_t5s_settings(
         torch.testing.assert_close(weight, wanted[name], rtol=1e-9, atol=1e-12)
 
 
-def test_adafactor_survives_rows_that_never_had_a_gradient() -> None:
-    """The embeddings of words that do not occur: their squares are 0, and 0 / 0 must not come of it."""
+def test_adafactor_with_rows_without_a_gradient() -> None:
+    """Embeddings of tokens that do not occur: their squared gradients are 0, which must not give 0 / 0."""
     layer = torch.nn.Embedding(4, 3)
     before = layer.weight.detach().clone()
     optimizer = adafactor(layer, lr=1e-3)
@@ -208,10 +208,10 @@ def test_adafactor_survives_rows_that_never_had_a_gradient() -> None:
     assert torch.equal(layer.weight[[0, 2, 3]], before[[0, 2, 3]]) and (layer.weight[1] < before[1]).all()
 
 
-def test_adafactor_remembers_rows_and_columns_alone() -> None:
+def test_adafactor_stores_row_and_column_means_only() -> None:
     layer = torch.nn.Linear(50, 40)
     optimizer = adafactor(layer, lr=1e-3)
     layer(torch.ones(50)).sum().backward()
     optimizer.step()
-    remembered = {name: tensor.numel() for name, tensor in optimizer.state[layer.weight].items()}
-    assert remembered == {"step": 1, "row_var": 40, "col_var": 50}
+    stored = {name: tensor.numel() for name, tensor in optimizer.state[layer.weight].items()}
+    assert stored == {"step": 1, "row_var": 40, "col_var": 50}

@@ -1,10 +1,10 @@
-"""200 runs killed at random moments, a study that is not part of the suite:
+"""Runs killed at 200 random moments, a study that is not part of the suite:
 
     python -m pytest tests/training/test_random_kills.py -m study -s
 
-A run that saves every second step is killed, taken up, killed again until it ends, which must be as if nobody
-had touched it; then the next run begins. The summary that is printed at the end stands in docs/training.md.
-test_resume.py kills before each single change of the disk instead; here chance chooses, inside writes too.
+A run that saves every second step is killed and resumed until it ends; its results must equal those of an
+uninterrupted run. Then the next run starts. The summary printed at the end is in docs/training.md.
+test_resume.py kills before each change on disk instead; here the time is random, also during a write.
 """
 
 import json
@@ -41,7 +41,7 @@ def test_killed_at_random_moments(family: str, tmp_path: Path) -> None:
     command = f"--model {make_model(tmp_path / 'model')} --train {data} --batch-size 3 --max-steps {STEPS} "
     command += "--lr 0.01 --eval-every 10 --log-every 1 --eval-answers 1 --max-target-length 20 "
     command += f"--save-every {SAVE_EVERY} --keep 3"
-    chance, seen, lost = random.Random(7), Counter[str](), Counter[int]()
+    rng, seen, lost = random.Random(7), Counter[str](), Counter[int]()
 
     whole = tmp_path / "whole"
     began = time.monotonic()
@@ -54,22 +54,22 @@ def test_killed_at_random_moments(family: str, tmp_path: Path) -> None:
         number += 1
         run = tmp_path / f"run{number}"
         act = train(command, run)
-        while not finished_before(act, chance.uniform(0, seconds / 3)) and seen["kills"] < KILLS // 2:
+        while not finished_before(act, rng.uniform(0, seconds / 3)) and seen["kills"] < KILLS // 2:
             seen["kills"] += 1
-            seen["inside of a write"] += any(run.rglob(".*.part"))
-            act = take_up(command, run, seen, lost)
+            seen["during a write"] += any(run.rglob(".*.part"))
+            act = check_and_resume(command, run, seen, lost)
         if seen["kills"] == KILLS // 2:
             assert finished_before(act, seconds=600)
-        seen["runs that ended bit for bit as the uninterrupted one"] += 1
+        seen["runs bitwise equal to the uninterrupted one"] += 1
         torch.testing.assert_close(outcome(run), wanted, rtol=0, atol=0)
 
     print(f"\n{family}: a whole run takes {seconds:.1f} s; {dict(seen)}; steps lost: {sorted(lost.items())}")
 
 
-def take_up(command: str, run: Path, seen: Counter[str], lost: Counter[int]) -> Callable[[], object]:
-    """Look at what a kill has left, and say how the run goes on."""
+def check_and_resume(command: str, run: Path, seen: Counter[str], lost: Counter[int]) -> Callable[[], object]:
+    """Check the files that a kill has left; returns a function that resumes or restarts the run."""
     for directory in (run / "best", run / "last", *run.glob("checkpoints/step-*")):
-        if directory.exists():  # under its name; what is hidden is unfinished
+        if directory.exists():  # unfinished ones have hidden names
             load_model(directory)
             load_tokenizer(directory)
             seen["checkpoints that loaded"] += 1
@@ -78,10 +78,8 @@ def take_up(command: str, run: Path, seen: Counter[str], lost: Counter[int]) -> 
         seen["before the first save"] += 1
         return train(command + (" --overwrite" if (run / "train_config.json").exists() else ""), run)
     saved = torch.load(state, weights_only=True)["progress"]["step"]
-    # A step is logged after it was taken, and every step is logged.
-    *lines, _ = (
-        (run / "metrics.jsonl").read_text().split("\n")
-    )  # what follows the last line's end is half a line
+    # Every step is logged. The text after the last newline is empty or an incomplete line.
+    *lines, _ = (run / "metrics.jsonl").read_text().split("\n")
     taken = max(json.loads(line)["step"] for line in lines)
     assert 0 <= taken - saved <= SAVE_EVERY
     lost[taken - saved] += 1
@@ -93,7 +91,7 @@ def train(command: str, run: Path) -> Callable[[], object]:
 
 
 def finished_before(act: Callable[[], object], seconds: float) -> bool:
-    """Do something in a child process and kill it after so many seconds: was it done by then?"""
+    """Run `act` in a child process; False if it was killed after `seconds`."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -115,7 +113,7 @@ def finished_before(act: Callable[[], object], seconds: float) -> bool:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves: weights, optimizer, random numbers, and the log without its clock."""
+    """The results of a run: weights, optimizer and random state, and the log without timings."""
     state = torch.load(run / "state" / "training_state.pt", weights_only=True)
     return {
         "weights": [load_file(run / place / "model.safetensors") for place in ("best", "last")],

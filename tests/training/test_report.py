@@ -35,7 +35,7 @@ TEXTS = st.sampled_from(HOSTILE) | st.text(max_size=20)
 
 @pytest.fixture(autouse=True)
 def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are slow to draw: only tests that ask for `curves` have them."""
+    """Curves are slow to draw: disabled except in tests with the fixture `curves`."""
     if "curves" not in request.fixturenames:
         monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
 

@@ -1,7 +1,7 @@
-"""A run that was stopped, or killed at the worst moment, and resumed is the uninterrupted run bit for bit.
+"""A run that is stopped or killed, then resumed, is bitwise equal to the uninterrupted run.
 
-Dropout is on, so that a random generator that is not put back shows at once. Three windows make an epoch, of
-which the last is short.
+Dropout is on, so a random state that is not restored changes the results. An epoch has three steps, the last
+one shorter.
 """
 
 import json
@@ -30,7 +30,7 @@ FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 
 
 class Bench:
-    """Starts runs of one family in fresh directories and knows what the uninterrupted one comes to."""
+    """Runs of one family in new directories, and the results of an uninterrupted run."""
 
     def __init__(self, family: str, folder: Path) -> None:
         self.folder, self.runs = folder, 0
@@ -54,7 +54,7 @@ class Bench:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves: the best and the last weights, the optimizer and the log without its clock."""
+    """The results of a run: weights, optimizer and random state, and the log without timings."""
     state = torch.load(run / "state" / "training_state.pt", weights_only=True)
     return {
         "best": load_file(run / "best" / "model.safetensors"),
@@ -88,7 +88,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def at_step(step: int, act: Callable[[], None]) -> Any:
-    """Do something in the middle of the loop, when this step has been taken."""
+    """Call `act` inside the training loop, after this step."""
     patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
 
     def add_and_act(self: Meter, *arguments: Any) -> None:
@@ -163,8 +163,8 @@ def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
     assert_same(outcome(run), outcome(whole))
 
 
-def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
-    """Workers prepare the same batches, and looking more often at the validation set changes no weight."""
+def test_stopped_twice_and_resumed_with_other_resumable_options(t5: Bench) -> None:
+    """Workers do not change the batches, and more frequent validation does not change the weights."""
     run = t5.new_directory()
     stop_at(t5, run, 2)
     patch = at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -178,13 +178,13 @@ def test_stopped_twice_and_resumed_with_other_free_options(t5: Bench) -> None:
     assert_same(got["optimizer"], t5.wanted["optimizer"])
 
 
-def test_how_often_is_validated_saved_and_logged_changes_no_weight(t5: Bench) -> None:
+def test_intervals_of_validation_saving_and_logging_change_no_weight(t5: Bench) -> None:
     run = t5.new_directory()
     t5.train(run, "--eval-every 3 --save-every 1 --keep 1 --log-every 1 --eval-answers 2 --num-beams 2")
     assert_same(outcome(run)["last"], t5.wanted["last"])
 
 
-def test_stopping_says_how_to_go_on_and_going_on_says_so(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+def test_stopping_prints_the_resume_command(t5: Bench, capsys: pytest.CaptureFixture) -> None:
     run = t5.new_directory()
     stop_at(t5, run, 3)
     output = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_stopping_says_how_to_go_on_and_going_on_says_so(t5: Bench, capsys: pyte
     assert f"python -m ftcore.train --output {run} --resume" in output
 
 
-def test_a_finished_run_is_left_as_it_is(t5: Bench) -> None:
+def test_resuming_a_finished_run_changes_nothing(t5: Bench) -> None:
     run = t5.new_directory()
     t5.train(run)
     assert t5.resume(run) == 0
@@ -207,7 +207,7 @@ def test_a_run_started_with_overwrite_resumes(t5: Bench) -> None:
     assert_same(outcome(run), t5.wanted)
 
 
-def test_the_options_of_a_resumed_run_start_another(t5: Bench) -> None:
+def test_the_saved_options_of_a_resumed_run_start_a_new_run(t5: Bench) -> None:
     run, other = t5.new_directory(), t5.new_directory()
     stop_at(t5, run, 2)
     t5.resume(run)
@@ -219,7 +219,7 @@ def test_the_options_of_a_resumed_run_start_another(t5: Bench) -> None:
 
 
 def killed(act: Callable[[], Any], operation: int) -> bool:
-    """Run `act` in a child that SIGKILL ends before its n-th change of the disk; False if that never came."""
+    """Run `act` in a child process that is killed before its n-th change on disk; False if it finished."""
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         return os.WIFSIGNALED(status)
@@ -227,7 +227,7 @@ def killed(act: Callable[[], Any], operation: int) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         count = 0
 
-        def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(change: Callable[..., Any]) -> Callable[..., Any]:
             def counted(*arguments: Any, **options: Any) -> Any:
                 nonlocal count
                 count += 1
@@ -244,14 +244,14 @@ def killed(act: Callable[[], Any], operation: int) -> bool:
             (Path, "replace"),
             (Path, "rename"),
         ):
-            setattr(owner, name, watched(getattr(owner, name)))
+            setattr(owner, name, counting(getattr(owner, name)))
         act()
     finally:
         os._exit(0)
 
 
 def assert_everything_loads(run: Path) -> None:
-    """Each directory with a name that a reader would open; what is hidden is unfinished."""
+    """All checkpoints load; unfinished ones have hidden names."""
     for directory in (run / "best", run / "last", *run.glob("checkpoints/step-*")):
         if directory.exists():
             load_model(directory)
@@ -263,7 +263,7 @@ def assert_everything_loads(run: Path) -> None:
 @given(operation=st.integers(1, 400))
 @example(operation=2)
 @example(operation=264)  # the last save, between its files
-def test_killed_at_any_change_of_the_disk(gpt2: Bench, operation: int) -> None:
+def test_killed_before_any_change_on_disk(gpt2: Bench, operation: int) -> None:
     run = gpt2.new_directory()
     was_killed = killed(lambda: gpt2.train(run, "--save-every 2 --keep 1"), operation)
     assert_everything_loads(run)
@@ -275,7 +275,7 @@ def test_killed_at_any_change_of_the_disk(gpt2: Bench, operation: int) -> None:
     assert_everything_loads(run)
 
 
-def test_a_half_written_last_line_of_the_log_is_dropped(t5: Bench) -> None:
+def test_an_incomplete_last_line_of_the_log_is_dropped(t5: Bench) -> None:
     run = t5.new_directory()
     stop_at(t5, run, 4)
     with (run / "metrics.jsonl").open("a") as log:
@@ -305,8 +305,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(
     assert_same(outcome(run), t5.wanted)
 
 
-def test_a_run_of_a_version_that_knew_fewer_options_goes_on(t5: Bench, capsys: pytest.CaptureFixture) -> None:
-    """What it did not know had its default then, and must have it now."""
+def test_a_run_of_a_version_with_fewer_options_resumes(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+    """Options that it lacked had their present defaults, and must keep them."""
     run = t5.new_directory()
     stop_at(t5, run, 2)
     config, state = run / "train_config.json", run / "state" / "training_state.pt"
@@ -317,9 +317,7 @@ def test_a_run_of_a_version_that_knew_fewer_options_goes_on(t5: Bench, capsys: p
     del saved["options"]["label_smoothing"]
     torch.save(saved, state)
     line = refusal(lambda: t5.resume(run, "--label-smoothing 0.1"), capsys)
-    assert (
-        "the run was started with --label-smoothing 0.0, it cannot go on with --label-smoothing 0.1" in line
-    )
+    assert "started with --label-smoothing 0.0, it cannot continue with --label-smoothing 0.1" in line
     assert t5.resume(run) == 0
     assert_same(outcome(run), t5.wanted)
 
@@ -337,17 +335,17 @@ def stopped(t5: Bench) -> Path:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--lr 0.5", "the run was started with --lr 0.01, it cannot go on with --lr 0.5"),
-        ("--batch-size 2", "--batch-size 3, it cannot go on with --batch-size 2"),
-        ("--optimizer adafactor --relative-steps", "it cannot go on with --optimizer adafactor"),
-        ("--seed 4", "--seed 0, it cannot go on with --seed 4"),
-        ("--eval-answers 7", "--eval-answers 1, it cannot go on with --eval-answers 7"),
+        ("--lr 0.5", "the run was started with --lr 0.01, it cannot continue with --lr 0.5"),
+        ("--batch-size 2", "--batch-size 3, it cannot continue with --batch-size 2"),
+        ("--optimizer adafactor --relative-steps", "it cannot continue with --optimizer adafactor"),
+        ("--seed 4", "--seed 0, it cannot continue with --seed 4"),
+        ("--eval-answers 7", "--eval-answers 1, it cannot continue with --eval-answers 7"),
         (
             "--freeze encoder.block.0",
-            "without --freeze, it cannot go on with --freeze encoder.block.0",
+            "without --freeze, it cannot continue with --freeze encoder.block.0",
         ),
-        ("--pad-to-max-length", "without --pad-to-max-length, it cannot go on with --pad-to-max-length"),
-        ("--max-steps 99", f"--max-steps {STEPS}, it cannot go on with --max-steps 99"),
+        ("--pad-to-max-length", "without --pad-to-max-length, it cannot continue with --pad-to-max-length"),
+        ("--max-steps 99", f"--max-steps {STEPS}, it cannot continue with --max-steps 99"),
         ("--overwrite", "choose one"),
     ],
 )
@@ -360,7 +358,7 @@ def test_other_options_are_refused(
 
 
 def refusal(act: Callable[[], Any], capsys: pytest.CaptureFixture) -> str:
-    """The one line that a command refuses with."""
+    """The error line of a refused command."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         act()
@@ -378,7 +376,7 @@ def test_a_changed_training_file_is_refused(t5: Bench, capsys: pytest.CaptureFix
 
 
 def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
-    """The scores of two files cannot say which of two checkpoints is the better one."""
+    """Scores on different files are not comparable, so best/ could not be selected."""
     run = t5.new_directory()
     data = tiny_runs.questions(run.with_suffix(".jsonl"), 4)
     stop_at(t5, run, 1, f"--valid {data}")
@@ -388,8 +386,8 @@ def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("package", ["ftcore", "torch"])
-def test_another_version_is_said_and_goes_on(t5: Bench, capsys: pytest.CaptureFixture, package: str) -> None:
-    """An upgrade in the middle of a long run is no reason to lose it."""
+def test_another_version_causes_a_warning(t5: Bench, capsys: pytest.CaptureFixture, package: str) -> None:
+    """An upgrade during a long run should not lose it."""
     run = t5.new_directory()
     stop_at(t5, run, 2)
     state = run / "state" / "training_state.pt"
@@ -403,7 +401,7 @@ def test_another_version_is_said_and_goes_on(t5: Bench, capsys: pytest.CaptureFi
     assert_same(outcome(run), t5.wanted)
 
 
-def test_a_state_of_a_version_that_knew_only_the_training_file(t5: Bench) -> None:
+def test_a_state_with_the_fingerprint_of_the_training_file_alone(t5: Bench) -> None:
     run = t5.new_directory()
     stop_at(t5, run, 2)
     state = run / "state" / "training_state.pt"
@@ -423,7 +421,7 @@ def test_a_changed_model_is_refused(t5: Bench, capsys: pytest.CaptureFixture) ->
     tiny_runs.tiny_t5(model, d_ff=32)
     line = refusal(lambda: t5.resume(run), capsys)
     assert f"{model} is no longer the model of the run in {run}: d_ff was 24 in its config.json" in line
-    tiny_runs.tiny_t5(model, feed_forward_proj="gelu")  # of the same shapes
+    tiny_runs.tiny_t5(model, feed_forward_proj="gelu")  # the shapes are the same
     line = refusal(lambda: t5.resume(run), capsys)
     assert "feed_forward_proj was 'relu' in its config.json and is 'gelu'" in line
 
@@ -438,14 +436,14 @@ def test_a_damaged_state_is_refused(t5: Bench, capsys: pytest.CaptureFixture, da
     assert f"{state}: damaged, the run cannot be resumed" in line
 
 
-def test_no_pickle_is_ever_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:
+def test_a_pickle_is_not_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:
     run = t5.new_directory()
     stop_at(t5, run, 1)
     torch.save({"model": time.sleep}, run / "state" / "training_state.pt")
     assert "damaged" in refusal(lambda: t5.resume(run), capsys)
 
 
-def test_where_there_is_nothing_to_resume(t5: Bench, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_nothing_to_resume_is_refused(t5: Bench, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "holds no run to resume" in refusal(lambda: t5.resume(tmp_path), capsys)
     (tmp_path / "train_config.json").write_text("{}")
     assert "stopped before its first save" in refusal(lambda: t5.resume(tmp_path), capsys)
@@ -456,7 +454,7 @@ def test_where_there_is_nothing_to_resume(t5: Bench, tmp_path: Path, capsys: pyt
 def test_a_state_from_before_fast_was_an_option_resumes_with_it(
     t5: Bench, capsys: pytest.CaptureFixture
 ) -> None:
-    """Such runs were trained with the fast layers, which was not an option then."""
+    """Such runs were always trained with the fast layers."""
     whole, run = t5.new_directory(), t5.new_directory()
     assert t5.train(whole, "--fast") == 0
     stop_at(t5, run, 2, "--fast")
@@ -466,6 +464,6 @@ def test_a_state_from_before_fast_was_an_option_resumes_with_it(
     torch.save(saved, state)
     config.write_text(json.dumps(options))
     line = refusal(lambda: t5.resume(run), capsys)
-    assert "the run was started with --fast, it cannot go on without --fast" in line
+    assert "the run was started with --fast, it cannot continue without --fast" in line
     assert t5.resume(run, "--fast") == 0
     assert_same(outcome(run), outcome(whole))

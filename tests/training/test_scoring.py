@@ -81,8 +81,8 @@ def test_gpt2s_answers_fit_its_positions(tmp_path: Path) -> None:
     records = read_records("qa", tiny_runs.questions(tmp_path / "qa.jsonl", 5), decoder_only=True)
     data = Dataset(records, tokenizer, decoder_only=True, max_source_length=60, max_target_length=50)
     answers = score_answers(model, tokenizer, data, max_new_tokens=50)
-    room = 64 - max(len(data.source(index)) for index in range(5))
-    assert len(answers) == 5 and all(len(answer.prediction.encode()) <= 4 * room for answer in answers)
+    free = 64 - max(len(data.source(index)) for index in range(5))
+    assert len(answers) == 5 and all(len(answer.prediction.encode()) <= 4 * free for answer in answers)
 
 
 def test_perplexity_of_a_huge_loss_is_infinite() -> None:

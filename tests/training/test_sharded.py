@@ -1,6 +1,6 @@
-"""A state in parts on disk, as FSDP writes it: whole after a kill at any moment, and for anybody to read.
+"""Sharded states on disk, as FSDP writes them: consistent after a kill at any moment.
 
-Here one process writes and reads plain tensors; test_parallel.py has the sharded ones.
+Here a single process writes and reads plain tensors; test_distributed.py tests sharded ones.
 """
 
 import os
@@ -19,7 +19,7 @@ from ftcore.training.sharded import load_sharded, save_sharded
 
 
 @pytest.fixture(autouse=True)
-def one_process_alone() -> Iterator[None]:
+def ignore_single_process_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[int, nn.Module, torch.optim.Optimizer]:
     return state["progress"]["step"], model, optimizer
 
 
-def assert_whole(path: Path, steps: tuple[int, ...]) -> None:
+def assert_consistent(path: Path, steps: tuple[int, ...]) -> None:
     step, model, optimizer = load(path)
     assert step in steps
     wanted, wanted_optimizer = trained(step)
@@ -56,30 +56,30 @@ def assert_whole(path: Path, steps: tuple[int, ...]) -> None:
     torch.testing.assert_close(moments, wanted_moments, rtol=0, atol=0)
 
 
-def test_saving_leaves_the_optimizer_alone(tmp_path: Path) -> None:
+def test_saving_does_not_change_the_optimizer(tmp_path: Path) -> None:
     model, optimizer = trained(2)
     save_sharded(tmp_path / "state.pt", {"progress": {"step": 2}}, model, optimizer)
     torch.testing.assert_close(optimizer.state_dict(), trained(2)[1].state_dict(), rtol=0, atol=0)
-    assert_whole(tmp_path / "state.pt", (2,))
+    assert_consistent(tmp_path / "state.pt", (2,))
 
 
-def test_the_same_step_twice_has_two_directories(tmp_path: Path) -> None:
+def test_saving_a_step_twice_uses_two_directories(tmp_path: Path) -> None:
     save(tmp_path / "state.pt", 3)
     first = torch.load(tmp_path / "state.pt", weights_only=True)["shards"]
     save(tmp_path / "state.pt", 3)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["shards"] != first
-    assert_whole(tmp_path / "state.pt", (3,))
+    assert_consistent(tmp_path / "state.pt", (3,))
 
 
 def killed(act: Callable[[], Any], operation: int) -> bool:
-    """Run `act` in a child that SIGKILL ends before its n-th change of the disk; False if that never came."""
+    """Run `act` in a child process that is killed before its n-th change on disk; False if it finished."""
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         return os.WIFSIGNALED(status)
     try:
         left = operation
 
-        def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(change: Callable[..., Any]) -> Callable[..., Any]:
             def counted(*arguments: Any, **options: Any) -> Any:
                 nonlocal left
                 left -= 1
@@ -90,14 +90,14 @@ def killed(act: Callable[[], Any], operation: int) -> bool:
             return counted
 
         for owner, name in ((os, "fsync"), (Path, "mkdir"), (Path, "replace"), (torch, "save")):
-            setattr(owner, name, watched(getattr(owner, name)))
+            setattr(owner, name, counting(getattr(owner, name)))
         act()
     finally:
         os._exit(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-def test_killed_at_any_change_of_the_disk(tmp_path: Path) -> None:
+def test_killed_before_any_change_on_disk(tmp_path: Path) -> None:
     old = tmp_path / "old" / "state.pt"
     old.parent.mkdir()
     save(old, 2)
@@ -106,10 +106,10 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path) -> None:
         path = tmp_path / str(operation) / "state.pt"
         shutil.copytree(old.parent, path.parent)
         was_killed = killed(lambda path=path: save(path, 4), operation)
-        assert_whole(path, (2, 4))
+        assert_consistent(path, (2, 4))
         seen.add(load(path)[0])
-        save(path, 5)  # whatever the kill has left
-        assert_whole(path, (5,))
+        save(path, 5)  # over the files that the kill has left
+        assert_consistent(path, (5,))
         if not was_killed:
             break
     assert seen == {2, 4}

@@ -1,4 +1,4 @@
-"""The page is what runs: under default options, training and generation call the modules of ftcore.models."""
+"""Under default options, training and generation run the modules of ftcore.models, not replacements."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ import ftcore.train
 from ftcore.models.t5 import T5LayerNorm
 from tests.helpers import tiny_runs
 
-PAGES = ("ftcore.models.", "ftcore.lora.", "torch.nn.")
+MODULES = ("ftcore.models.", "ftcore.lora.", "torch.nn.")
 
 
 @pytest.fixture
@@ -21,17 +21,17 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[type[nn.Module]]]:
     classes: set[type[nn.Module]] = set()
     call = nn.Module._call_impl
 
-    def noted(module: nn.Module, *inputs: Any, **named: Any) -> Any:
+    def recorded(module: nn.Module, *inputs: Any, **named: Any) -> Any:
         classes.add(type(module))
         return call(module, *inputs, **named)
 
-    monkeypatch.setattr(nn.Module, "__call__", noted)
+    monkeypatch.setattr(nn.Module, "__call__", recorded)
     yield classes
 
 
 @pytest.mark.parametrize("options", [[], ["--lora-rank", "2"]], ids=["whole", "lora"])
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_default_options_call_the_pages_alone(
+def test_default_options_run_the_model_files(
     family: str, options: list[str], called: set[type[nn.Module]], tmp_path: Path
 ) -> None:
     model = (tiny_runs.tiny_t5 if family == "t5" else tiny_runs.tiny_gpt2)(tmp_path)
@@ -40,5 +40,5 @@ def test_default_options_call_the_pages_alone(
     assert ftcore.train.main([*run, *options]) == 0
     assert ftcore.generate.main(["--model", str(tmp_path / "run" / "best"), "--prompt", "0?"]) == 0
     names = {f"{kind.__module__}.{kind.__name__}" for kind in called}
-    assert {name for name in names if not name.startswith(PAGES)} == set()
+    assert {name for name in names if not name.startswith(MODULES)} == set()
     assert nn.Dropout in called and (family == "gpt2" or T5LayerNorm in called)
