@@ -47,10 +47,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import write_atomically
-from ftcore.data import DataLoader, ExampleDataset
+from ftcore.checkpoints.files import write_text
+from ftcore.data import DataLoader
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
-from ftcore.training.scoring import Answer, mean, score_answers, score_loss
+from ftcore.training.scoring import mean, score_answers, score_loss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_source_length=options.max_source_length,
             max_target_length=options.max_target_length,
         )
-        if options.predictions:
-            check_predictions(Path(options.predictions), dataset)
+        path = Path(options.predictions) if options.predictions else None
+        if path and not path.absolute().parent.is_dir():
+            raise ValueError(f"--predictions {path}: its directory does not exist")
+        if path and not any(record.references for record in dataset.records):
+            raise ValueError(f"--predictions {path}: the records have no gold answers, so none are written")
         loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
     decoder = model
     if options.fast:
@@ -79,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             decoder = prepare_for_decoding(model)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
 
-    bar = tqdm(loader, "loss", unit="batch", leave=False)
-    loss = score_loss(model, bar)
+    loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
     answers = score_answers(
         decoder,
         tokenizer,
@@ -100,29 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answers:
         scores["exact_match"] = mean([answer.exact_match for answer in answers])
         scores["f1"] = mean([answer.f1 for answer in answers])
-    if options.predictions:
+    if path:
+        lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         with cli_errors("ftcore.evaluate"):
-            write_predictions(answers, Path(options.predictions))
+            write_text(path, lines)
     if options.json:
         print(json.dumps(scores))
     else:
         for name, value in scores.items():
             print(f"{name:15} {value:,}" if isinstance(value, int) else f"{name:15} {value:.4f}")
     return 0
-
-
-def check_predictions(path: Path, dataset: ExampleDataset) -> None:
-    """Check before any work that there will be predictions, and a directory for them."""
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--predictions {path}: its directory does not exist")
-    if not any(record.references for record in dataset.records):
-        raise ValueError(f"--predictions {path}: the records have no gold answers, so none are written")
-
-
-def write_predictions(answers: Sequence[Answer], path: Path) -> None:
-    """Write one JSON object per line: source, prediction, references, exact_match, f1."""
-    lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
-    write_atomically(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
 
 if __name__ == "__main__":

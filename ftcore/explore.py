@@ -74,7 +74,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
 from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import Search
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")
         device = find_device(options.device)
-        name = options.model or default_model()
+        weights = Path(DEFAULT_MODEL)  # in the working directory, or else in the clone
+        name = options.model or str(weights if weights.exists() else CLONE / weights)
         model, tokenizer = load_checkpoint(name)
         model.to(device)
         text, other = input_texts(options, decoder_only=not model.config.is_encoder_decoder)
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         page = as_html(content)
         if not options.serve:
-            write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
+            write_text(out, page)
             print(f"page  {out} ({len(page) / 1e6:.1f} MB): open it in a browser")
             return 0
         port = DEFAULT_PORT if options.port is None else options.port
@@ -120,11 +121,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.session.close()
             print("\nended")
     return 0
-
-
-def default_model() -> str:
-    """The weights of the clone, from any working directory."""
-    return DEFAULT_MODEL if Path(DEFAULT_MODEL).exists() else str(CLONE / DEFAULT_MODEL)
 
 
 def input_texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:

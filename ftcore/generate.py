@@ -96,7 +96,7 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
 from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
 from ftcore.decoding import generate_texts, stream_text
@@ -107,7 +107,7 @@ from ftcore.training.inputs import find_device, load_checkpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(GenerateOptions, argv, command="ftcore.generate")
-    arguments: dict[str, Any] = options.arguments()
+    arguments = options.arguments()
     with short_warnings(), cli_errors("ftcore.generate"):
         if options.output and not Path(options.output).absolute().parent.is_dir():
             raise ValueError(f"--output {options.output}: its directory does not exist")
@@ -130,14 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream_text(model, tokenizer, prompts[0], partial(print, end="", flush=True), **arguments)
             print()
             return 0
-        progress = options.input is not None
-        answers = generate_texts(
-            model, tokenizer, prompts, batch_size=options.batch_size, progress=progress, **arguments
-        )
+        arguments |= {"batch_size": options.batch_size, "progress": options.input is not None}
+        answers = generate_texts(model, tokenizer, prompts, **arguments)
     lines = "".join(line + "\n" for line in formatted(prompts, answers, options))
     if options.output:
         with cli_errors("ftcore.generate"):
-            write_atomically(Path(options.output), lambda path: path.write_text(lines, encoding="utf-8"))
+            write_text(Path(options.output), lines)
     else:
         sys.stdout.write(lines)
     return 0

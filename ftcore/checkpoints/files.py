@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +83,34 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def directory_lock(directory: Path) -> AbstractContextManager[None]:
+    """Hold an exclusive lock on an existing directory, in its file .lock; see `file_lock`."""
+    path = directory / ".lock"
+    path.touch()
+    return file_lock(path, wait=False)
+
+
 @contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock on an existing directory, in its file .lock; a no-op on Windows.
+def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock on a file; a no-op on Windows and, with `wait`, on file systems without locks.
 
     The system releases the lock when the process ends, also when it is killed.
 
     Raises:
-        ValueError: another process holds the lock.
+        ValueError: another process holds the lock, and `wait` is False.
     """
-    with (directory / ".lock").open("w") as file:
+    with path.open("rb") as file:
         try:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:
             pass
         except BlockingIOError:
-            raise ValueError(f"another process is at work on {directory}") from None
+            raise ValueError(f"another process is at work on {path.parent}") from None
+        except OSError:
+            if not wait:
+                raise
         yield
 
 

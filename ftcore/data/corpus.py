@@ -17,7 +17,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import file_lock, write_atomically
 from ftcore.data.dataset import check_family
 from ftcore.data.files import read_chunks, require_file
 from ftcore.data.tasks import check_corpus_task
@@ -94,7 +93,6 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
     Args:
         task: one of `CORPUS_TASKS`.
         path: a UTF-8 text file, with `<|endoftext|>` between documents.
-        tokenizer: the model's tokenizer.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
@@ -107,8 +105,10 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
     require_file(text)
     fingerprint = _fingerprint(tokenizer)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
-    with file_lock(text):
-        made_from = _made_from(text, fingerprint)
+    with file_lock(text, wait=True):
+        status = text.stat()
+        size_and_time = f"{status.st_size} bytes of {status.st_mtime_ns} ns"
+        made_from = f"{size_and_time}, tokenizer {fingerprint}, format {_FORMAT}"
         metadata = _read_metadata(ids)
         if metadata.get("made_from") != made_from:
             again = " again: it has changed" if metadata else ""
@@ -142,12 +142,6 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _made_from(text: Path, fingerprint: str) -> str:
-    """Everything that the ids of a text depend on, as recorded in their file."""
-    status = text.stat()
-    return f"{status.st_size} bytes of {status.st_mtime_ns} ns, tokenizer {fingerprint}, format {_FORMAT}"
-
-
 def _read_metadata(ids: Path) -> dict[str, str]:
     """The metadata of a file of ids; {} if it is missing or damaged."""
     try:
@@ -155,19 +149,6 @@ def _read_metadata(ids: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (FileNotFoundError, SafetensorError):
         return {}
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file. The operating system releases it when the process ends."""
-    with path.open("rb") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, or a file system without locks: no waiting
-            pass
-        yield
 
 
 def _write_ids(
@@ -214,15 +195,10 @@ def _tokenise(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
     inside_document = False
-    bar = tqdm(
-        desc=f"tokenising {text.name}",
-        total=text.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-    )
-    with bar:
+    size = text.stat().st_size
+    with tqdm(
+        desc=f"tokenising {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
+    ) as bar:
         for chunk, ends_document in _chunks(read_chunks(text, _CHUNK)):
             bar.update(len(chunk.encode()))
             if not inside_document and not chunk.strip():

@@ -25,26 +25,32 @@ from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 
 
 class ExampleDataset(Protocol):
-    """The interface of `Dataset`, and of `CausalLMDataset` and `SpanCorruption` over a corpus."""
+    """The interface of `Dataset`, and of `CausalLMDataset` and `SpanCorruption` over a corpus.
 
-    decoder_only: bool
-    records: Sequence[Record]
-    lengths: np.ndarray
-    max_input_length: int
+    `dataset[i]` is {"input_ids": list[int], "labels": list[int], "index": i}.
+    """
+
+    decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
+    records: Sequence[Record] = ()  # `records[i]` is the record of example i; none over a corpus
+    lengths: np.ndarray  # (examples, 2), the number of input ids and of labels of each example
+    max_input_length: int  # upper bounds of these, for padding to a fixed shape
     max_label_length: int
-    truncated_sources: int
-    truncated_targets: int
-    epoch: int
+    truncated_sources: int = 0  # how many records lost part of their source or target
+    truncated_targets: int = 0
+    epoch: int = 0  # set by the loader; only span corruption depends on it
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-    def source(self, index: int) -> list[int]: ...
+    def source(self, index: int) -> list[int]:
+        """The input ids of an example without its target: the prompt for generating an answer."""
+        ...
 
 
-class Dataset(torch.utils.data.Dataset):
-    """Tokenised examples; `dataset[i]` is {"input_ids": list[int], "labels": list[int], "index": i}.
+class Dataset(ExampleDataset, torch.utils.data.Dataset):
+    """Tokenised records.
 
     Args:
         records: the texts, from `read_records`.
@@ -52,13 +58,6 @@ class Dataset(torch.utils.data.Dataset):
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
         max_source_length: maximal number of tokens of a source, including T5's </s>.
         max_target_length: maximal number of tokens of a target, including its end token.
-
-    Attributes:
-        records: `records[i]` is the record of example i.
-        lengths: int array (examples, 2), the number of input ids and of labels of each example.
-        max_input_length, max_label_length: upper bounds of these, for padding to a fixed shape.
-        epoch: set by the loader; the examples of this dataset are the same in every epoch.
-        truncated_sources, truncated_targets: how many records lost part of their source or target.
 
     Raises:
         ValueError: a limit is too small, the tokenizer is for the other family, or a target has no tokens.
@@ -81,12 +80,17 @@ class Dataset(torch.utils.data.Dataset):
         check_family(tokenizer, decoder_only)
         self.decoder_only = decoder_only
         self.records = records
-        self.truncated_sources = self.truncated_targets = self.epoch = 0
         self._sources, self._targets = _RaggedArray(), _RaggedArray()
 
         progress = tqdm(records, "tokenising", unit=" records", delay=2, leave=False)
         for number, record in enumerate(progress, start=1):
-            source, target = self._encode(record, number, tokenizer)
+            source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
+            if decoder_only:
+                target.append(tokenizer.eos_id)
+            if len(target) < 2:
+                raise ValueError(
+                    f"record {number}: the tokenizer finds nothing in its target {record.target!r}"
+                )
             self.truncated_sources += len(source) > max_source_length
             self.truncated_targets += len(target) > max_target_length
             if decoder_only:
@@ -99,26 +103,12 @@ class Dataset(torch.utils.data.Dataset):
         source_lengths, target_lengths = self._sources.lengths(), self._targets.lengths()
         input_lengths = source_lengths + target_lengths if decoder_only else source_lengths
         self.lengths = np.stack([input_lengths, input_lengths if decoder_only else target_lengths], axis=1)
-        has_sources = bool(source_lengths.any())
         self.max_input_length, self.max_label_length = max_source_length, max_target_length
         if decoder_only:
-            self.max_input_length = max_source_length * has_sources + max_target_length
-            self.max_label_length = self.max_input_length
-
-    def _encode(self, record: Record, number: int, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """The untruncated source and target of a record, with end tokens."""
-        source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
-        if self.decoder_only:
-            target.append(tokenizer.eos_id)
-        if len(target) < 2:
-            raise ValueError(f"record {number}: the tokenizer finds nothing in its target {record.target!r}")
-        return source, target
-
-    def __len__(self) -> int:
-        return len(self.records)
+            longest_source = max_source_length if source_lengths.any() else 0
+            self.max_input_length = self.max_label_length = longest_source + max_target_length
 
     def source(self, index: int) -> list[int]:
-        """The input ids of an example without its target: the prompt for generating an answer."""
         return self._sources[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:

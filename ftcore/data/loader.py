@@ -13,6 +13,7 @@ gradients are summed, that order has no effect on training.
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,45 +30,34 @@ from ftcore.data.tokenizer import IGNORED_LABEL
 _POOL = 100
 
 
+@dataclass(eq=False)
 class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Yields micro-batches as lists of dataset indices.
-
-    Args:
-        lengths: int array (examples, 2), the number of input ids and of labels of each example.
-        batch_size: examples per micro-batch.
-        accumulate: micro-batches per optimizer step.
-        shuffle: a new order in each epoch; without it the order is always the same.
-        seed: seed of the order, 0 or more.
-        bucket: group examples of similar length.
-        rank, world_size: each rank gets every N-th row of each micro-batch, so that
-            the lengths are balanced; of a short micro-batch that may be none.
 
     Only the last step and its last micro-batch may be smaller; no example is dropped.
     """
 
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        batch_size: int,
-        accumulate: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        bucket: bool,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1 or accumulate < 1:
-            raise ValueError(f"batch_size is {batch_size} and accumulate {accumulate}; expected 1 or more")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; expected 0 or more")
-        if not len(lengths):
+    lengths: np.ndarray  # (examples, 2), the number of input ids and of labels of each example
+    batch_size: int  # examples per micro-batch
+    accumulate: int  # micro-batches per optimizer step
+    shuffle: bool  # a new order in each epoch; without it the order is always the same
+    seed: int  # of the order, 0 or more
+    bucket: bool  # group examples of similar length
+    # Each rank gets every N-th row of a micro-batch, for balanced lengths; of a short one that may be none.
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    start: int = 0  # micro-batches of this epoch to skip
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected 1 or more"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected 0 or more")
+        if not len(self.lengths):
             raise ValueError("the data set has no examples")
-        self.lengths, self.batch_size, self.accumulate = lengths, batch_size, accumulate
-        self.shuffle, self.seed, self.bucket = shuffle, seed, bucket
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.start = 0  # micro-batches of this epoch to skip
 
     def order(self) -> np.ndarray:
         """(examples,) dataset indices, step after step; all steps but the last have the full size."""
@@ -105,8 +95,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         # Lazily: as lists of ints the indices of a large corpus take ten times the memory.
         order, size = self.order(), self.batch_size
         starts = range(self.start * size, len(order), size)
-        shard = slice(self.rank, None, self.world_size)
-        return (order[start : start + size][shard].tolist() for start in starts)
+        return (order[start : start + size][self.rank :: self.world_size].tolist() for start in starts)
 
 
 class DataLoader(torch.utils.data.DataLoader):
@@ -125,11 +114,11 @@ class DataLoader(torch.utils.data.DataLoader):
         segment_ids          (B, S)  which example a position belongs to, from 1; 0 for padding
         decoder_segment_ids  (B, T)  the same for T5's labels
 
-    `len(loader)` is the number of micro-batches per epoch, `loader.steps_per_epoch` that of optimizer
-    steps. Every step but the epoch's last has exactly `accumulate` micro-batches.
+    `len(loader)` is the number of micro-batches per epoch. Every optimizer step but the epoch's last has
+    exactly `accumulate` of them.
 
     Args:
-        dataset: a `Dataset`, or a `CausalLMDataset` or `SpanCorruption` over a corpus. Its `epoch` is set.
+        dataset: an `ExampleDataset`. Its `epoch` is set.
         batch_size: examples per micro-batch.
         pad_id: padding token of input_ids.
         accumulate, shuffle, seed, bucket, rank, world_size: see `BucketBatchSampler`.
@@ -163,34 +152,25 @@ class DataLoader(torch.utils.data.DataLoader):
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
         sampler = BucketBatchSampler(
-            dataset.lengths,
-            batch_size,
-            accumulate,
-            shuffle=shuffle,
-            seed=seed,
-            bucket=bucket,
-            rank=rank,
-            world_size=world_size,
+            dataset.lengths, batch_size, accumulate, shuffle, seed, bucket, rank, world_size
         )
         if pack and pad_to_max_length:
             raise ValueError("pack contradicts pad_to_max_length: packed rows are as long as their examples")
         # Read only if needed: a user's own dataset may have no limits.
         limits = (dataset.max_input_length, dataset.max_label_length) if pack or pad_to_max_length else None
         self._row_limits, self._padded_to = limits if pack else None, None if pack else limits
-        collate = partial(
-            _collate,
-            row_limits=self._row_limits,
-            padded_to=self._padded_to or (None, None),
-            decoder_only=dataset.decoder_only,
-            pad_id=pad_id,
-            padding_side=padding_side,
-            label_padding_side=padding_side if dataset.decoder_only else "right",
-        )
         super().__init__(
             dataset,  # type: ignore[arg-type]  # `ExampleDataset` has __len__ and __getitem__
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=partial(
+                _collate,
+                row_limits=self._row_limits,
+                padded_to=self._padded_to or (None, None),
+                decoder_only=dataset.decoder_only,
+                pad_id=pad_id,
+                padding_side=padding_side,
+            ),
             pin_memory=pin_memory,
             # torch draws a base seed for workers at the start of each iteration. Taken from the global
             # generator, it would change the dropout of a resumed run.
@@ -205,10 +185,7 @@ class DataLoader(torch.utils.data.DataLoader):
         return -(-len(self) // self.batch_sampler.accumulate)
 
     def shapes(self) -> np.ndarray:
-        """(micro-batches, 3): rows, input length and label length of each padded micro-batch of this epoch.
-
-        These are the shapes before the rows are sharded across ranks.
-        """
+        """(micro-batches, 3): rows, input and label length of each micro-batch, before it is sharded."""
         sampler = self.batch_sampler
         lengths = sampler.lengths[sampler.order()]
         starts = np.arange(0, len(lengths), sampler.batch_size)
@@ -220,10 +197,7 @@ class DataLoader(torch.utils.data.DataLoader):
         return np.column_stack([rows, widths if self._padded_to is None else 0 * widths + self._padded_to])
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration.
-
-        A new epoch starts at its beginning; the one that `load_state_dict` restored continues.
-        """
+        """Set the epoch of the next iteration; the one that `load_state_dict` restored continues."""
         if epoch != self.batch_sampler.epoch:
             self.batch_sampler.epoch = epoch
             self._resume_at = self._taken = 0
@@ -239,8 +213,7 @@ class DataLoader(torch.utils.data.DataLoader):
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, and what the order depends on.
 
-        After the last batch of an epoch the position is its end: a loader that resumes there yields nothing
-        until `set_epoch` starts the next epoch.
+        After the last batch of an epoch, a loader that resumes there yields nothing until `set_epoch`.
         """
         return {"epoch": self.batch_sampler.epoch, "batches": self._taken, **self._order_state()}
 
@@ -262,14 +235,11 @@ class DataLoader(torch.utils.data.DataLoader):
     def _order_state(self) -> dict[str, int]:
         """Everything that the order depends on besides the epoch."""
         sampler = self.batch_sampler
+        options = ("batch_size", "accumulate", "seed", "shuffle", "bucket")
         return {
             "examples": len(sampler.lengths),
             "example_lengths_crc32": zlib.crc32(np.ascontiguousarray(sampler.lengths).data),
-            "batch_size": sampler.batch_size,
-            "accumulate": sampler.accumulate,
-            "seed": sampler.seed,
-            "shuffle": int(sampler.shuffle),
-            "bucket": int(sampler.bucket),
+            **{name: int(getattr(sampler, name)) for name in options},
         }
 
 
@@ -281,11 +251,11 @@ def _collate(
     decoder_only: bool,
     pad_id: int,
     padding_side: str,
-    label_padding_side: str,
 ) -> dict[str, Tensor]:
     rows = examples
     if row_limits is not None:
         examples, rows = packed_rows(examples, row_limits, decoder_only=decoder_only)
+    label_padding_side = padding_side if decoder_only else "right"
     # A rank without rows must run the model too: its collectives would block the other ranks otherwise.
     inputs = [row["input_ids"] for row in rows] or [[pad_id]]
     labels = [row["labels"] for row in rows] or [[IGNORED_LABEL]]
@@ -305,8 +275,8 @@ def pad_rows(
     rows: Sequence[list[int]], value: int, side: str = "right", length: int | None = None
 ) -> LongTensor:
     """Pad rows of ids to one (B, S) tensor; S is `length`, or that of the longest row."""
-    length = length or max(len(row) for row in rows)
+    length = length or max(map(len, rows))
     padding = [[value] * (length - len(row)) for row in rows]
     if side == "left":
-        return torch.LongTensor([gap + row for row, gap in zip(rows, padding, strict=True)])
-    return torch.LongTensor([row + gap for row, gap in zip(rows, padding, strict=True)])
+        rows, padding = padding, list(rows)
+    return torch.LongTensor([start + end for start, end in zip(rows, padding, strict=True)])

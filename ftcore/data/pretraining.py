@@ -9,11 +9,9 @@ generates them. Each span is replaced by its own sentinel, which also precedes t
 
 The spans are sampled as in the published preprocessor. Their number and total length are functions of the
 length of the text; only their positions are random. The first token is always kept and the last one always
-removed, so no sentinel ends the target (the paper's figure has one, the published code has none).
-
-Hence texts of one length have sources of one length and targets of one length. A corpus that is cut into
-chunks of the right length (`unpadded_lengths`) gives batches without padding. Published T5 reads chunks of
-568 tokens, with sources of 512 and targets of 114.
+removed, so no sentinel ends the target (the paper's figure has one, the published code has none). Hence
+chunks of one length (`unpadded_lengths`) give batches without padding. Published T5 reads chunks of 568
+tokens, with sources of 512 and targets of 114.
 
 Both datasets read the ids of an example from disk when it is indexed; only its two lengths are in memory.
 Blocks and chunks ignore the boundaries of documents, as in the training of GPT-2 and T5.
@@ -26,23 +24,18 @@ import numpy as np
 import torch
 
 from ftcore.data.corpus import Corpus
-from ftcore.data.tasks import Record
+from ftcore.data.dataset import ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
 
 
-class CausalLMDataset(torch.utils.data.Dataset):
+class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
     """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
 
     Consecutive blocks share one token, the last of the first and the first of the second. So every token of
     the text but the first is predicted exactly once, and the perplexity is that of the whole text.
-
-    `blocks[i]` is {"input_ids": list[int], "labels": list[int], "index": i}; the attributes are `Dataset`'s.
     """
 
     decoder_only = True
-    records: Sequence[Record] = ()
-    truncated_sources = truncated_targets = 0  # nothing is cut off: the next block continues the text
-    epoch = 0
 
     def __init__(self, corpus: Corpus, length: int) -> None:
         if length < 2:
@@ -53,9 +46,6 @@ class CausalLMDataset(torch.utils.data.Dataset):
         self.lengths[-1] = len(corpus) - (count - 1) * (length - 1)
         self.max_input_length = self.max_label_length = length
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         start = index * (self.length - 1)
@@ -63,11 +53,10 @@ class CausalLMDataset(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids, "index": index}
 
     def source(self, index: int) -> list[int]:
-        """The prompt of an example: empty."""
         return []
 
 
-class SpanCorruption(torch.utils.data.Dataset):
+class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
     """Span corruption: the text in chunks, each with a source of exactly `source_length` tokens.
 
     All targets have the length `max_label_length`, so no batch has padding. A remainder of the text
@@ -75,18 +64,14 @@ class SpanCorruption(torch.utils.data.Dataset):
 
     The spans of a chunk are a pure function of (seed, epoch, chunk), and differ from epoch to epoch.
 
-    `chunks[i]` is {"input_ids": list[int], "labels": list[int], "index": i}; the attributes are `Dataset`'s.
-
     Raises:
         ValueError: the corpus is shorter than a chunk, or a chunk has more spans than there are sentinels.
     """
 
     decoder_only = False
-    records: Sequence[Record] = ()
-    truncated_sources = truncated_targets = 0
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, source_length: int, *, seed: int = 0) -> None:
-        self.corpus, self.seed, self.epoch = corpus, seed, 0
+        self.corpus, self.seed = corpus, seed
         self.chunk_length, target_length = unpadded_lengths(source_length)
         count = len(corpus) // self.chunk_length
         if not count:
@@ -106,24 +91,16 @@ class SpanCorruption(torch.utils.data.Dataset):
                 "shorter sources have fewer"
             ) from None
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         start = index * self.chunk_length
         # The spawn key separates these streams from the one that shuffles the epoch.
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch), spawn_key=(index,)))
-        source, target = corrupt_spans(
-            self.corpus.read(start, start + self.chunk_length),
-            rng,
-            sentinel_id=self._sentinels.__getitem__,
-            eos_id=self._eos_id,
-        )
+        ids = self.corpus.read(start, start + self.chunk_length)
+        source, target = corrupt_spans(ids, rng, sentinel_id=self._sentinels.__getitem__, eos_id=self._eos_id)
         return {"input_ids": source, "labels": target, "index": index}
 
     def source(self, index: int) -> list[int]:
-        """The corrupted text of an example, without its target."""
         return self[index]["input_ids"]
 
 
@@ -134,8 +111,7 @@ def make_pretraining_dataset(
 
     Args:
         max_source_length: the length of T5's sources.
-        max_target_length: the length of GPT-2's blocks; the maximum for T5's targets, whose length follows
-            from that of the sources.
+        max_target_length: the length of GPT-2's blocks, or the maximum for T5's targets.
         seed: seed of T5's spans.
 
     Raises:

@@ -54,14 +54,13 @@ class Record:
 def read_records(
     task: str, path: str | Path, *, decoder_only: bool, limit: int | None = None
 ) -> list[Record]:
-    """Read a file of one task. Files are UTF-8; blank lines are skipped.
+    """Read a file of one task, at most `limit` records. Files are UTF-8; blank lines are skipped.
 
     Args:
         task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
         path: the file. The format follows from the suffix (.json, .jsonl, .csv) or, without one of these,
             from the first character.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
-        limit: read at most this many records.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -154,38 +153,28 @@ def split_records(
 
 
 def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
-    to_record = {"qa": _qa_record, "emotion": _emotion_record, "text2text": _text2text_record}[task]
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
     for where, row in rows:
-        record = to_record(row, where, decoder_only)
+        record = _record(task, row, where, decoder_only)
         # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.
         if re.search("[\ud800-\udfff]", record.source + record.target):
             raise ValueError(f"{where}: a \\u escape of a lone surrogate, which is not a character")
         yield record
 
 
-def _qa_record(row: Row, where: str, decoder_only: bool) -> Record:
-    context, question = text_of(row, "context", where), text_of(row, "question", where)
-    answers = _answers(row, where)
-    return Record(
-        source=prompt("qa", decoder_only=decoder_only, question=question, context=context),
-        target=f" {answers[0]}" if decoder_only else answers[0],
-        references=answers,
-        group=context,
-    )
-
-
-def _emotion_record(row: Row, where: str, decoder_only: bool) -> Record:
-    text, label = text_of(row, "text", where), text_of(row, "label", where).strip()
-    line = prompt("emotion", decoder_only=decoder_only, text=text)
+def _record(task: str, row: Row, where: str, decoder_only: bool) -> Record:
+    fields = {key: text_of(row, key, where) for key in sorted(_PROMPT_FIELDS[task])}
+    source = prompt(task, decoder_only=decoder_only, **fields)
+    if task == "qa":
+        answers = _answers(row, where)
+        target = f" {answers[0]}" if decoder_only else answers[0]
+        return Record(source, target, references=answers, group=fields["context"])
+    target = text_of(row, "label" if task == "emotion" else "target", where)
+    if task == "text2text":
+        return Record(source, target, references=(target,))
     if decoder_only:
-        return Record(source="", target=line)
-    return Record(source=line, target=label, references=(label,))
-
-
-def _text2text_record(row: Row, where: str, decoder_only: bool) -> Record:
-    source, target = text_of(row, "source", where), text_of(row, "target", where)
-    return Record(prompt("text2text", decoder_only=decoder_only, source=source), target, references=(target,))
+        return Record(source="", target=source)
+    return Record(source, target.strip(), references=(target.strip(),))
 
 
 def _answers(row: Row, where: str) -> tuple[str, ...]:

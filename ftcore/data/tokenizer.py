@@ -19,11 +19,10 @@ import os
 from typing import TYPE_CHECKING
 
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.data.tokenizer_bytes import ByteTokenizer
 from ftcore.data.tokenizer_files import TokenizerFiles
 from ftcore.data.tokenizer_interface import IGNORED_LABEL, Tokenizer
 from ftcore.data.tokenizer_pipeline import pipeline_from_json, pipeline_from_merges
-from ftcore.data.tokenizer_sentencepiece import SentencePieceTokenizer
+from ftcore.data.tokenizer_t5 import ByteTokenizer, SentencePieceTokenizer
 
 if TYPE_CHECKING:
     from ftcore.models import GPT2Config, T5Config

@@ -11,14 +11,12 @@ Where the first has "added_tokens_decoder", the others are ignored; else all fou
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
-from tokenizers import Tokenizer as Pipeline
 
 from ftcore.checkpoints.files import read_json
 
@@ -46,7 +44,6 @@ class TokenizerFiles:
         settings: tokenizer_config.json, {} without one.
         tokenizer_class: the class in transformers, without "Fast"; None if no file names it.
         model_type: that of the model's config.json, None without one.
-        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -58,7 +55,6 @@ class TokenizerFiles:
         name = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
         self.tokenizer_class = name.removesuffix("Fast") if isinstance(name, str) else None
         self.model_type = config.get("model_type")
-        self.clean_up_tokenization_spaces = bool(self.setting("clean_up_tokenization_spaces", False))
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file, {} without one."""
@@ -126,60 +122,11 @@ class SpecialTokens:
             token.special = token.special or token.content in names
         return tokens
 
-    def add_to(self, pipeline: Pipeline) -> None:
-        """Add these tokens to a pipeline of the `tokenizers` package."""
-        known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-        pipeline.add_tokens(self.tokens(known))
-
-
-class AddedTokens:
-    """Finds added tokens in raw text, for tokenizers that the `tokenizers` package does not run.
-
-    Attributes:
-        tokens: {id: token}.
-        ids: {text of a token: id}.
-    """
-
-    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
-        self.tokens = tokens
-        self.ids = {token.content: number for number, token in tokens.items()}
-        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
-        patterns = (
-            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
-            for token in longest_first
-            if token.content
-        )
-        self._pattern = re.compile("(" + "|".join(patterns) + ")")
-
-    def split(self, text: str) -> Iterator[str | int]:
-        """The text between added tokens, and the ids of these, in order.
-
-        A token with `lstrip` or `rstrip` absorbs the white space before or after it.
-        """
-        parts = self._pattern.split(text)  # text, token, text, token, ..., text
-        for position, part in enumerate(parts):
-            if position % 2:
-                yield self.ids[part]
-                continue
-            if position > 0 and self._token(parts[position - 1]).rstrip:
-                part = part.lstrip()
-            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
-                part = part.rstrip()
-            yield part
-
-    def _token(self, content: str) -> AddedToken:
-        return self.tokens[self.ids[content]]
-
 
 def read_special_tokens(
     files: TokenizerFiles, defaults: dict[str, str], sentinels: Iterable[str] = ()
 ) -> SpecialTokens:
-    """Read the special tokens from all files.
-
-    Args:
-        files: the directory's files.
-        defaults: tokens with a name that the files may leave out.
-        sentinels: tokens without a name that the files may leave out.
+    """Read the special tokens from all files; `defaults` and `sentinels` are those they may leave out.
 
     Raises:
         ValueError: a file is not in transformers' format, or no file has an eos_token.
@@ -206,7 +153,7 @@ def _merge(
     in_pipeline: list[dict[str, Any]],
     defaults: dict[str, str],
 ) -> SpecialTokens:
-    """Merge the four sources with the precedence of transformers' `from_pretrained`."""
+    """Merge the four files with the precedence of transformers' `from_pretrained`."""
     extra = _extra(settings)
     numbered: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:

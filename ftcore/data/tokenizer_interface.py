@@ -3,7 +3,6 @@
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ class Tokenizer:
         self.bos_id = named.get("bos_token")
         self.unk_id = named.get("unk_token")
         self._files = files.content
-        self._clean_up = files.clean_up_tokenization_spaces
+        self._clean_up = bool(files.setting("clean_up_tokenization_spaces", False))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. T5 and ByT5 append </s>, GPT-2 appends nothing.
@@ -89,7 +88,7 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
-            write_atomically(directory / name, partial(_write, content))
+            write_atomically(directory / name, operator.methodcaller("write_bytes", content))
         for name in set(TOKENIZER_FILES) - set(self._files):
             (directory / name).unlink(missing_ok=True)
 
@@ -101,10 +100,6 @@ class Tokenizer:
 
     def _id_of(self, token: str) -> int | None:
         raise NotImplementedError
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:

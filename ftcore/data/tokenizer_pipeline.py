@@ -33,9 +33,26 @@ ROBERTA_TOKENS = {
 
 
 class PipelineTokenizer(Tokenizer):
-    """A pipeline of the `tokenizers` package: normalizer, pre-tokenizer, model, post-processor, decoder."""
+    """A pipeline of the `tokenizers` package: normalizer, pre-tokenizer, model, post-processor, decoder.
 
-    def __init__(self, files: TokenizerFiles, pipeline: Pipeline, special: SpecialTokens) -> None:
+    `around` are the special tokens before and after each text; None leaves them to the pipeline.
+    """
+
+    def __init__(
+        self,
+        files: TokenizerFiles,
+        pipeline: Pipeline,
+        special: SpecialTokens,
+        around: tuple[list[str], list[str]] | None = None,
+    ) -> None:
+        known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+        pipeline.add_tokens(special.tokens(known))
+        if around is not None:
+            before, after = around
+            pipeline.post_processor = processors.TemplateProcessing(
+                single=[*before, "$A", *after],
+                special_tokens=[(token, pipeline.token_to_id(token)) for token in {*before, *after}],
+            )
         vocabulary = pipeline.get_vocab(with_added_tokens=True)
         named = {name: vocabulary[token] for name, token in special.names().items()}
         super().__init__(files, named, vocab_size=max(vocabulary.values()) + 1)
@@ -68,14 +85,11 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
     pipeline.no_truncation()
     if is_t5:
         special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
-        special.add_to(pipeline)
-        _add_template(pipeline, [], [special.names()["eos_token"]])
-    else:
-        if files.tokenizer_class == "T5Tokenizer":  # uMT5's: saved without config.json, it would become T5's
-            files.name_class("PreTrainedTokenizerFast")
-        defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
-        special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
-        special.add_to(pipeline)
+        return PipelineTokenizer(files, pipeline, special, ([], [special.names()["eos_token"]]))
+    if files.tokenizer_class == "T5Tokenizer":  # uMT5's: saved without config.json, it would become T5's
+        files.name_class("PreTrainedTokenizerFast")
+    defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
+    special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
     return PipelineTokenizer(files, pipeline, special)
 
 
@@ -107,25 +121,13 @@ def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
 
     is_roberta = files.tokenizer_class == "RobertaTokenizer"
     special = read_special_tokens(files, ROBERTA_TOKENS if is_roberta else GPT2_TOKENS)
-    special.add_to(pipeline)
     names = special.names()
     if is_roberta:
-        _add_template(pipeline, [names["cls_token"]], [names["sep_token"]])
-    else:
-        add_bos = files.setting("add_bos_token", False) and "bos_token" in names
-        add_eos = files.setting("add_eos_token", False)
-        _add_template(
-            pipeline, [names["bos_token"]] if add_bos else [], [names["eos_token"]] if add_eos else []
-        )
-    return PipelineTokenizer(files, pipeline, special)
-
-
-def _add_template(pipeline: Pipeline, before: list[str], after: list[str]) -> None:
-    """Put special tokens around each encoded text."""
-    pipeline.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        special_tokens=[(token, pipeline.token_to_id(token)) for token in {*before, *after}],
-    )
+        return PipelineTokenizer(files, pipeline, special, ([names["cls_token"]], [names["sep_token"]]))
+    add_bos = files.setting("add_bos_token", False) and "bos_token" in names
+    before = [names["bos_token"]] if add_bos else []
+    after = [names["eos_token"]] if files.setting("add_eos_token", False) else []
+    return PipelineTokenizer(files, pipeline, special, (before, after))
 
 
 def _merges(files: TokenizerFiles, vocabulary: dict[str, int]) -> list[tuple[str, str]]:

@@ -92,11 +92,7 @@ class Arguments:
         return start
 
     def lengths(self, prompt_length: int, position_limit: int | None) -> tuple[int, int]:
-        """Minimum and maximum length of a row, prompt included.
-
-        Args:
-            prompt_length: of GPT-2's prompt with its padding, or of T5's decoder prefix.
-            position_limit: the model's number of positions, None for no limit.
+        """Minimum and maximum length of a row, with its prompt: GPT-2's with padding, or T5's decoder prefix.
 
         Raises:
             ValueError: the prompt reaches the maximum, the maximum exceeds the model's positions, or the
@@ -108,8 +104,7 @@ class Arguments:
             maximum = self.max_length
         else:
             maximum = prompt_length + DEFAULT_NEW_TOKENS
-            if position_limit is not None:
-                maximum = min(maximum, position_limit)
+            maximum = min(maximum, position_limit or maximum)
         # The last token is never fed back, so it needs no position.
         if position_limit is not None and max(prompt_length, maximum - 1) > position_limit:
             new = max(0, maximum - prompt_length)
@@ -138,14 +133,13 @@ def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
         ValueError: an unknown argument, a value out of range, or a contradiction.
     """
     known = [field.name for field in fields(Arguments)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"generate has no argument {name!r}{did_you_mean(name, known)}")
     chosen: dict[str, Any] = {name: getattr(model.config, name, None) for name in SPECIAL_TOKENS}
     for name, value in (model.generation_config or {}).items():
         if name in known and value is not None:
             chosen[name] = value
     for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"generate has no argument {name!r}{did_you_mean(name, known)}")
         # None disables a special token or top-k; elsewhere it means "not given".
         if value is not None or name in (*SPECIAL_TOKENS, "top_k"):
             chosen[name] = value

@@ -22,11 +22,7 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 
 
 def processors_for(
-    arguments: Arguments,
-    *,
-    min_length: int,
-    max_length: int,
-    first_token: Tensor | None = None,
+    arguments: Arguments, *, min_length: int, max_length: int, first_token: Tensor | None = None
 ) -> list[LogitsProcessor]:
     """The processors that `arguments` enable, in the order in which they apply.
 
@@ -50,14 +46,10 @@ def processors_for(
         chosen.append(partial(force_at, length=1, tokens=[arguments.forced_bos_token_id]))
     if arguments.forced_eos_ids:
         chosen.append(partial(force_at, length=max_length - 1, tokens=arguments.forced_eos_ids))
-    return chosen + (sampling_processors(arguments) if arguments.do_sample else [])
-
-
-def sampling_processors(arguments: Arguments) -> list[LogitsProcessor]:
-    """The processors that reshape and truncate the distribution."""
+    if not arguments.do_sample:
+        return chosen
     # Each beam keeps at least one candidate that is not an EOS, or all beams might end at once.
     keep = 1 if arguments.num_beams == 1 else max(2, 1 + len(arguments.eos_ids))
-    chosen: list[LogitsProcessor] = []
     if arguments.temperature != 1.0:
         chosen.append(partial(apply_temperature, temperature=arguments.temperature))
     if arguments.top_k:

@@ -176,7 +176,16 @@ def beam_search(
     sources, prompt_length = prompt.shape
     beams = arguments.num_beams
     eos_ids = prompt.new_tensor(arguments.eos_ids)
-    running, complete = initial_hypotheses(prompt, beams, max_length, arguments.pad_id)
+    # The running beams before the first step, and as many empty slots for complete hypotheses.
+    ids = prompt.new_full((sources, beams, max_length), arguments.pad_id)
+    ids[:, :, :prompt_length] = prompt[:, None]
+    zeros = torch.zeros(sources, beams, dtype=torch.long, device=prompt.device)
+    empty = torch.full((sources, beams), NEG_INF, device=prompt.device)
+    complete = Hypotheses(ids, empty, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
+    # All beams of a source are identical at first, so only the first one counts.
+    scores = empty.clone()
+    scores[:, 0] = 0.0
+    running = replace(complete, scores=scores)
     # Whether a source's running beams may still beat its complete hypotheses; once False it stays so.
     can_improve = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
     logits = state.expand(state(prompt), beams)  # (R, V)
@@ -187,7 +196,8 @@ def beam_search(
         candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)
-        running = best_running(candidates, beams)
+        not_ended = candidates.scores + NEG_INF * candidates.ended
+        running = replace(candidates, scores=not_ended).gather(not_ended.topk(beams).indices)
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         can_improve = can_improve & may_improve(running, complete, max_length - prompt_length, arguments)
@@ -204,22 +214,6 @@ def beam_search(
     returned = arguments.num_return_sequences
     longest = int(complete.new_tokens[:, :returned].max())
     return complete.ids[:, :returned, : prompt_length + longest].flatten(0, 1)
-
-
-def initial_hypotheses(
-    prompt: Tensor, beams: int, max_length: int, pad_id: int
-) -> tuple[Hypotheses, Hypotheses]:
-    """The running beams before the first step, and as many empty slots for complete hypotheses."""
-    sources, prompt_length = prompt.shape
-    ids = prompt.new_full((sources, beams, max_length), pad_id)
-    ids[:, :, :prompt_length] = prompt[:, None]
-    zeros = torch.zeros(sources, beams, dtype=torch.long, device=prompt.device)
-    scores = torch.full((sources, beams), NEG_INF, device=prompt.device)
-    complete = Hypotheses(ids, scores, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
-    # All beams of a source are identical at first, so only the first one counts.
-    scores = scores.clone()
-    scores[:, 0] = 0.0
-    return replace(complete, scores=scores), complete
 
 
 def common_prefix_length(ids: Tensor) -> Tensor:
@@ -260,13 +254,6 @@ def propose(
         new_tokens=candidates.new_tokens + 1,
         parents=parents,
     )
-
-
-def best_running(candidates: Hypotheses, beams: int) -> Hypotheses:
-    """The N best candidates that have not ended."""
-    scores = candidates.scores + NEG_INF * candidates.ended
-    best = scores.topk(beams).indices
-    return replace(candidates, scores=scores).gather(best)
 
 
 def best_complete(

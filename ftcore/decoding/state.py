@@ -62,7 +62,7 @@ class DecoderState:
             self.mask = F.pad(source_mask, (0, capacity - source_ids.shape[1]), value=1)  # (R', capacity)
 
     def __call__(self, new_ids: Tensor) -> Tensor:
-        """Feed the next tokens of every row, (R, T) -> fp32 logits of the token after, (R, V)."""
+        """`next_logits` of every row: (R, T) -> (R, V)."""
         if self.rows is not None:
             new_ids = new_ids[self.rows]
         mask, encoder_output = self.mask, None
@@ -100,13 +100,10 @@ class DecoderState:
         self.cache.reorder((first_rows + parents).flatten(), start=start)
 
     def drop_finished(self, unfinished: list[int]) -> int:
-        """Drop sources from the batch; returns how many are left to decode.
+        """Drop the sources for which `unfinished` is 0 from the batch; returns how many are left to decode.
 
         None are dropped while the model has hooks, so that hooks see all rows in every step, nor where
         the fast step does not support the smaller batch.
-
-        Args:
-            unfinished: one number per source, 0 for those that are finished.
         """
         left = [source for source, is_unfinished in enumerate(unfinished) if is_unfinished]
         if 0 < len(left) < len(self.sources) and self._can_shrink(len(left)):

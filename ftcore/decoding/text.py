@@ -29,13 +29,7 @@ def generate_texts(
     """T5's answers to `texts`, or GPT-2's continuations without the prompts, in the order of `texts`.
 
     Texts of similar length share a batch, the longest first, so that running out of memory happens at once.
-
-    Args:
-        model, tokenizer: of one checkpoint.
-        texts: T5's inputs or GPT-2's prompts.
-        batch_size: in texts.
-        progress: show a progress bar.
-        generator, arguments: those of `generate`.
+    `batch_size` is in texts; `generator` and `arguments` are those of `generate`.
 
     Returns:
         One string per text; with num_return_sequences > 1 one list of strings per text.
@@ -46,13 +40,7 @@ def generate_texts(
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
     return generate_from_ids(
-        model,
-        tokenizer,
-        sources,
-        batch_size=batch_size,
-        progress=progress,
-        generator=generator,
-        **arguments,
+        model, tokenizer, sources, batch_size=batch_size, progress=progress, generator=generator, **arguments
     )
 
 
@@ -133,18 +121,15 @@ class TextStream:
         self.tokens.append(int(tokens))
         # Parts of a character decode to U+FFFD. A space is not final until three characters follow it: some
         # tokenizers decode "do n't" as "don't" and "yes ." as "yes.".
-        self._write_up_to(re.sub(r"\s\S{0,2}$", "", self._text().rstrip("\ufffd")))
+        text = self.tokenizer.decode(self.tokens)
+        self._write_up_to(re.sub(r"\s\S{0,2}$", "", text.rstrip("\ufffd")))
 
     def close(self) -> None:
         """Write the text that was held back."""
-        self._write_up_to(self._text())
-
-    def _text(self) -> str:
-        return self.tokenizer.decode(self.tokens)
+        self._write_up_to(self.tokenizer.decode(self.tokens))
 
     def _write_up_to(self, text: str) -> None:
-        piece = text[len(self.written) :]
-        if piece:
+        if piece := text[len(self.written) :]:
             self.write(piece)
             self.written += piece
 

@@ -62,19 +62,23 @@ class Baseline:
 
 
 @torch.no_grad()
-def outcome(model: Model, baseline: Baseline, interventions: Sequence[Intervention]) -> dict[str, Any]:
+def outcome(
+    model: Model,
+    baseline: Baseline,
+    interventions: Sequence[Intervention],
+    values: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
     """The outcome of all `interventions` together.
+
+    Args:
+        values: the `second_text_activations`, which are computed if not given.
 
     Returns:
         `ids`: the new greedy answer. For each of the A tokens of the recorded answer, given those before it:
         its `log_probs` (A,), and the most likely `next_ids` and their `next_log_probs` (A, 8).
     """
-    return _outcome(model, baseline, interventions, second_text_activations(model, baseline, interventions))
-
-
-def _outcome(
-    model: Model, baseline: Baseline, interventions: Sequence[Intervention], values: Mapping[str, Tensor]
-) -> dict[str, Any]:
+    if values is None:
+        values = second_text_activations(model, baseline, interventions)
     start = prompt_length(model, baseline.source)
     with intervene(model, interventions, values):
         logits = decoder_logits(model, baseline.source, baseline.ids[:-1])[start - 1 :]  # (A, V)
@@ -109,13 +113,13 @@ def _ablate_head(model: Model, head: int, z: Tensor) -> Tensor:  # (B, T, H * K)
     return z * (1 - head_masks(model, z)[head])
 
 
+@dataclass(eq=False)
 class _PatchPosition:
     """Counts positions over calls: with a cache, a forward pass sees only new ones."""
 
-    def __init__(self, position: int, value: Tensor):
-        self.position = position
-        self.value = value  # (D,)
-        self.seen = 0
+    position: int
+    value: Tensor  # (D,)
+    seen: int = 0
 
     def __call__(self, activation: Tensor) -> Tensor:  # (B, T, D)
         index = self.position - self.seen
@@ -152,22 +156,16 @@ def second_text_activations(
 
 
 def every_head_ablation(model: Model, baseline: Baseline, *, progress: bool = False) -> dict[str, Any]:
-    """The outcomes of ablating each head alone, in the order of `all_heads`; see `_sweep`.
-
-    Returns {"skipped": reason} if that is too expensive.
-    """
+    """The outcomes of ablating each head alone, in the order of `all_heads`; see `_sweep`."""
     changes = [HeadAblation(name, head) for name, head in all_heads(model)]
-    if reason := _too_expensive(model, baseline, len(changes), "ablations of single heads"):
-        return {"skipped": reason}
-    return _sweep(model, baseline, changes, {}, "head ablations", progress)
+    return _sweep(model, baseline, changes, "ablations of single heads", progress)
 
 
-@torch.no_grad()
 def every_activation_patch(model: Model, baseline: Baseline, *, progress: bool = False) -> dict[str, Any]:
     """The outcomes of patching the residual stream after each block at each position (L * S); see `_sweep`.
 
     In T5's encoder or GPT-2's prompt, from the same position of the second text. `names`: the L activations.
-    Returns {"skipped": reason} if the positions do not correspond or the sweep is too expensive.
+    Returns {"skipped": reason} if the positions do not correspond.
     """
     if baseline.other is None:
         return {"skipped": "No second text was given (--other) when this page was recorded."}
@@ -179,27 +177,32 @@ def every_activation_patch(model: Model, baseline: Baseline, *, progress: bool =
         }
     names = [block[-1].residual for block in stacks(model)[0].blocks]
     changes = [ActivationPatch(name, position, position) for name in names for position in range(length)]
-    if reason := _too_expensive(model, baseline, len(changes), "patches of the residual stream"):
-        return {"skipped": reason}
-    values = second_text_activations(model, baseline, changes)
-    return {"names": names} | _sweep(model, baseline, changes, values, "patches", progress)
+    return {"names": names} | _sweep(model, baseline, changes, "patches of the residual stream", progress)
 
 
 @torch.no_grad()
 def _sweep(
-    model: Model,
-    baseline: Baseline,
-    changes: Sequence[Intervention],
-    values: Mapping[str, Tensor],
-    unit: str,
-    progress: bool,
+    model: Model, baseline: Baseline, changes: Sequence[Intervention], what: str, progress: bool
 ) -> dict[str, Any]:
     """The outcome of each change alone; the tensors of `outcome` are stacked in a first dimension.
 
-    `answers` holds the distinct greedy answers, `answer` the index of each change's.
+    `answers` holds the distinct greedy answers, `answer` the index of each change's. Returns
+    {"skipped": reason} if the sweep costs more than MAX_SWEEP_MACS.
     """
-    bar = tqdm(changes, desc=unit, unit="", disable=not progress, leave=False)
-    outcomes = [_outcome(model, baseline, [change], values) for change in bar]
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    passes = 1 if isinstance(model, GPT2LMHeadModel) else 2
+    tokens = baseline.source.shape[1] + len(baseline.ids) * passes
+    attention = tokens * len(all_heads(model)) * HEAD_WIDTH  # per query
+    cost = len(changes) * tokens * (weights + attention)
+    if cost > MAX_SWEEP_MACS:
+        times = f"{cost / MAX_SWEEP_MACS:.0f} times"
+        return {
+            "skipped": f"{len(changes):,} {what} were not recorded: they cost about {times} the limit of a "
+            "page. With --serve each is computed on request."
+        }
+    values = second_text_activations(model, baseline, changes)
+    bar = tqdm(changes, desc=what, unit="", disable=not progress, leave=False)
+    outcomes = [outcome(model, baseline, [change], values) for change in bar]
     answers = [list(ids) for ids in dict.fromkeys(tuple(each["ids"]) for each in outcomes)]
     return {
         "answers": answers,
@@ -209,18 +212,3 @@ def _sweep(
             for name in ("log_probs", "next_ids", "next_log_probs")
         },
     }
-
-
-def _too_expensive(model: Model, baseline: Baseline, count: int, what: str) -> str:
-    """Why `count` outcomes exceed MAX_SWEEP_MACS, for the page; "" if they do not."""
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    passes = 1 if isinstance(model, GPT2LMHeadModel) else 2
-    tokens = baseline.source.shape[1] + len(baseline.ids) * passes
-    attention = tokens * len(all_heads(model)) * HEAD_WIDTH  # per query
-    cost = count * tokens * (weights + attention)
-    if cost <= MAX_SWEEP_MACS:
-        return ""
-    return (
-        f"{count:,} {what} were not recorded: they cost about {cost / MAX_SWEEP_MACS:.0f} times the limit of "
-        "a page. With --serve each is computed on request."
-    )

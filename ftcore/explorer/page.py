@@ -35,12 +35,9 @@ def record_page(
     live: bool,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Everything that a page shows, as input of `as_html`.
+    """Everything that a page shows of `text` and of `other`, the second text; input of `as_html`.
 
-    Args:
-        name: the model's name on the page.
-        other: the second text.
-        live: a server computes interventions on request; otherwise the sweeps are recorded now.
+    The sweeps of interventions are recorded unless the page is `live`: a server computes them on request.
 
     Raises:
         ValueError: one of the texts is empty or too long.

@@ -210,12 +210,7 @@ def record_encoder(model: Model, source: Tensor) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def record_run(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> dict[str, Any]:
-    """Record one answer.
-
-    Args:
-        ids: (T + 1,) decoder ids as returned by `greedy_search`.
-        start: first position to record; earlier ones are the same in another run.
-    """
+    """Record one answer, decoder ids (T + 1,), from position `start` on."""
     stack = stacks(model)[-1]
     with record(model, *_activation_names(stack)) as acts:
         logits = decoder_logits(model, source, ids[:-1])
@@ -231,14 +226,10 @@ def record_run(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> dic
 
 
 def next_tokens(logits: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-    """Top next tokens of T positions.
+    """Top next tokens of T positions, from `logits` (T, V); `chosen` (T,) are those that follow in the run.
 
     The log-sum-exp over the whole vocabulary is kept for every temperature, so that the page's probabilities
     are exact with any temperature and top-k.
-
-    Args:
-        logits: (T, V)
-        chosen: (T,) the tokens that follow in the run.
     """
     top = logits.topk(min(NEXT_TOP_K, logits.shape[-1]))
     chosen_logit = logits.gather(1, chosen[:, None])  # (T, 1)
@@ -279,20 +270,15 @@ def _activation_names(stack: Stack) -> list[str]:
 
 def _record_stack(model: Model, stack: Stack, acts: Any, start: int) -> dict[str, Any]:
     """Attention (H, T, S), and norms of heads (H, T), outputs (T,) and residuals (T,), from `start` on."""
-    attention, head_norms, output_norms = {}, {}, {}
-    residual_norms = {stack.input: _norm(acts[stack.input][0, start:])}
+    recorded: dict[str, Any] = {"attention": {}, "head_norms": {}, "output_norms": {}, "residual_norms": {}}
+    for name in (stack.input, *(part.residual for part in stack.sublayers)):
+        recorded["residual_norms"][name] = _norm(acts[name][0, start:])
     for part in stack.sublayers:
-        output_norms[part.output] = _norm(acts[part.output][0, start:])
-        residual_norms[part.residual] = _norm(acts[part.residual][0, start:])
+        recorded["output_norms"][part.output] = _norm(acts[part.output][0, start:])
         if part.pattern and part.z:
-            attention[part.pattern] = quantize_attention(acts[part.pattern][0, :, start:])
-            head_norms[part.pattern] = _head_norms(model, part.z, acts[part.z][0, start:])
-    return {
-        "attention": attention,
-        "head_norms": head_norms,
-        "output_norms": output_norms,
-        "residual_norms": residual_norms,
-    }
+            recorded["attention"][part.pattern] = quantize_attention(acts[part.pattern][0, :, start:])
+            recorded["head_norms"][part.pattern] = _head_norms(model, part.z, acts[part.z][0, start:])
+    return recorded
 
 
 def _norm(vectors: Tensor) -> Tensor:

@@ -47,10 +47,8 @@ class Session:
             "/record": self.record,
             "/other": self.other,
             "/outcome": self.outcome,
-            "/head-ablations": lambda request: every_head_ablation(self.model, self._baseline(request)),
-            "/activation-patches": lambda request: every_activation_patch(
-                self.model, self._baseline(request)
-            ),
+            "/head-ablations": lambda request: every_head_ablation(model, self._baseline(request)),
+            "/activation-patches": lambda request: every_activation_patch(model, self._baseline(request)),
         }
 
     def answer(self, path: str, request: dict[str, Any]) -> str:
@@ -103,18 +101,13 @@ class Session:
                 raise ValueError(f"there is no head {head} of {z}")
             return HeadAblation(z, head)
         name = _field(change, "name", str)
-        if name not in patchable_activations(self.model):
+        parts = [part for stack in stacks(self.model) for part in stack.sublayers]
+        if not any(name in (part.output, part.residual) for part in parts):
             raise ValueError(f"{name} cannot be patched from here")
         position, other_position = _field(change, "position", int), _field(change, "other_position", int)
         if position < 0 or other_position < 0:
             raise ValueError("positions begin at 0")
         return ActivationPatch(name, position, other_position)
-
-
-def patchable_activations(model: Model) -> set[str]:
-    """The output of each sublayer, and the residual stream after it."""
-    parts = [part for stack in stacks(model) for part in stack.sublayers]
-    return {name for part in parts for name in (part.output, part.residual)}
 
 
 def _field(request: dict[str, Any], key: str, kind: type) -> Any:
@@ -133,15 +126,8 @@ class Server(ThreadingHTTPServer):
         self.page = page.encode()
         self.session = session
         super().__init__((ADDRESS, port), Handler)
-
-    @property
-    def address(self) -> str:
-        return f"http://{ADDRESS}:{self.server_port}/"
-
-    @property
-    def hosts(self) -> set[str]:
-        """The accepted Host headers."""
-        return {f"{ADDRESS}:{self.server_port}", f"localhost:{self.server_port}"}
+        self.address = f"http://{ADDRESS}:{self.server_port}/"
+        self.hosts = {f"{ADDRESS}:{self.server_port}", f"localhost:{self.server_port}"}  # accepted headers
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore closed connections; print any other error as one line."""

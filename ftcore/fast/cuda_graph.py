@@ -77,19 +77,14 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        model: Any,
-        new_ids: Tensor,
-        cache: KVCache,
-        mask: Tensor | None,
-        encoder_output: Tensor | None,
+        cls, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> "Sizes":
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         max_length = min(max_length, position_limit(model) or max_length)
-        if encoder_output is None:
-            return cls(weights, len(new_ids), max_length, None, False)
-        return cls(weights, len(new_ids), max_length, encoder_output.shape, mask is not None)
+        source = None if encoder_output is None else encoder_output.shape
+        is_padded = source is not None and mask is not None
+        return cls(weights, len(new_ids), max_length, source, is_padded)
 
 
 class Graph:

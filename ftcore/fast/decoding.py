@@ -10,10 +10,10 @@ from ftcore.fast.cuda_graph import GraphStep
 from ftcore.fast.packed import (
     BFloat16Linear,
     Float32Linear,
+    FusedQKVSlice,
     Int8Linear,
     MeanCenteredHead,
     PackedLinear,
-    fused_qkv_slices,
 )
 from ftcore.lora.lora import merge_lora
 from ftcore.models import Model
@@ -74,8 +74,9 @@ def replace_linears(model: Any, layer_type: type[PackedLinear]) -> None:
     for module in model.modules():
         if isinstance(module, T5LayerSelfAttention):
             attention: Any = module.SelfAttention
-            fused = torch.cat([matrix(layer) for layer in (attention.k, attention.v, attention.q)])
-            attention.k, attention.v, attention.q = fused_qkv_slices(layer_type(fused, None), 3)
+            weights = torch.cat([matrix(layer) for layer in (attention.k, attention.v, attention.q)])
+            fused, latest = layer_type(weights, None), [None]
+            attention.k, attention.v, attention.q = (FusedQKVSlice(fused, i, latest) for i in range(3))
     for name, module in list(model.named_modules()):
         if name == "lm_head" and layer_type is not Float32Linear:
             model.set_submodule(name, MeanCenteredHead(matrix(module), layer_type))

@@ -133,35 +133,22 @@ class MeanCenteredHead(nn.Module):
         return self.differences(inputs).add_((inputs @ self.mean)[..., None])
 
 
-def fused_qkv_slices(fused: PackedLinear, count: int) -> list["FusedQKVSlice"]:
-    """`count` layers that read the same inputs and are called in this order, computed by one product.
+class FusedQKVSlice(nn.Module):
+    """One of three layers that read the same inputs: the first call computes all outputs by one product.
 
     Args:
-        fused: their weights, of equal shapes, concatenated along the outputs.
+        fused: the three weights, of equal shapes, concatenated along the outputs.
+        index: 0, 1 or 2, in the order of the calls; the last one drops the outputs.
+        latest: a shared list of one item, (inputs, outputs) or None, replaced whole for thread safety.
     """
-    latest: list[tuple[Tensor, tuple[Tensor, ...]] | None] = [None]
-    return [FusedQKVSlice(fused, count, index, latest) for index in range(count)]
 
-
-class FusedQKVSlice(nn.Module):
-    """One of several layers of a fused product: the first call computes all outputs, the last drops them."""
-
-    def __init__(
-        self,
-        fused: PackedLinear,
-        count: int,
-        index: int,
-        latest: list[tuple[Tensor, tuple[Tensor, ...]] | None],
-    ):
+    def __init__(self, fused: PackedLinear, index: int, latest: list[Any]):
         super().__init__()
-        self.fused = fused
-        self.count = count
-        self.index = index
-        self.latest = latest  # (inputs, outputs), shared; replaced as one object, so that threads are safe
+        self.fused, self.index, self.latest = fused, index, latest
 
     def forward(self, inputs: Tensor) -> Tensor:
         latest = self.latest[0]
         if latest is None or latest[0] is not inputs:
-            latest = (inputs, self.fused(inputs).chunk(self.count, dim=-1))
-        self.latest[0] = None if self.index + 1 == self.count else latest
+            latest = (inputs, self.fused(inputs).chunk(3, dim=-1))
+        self.latest[0] = None if self.index == 2 else latest
         return latest[1][self.index]

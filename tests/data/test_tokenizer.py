@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Tokenizer, RobertaTok
 
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ftcore.data.tokenizer_pipeline import ROBERTA_TOKENS
-from ftcore.data.tokenizer_sentencepiece import SentencePieceTokenizer
+from ftcore.data.tokenizer_t5 import SentencePieceTokenizer
 from ftcore.models import GPT2Config, T5Config
 
 SENTENCES = [

@@ -1,0 +1,183 @@
+"""T5's `spiece.model`, a SentencePiece unigram model (Kudo 2018), and ByT5's bytes.
+
+Added tokens are found first: </s>, <pad>, the sentinels and user-defined pieces. For SentencePiece, the text
+between them is encoded by itself and begins with "▁" each time, as in transformers.
+
+mT5 uses the same format. Its sentinels are pieces of the vocabulary that begin a word, `▁<extra_id_0>`. Its
+pieces for single bytes are not used: a character without a piece is <unk>, as in transformers.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, decoders
+
+from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_interface import Tokenizer
+
+_DECODER = decoders.Metaspace(prepend_scheme="always")
+
+
+class AddedTokens:
+    """Finds added tokens in raw text.
+
+    Attributes:
+        tokens: {id: token}.
+        ids: {text of a token: id}.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self.tokens = tokens
+        self.ids = {token.content: number for number, token in tokens.items()}
+        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
+        patterns = (
+            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
+            for token in longest_first
+            if token.content
+        )
+        self._pattern = re.compile("(" + "|".join(patterns) + ")")
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The text between added tokens, and the ids of these, in order.
+
+        A token with `lstrip` or `rstrip` absorbs the white space before or after it.
+        """
+        parts = self._pattern.split(text)  # text, token, text, token, ..., text
+        for position, part in enumerate(parts):
+            if position % 2:
+                yield self.ids[part]
+                continue
+            if position > 0 and self._token(parts[position - 1]).rstrip:
+                part = part.lstrip()
+            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
+                part = part.rstrip()
+            yield part
+
+    def _token(self, content: str) -> AddedToken:
+        return self.tokens[self.ids[content]]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Ids: the pieces of spiece.model, then the sentinels with <extra_id_0> last, then other added tokens."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._processor, tokens = _load(files)
+        is_byte = self._processor.is_byte
+        self._byte_ids = {number for number in range(len(tokens)) if is_byte(number)}
+        sentinels = files.sentinels(100)
+        special = read_special_tokens(files, T5_TOKENS)
+        special.extra += [*_added_pieces(self._processor, tokens), *sentinels]
+        tokens += reversed(sentinels)
+        ids = {token: number for number, token in enumerate(tokens)}
+        added = special.tokens()
+        for token in added:
+            ids.setdefault(token.content, len(ids))
+        self._ids, self._tokens = ids, list(ids)
+        self._added = AddedTokens({ids[token.content]: token for token in added})
+        self._special_ids = {ids[token.content] for token in added if token.special}
+        super().__init__(files, {name: ids[token] for name, token in special.names().items()}, len(ids))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._added.split(text):
+            ids += [part] if isinstance(part, int) else self._encode_pieces(part)
+        return [*ids, self.eos_id]
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        ids = self._processor.encode(text)
+        if self._byte_ids.isdisjoint(ids):
+            return ids
+        unk_id = self._processor.unk_id()
+        merged: list[int] = []  # with one <unk> for each run of bytes
+        for number in ids:
+            number = unk_id if number in self._byte_ids else number
+            if number != unk_id or merged[-1:] != [unk_id]:
+                merged.append(number)
+        return merged
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        skipped = self._special_ids if skip_special_tokens else ()
+        return _DECODER.decode([self._tokens[number] for number in ids if number not in skipped])
+
+    def _id_of(self, token: str) -> int | None:
+        return self._ids.get(token)
+
+
+def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
+    """The model and its pieces."""
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(files.content["spiece.model"])
+        pieces = [processor.id_to_piece(number) for number in range(len(processor))]
+    except (RuntimeError, UnicodeDecodeError):
+        raise files.error("spiece.model", "not a SentencePiece model, or damaged") from None
+    try:
+        processor.nbest_encode("a", nbest_size=2)
+    except RuntimeError:  # only unigram models have n-best segmentations
+        raise files.error("spiece.model", "not a unigram model, which T5's is") from None
+    return processor, pieces
+
+
+def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[AddedToken]:
+    """The control pieces, such as </s>, and the user-defined ones, which are never split or merged."""
+    added = []
+    for number, piece in enumerate(pieces):
+        is_control = processor.is_control(number)
+        # The trainer gives user-defined pieces the score 0; those it learns have log-probabilities below it.
+        is_user_defined = processor.get_score(number) == 0.0 and not (
+            processor.is_unknown(number) or processor.is_unused(number) or processor.is_byte(number)
+        )
+        if is_control or is_user_defined:
+            added.append(AddedToken(piece, normalized=False, special=is_control))
+    return added
+
+
+class ByteTokenizer(Tokenizer):
+    """ByT5's (Xue et al. 2022): the UTF-8 bytes of a text.
+
+    The id of a byte is the byte + 3; <pad>, </s> and <unk> come first, added tokens from 259 on.
+
+    The sentinels are added tokens, as in transformers. The published checkpoints were trained before these
+    ids existed; the paper's sentinels are the last byte ids, from 258 downwards.
+    """
+
+    OFFSET = 3
+    FIRST_FREE = OFFSET + 256
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        special = read_special_tokens(files, T5_TOKENS, files.sentinels(125))
+        tokens: dict[int, AddedToken] = {}
+        for number, (name, default) in enumerate(T5_TOKENS.items()):
+            token = special.named.get(name, default)
+            tokens[number] = AddedToken(token, lstrip=True, rstrip=True) if isinstance(token, str) else token
+        tokens |= special.numbered
+        special.numbered = tokens
+        for token in special.unnumbered():
+            number = max(self.FIRST_FREE, max(tokens) + 1)
+            tokens[number] = AddedToken(token) if isinstance(token, str) else token
+        if "tokenizer_class" not in files.settings:
+            files.name_class("ByT5Tokenizer")
+        self._added = AddedTokens(tokens)
+        named = {name: self._added.ids[token] for name, token in special.names().items()}
+        self._special_ids = {*named.values(), *(self._added.ids[str(token)] for token in special.extra)}
+        super().__init__(files, named, vocab_size=max(self.FIRST_FREE, max(tokens) + 1))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._added.split(text):
+            ids += [part] if isinstance(part, int) else [byte + self.OFFSET for byte in part.encode()]
+        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        text = bytearray()
+        for number in ids:
+            if number in self._added.tokens:
+                if not (skip_special_tokens and number in self._special_ids):
+                    text += self._added.tokens[number].content.encode()
+            elif number < self.FIRST_FREE:
+                text.append(number - self.OFFSET)
+        return text.decode(errors="ignore")
+
+    def _id_of(self, token: str) -> int | None:
+        return self._added.ids.get(token)
