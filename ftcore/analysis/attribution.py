@@ -25,7 +25,7 @@ def logit_attribution(
 ) -> dict[str, Tensor]:
     """Contributions that add up to the logit of `tokens`, or to its difference from the logit of `others`.
 
-    Of T5, the decoder is analysed.
+    Of T5, the decoder is analyzed.
 
     Args:
         tokens: token ids (B, T), or a shape that broadcasts to it.
@@ -117,8 +117,8 @@ def draw_attribution(shares: dict[str, Tensor], row: int = 0, position: int = -1
         draw_head_field(axes, field, title, signed=True, high=high)
     bars = {name: float(field) for name, field in fields.items() if field.dim() == 0}
     bars |= {f"mlp {block}": value for block, value in enumerate(fields["mlps"].tolist())}
-    colours = ["C3" if value > 0 else "C0" for value in bars.values()]
-    panels[-1].barh(list(bars), list(bars.values()), color=colours)
+    colors = ["C3" if value > 0 else "C0" for value in bars.values()]
+    panels[-1].barh(list(bars), list(bars.values()), color=colors)
     panels[-1].invert_yaxis()
     panels[-1].set_title("other components", fontsize=9)
     logit = float(total(shares)[row, position])

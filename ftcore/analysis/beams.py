@@ -17,7 +17,7 @@ from ftcore.decoding.search import NEG_INF, Hypotheses
 from ftcore.models import Model
 
 Status = Literal["running", "finished", "displaced", "pruned"]
-_COLOURS: dict[Status, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
+_COLORS: dict[Status, str] = {"running": "C0", "finished": "C2", "displaced": "C4", "pruned": "0.75"}
 
 
 @dataclass
@@ -144,15 +144,15 @@ def draw_beams(
     drawn = [one for step in trace.steps for one in step if one.rank < candidates or one.status != "pruned"]
     for one in drawn:
         is_best = (one.step, one.rank) in best
-        colour = "C1" if is_best else _COLOURS[one.status]
+        color = "C1" if is_best else _COLORS[one.status]
         has_ended = one.final_score is not None
         line = [one.step - 1, one.step], [one.parent or 0, one.rank]
-        axes.plot(*line, color=colour, lw=2 if is_best else 0.8, zorder=1 + is_best)  # below the boxes
+        axes.plot(*line, color=color, lw=2 if is_best else 0.8, zorder=1 + is_best)  # below the boxes
         text = f"{name(one.token)}  {one.final_score if has_ended else one.score:.2f}"
-        box = {"boxstyle": "round", "fc": "white", "ec": colour, "lw": 2 if has_ended else 0.8}
+        box = {"boxstyle": "round", "fc": "white", "ec": color, "lw": 2 if has_ended else 0.8}
         axes.text(one.step, one.rank, text, ha="center", va="center", fontsize=7, bbox=box, parse_math=False)
-    for status, colour in _COLOURS.items():
-        axes.plot([], [], color=colour, label=status)
+    for status, color in _COLORS.items():
+        axes.plot([], [], color=color, label=status)
     axes.plot([], [], color="C1", lw=2, label="best hypothesis")
     axes.set_frame_on(False)
     axes.set_xlim(-1, len(trace.steps) - 0.5)

@@ -49,22 +49,22 @@ def draw_matrix(
 ) -> None:
     """A heat map of `values` (rows, columns), with `texts` in its cells.
 
-    The colour scale, shown by `bar`, is 0 to `high`, or -high to high (blue to red) if `signed`; `high` is
+    The color scale, shown by `bar`, is 0 to `high`, or -high to high (blue to red) if `signed`; `high` is
     the largest absolute value by default.
     """
     from matplotlib import colormaps
 
     numbers = values.detach().float().cpu().numpy()
     top = float(abs(numbers).max()) if high is None else high
-    colours = colormaps["RdBu_r" if signed else "Blues"]
-    image = axes.imshow(numbers, cmap=colours, vmin=-top if signed else 0, vmax=top or 1, aspect="auto")
+    colors = colormaps["RdBu_r" if signed else "Blues"]
+    image = axes.imshow(numbers, cmap=colors, vmin=-top if signed else 0, vmax=top or 1, aspect="auto")
     _label(axes.set_yticks, rows, rotation=0)
     _label(axes.set_xticks, columns, rotation=90)
     for row, line in enumerate(texts or ()):
         for column, text in enumerate(line):
             is_dark = abs(numbers[row, column]) > 0.6 * top
-            colour = "white" if is_dark else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, parse_math=False)
+            color = "white" if is_dark else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color, parse_math=False)
     if bar:
         axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
 

@@ -40,7 +40,7 @@ def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
 
 
 def draw_lens(lens: Tensor, tokens: Sequence[str], name: Callable[[int], str]) -> Figure:
-    """The most likely next token after each block at each position, coloured by its probability.
+    """The most likely next token after each block at each position, colored by its probability.
 
     Args:
         lens: (blocks, T, V), of one text: `logit_lens(model, input_ids)[:, 0]`, see ftcore/study/hooks.py.

@@ -41,7 +41,7 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
 
 def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
-    """A bar for each of the T losses of one text, labelled with its token."""
+    """A bar for each of the T losses of one text, labeled with its token."""
     figure = new_figure(max(4.0, 0.24 * len(tokens)), 2.8)
     axes = figure.subplots()
     axes.bar(range(len(tokens)), losses.cpu(), color="C0")
@@ -98,7 +98,7 @@ def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int =
 
 
 def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Sequence[str]]) -> Figure:
-    """A bar for each of one neuron's top activations, labelled with its token and those before it.
+    """A bar for each of one neuron's top activations, labeled with its token and those before it.
 
     `texts` are the tokens of all texts of the data set.
     """

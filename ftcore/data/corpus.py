@@ -1,4 +1,4 @@
-"""Tokenise a text of any size once, to a file of ids that is read in slices.
+"""Tokenize a text of any size once, to a file of ids that is read in slices.
 
     tale.txt                             the text, <|endoftext|> between its documents
     tale.txt.3f9c0b1e.ids.safetensors    its ids: one array of uint16, or uint32 for a large vocabulary
@@ -35,7 +35,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 
 _FORMAT = 1  # version of the file of ids; files of another version are rewritten
 _HEADER = 1024  # bytes reserved for the header, which is written last: it has the number of ids
-_CHUNK = 2**16  # characters to tokenise at a time
+_CHUNK = 2**16  # characters to tokenize at a time
 _LONGEST_WORD = 2**20  # characters; longer words may be cut anywhere
 
 
@@ -61,7 +61,7 @@ class Corpus:
         """The ids in [start, stop), relative to this part and clipped to its end.
 
         Raises:
-            ValueError: the text has changed and another process has tokenised it again.
+            ValueError: the text has changed and another process has tokenized it again.
         """
         start, stop = self.start + start, min(self.start + stop, self.stop)
         if start >= stop:
@@ -86,9 +86,9 @@ class Corpus:
 
 
 def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
-    """The ids of a plain text file, tokenised now (with a message on stderr) unless that was done before.
+    """The ids of a plain text file, tokenized now (with a message on stderr) unless that was done before.
 
-    Processes that read the same text at the same time wait for the first one to tokenise it.
+    Processes that read the same text at the same time wait for the first one to tokenize it.
 
     Args:
         task: one of `CORPUS_TASKS`.
@@ -114,7 +114,7 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
             again = " again: it has changed" if metadata else ""
             metadata = _write_ids(ids, text, tokenizer, decoder_only, made_from)
             size = f"{int(metadata['tokens']):,} tokens of {int(metadata['documents']):,} documents"
-            print(f"tokenised {text}{again}: {size}, kept in {ids}", file=sys.stderr)
+            print(f"tokenized {text}{again}: {size}, kept in {ids}", file=sys.stderr)
     return Corpus(text, ids, decoder_only, made_from, start=0, stop=int(metadata["tokens"]))
 
 
@@ -154,7 +154,7 @@ def _read_metadata(ids: Path) -> dict[str, str]:
 def _write_ids(
     ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str
 ) -> dict[str, str]:
-    """Tokenise a text to a file of ids, and return the file's metadata."""
+    """Tokenize a text to a file of ids, and return the file's metadata."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     metadata = {"made_from": made_from}
 
@@ -162,7 +162,7 @@ def _write_ids(
         tokens = documents = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
-            for chunk, ends_document in _tokenise(text, tokenizer, decoder_only):
+            for chunk, ends_document in _tokenize(text, tokenizer, decoder_only):
                 file.write(np.array(chunk, dtype).tobytes())
                 tokens += len(chunk)
                 documents += ends_document
@@ -187,17 +187,17 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
     return len(content).to_bytes(8, "little") + content
 
 
-# ------------------------------------------------------------------------------------------------ tokenising
+# ------------------------------------------------------------------------------------------------ tokenizing
 
 
-def _tokenise(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
+def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
     """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
     inside_document = False
     size = text.stat().st_size
     with tqdm(
-        desc=f"tokenising {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
+        desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
         for chunk, ends_document in _chunks(read_chunks(text, _CHUNK)):
             bar.update(len(chunk.encode()))

@@ -1,4 +1,4 @@
-"""Tokenise records into examples, once, before training.
+"""Tokenize records into examples, once, before training.
 
 An example is two lists of ids. Their layout depends on the family of the model:
 
@@ -50,7 +50,7 @@ class ExampleDataset(Protocol):
 
 
 class Dataset(ExampleDataset, torch.utils.data.Dataset):
-    """Tokenised records.
+    """Tokenized records.
 
     Args:
         records: the texts, from `read_records`.
@@ -82,7 +82,7 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
         self.records = records
         self._sources, self._targets = _RaggedArray(), _RaggedArray()
 
-        progress = tqdm(records, "tokenising", unit=" records", delay=2, leave=False)
+        progress = tqdm(records, "tokenizing", unit=" records", delay=2, leave=False)
         for number, record in enumerate(progress, start=1):
             source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
             if decoder_only:

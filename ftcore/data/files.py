@@ -67,7 +67,7 @@ def _not_utf8(path: Path) -> ValueError:
 
 
 def read_rows(
-    path: Path, text: str, *, expected: str, squad: bool = False, labelled_lines: bool = False
+    path: Path, text: str, *, expected: str, squad: bool = False, labeled_lines: bool = False
 ) -> Iterator[tuple[str, Row]]:
     """The rows of a file: (where, row).
 
@@ -77,7 +77,7 @@ def read_rows(
         text: the content of the file, from `read_text`.
         expected: a description of valid files, for error messages.
         squad: accept one SQuAD document.
-        labelled_lines: accept lines of `text;label`.
+        labeled_lines: accept lines of `text;label`.
 
     Raises:
         ValueError: broken or of another format; the message names file and line.
@@ -89,12 +89,12 @@ def read_rows(
         return json_line_rows(path, text)
     if suffix == ".json" or re.match(r'\s*\{\s*"', text):
         return _json_rows(path, text, expected=expected, squad=squad)
-    if labelled_lines:
-        return _labelled_line_rows(path, text)
+    if labeled_lines:
+        return _labeled_line_rows(path, text)
     raise ValueError(f"{path}: neither JSON nor CSV; expected {expected}")
 
 
-def _labelled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+def _labeled_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     for where, line in numbered_lines(path, text):
         # The last semicolon: the text may contain others, a label does not.
         content, separator, label = line.rpartition(";")

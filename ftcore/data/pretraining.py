@@ -107,7 +107,7 @@ class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
 def make_pretraining_dataset(
     corpus: Corpus, tokenizer: Tokenizer, *, max_source_length: int, max_target_length: int, seed: int = 0
 ) -> CausalLMDataset | SpanCorruption:
-    """The dataset of a corpus, for the family of models that it was tokenised for.
+    """The dataset of a corpus, for the family of models that it was tokenized for.
 
     Args:
         max_source_length: the length of T5's sources.

@@ -5,7 +5,7 @@
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
 
-Plain text has no records: `read_corpus` tokenises it, for `CausalLMDataset` (GPT-2, task `lm`) or
+Plain text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
 `SpanCorruption` (T5, task `span-corruption`).
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source is truncated
@@ -123,7 +123,7 @@ def split_records(
     """Split off about `fraction` of the records: (train, validation), each in the order of the file.
 
     Questions about one passage stay together, and so do equal texts. Otherwise the validation score would
-    measure memorised passages.
+    measure memorized passages.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
@@ -153,7 +153,7 @@ def split_records(
 
 
 def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
-    rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labelled_lines=task == "emotion")
+    rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labeled_lines=task == "emotion")
     for where, row in rows:
         record = _record(task, row, where, decoder_only)
         # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.

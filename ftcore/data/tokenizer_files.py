@@ -89,7 +89,7 @@ class TokenizerFiles:
 
 @dataclass
 class SpecialTokens:
-    """Tokens that are found in a text before it is tokenised; plain strings have the default flags."""
+    """Tokens that are found in a text before it is tokenized; plain strings have the default flags."""
 
     named: dict[str, str | AddedToken]  # eos_token, pad_token, ...
     numbered: dict[int, AddedToken]  # those with an id in the files

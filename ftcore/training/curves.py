@@ -61,7 +61,7 @@ def save_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """The figure as an <svg> element without a background, in the text colour of the page around it.
+    """The figure as an <svg> element without a background, in the text color of the page around it.
 
     Returns "" where there is no figure.
     """

@@ -58,7 +58,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def shard(rows: Sequence[T]) -> Sequence[T]:
-    """This rank's rows: every world_size-th, since neighbours are of similar length."""
+    """This rank's rows: every world_size-th, since neighbors are of similar length."""
     return rows[rank() :: world_size()]
 
 

@@ -19,7 +19,7 @@ from ftcore.training.inputs import find_device
 from ftcore.training.interrupt import GRACE, Interrupt, call_if_stuck
 from ftcore.training.options import TrainOptions
 
-# Collectives may wait for hours, while rank 0 tokenises a corpus. A lost process is noticed in another way.
+# Collectives may wait for hours, while rank 0 tokenizes a corpus. A lost process is noticed in another way.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 EXIT_TIMEOUT = timedelta(minutes=1)  # how long the other ranks wait for rank 0's last message
 
@@ -37,7 +37,7 @@ def rendezvous() -> tuple[dist.Store, int, int]:
 
 
 def connect(options: TrainOptions) -> Strategy | None:
-    """Initialise the process group, where torchrun has started several; returns how they share the model.
+    """Initialize the process group, where torchrun has started several; returns how they share the model.
 
     Raises:
         ValueError: options that need one process or several, or more processes than devices.

@@ -98,7 +98,7 @@ class TrainOptions:
     )
 
     epochs: int | None = option(
-        None, "passes over the training set (default: 3)", group="Optimisation", at_least=1, searchable=True
+        None, "passes over the training set (default: 3)", group="Optimization", at_least=1, searchable=True
     )
     max_steps: int | None = option(
         None, "stop after this many optimizer steps; overrides --epochs", at_least=1, searchable=True

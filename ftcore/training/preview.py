@@ -222,8 +222,8 @@ def align(dataset: ExampleDataset, model: Model, tokenizer: Tokenizer) -> Alignm
         source, inputs = tokenizer.decode(example["input_ids"], False), model.shift_right(labels)
     else:
         source, inputs = None, batch["input_ids"][:, :-1]
-    labelled = (labels[0] != IGNORED_LABEL).nonzero().flatten().tolist() or [0]
-    shown = slice(max(0, labelled[0] - 2), labelled[0] + _POSITIONS)
+    labeled = (labels[0] != IGNORED_LABEL).nonzero().flatten().tolist() or [0]
+    shown = slice(max(0, labeled[0] - 2), labeled[0] + _POSITIONS)
     label_row, input_row = labels[0, : shown.stop].tolist(), inputs[0, : shown.stop].tolist()
     names = _pieces([label for label in label_row if label != IGNORED_LABEL], tokenizer)
     return Alignment(

@@ -193,7 +193,7 @@ def make_datasets(
     options: RunOptions, model: Model, tokenizer: Tokenizer
 ) -> tuple[ExampleDataset, ExampleDataset]:
     """The training and the validation set."""
-    # All ranks read records at once. A corpus is tokenised by rank 0, into a file that the others read.
+    # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
         train = read_data(options.task, options.train, model, tokenizer)
         valid = read_data(options.task, options.valid, model, tokenizer) if options.valid else None

@@ -1,4 +1,4 @@
-"""A corpus has the ids of the whole text, is tokenised once, and is read without loading it into memory."""
+"""A corpus has the ids of the whole text, is tokenized once, and is read without loading it into memory."""
 
 import gc
 import sys
@@ -133,7 +133,7 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
     path = write(tmp_path / "tale.txt", TALE)
     corpus = read(path, gpt2, decoder_only=True)
     message = capsys.readouterr().err
-    assert message == f"tokenised {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
+    assert message == f"tokenized {path}: {len(corpus)} tokens of 2 documents, kept in {corpus.ids}\n"
     assert ids_files(tmp_path) == [corpus.ids]
 
     before = corpus.ids.stat()
@@ -143,7 +143,7 @@ def test_a_text_is_tokenised_once_and_again_when_it_changes(
 
     write(path, TALE + "By seven it is full.")
     longer = read(path, gpt2, decoder_only=True)
-    assert f"tokenised {path} again: it has changed: {len(longer)} tokens" in capsys.readouterr().err
+    assert f"tokenized {path} again: it has changed: {len(longer)} tokens" in capsys.readouterr().err
     assert len(longer) > len(corpus) and longer.ids == corpus.ids
     with pytest.raises(ValueError, match=r"tale\.txt has changed while its ids were read: start again"):
         corpus.read(0, 1)  # the ids of the first text, as a run in progress would
@@ -207,7 +207,7 @@ def test_concurrent_readers_tokenise_once(
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: read(path, gpt2, decoder_only=True), range(4)))
     assert len(set(results)) == 1
-    assert capsys.readouterr().err.count("tokenised") == 1
+    assert capsys.readouterr().err.count("tokenized") == 1
 
 
 # --- reading

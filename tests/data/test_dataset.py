@@ -1,4 +1,4 @@
-"""Layout, truncation and storage of tokenised examples."""
+"""Layout, truncation and storage of tokenized examples."""
 
 import pickle
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_gpt2_examples_decode_to_their_text(real_data: Path) -> None:
         example = data[i]
         text = tokenizer.decode(example["input_ids"], skip_special_tokens=False)
         assert text.endswith(f"\nanswer:{record.target}<|endoftext|>")
-        # Source and target are tokenised separately; the ids are those of the concatenation.
+        # Source and target are tokenized separately; the ids are those of the concatenation.
         assert (
             example["input_ids"][:-1]
             == tokenizer.encode(record.source + record.target)[-len(example["labels"]) + 1 :]

@@ -1,6 +1,6 @@
 """Bugs and surprises of transformers 5.23.0: what it does, what ftcore does, and why.
 
-Each test pins a behaviour of transformers. If a version changes it, remove the test and the workarounds for
+Each test pins a behavior of transformers. If a version changes it, remove the test and the workarounds for
 it in ftcore, its tests and its docs.
 """
 

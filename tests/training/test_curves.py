@@ -45,7 +45,7 @@ def test_losses_far_apart_are_drawn_logarithmically() -> None:
     assert scale(2.0, 1.0) == scale(9.0, 0.0) == "linear"
 
 
-def test_svg_is_text_in_the_colour_of_the_page() -> None:
+def test_svg_is_text_in_the_color_of_the_page() -> None:
     pytest.importorskip("matplotlib")
     svg = curves_svg(LINES)
     root = ElementTree.fromstring(svg)
