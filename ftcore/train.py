@@ -5,8 +5,9 @@ import os
 from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, log, parse
 from ftcore.training.options import TrainOptions, find_files, resolve
 
-if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun connects first
-    parse(TrainOptions, command="ftcore.train")  # --help and wrong options, before the slow import of torch
+# --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
+if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:
+    parse(TrainOptions, command="ftcore.train")
 
 import math
 import sys
@@ -132,9 +133,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
 
 def progress_bar(run: Run) -> tqdm:
     total, done = run.total_steps, run.progress.step
-    return tqdm(
-        total=total, initial=done, desc="training", unit="step", file=sys.stdout, disable=rank() > 0 or None
-    )
+    return tqdm(total=total, initial=done, desc="training", unit="step", file=sys.stdout, disable=rank() > 0)
 
 
 def grouped(loader: DataLoader, grad_accum: int) -> Iterator[list[Batch]]:
