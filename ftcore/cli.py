@@ -22,7 +22,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -81,6 +81,28 @@ def check_bounds(options: Any) -> None:
         if low is not None and value is not None and not low <= value < below:
             expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
             raise ValueError(f"{flag(field.name)} is {value}, expected {expected}")
+
+
+def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str) -> None:
+    """Raise ValueError naming the first changed option that a resumed run may not change.
+
+    Args:
+        kind: the dataclass of the options.
+        what: subject of the message, such as "runs/qa: the run".
+    """
+    for field in _fields(kind):
+        then, now = saved[field.name], getattr(options, field.name)
+        if now != then and not field.metadata["resumable"]:
+            with_then, with_now = _as_flag(field.name, then), _as_flag(field.name, now)
+            raise ValueError(f"{what} was started {with_then}, it cannot continue {with_now}")
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """ "with --lr 0.1", "without --fast" """
+    if value is None or value is False:
+        return f"without {flag(name)}"
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return " ".join(["with", flag(name), *map(str, values)])
 
 
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:

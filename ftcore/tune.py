@@ -3,7 +3,17 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, flag, log, one_line, option, parse, to_argv
+from ftcore.cli import (
+    FAILED_RUN,
+    INTERRUPTED,
+    check_resumed,
+    cli_errors,
+    log,
+    one_line,
+    option,
+    parse,
+    to_argv,
+)
 from ftcore.training.options import TrainOptions
 from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
 
@@ -101,7 +111,7 @@ from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import SIZES, find_files
 from ftcore.training.resize import config_changes, resize
-from ftcore.training.run_directory import RunDirectory
+from ftcore.training.run_directory import RunDirectory, require_free
 from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
@@ -261,7 +271,13 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
     if space.keys() & set(SIZES):
         require_valid_models(trials)
     if not options.resume:
-        require_free(directory, overwrite=options.overwrite)
+        has_results = (directory / TABLE).exists()
+        require_free(
+            directory,
+            "search",
+            (directory / CONFIG).exists(),
+            may_replace=options.overwrite or not has_results,
+        )
         directory.mkdir(parents=True, exist_ok=True)
     with directory_lock(directory):
         if not options.resume:
@@ -285,21 +301,6 @@ def require_valid_models(trials: Sequence[TrainOptions]) -> None:
     with torch.device("meta"):
         for options in trials:
             resize(model, config_changes(options, model.config), keep_weights=False)
-
-
-def require_free(directory: Path, *, overwrite: bool) -> None:
-    """Check that a new search may use the directory. It may hold hidden files, or a search without results.
-
-    Raises:
-        ValueError: it holds results, or files that are not a search's.
-    """
-    if (directory / CONFIG).exists():
-        if (directory / TABLE).exists() and not overwrite:
-            raise ValueError(
-                f"{directory} already holds a search: --resume continues it, --overwrite replaces it"
-            )
-    elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
-        raise ValueError(f"{directory} exists and holds no search: choose another --output")
 
 
 def print_results(search: Search) -> None:
@@ -334,12 +335,7 @@ def parse_options(argv: Sequence[str] | None) -> TuneOptions:
         given = sys.argv[1:] if argv is None else argv
         options = parse(TuneOptions, ["--config", str(config), *given], command="ftcore.tune")
         saved = parse(TuneOptions, ["--config", str(config)], command="ftcore.tune")
-        for field in fields(TuneOptions):
-            before, now = getattr(saved, field.name), getattr(options, field.name)
-            if before != now and not field.metadata["resumable"]:
-                raise ValueError(
-                    f"{config} has {flag(field.name)} {before}, a resumed search cannot have {now}"
-                )
+        check_resumed(TuneOptions, asdict(saved), options, f"{options.output}: the search")
     return options
 
 

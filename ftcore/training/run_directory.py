@@ -53,13 +53,7 @@ class RunDirectory:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Raise the ValueError of `create` if a new run cannot be created here."""
-        if self.config.exists():
-            if not overwrite:
-                raise ValueError(
-                    f"{self.path} already holds a run: --resume continues it, --overwrite replaces it"
-                )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
-            raise ValueError(f"{self.path} exists and holds no run: choose another --output")
+        require_free(self.path, "run", self.config.exists(), may_replace=overwrite)
 
     @classmethod
     def _create_below(cls, parent: Path) -> "RunDirectory":
@@ -131,6 +125,21 @@ class RunDirectory:
         files = (self.metrics, self.predictions, self.non_finite, self.picture, self.report)
         for file in (*files, self.config):
             file.unlink(missing_ok=True)
+
+
+def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool) -> None:
+    """Raise ValueError unless a new run, or another `kind`, may be created here. Hidden files do not matter.
+
+    Args:
+        is_held: one is here already.
+    """
+    if is_held:
+        if not may_replace:
+            raise ValueError(
+                f"{directory} already holds a {kind}: --resume continues it, --overwrite replaces it"
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
+        raise ValueError(f"{directory} exists and holds no {kind}: choose another --output")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ file, and removed once a later file names another.
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
-from ftcore.cli import flag, warn
+from ftcore.cli import check_resumed, warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
@@ -135,21 +135,7 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
     # States from before --fast existed were trained with these layers, unless they were compiled.
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
-    for field in fields(TrainOptions):
-        then, now = saved[field.name], getattr(options, field.name)
-        if now != then and not field.metadata["resumable"]:
-            raise ValueError(
-                f"{path}: the run was started {_as_flag(field.name, then)}, it cannot continue "
-                f"{_as_flag(field.name, now)}"
-            )
-
-
-def _as_flag(name: str, value: Any) -> str:
-    """ "with --lr 0.1", "without --fast" """
-    if value is None or value is False:
-        return f"without {flag(name)}"
-    values = value if isinstance(value, list) else [] if value is True else [value]
-    return " ".join(["with", flag(name), *map(str, values)])
+    check_resumed(TrainOptions, saved, options, f"{path}: the run")
 
 
 def _require_same_data(

@@ -332,11 +332,11 @@ def test_validations_that_cannot_be_compared(
     [
         (
             "--search lr=1e-3..1 batch_size=2,4",
-            "has --search ['lr=1e-3..1e-1', 'dropout=0..0.3', 'batch_size=2,4']",
+            "started with --search lr=1e-3..1e-1 dropout=0..0.3 batch_size=2,4",
         ),
-        ("--max-steps 5", "has --max-steps 4, a resumed search cannot have 5"),
-        ("--halving 3", "has --halving None, a resumed search cannot have 3"),
-        ("--seed 3", "has --seed 0, a resumed search cannot have 3"),
+        ("--max-steps 5", "started with --max-steps 4, it cannot continue with --max-steps 5"),
+        ("--halving 3", "started without --halving, it cannot continue with --halving 3"),
+        ("--seed 3", "started with --seed 0, it cannot continue with --seed 3"),
         ("--overwrite", "choose one"),
     ],
 )
