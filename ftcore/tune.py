@@ -271,13 +271,8 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
     if space.keys() & set(SIZES):
         require_valid_models(trials)
     if not options.resume:
-        has_results = (directory / TABLE).exists()
-        require_free(
-            directory,
-            "search",
-            (directory / CONFIG).exists(),
-            may_replace=options.overwrite or not has_results,
-        )
+        may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
+        require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
         directory.mkdir(parents=True, exist_ok=True)
     with directory_lock(directory):
         if not options.resume:
