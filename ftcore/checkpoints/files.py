@@ -1,4 +1,4 @@
-"""JSON and atomic writes, without torch."""
+"""Atomic writes, JSON and file locks, without torch."""
 
 import json
 import os
@@ -40,6 +40,11 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
         flush(directory)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a UTF-8 text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def flush(path: Path) -> None:
     """fsync a file or a directory."""
     if path.is_dir() and os.name == "nt":
@@ -79,6 +84,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON Lines file; [] where there is no file.
+
+    An incomplete last line, which a killed process may leave, is dropped.
+    """
+    if not path.exists():
+        return []
+    # Not splitlines, which also splits inside JSON strings, at U+2028 for example.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -112,20 +129,3 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
             if not wait:
                 raise
         yield
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a UTF-8 text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON Lines file; [] where there is no file.
-
-    An incomplete last line, which a killed process may leave, is dropped.
-    """
-    if not path.exists():
-        return []
-    # Not splitlines, which also splits inside JSON strings, at U+2028 for example.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
