@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
 from ftcore.checkpoints.tensors import describe_mismatch, read_weights, split_into_shards, write_tensors
-from ftcore.lora.adapter import base_model, load_adapter
+from ftcore.lora.adapter import adapter_chain, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
 from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config
@@ -71,11 +71,7 @@ def load_model(
             the message names the tensors and their shapes.
     """
     _require_floating_point(dtype)
-    directory = resolve_directory(name)
-    if base := base_model(directory):
-        model = load_model(base, dtype=dtype, device=device)
-        load_adapter(model, directory)
-        return merge_lora(model)
+    *adapters, directory = adapter_chain(name)
     with torch.device("meta"), _SkipInitialization():
         model = new_model(directory)
     path, tensors = read_weights(directory, WEIGHT_FILES)
@@ -88,6 +84,9 @@ def load_model(
     model.tie_weights()
     if (directory / "generation_config.json").is_file():
         model.generation_config = read_json(directory / "generation_config.json")
+    for adapter in reversed(adapters):
+        load_adapter(model, adapter)
+        model = merge_lora(model)
     return model.eval()
 
 

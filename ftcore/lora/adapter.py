@@ -8,9 +8,9 @@ PEFT opens what is written here, and vice versa.
 
 import math
 import os
-import reprlib
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from ftcore.models import Model
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
+MAX_PATH = 4096  # characters; that of Linux
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
 _PREFIX = "base_model.model."  # from the two wrappers that PEFT puts around a model
@@ -104,26 +105,39 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
     model.load_state_dict(plain, strict=False)
 
 
-def base_model(directory: Path) -> str | None:
-    """Directory or hub name of an adapter's base model; None if `directory` is not an adapter alone.
+def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list[Path]:
+    """The directories that make up a model: those of its adapters, the last trained first, and its base model's.
 
-    A base model that does not exist under its recorded path is also looked for next to the adapter, since
-    both may have been moved together.
+    A directory with a config.json is a base model, whether it holds an adapter too or not. A base model that
+    is not found under its recorded path is also looked for next to the adapter, since both may have been moved
+    together.
+
+    Args:
+        name, weights: see `resolve_directory`.
 
     Raises:
-        ValueError: adapter_config.json is damaged or names no base model.
+        FileNotFoundError: no such directory, or no such base model; the message names the adapter.
+        ValueError: an adapter_config.json is damaged, names no base model, or leads back to itself.
     """
-    path = directory / CONFIG_FILE
-    if not path.is_file() or (directory / "config.json").is_file():
-        return None
-    base = read_json(path).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise ValueError(
-            f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
-            "that the adapter was trained on; load that yourself, and call load_adapter"
-        )
-    sibling = directory.parent / Path(base).name
-    return str(sibling) if not Path(base).exists() and (sibling / "config.json").is_file() else base
+    chain = [resolve_directory(name, weights=weights)]
+    while (path := chain[-1] / CONFIG_FILE).is_file() and not (chain[-1] / "config.json").is_file():
+        base = read_json(path).get("base_model_name_or_path")
+        where = f"{path}: base_model_name_or_path is {shown(base)}"
+        if not isinstance(base, str) or not 0 < len(base) < MAX_PATH:
+            raise ValueError(
+                f"{where}, expected the directory or hub name of the model that the adapter was trained on; "
+                "load that yourself, and call load_adapter"
+            )
+        sibling = path.parent.parent / Path(base).name
+        try:
+            is_moved = os.path.isfile(sibling / "config.json") and not os.path.exists(base)
+            directory = resolve_directory(sibling if is_moved else base, weights=weights)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        if any(directory.samefile(adapter) for adapter in chain):
+            raise ValueError(f"{where}, which leads back to this adapter; expected its base model")
+        chain.append(directory)
+    return chain
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if not _is_plain(key, value):
             raise ValueError(
-                f"{path}: {key} is {reprlib.repr(value)}, which is more than plain LoRA; merge this adapter "
+                f"{path}: {key} is {shown(value)}, which is more than plain LoRA; merge this adapter "
                 "with peft (merge_and_unload), save the whole model and load that"
             )
     for key in ("r", "lora_alpha", "lora_dropout"):

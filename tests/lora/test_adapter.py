@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ftcore.checkpoints.checkpoint import load_model, save_model
-from ftcore.lora.adapter import load_adapter, save_adapter
+from ftcore.lora.adapter import adapter_chain, load_adapter, save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from tests.helpers.tiny_lora import (
     VARIANTS,
@@ -98,6 +98,55 @@ def test_a_base_model_moved_with_its_adapter_is_found(tmp_path):
     save_adapter(model, tmp_path / "before" / "adapter", base_model=str(tmp_path / "before" / "base"))
     (tmp_path / "before").rename(tmp_path / "after")
     assert torch.equal(logits(load_model(tmp_path / "after" / "adapter")), logits(merge_lora(model)))
+
+
+def test_an_adapter_of_an_adapter_is_merged_into_both(tmp_path):
+    save_model(tiny("t5"), tmp_path / "base")
+    inner = adapted("t5")
+    save_adapter(inner, tmp_path / "inner", base_model=str(tmp_path / "base"))
+    model = merge_lora(inner)
+    add_lora(model, targets=["o"])
+    randomize_updates(model, seed=1)
+    save_adapter(model, tmp_path / "outer", base_model=str(tmp_path / "inner"))
+    assert adapter_chain(tmp_path / "outer") == [tmp_path / name for name in ("outer", "inner", "base")]
+    assert torch.equal(logits(load_model(tmp_path / "outer")), logits(merge_lora(model)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_adapters_that_lead_back_to_themselves_raise(adapter, length):
+    names = [adapter, *(adapter.with_name(f"adapter-{number}") for number in range(1, length))]
+    for directory, base in zip(names, [*names[1:], adapter], strict=True):
+        save_adapter(adapted("t5"), directory, base_model=f"{base.parent}/./{base.name}")
+    last = names[-1] / "adapter_config.json"
+    with pytest.raises(
+        ValueError, match=f"^{last}: base_model_name_or_path is .* leads back to this adapter"
+    ):
+        load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        None,
+        "",
+        7,
+        ["weights/t5-mini"],
+        {"name": 1},
+        "nowhere/at/all",
+        "~nosuchuser/t5",
+        "a\0b",
+        "~a\0",
+        "\ud800",
+    ]
+    + ["x" * 300, "x/" * 2000, "x" * 10**6, "\x1b[2J"],
+)
+def test_a_base_model_that_cannot_be_found_raises(adapter, base):
+    change_config(adapter, base_model_name_or_path=base)
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        load_model(adapter)
+    message = str(raised.value)
+    assert message.startswith(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is ")
+    assert message.isprintable() and len(message) < 10_000
 
 
 def test_a_complete_model_takes_precedence_over_an_adapter(adapter):
