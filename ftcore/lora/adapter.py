@@ -106,10 +106,10 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
 
 
 def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list[Path]:
-    """The directories that make up a model: those of its adapters, the last trained first, and its base model's.
+    """The directories of a model: its adapters, the last trained first, then the base model.
 
-    A directory with a config.json is a base model, whether it holds an adapter too or not. A base model that
-    is not found under its recorded path is also looked for next to the adapter, since both may have been moved
+    A directory with a config.json is a base model, even if it holds an adapter too. A base model that is not
+    found under its recorded path is also looked for next to the adapter, since both may have been moved
     together.
 
     Args:
