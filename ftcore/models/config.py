@@ -1,8 +1,11 @@
 """Configurations of the models (config.json), and code shared by both models."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from os import PathLike
+from reprlib import repr as shown
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import torch
@@ -32,6 +35,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_python_tanh": lambda: nn.GELU(approximate="tanh"),
 }
 
+# Far above every published model; a damaged or hostile file is refused before it takes time and memory.
+MAX_SIZE = 2**24  # vocabulary, widths, lengths, number of heads
+MAX_LAYERS = 512  # of a stack
+
 
 @dataclass(kw_only=True)
 class Config:
@@ -52,29 +59,31 @@ class Config:
             ValueError: a value of the wrong type or out of range, or two keys that contradict each other; the
                 message names `where` and the keys.
         """
-        types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
-        for key, value in values.items():
-            expected = types.get(cls.aliases.get(key, key))
-            if expected is not None and not _has_type(value, expected):
-                raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(expected)}")
-        values = cls._resolve_aliases(values, where)
-        known = {key: value for key, value in values.items() if key in types}
-        extra = {key: value for key, value in values.items() if key not in types}
+        types = _types(cls)
+        named = {key: types.get(cls.aliases.get(key, key)) for key in values}
         try:
+            values = {key: convert(key, value, named[key]) for key, value in values.items()}
+            values = cls._resolve_aliases(values)
+            known = {key: value for key, value in values.items() if key in types}
+            extra = {key: value for key, value in values.items() if key not in types}
             return cls(**known, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
+    def __post_init__(self) -> None:
+        for name, expected in _types(type(self)).items():
+            setattr(self, name, convert(name, getattr(self, name), expected))
+
     @classmethod
-    def _resolve_aliases(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+    def _resolve_aliases(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Rename aliases to the names of the fields; an alias with the value null is dropped."""
         resolved = {key: value for key, value in values.items() if key not in cls.aliases}
         for alias, name in cls.aliases.items():
             value = values.get(alias)
             if value is not None and resolved.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{where}: {alias} is {value!r}, but {name}, which means the same, "
-                    f"is {resolved[name]!r}; remove one of them"
+                    f"{alias} is {shown(value)}, but {name}, which means the same, "
+                    f"is {shown(resolved[name])}; remove one of them"
                 )
         return resolved
 
@@ -89,11 +98,17 @@ class Config:
             "is_encoder_decoder": self.is_encoder_decoder,
         }
 
-    def require_positive(self, *names: str) -> None:
-        """Raise ValueError unless these fields are at least 1."""
+    def require_size(self, *names: str, at_most: int = MAX_SIZE) -> None:
+        """Raise ValueError unless these fields are at least 1 and not absurdly large."""
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+            if not 1 <= getattr(self, name) <= at_most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {at_most}")
+
+    def require_non_negative(self, *names: str) -> None:
+        """Raise ValueError if one of these fields is below 0."""
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
 
     def require_probability(self, *names: str) -> None:
         """Raise ValueError unless these fields are in [0, 1]."""
@@ -105,7 +120,7 @@ class Config:
         """Raise ValueError unless `function`, selected by the field `name`, is in ACTIVATIONS."""
         if function not in ACTIVATIONS:
             raise ValueError(
-                f"{name} is {getattr(self, name)!r}: unknown activation function {function!r}, "
+                f"{name} is {shown(getattr(self, name))}: unknown activation function {shown(function)}, "
                 f"known are {', '.join(sorted(ACTIVATIONS))}"
             )
 
@@ -153,9 +168,12 @@ class GPT2Config(Config):
         return super().from_dict(values, where)
 
     def __post_init__(self) -> None:
-        self.require_positive("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        super().__post_init__()
+        self.require_size("vocab_size", "n_positions", "n_embd", "n_head")
+        self.require_size("n_layer", at_most=MAX_LAYERS)
         if self.n_inner is not None:
-            self.require_positive("n_inner")
+            self.require_size("n_inner")
+        self.require_non_negative("layer_norm_epsilon", "initializer_range")
         self.require_probability("resid_pdrop", "embd_pdrop", "attn_pdrop")
         self.require_activation("activation_function", self.activation_function)
         if self.n_embd % self.n_head:
@@ -209,10 +227,13 @@ class T5Config(Config):
         return super().from_dict(values, where)
 
     def __post_init__(self) -> None:
-        self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        super().__post_init__()
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        self.require_positive("num_decoder_layers")
+        self.require_size("vocab_size", "d_model", "d_kv", "d_ff", "num_heads")
+        self.require_size("relative_attention_num_buckets", "relative_attention_max_distance")
+        self.require_size("num_layers", "num_decoder_layers", at_most=MAX_LAYERS)
+        self.require_non_negative("layer_norm_epsilon", "initializer_factor")
         self.require_probability("dropout_rate")
         self._resolve_feed_forward()
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
@@ -236,8 +257,8 @@ class T5Config(Config):
         self.is_gated_act = gated if self.is_gated_act is None else self.is_gated_act
         for key, agreeing in (("dense_act_fn", functions), ("is_gated_act", [gated])):
             if getattr(self, key) not in agreeing:
-                proj = f"feed_forward_proj is {self.feed_forward_proj!r}"
-                raise ValueError(f"{key} is {getattr(self, key)!r}, but {proj}; remove one of them")
+                proj = f"feed_forward_proj is {shown(self.feed_forward_proj)}"
+                raise ValueError(f"{key} is {shown(getattr(self, key))}, but {proj}; remove one of them")
 
 
 @dataclass(kw_only=True)
@@ -318,11 +339,36 @@ def set_dropout_rates(config: Any, rate: float) -> None:
             setattr(config, name, rate)
 
 
+def convert(name: str, value: Any, expected: Any) -> Any:
+    """A value of the type `expected`, with scalars of numpy and torch as Python's; None accepts every type.
+
+    Raises:
+        ValueError: another type, or NaN, infinite or beyond 64 bits; the message names `name`.
+    """
+    if expected is None:
+        return value
+    value = [_scalar(item) for item in value] if isinstance(value, list | tuple) else _scalar(value)
+    if not _has_type(value, expected):
+        raise ValueError(f"{name} is {shown(value)}, expected {_describe(expected)}")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+@cache
+def _types(config: type[Config]) -> dict[str, Any]:
+    hints = get_type_hints(config)
+    return {f.name: hints[f.name] for f in fields(config) if f.name != "extra"}
+
+
 def _has_type(value: Any, expected: Any) -> bool:
     if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max  # False for NaN
     if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if expected == list[int]:
         return isinstance(value, list) and all(_has_type(item, int) for item in value)
     if get_args(expected):  # a union
