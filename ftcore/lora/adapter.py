@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import describe_mismatch, read_weights, write_tensors
+from ftcore.checkpoints.tensors import describe_mismatch, misfit, read_weights, write_tensors
+from ftcore.cli import printable
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
+from ftcore.models.config import convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
@@ -146,21 +148,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent}: no {path.name}; expected an adapter in PEFT's format")
     values = read_json(path)
     if values.get("peft_type") != "LORA":
-        raise ValueError(f'{path}: peft_type is {values.get("peft_type")!r}, expected "LORA"')
+        raise ValueError(f'{path}: peft_type is {shown(values.get("peft_type"))}, expected "LORA"')
     for key, value in values.items():
         if not _is_plain(key, value):
             raise ValueError(
-                f"{path}: {key} is {shown(value)}, which is more than plain LoRA; merge this adapter "
-                "with peft (merge_and_unload), save the whole model and load that"
+                f"{path}: {printable(key)} is {shown(value)}, which is more than plain LoRA; merge this "
+                "adapter with peft (merge_and_unload), save the whole model and load that"
             )
-    for key in ("r", "lora_alpha", "lora_dropout"):
-        if not isinstance(values.get(key), int if key == "r" else int | float):
-            kind = "a whole number" if key == "r" else "a number"
-            raise ValueError(f"{path}: {key} is {values.get(key)!r}, expected {kind}")
-    rank, alpha = values["r"], values["lora_alpha"]
-    if values.get("use_rslora"):  # scales by alpha / sqrt(r) (Kalajdzievski 2023)
-        alpha *= math.sqrt(rank)
-    return {"rank": rank, "alpha": alpha, "dropout": values["lora_dropout"]}
+    try:
+        rank = convert("r", values.get("r"), int)
+        alpha = convert("lora_alpha", values.get("lora_alpha"), float)
+        dropout = convert("lora_dropout", values.get("lora_dropout"), float)
+        if convert("use_rslora", values.get("use_rslora"), bool | None) and rank > 0:
+            alpha *= math.sqrt(rank)  # the update is scaled by alpha / sqrt(r) (Kalajdzievski 2023)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {"rank": rank, "alpha": alpha, "dropout": dropout}
 
 
 def _is_plain(key: str, value: Any) -> bool:
@@ -185,9 +188,10 @@ def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor
             expected |= {a: (rank, in_features), b: (out_features, rank)}
     report = describe_mismatch(
         wrong=[
-            f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+            line
             for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
+            if name in tensors
+            for line in misfit(name, tensors[name], shape)
         ],
         missing=[name for name in expected if name not in tensors],
         unexpected=[name for name in tensors if name not in expected],

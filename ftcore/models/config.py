@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cache
 from os import PathLike
 from reprlib import repr as shown
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -234,6 +233,9 @@ class T5Config(Config):
         self.require_size("relative_attention_num_buckets", "relative_attention_max_distance")
         self.require_size("num_layers", "num_decoder_layers", at_most=MAX_LAYERS)
         self.require_non_negative("layer_norm_epsilon", "initializer_factor")
+        if self.num_heads * self.d_kv > MAX_SIZE:
+            inner = f"num_heads is {self.num_heads} and d_kv {self.d_kv}"
+            raise ValueError(f"{inner}, expected a product of at most {MAX_SIZE}")
         self.require_probability("dropout_rate")
         self._resolve_feed_forward()
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
@@ -357,7 +359,6 @@ def _scalar(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-@cache
 def _types(config: type[Config]) -> dict[str, Any]:
     hints = get_type_hints(config)
     return {f.name: hints[f.name] for f in fields(config) if f.name != "extra"}

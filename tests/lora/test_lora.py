@@ -150,7 +150,7 @@ def test_train_and_eval_mode_are_kept(training):
     [
         ({"rank": 0}, "rank is 0, expected at least 1"),
         ({"alpha": 0}, "alpha is 0, expected more than 0"),
-        ({"alpha": math.nan}, "alpha is nan, expected more than 0"),
+        ({"alpha": math.nan}, "alpha is nan, expected a number"),
         ({"dropout": 1.0}, "dropout is 1.0, expected a rate from 0 to below 1"),
         ({"dropout": -0.1}, "dropout is -0.1, expected a rate from 0 to below 1"),
         ({"targets": []}, "targets is empty, expected names of layers or all-linear"),
