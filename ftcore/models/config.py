@@ -1,6 +1,6 @@
 """Configurations of the models (config.json), and code shared by both models."""
 
-import sys
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -242,7 +242,8 @@ class T5Config(Config):
         if buckets < 4:
             raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
         if distance <= buckets // 2:  # the decoder's first buckets // 2 distances have one bucket each
-            raise ValueError(f"relative_attention_max_distance is {distance}, expected above {buckets // 2}")
+            expected = f"above {buckets // 2}, half of relative_attention_num_buckets"
+            raise ValueError(f"relative_attention_max_distance is {distance}, expected {expected}")
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
 
@@ -365,11 +366,12 @@ def _types(config: type[Config]) -> dict[str, Any]:
 
 
 def _has_type(value: Any, expected: Any) -> bool:
+    if isinstance(value, bool) and expected in (int, float):
+        return False
+    if isinstance(value, int) and expected in (int, float):
+        return abs(value) < 2**63
     if expected is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and abs(value) <= sys.float_info.max  # False for NaN
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return isinstance(value, float) and math.isfinite(value)
     if expected == list[int]:
         return isinstance(value, list) and all(_has_type(item, int) for item in value)
     if get_args(expected):  # a union
