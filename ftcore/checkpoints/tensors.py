@@ -58,7 +58,8 @@ def _shards(index: Path) -> list[Path]:
             raise ValueError(
                 f"{index}: {shown(name)} is a path, expected the name of a file beside the index"
             )
-    missing = [name for name in names if not os.path.isfile(index.parent / name)]
+    present = set(os.listdir(index.parent))
+    missing = [name for name in names if name not in present]
     if missing:
         raise FileNotFoundError(
             f"{index}: {len(missing)} of {len(names)} shards are missing: {printable(few(missing))}"
