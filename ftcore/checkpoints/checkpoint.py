@@ -132,7 +132,7 @@ def model_from_config(values: dict[str, Any], where: str = "config.json") -> Mod
     config = _config(values, where)
     size = sum(parameter.nbytes for parameter in _on_meta(config).parameters())
     try:
-        torch.empty(size, dtype=torch.uint8)  # reserved and not used; the system refuses more than it has
+        torch.empty(size, dtype=torch.uint8, device="cpu")  # not used: the system refuses more than it has
     except RuntimeError:
         raise ValueError(
             f"{where}: a model of {size / 1e9:,.0f} GB, more than the memory here can hold: {config}"

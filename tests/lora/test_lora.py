@@ -149,7 +149,12 @@ def test_train_and_eval_mode_are_kept(training):
     ("arguments", "message"),
     [
         ({"rank": 0}, "rank is 0, expected at least 1"),
+        ({"rank": 2.0}, "rank is 2.0, expected a whole number"),
+        ({"rank": True}, "rank is True, expected a whole number"),
+        ({"rank": 10**9}, "rank is 1000000000, expected at most 18, the width of the layers"),
         ({"alpha": 0}, "alpha is 0, expected more than 0"),
+        ({"alpha": math.inf}, "alpha is inf, expected a number"),
+        ({"alpha": "8"}, "alpha is '8', expected a number"),
         ({"alpha": math.nan}, "alpha is nan, expected a number"),
         ({"dropout": 1.0}, "dropout is 1.0, expected a rate from 0 to below 1"),
         ({"dropout": -0.1}, "dropout is -0.1, expected a rate from 0 to below 1"),
