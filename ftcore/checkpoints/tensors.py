@@ -77,8 +77,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         start = opened.read(64)
     try:
         if file.suffix == ".bin":
-            # Files from before PyTorch 1.6 are not zip archives and cannot be memory-mapped.
-            tensors = _load_pickle(file, is_zip=start.startswith(b"PK"))
+            tensors = load_pickle(file, is_zip=start.startswith(b"PK"))
         else:
             tensors = _load_safetensors(file, start)
     except Exception as error:  # damaged files raise many unrelated types
@@ -110,8 +109,15 @@ def _load_safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def _load_pickle(file: Path, is_zip: bool) -> object:
-    """The content of a .bin file, after a look at its pickles, which could take any time and memory."""
+def load_pickle(file: Path, *, is_zip: bool = True) -> object:
+    """`torch.load` of plain tensors, in containers, after a look at the pickles.
+
+    A pickle of a few bytes can take any time and memory, which `weights_only` does not prevent. Zip archives,
+    all files since PyTorch 1.6, are memory-mapped.
+
+    Raises:
+        Exception: of many types.
+    """
     if is_zip:
         with zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
