@@ -25,7 +25,6 @@ from ftcore.models.config import convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
-MAX_PATH = 4096  # characters; that of Linux
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
 _PREFIX = "base_model.model."  # from the two wrappers that PEFT puts around a model
@@ -125,7 +124,7 @@ def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list
     while (path := chain[-1] / CONFIG_FILE).is_file() and not (chain[-1] / "config.json").is_file():
         base = read_json(path).get("base_model_name_or_path")
         where = f"{path}: base_model_name_or_path is {shown(base)}"
-        if not isinstance(base, str) or not 0 < len(base) < MAX_PATH:
+        if not isinstance(base, str) or not 0 < len(base) < 4096:
             raise ValueError(
                 f"{where}, expected the directory or hub name of the model that the adapter was trained on; "
                 "load that yourself, and call load_adapter"

@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 # Far above every published model; a damaged or hostile file is refused before it takes time and memory.
 MAX_SIZE = 2**24  # vocabulary, widths, lengths, number of heads
-MAX_LAYERS = 512  # of a stack
+MAX_LAYERS = 256  # of a stack
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, `extra` included."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        known = {name: _scalar(getattr(self, name)) for name in _types(type(self))}
         return {
             **self.extra,
             **known,
