@@ -41,8 +41,7 @@ def find_device(name: str | None) -> torch.device:
 def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True) -> tuple[Model, Tokenizer]:
     """Model and tokenizer of a directory or hub name; with `from_scratch`, random weights.
 
-    Without `check`, the model may have fewer embedding rows than the tokenizer ids: for a caller that changes
-    the sizes first and then calls `check_vocabulary`.
+    Without `check`, `check_checkpoint` is left to the caller, who changes the model first.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
@@ -50,10 +49,15 @@ def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True
     model = new_model(name) if from_scratch else load_model(name)
     tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
     if check:
-        check_vocabulary(tokenizer, model.config, name)
-    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
-        model.config.decoder_start_token_id = model.config.pad_token_id  # as in all published T5s
+        check_checkpoint(model, tokenizer, name)
     return model, tokenizer
+
+
+def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
+    """See `check_vocabulary`; a T5 without a start token gets the one of all published T5s, the pad token."""
+    check_vocabulary(tokenizer, model.config, where)
+    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.config.pad_token_id
 
 
 def read_data(

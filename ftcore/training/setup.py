@@ -12,7 +12,7 @@ from torch import nn
 from ftcore.checkpoints.checkpoint import save_model
 from ftcore.cli import log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
-from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
@@ -29,7 +29,7 @@ from ftcore.training.distributed import (
     world_size,
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
+from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
 from ftcore.training.launch import resume_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
@@ -154,7 +154,7 @@ def make_model(
     resized = None
     if changes := config_changes(options, model.config):
         model, resized = resize(model, changes, keep_weights=not options.from_scratch)
-    check_vocabulary(tokenizer, model.config, "the changed config.json" if resized else name)
+    check_checkpoint(model, tokenizer, "the changed config.json" if resized else name)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):

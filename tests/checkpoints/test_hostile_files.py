@@ -87,6 +87,7 @@ TENSORS: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # some of these tensors are experimental or deprecated
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
 @pytest.mark.parametrize("name", TENSORS)
 def test_unusual_tensors_raise(name: str, zipped: bool, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, expand_ranges, resize
+from ftcore.training.setup import make_model
 from tests.helpers import tiny_runs
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -275,6 +276,15 @@ def test_rows_for_added_tokens(options: list[str], tmp_path: Path, capsys: pytes
     ftcore.train.main([*command.split(), "--set", "vocab_size=258", *options])
     weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
     assert weights["transformer.wte.weight"].shape == (258, 16)
+
+
+def test_the_start_token_follows_a_changed_pad_token(tmp_path: Path) -> None:
+    config = tiny_runs.tiny_t5(tmp_path / "model") / "config.json"
+    values = json.loads(config.read_text()) | {"pad_token_id": None, "decoder_start_token_id": None}
+    config.write_text(json.dumps(values))
+    options = TrainOptions(model=str(tmp_path / "model"), set=["pad_token_id=0"])
+    model, _, _ = make_model(str(tmp_path / "model"), options, torch.device("cpu"))
+    assert model.config.decoder_start_token_id == 0
 
 
 @pytest.mark.parametrize(
