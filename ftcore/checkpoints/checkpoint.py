@@ -83,7 +83,7 @@ def load_model(
     """
     _require_floating_point(dtype)
     *adapters, directory = adapter_chain(name)
-    model = _on_meta(_config(*_read_config(directory)))
+    model = outline(directory)
     path, tensors = read_weights(directory, WEIGHT_FILES)
     fitted = _fit(model, tensors, path)
     dtypes = dict.fromkeys(fitted, dtype) if dtype else _common_dtypes(fitted)
@@ -112,12 +112,21 @@ def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -
     return model
 
 
+def outline(name: str | os.PathLike[str]) -> Model:
+    """The model of a directory's config.json on the meta device: shapes, without memory and numbers.
+
+    Raises:
+        FileNotFoundError, ValueError: see `new_model`.
+    """
+    return _on_meta(_config(*_read_config(resolve_directory(name, weights=False))))
+
+
 def new_model(name: str | os.PathLike[str]) -> Model:
     """A model with random weights, in train mode, as described by a directory's config.json.
 
     Raises:
         FileNotFoundError: no such directory, or no config.json in it.
-        ValueError: config.json is damaged or has an unknown model_type.
+        ValueError: config.json is damaged, or see `model_from_config`.
     """
     return model_from_config(*_read_config(resolve_directory(name, weights=False)))
 

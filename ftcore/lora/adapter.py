@@ -39,7 +39,12 @@ _HARMLESS |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}
 _HARMLESS |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
 
 
-def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model: str | None = None) -> None:
+def save_adapter(
+    model: Model,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str] | None = None,
+) -> None:
     """Write the LoRA layers of a model, for `load_adapter` and PEFT. Atomic, see files.py.
 
     Args:
@@ -59,7 +64,7 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": None if base_model is None else os.fspath(base_model),
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ftcore.checkpoints.checkpoint import load_model, new_model
+from ftcore.checkpoints.checkpoint import load_model, outline
 from ftcore.cli import warn
 from ftcore.data import (
     CORPUS_TASKS,
@@ -39,14 +39,14 @@ def find_device(name: str | None) -> torch.device:
 
 
 def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True) -> tuple[Model, Tokenizer]:
-    """Model and tokenizer of a directory or hub name; with `from_scratch`, random weights.
+    """Model and tokenizer of a directory or hub name; with `from_scratch`, without weights: see `outline`.
 
     Without `check`, `check_checkpoint` is left to the caller, who changes the model first.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
-    model = new_model(name) if from_scratch else load_model(name)
+    model = outline(name) if from_scratch else load_model(name)
     tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
     if check:
         check_checkpoint(model, tokenizer, name)

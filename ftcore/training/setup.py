@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftcore.checkpoints.checkpoint import save_model
+from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.tokenizer import Tokenizer
@@ -154,6 +154,8 @@ def make_model(
     resized = None
     if changes := config_changes(options, model.config):
         model, resized = resize(model, changes, keep_weights=not options.from_scratch)
+    elif options.from_scratch:
+        model = new_model(name)
     check_checkpoint(model, tokenizer, "the changed config.json" if resized else name)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
