@@ -78,6 +78,14 @@ def random_options(r: random.Random) -> dict[str, Any]:
         o["forced_bos_token_id"] = r.randrange(2, VOCAB)
     if r.random() < 0.2:
         o["forced_eos_token_id"] = r.choice([EOS, [EOS, 9]])
+    if r.random() < 0.2:
+        o["encoder_no_repeat_ngram_size"] = r.choice([1, 2, 3])
+    if r.random() < 0.2:
+        o[r.choice(["suppress_tokens", "begin_suppress_tokens"])] = [r.randrange(VOCAB) for _ in range(5)]
+    if r.random() < 0.2:
+        o["exponential_decay_length_penalty"] = (r.choice([0, 3]), r.choice([1.05, 1.5]))
+    if r.random() < 0.3:
+        o["renormalize_logits"] = True
     return o
 
 
@@ -96,6 +104,9 @@ def sampling_options(r: random.Random) -> dict[str, Any]:
         "typical_p": [0.3, 0.9],
         "repetition_penalty": [1.3],
         "num_return_sequences": [2],
+        "renormalize_logits": [True],
+        "suppress_tokens": [[5, 9, 30]],
+        "exponential_decay_length_penalty": [(1, 1.3)],
     }.items():
         if r.random() < 0.4:
             o[name] = r.choice(values)
@@ -412,7 +423,7 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ),
         ("gpt2", {"max_length": 3}, "reaches the maximum length of 3"),
         ("gpt2", {"max_new_tokens": 63}, "3 tokens and 63 new ones exceed the model's 64 positions"),
-        ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected at least 1e-30"),
         ("gpt2", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
         ("gpt2", {"do_sample": True, "min_p": -0.1}, "min_p is -0.1"),
         ("gpt2", {"do_sample": True, "typical_p": 0.0}, "typical_p is 0"),
@@ -420,12 +431,12 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         (
             "gpt2",
             {"early_stopping": "always"},
-            "early_stopping is 'always', expected True, False or \"never\"",
+            "early_stopping is 'always', expected True or False, or \"never\"",
         ),
         ("gpt2", {"bad_words_ids": [[]]}, "bad_words_ids holds an empty word"),
-        ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, but token ids go from 0 to 40"),
+        ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, expected token ids from 0 to 40"),
         ("gpt2", {"forced_eos_token_id": 41}, "forced_eos_token_id holds 41"),
-        ("gpt2", {"pad_token_id": -1}, "pad_token_id is -1"),
+        ("gpt2", {"pad_token_id": -1}, "pad_token_id holds -1"),
         ("gpt2", {"decoder_input_ids": torch.tensor([[5]])}, "decoder_input_ids is for T5"),
         ("gpt2", {"num_beams": 2, "streamer": print}, "streamer needs num_beams=1"),
         ("t5", {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
