@@ -9,7 +9,7 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 import math
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -205,12 +205,11 @@ class Arguments:
             )
         return minimum, maximum
 
-    def rules(self) -> list[str]:
-        """The arguments that change the scores, as "temperature=0.5"."""
+    def changed(self, names: Container[str]) -> list[str]:
+        """Those of the named arguments that have another value than the default, as "temperature=0.5"."""
+        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return [
-            f"{field.name}={shown(getattr(self, field.name))}"
-            for field in fields(self)
-            if field.name in PROCESSOR_ARGUMENTS and getattr(self, field.name) != field.default
+            f"{name}={shown(value)}" for name, value, default in values if name in names and value != default
         ]
 
     def error(self, message: str) -> ValueError:
@@ -295,7 +294,8 @@ def checked(name: str, value: Any, vocab_size: int, file: str = "") -> Any:
         result = converted(value, TYPES[name])
     except TypeError:
         kinds = [TYPE_NAMES[kind] for kind in alternatives(TYPES[name]) if kind is not NoneType]
-        bound = f" of at least {BOUNDS[name][0]}" if kinds == [TYPE_NAMES[int]] and name in BOUNDS else ""
+        is_bounded = kinds == [TYPE_NAMES[int]] and name in BOUNDS
+        bound = f" of at least {BOUNDS[name][0]}, below 2**63" if is_bounded else ""
         raise ValueError(f"{start} is {shown(value)}, expected {', or '.join(kinds)}{bound}") from None
     low, high = BOUNDS.get(name, (-math.inf, math.inf))
     if isinstance(result, int | float) and not low <= result <= high:

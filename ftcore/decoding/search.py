@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import LogitsProcessor, apply_processors, processors_for
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.models import Model
@@ -159,7 +159,7 @@ def search_error(
     row = failed.tolist().index(True)
     return arguments.error(
         f"no token with a finite score is left after {ids.shape[1]} tokens of row {row}, because of"
-        f" {', '.join(arguments.rules())}"
+        f" {', '.join(arguments.changed(PROCESSOR_ARGUMENTS))}"
     )
 
 
