@@ -128,8 +128,8 @@ def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
     return [number for number in row if 0 <= number < vocab_size]
 
 
-# A text up to the last word that separates what `_clean_up_spaces` does before it from what follows: a word of
-# three characters, or a complete one that no removed space precedes.
+# A text up to the last word beyond which no text can change what `_clean_up_spaces` does before it: a word of
+# three characters, or a complete one whose preceding space is never removed.
 _CLEAN_UP_BARRIER = re.compile(r".*(?<![^ ])(?:[^ ]{3,}|[^ .?!,'n][^ ]*(?= ))", re.DOTALL)
 
 

@@ -252,8 +252,11 @@ def beam_search(
         logits = state(running.ids[:, :, length].reshape(-1, 1))
 
     returned = arguments.num_return_sequences
-    if not complete.ended[:, 0].all():
-        raise arguments.error(f"length_penalty is {arguments.length_penalty}, which exceeds float32's range")
+    if not complete.ended[:, 0].all():  # an empty slot has a better score than every hypothesis
+        causes = arguments.changed(["length_penalty", *PROCESSOR_ARGUMENTS])
+        raise arguments.error(
+            f"all hypotheses have a score below {NEG_INF:g}, because of {', '.join(causes)}"
+        )
     longest = int(complete.new_tokens[:, :returned].max())
     return complete.ids[:, :returned, : prompt_length + longest].flatten(0, 1)
 
@@ -310,6 +313,7 @@ def best_complete(
     full = stops_early(complete, arguments)  # (B, 1)
     excluded = (~ended).float() + (~can_improve).float() + full.float()  # number of reasons
     scores = candidates.scores / candidates.new_tokens**arguments.length_penalty + NEG_INF * excluded
+    scores = scores.nan_to_num(-torch.inf, posinf=-torch.inf, neginf=-torch.inf)  # of sources that are done
     both = complete.cat(replace(candidates, scores=scores, ended=ended))
     return both.gather(both.scores.topk(beams).indices)
 

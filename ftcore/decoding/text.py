@@ -105,8 +105,8 @@ def stream_text(
 class TextStream:
     """A `streamer` for `generate` with one row: decodes its tokens and writes the text that is final.
 
-    A character may take several tokens, and some tokenizers remove a space once they see what follows it. So the
-    end of the text is held back until it is final, or until `close`.
+    A character may take several tokens, and some tokenizers remove a space once they see what follows it. So
+    the end of the text is held back until it is final, or until `close`.
     """
 
     def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:

@@ -282,7 +282,7 @@ def test_weights_that_are_not_finite_are_found(
     model = copy.deepcopy(model_of(name))
     with torch.no_grad():
         model.lm_head.weight[3, 1] = torch.nan
-    with pytest.raises(FloatingPointError, match="is not finite: .*(lm_head|wte)"):
+    with pytest.raises(FloatingPointError, match=r"is not finite: .*(lm_head|wte)"):
         generate(prepare_for_decoding(model, dtype), torch.tensor([[5, 6, 7]]), max_new_tokens=4, **options)
 
 
