@@ -14,9 +14,11 @@ becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME
 """
 
 import argparse
+import atexit
 import dataclasses
 import difflib
 import inspect
+import io
 import math
 import os
 import sys
@@ -258,6 +260,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 WRONG_INPUT = 2  # exit status: invalid options or input
 FAILED_RUN = 1  # exit status: the command started and failed
 INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
+BROKEN_PIPE = 141  # exit status where the reader of a pipe has ended, the shells' convention
 
 
 def is_main_process() -> bool:
@@ -305,6 +308,76 @@ def log(line: str) -> None:
 
     if is_main_process():
         tqdm.write(line, file=sys.stdout)
+
+
+class _GuardedOutput(io.RawIOBase):
+    """The bytes of a standard stream: after the first error of a write, they are dropped.
+
+    Args:
+        command: ended by the error, where standard output is its result; else None.
+    """
+
+    def __init__(self, raw: io.RawIOBase, command: str | None) -> None:
+        self._raw, self._command, self._failed = raw, command, False
+
+    def write(self, data: Any) -> int | None:
+        if not self._failed:
+            try:
+                return self._raw.write(data)
+            except OSError as error:
+                self._failed = True
+                if self._command:
+                    self._end(self._command, error)
+        return len(data)
+
+    def _end(self, command: str, error: OSError) -> NoReturn:
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
+            raise SystemExit(BROKEN_PIPE)
+        print(f"{command}: standard output: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(FAILED_RUN)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+
+def guard_output(command: str | None = None) -> None:
+    """Let no print raise, whatever standard output and standard error are connected to.
+
+    Characters missing in the encoding are escaped. Once a write fails (closed pipe, full disk, closed
+    terminal), further output is dropped, so that a run continues.
+
+    Args:
+        command: given where standard output is the result. The command then ends: quietly if a pipe was
+            closed, else with one line and status 1.
+    """
+    for name in ("stderr", "stdout"):
+        stream, settings = getattr(sys, name), {}
+        if stream is None:  # closed by the shell (`>&-`): writes fail, and no other file gets its number
+            raw: Any = open(os.devnull, "rb", buffering=0)  # noqa: SIM115
+        else:
+            stream.flush()
+            raw = getattr(stream.buffer, "raw", stream.buffer)
+            settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        guarded: Any = _GuardedOutput(raw, command if name == "stdout" else None)
+        if not settings.get("write_through"):  # python -u
+            guarded = io.BufferedWriter(guarded)
+        encoding = getattr(stream, "encoding", "utf-8")
+        setattr(sys, name, io.TextIOWrapper(guarded, encoding, "backslashreplace", **settings))
+    atexit.register(_flush_output)
+
+
+def _flush_output() -> None:
+    """Before Python's own flush at exit, whose errors print a traceback."""
+    try:
+        sys.stdout.flush()
+    except SystemExit as ending:
+        os._exit(int(ending.code or 0))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

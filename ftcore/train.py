@@ -2,12 +2,14 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, log, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, parse
 from ftcore.training.options import TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
-if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:
-    parse(TrainOptions, command="ftcore.train")
+if __name__ == "__main__":
+    guard_output()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        parse(TrainOptions, command="ftcore.train")
 
 import math
 import sys

@@ -8,6 +8,7 @@ from ftcore.cli import (
     INTERRUPTED,
     check_resumed,
     cli_errors,
+    guard_output,
     log,
     one_line,
     option,
@@ -88,6 +89,7 @@ class TuneOptions(TrainOptions):
 
 
 if __name__ == "__main__":
+    guard_output()
     parse(TuneOptions, command="ftcore.tune")  # --help and wrong options, before the slow import of torch
 
 import math
