@@ -1,4 +1,4 @@
-"""Standard output and standard error that fail, or lack characters, end no run; no command prints a traceback.
+"""Standard output and error that fail, or lack characters, end no run, and no command prints a traceback.
 
 `--help` stands for all output that a command prints before torch is imported. Whole commands run in a forked
 child, whose standard streams are those that Python would make at its start.

@@ -23,6 +23,7 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
 from ftcore.training.metrics_log import Meter
+from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
 
 STEPS = 8
@@ -87,7 +88,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench("gpt2", tmp_path_factory.mktemp("gpt2"))
 
 
-def at_step(step: int, act: Callable[[], None]) -> Any:
+def at_step(step: int, act: Callable[[], object]) -> Any:
     """Call `act` inside the training loop, after this step."""
     patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
 
@@ -182,6 +183,34 @@ def test_intervals_of_validation_saving_and_logging_change_no_weight(t5: Bench) 
     run = t5.new_directory()
     t5.train(run, "--eval-every 3 --save-every 1 --keep 1 --log-every 1 --eval-answers 2 --num-beams 2")
     assert_same(outcome(run)["last"], t5.wanted["last"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_stops_a_run_and_it_saves(t5: Bench) -> None:
+    """The kernel sends SIGHUP, and a shell sends it again."""
+    run = t5.new_directory()
+    patch = at_step(3, lambda: [os.kill(os.getpid(), signal.SIGHUP) for _ in range(2)])
+    try:
+        assert t5.train(run) == 0
+    finally:
+        patch.undo()
+    assert saved_step(run / "state" / "training_state.pt") == 3
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup(t5: Bench) -> None:
+    run = t5.new_directory()
+    patch = at_step(3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert t5.train(run) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+        patch.undo()
+    assert_same(outcome(run), t5.wanted)
 
 
 def test_stopping_prints_the_resume_command(t5: Bench, capsys: pytest.CaptureFixture) -> None:
