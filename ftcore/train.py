@@ -99,7 +99,7 @@ def prepare(options: TrainOptions) -> Run:
 
 
 def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step or an interrupt. Changes only `run` and its directory.
+    """Train until the last step, an interrupt or the loss of a worker. Changes only `run` and its directory.
 
     `watch` is called with the metrics of each validation after the first step; an exception ends the run.
     """
@@ -127,8 +127,9 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                         watch(validate(run))
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
-                if any_rank(is_last or interrupt.requested):
+                if any_rank(is_last or interrupt.requested or run.lost_worker is not None):
                     run.save()
+                    run.require_workers()
                     return
             progress.epoch += 1
 

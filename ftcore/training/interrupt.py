@@ -14,7 +14,7 @@ class Interrupt:
     """with Interrupt() as interrupt: ... if interrupt.requested: save and leave
 
     A second Ctrl-C ends the process at once; a second SIGHUP does not, since a terminal that is closed sends
-    one and its shell another. If SIGHUP is ignored (nohup), it stays so. Nested instances share the outermost.
+    one and its shell another. An ignored SIGHUP (nohup) stays ignored. Nested instances share the outermost.
     """
 
     _HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows

@@ -104,6 +104,20 @@ class Run:
         self.save_checkpoint(self.directory.last)
         save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
 
+    @property
+    def lost_worker(self) -> str | None:
+        """Why a worker process of a data loader was lost, if one was."""
+        return self.train_loader.lost_worker or self.valid_loader.lost_worker
+
+    def require_workers(self) -> None:
+        """Raise ChildProcessError if this saved run has stopped because a worker was lost. A collective."""
+        lost = [reason for reason in all_gather(self.lost_worker) if reason]
+        if lost and self.progress.step < self.total_steps:
+            raise ChildProcessError(
+                f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
+                f"saved after step {self.progress.step}, resume with fewer --workers: {self.resume_command}"
+            )
+
     def resume(self) -> None:
         """Continue from the saved state. A collective."""
         self.progress = Progress(**load_state(self.directory.state, **self._stateful()))

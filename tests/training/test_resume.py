@@ -5,10 +5,11 @@ one shorter.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,47 @@ def test_nohup(t5: Bench) -> None:
         signal.signal(signal.SIGHUP, previous)
         patch.undo()
     assert_same(outcome(run), t5.wanted)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_lost_worker_stops_a_run_and_it_saves(
+    t5: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, validating: bool
+) -> None:
+    """Its step and the validation are completed first: an epoch's last batches come from this process."""
+    run, patch = t5.new_directory(), at_step(1, kill_workers)
+    if validating:
+        patch.undo()
+        score_loss = ftcore.train.score_loss
+
+        def kill_and_score(model: Any, loader: Any, *others: Any) -> Any:
+            def killing() -> Iterator[Any]:
+                for number, batch in enumerate(loader):
+                    if number == 1:
+                        kill_workers()
+                    yield batch
+
+            return score_loss(model, killing(), *others)
+
+        monkeypatch.setattr(ftcore.train, "score_loss", kill_and_score)
+    with pytest.raises(SystemExit) as ending:
+        t5.train(run, "--workers 1 --valid-share 0.4 --eval-batch-size 1")
+    patch.undo()
+    monkeypatch.undo()
+    assert ending.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    step = saved_step(run / "state" / "training_state.pt")
+    assert "a worker process of the data loader was lost, perhaps for lack of memory" in line
+    assert f"saved after step {step}, resume with fewer --workers: python -m ftcore.train --output" in line
+    assert t5.resume(run) == 0
+    whole = t5.new_directory()
+    assert t5.train(whole, "--valid-share 0.4 --eval-batch-size 1") == 0
+    assert_same(outcome(run), outcome(whole))
 
 
 def test_stopping_prints_the_resume_command(t5: Bench, capsys: pytest.CaptureFixture) -> None:
