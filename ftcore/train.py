@@ -268,10 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):
                     train(run)
+                on_main(lambda: console.print_results(run))
         except KeyboardInterrupt:  # outside of the loop, where Interrupt handles it
             log("interrupted; earlier saves are complete")
             return INTERRUPTED
-        on_main(lambda: console.print_results(run))
     return 0
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
+from safetensors import SafetensorError
+
 MAX_JSON_DEPTH = 100  # levels of nesting; Python's own limit depends on the depth of the call stack
 
 # The first bytes of formats that are neither text nor weights.
@@ -171,6 +173,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         path: the file; its directory must exist. One process at a time may write it.
         write: writes to the temporary path that it is called with. If it raises, the old file stays and the
             temporary one is removed.
+
+    Raises:
+        OSError: the file cannot be written; names it.
     """
     write_together({Path(path): write})
 
@@ -181,19 +186,37 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
     try:
         for path, write in writes.items():
             temporary = temporaries[path]
-            temporary.unlink(missing_ok=True)  # left by a killed process
-            temporary.touch()
-            mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
-            write(temporary)
-            temporary.chmod(mode)
-            flush(temporary)
+            with write_errors(path, temporary):
+                temporary.unlink(missing_ok=True)  # left by a killed process
+                temporary.touch()
+                mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
+                write(temporary)
+                temporary.chmod(mode)
+                flush(temporary)
         for path, temporary in temporaries.items():
-            temporary.replace(path)
+            with write_errors(path, temporary):
+                temporary.replace(path)
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in writes}:
         flush(directory)
+
+
+@contextmanager
+def write_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Raise the error of a write to `path`, a full disk for example, as an OSError that names the file.
+
+    torch and safetensors raise other types. Errors that name another file pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(path), str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written (is the disk full? {error})") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,6 +95,9 @@ def save_sharded(
 
     Returns:
         The directory's name.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     step = state["progress"]["step"]
     directory = on_main(lambda: _new_directory(path.parent, step))
@@ -107,7 +110,10 @@ def save_sharded(
             if moment.shape == parameter.shape:  # not the step count
                 tensors[f"optimizer.{number}.{name}"] = moment
                 rest["state"][number][name] = None
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    except CheckpointException as error:
+        raise OSError(f"{directory}: cannot be written (is the disk full? {_cause(error)})") from None
 
     def write_state() -> None:
         for written in (*directory.iterdir(), directory):  # dcp.save does not flush to the disk
@@ -144,9 +150,13 @@ def load_sharded(
             warnings.simplefilter("ignore")  # dcp warns where it runs in a single process
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)))
     except (Exception, CheckpointException) as error:  # a damaged file makes it fail in many ways
-        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below a traceback
-        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({cause})") from None
+        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({_cause(error)})") from None
     optimizer.load_state_dict(rest | {"state": moments})
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a message, which stands below a traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
