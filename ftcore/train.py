@@ -14,8 +14,10 @@ if __name__ == "__main__":
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,7 +60,7 @@ Batch = dict[str, Tensor]
 
 
 def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory is created last.
+    """Build everything that a run needs; its directory is created last, and locked until it is closed.
 
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
@@ -72,6 +74,7 @@ def prepare(options: TrainOptions) -> Run:
         train_set, valid_set = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+    fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
         device=device,
@@ -88,13 +91,16 @@ def prepare(options: TrainOptions) -> Run:
         autocast=autocast(settings.precision, device),
         scaler=grad_scaler(settings.precision, device),
         resized=resized,
-        fingerprints=on_main(lambda: fingerprint(settings)),
-        directory=RunDirectory(on_main(lambda: make_directory(settings).path)),
+        fingerprints=fingerprints,
+        directory=make_directory(settings),
     )
-    seed_rank(settings.seed)
-    if settings.resume:
-        run.resume()
-    on_main(lambda: run.directory.save_options(settings))
+    with ExitStack() as on_error:
+        on_error.callback(run.directory.close)
+        seed_rank(settings.seed)
+        if settings.resume:
+            run.resume()
+        on_main(lambda: run.directory.save_options(settings))
+        on_error.pop_all()
     return run
 
 
@@ -248,10 +254,11 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     options = parse(TrainOptions, argv, command="ftcore.train")
     if not options.resume:
         return options
+    directory = RunDirectory(Path(options.output or ""))
     with cli_errors("ftcore.train"):
-        saved = RunDirectory.existing(options.output or "").config
+        directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(saved), *given], command="ftcore.train")
+    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -264,7 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return console.check(options, prepare, train, take_step, grouped, generate)
             with cli_errors("ftcore.train"):
                 run = prepare(options)
-            with cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
+            with (
+                closing(run.directory),
+                cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
+            ):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):
                     train(run)

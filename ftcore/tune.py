@@ -107,13 +107,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import directory_lock, write_atomically, write_json
+from ftcore.checkpoints.files import write_atomically, write_json
 from ftcore.train import prepare, train
 from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import SIZES, find_files
 from ftcore.training.resize import config_changes, resize
-from ftcore.training.run_directory import RunDirectory, require_free
+from ftcore.training.run_directory import RunDirectory, claim, require_free
 from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
@@ -204,6 +204,9 @@ def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTria
         if not is_trial_failure(failure):
             raise
         state, error = "FAIL", one_line(failure)
+    finally:
+        if run is not None:
+            run.directory.close()
     value, step, metrics = max(validations, key=itemgetter(0), default=(None, None, {}))
     trial.set_user_attr("metrics", metrics)
     trial.set_user_attr("best_step", step)
@@ -272,11 +275,13 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
     trials = [options.of_trial(settings) for settings in plan]
     if space.keys() & set(SIZES):
         require_valid_models(trials)
-    if not options.resume:
-        may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
-        require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
-        directory.mkdir(parents=True, exist_ok=True)
-    with directory_lock(directory):
+
+    def may_use() -> None:
+        if not options.resume:
+            may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
+            require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
+
+    with claim(directory, may_use):
         if not options.resume:
             shutil.rmtree(directory / "trials", ignore_errors=True)
             for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -248,32 +248,57 @@ def make_directory(path: str | os.PathLike[str], contents: str) -> Path:
     return directory
 
 
-def directory_lock(directory: Path) -> AbstractContextManager[None]:
-    """Hold an exclusive lock on an existing directory, in its file .lock; see `file_lock`."""
-    path = directory / ".lock"
-    path.touch()
-    return file_lock(path, wait=False)
+_locked: set[BinaryIO] = set()
+
+if hasattr(os, "register_at_fork"):
+    # A lock lasts until no process has its file open, and workers may outlive a process that was killed.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
+
+
+def directory_lock(directory: Path, warn: Callable[[str], object]) -> AbstractContextManager[None]:
+    """Hold an exclusive lock on an existing directory, in its file .lock, which stays; see `file_lock`.
+
+    Without locks, on some network file systems, `warn` is called with a message.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+
+    def without_lock(error: OSError) -> None:
+        warn(f"{directory} cannot be locked ({error.strerror}): let no other process write to it")
+
+    return file_lock(directory / ".lock", wait=False, without_lock=without_lock)
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold an exclusive lock on a file; a no-op on Windows and, with `wait`, on file systems without locks.
+def file_lock(
+    path: Path, *, wait: bool, without_lock: Callable[[OSError], object] = lambda error: None
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file; a no-op on Windows.
 
     The system releases the lock when the process ends, also when it is killed.
+
+    Args:
+        wait: for another process that holds the lock; the file must exist, else it may be created.
+        without_lock: called where the file system has no locks.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is False.
     """
-    with path.open("rb") as file:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb" if wait else "ab") as file:
         try:
-            import fcntl
-
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
         except BlockingIOError:
             raise ValueError(f"another process is at work on {path.parent}") from None
-        except OSError:
-            if not wait:
-                raise
-        yield
+        except OSError as error:
+            without_lock(error)
+        _locked.add(file)
+        try:
+            yield
+        finally:
+            _locked.remove(file)

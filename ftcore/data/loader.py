@@ -231,10 +231,10 @@ class DataLoader(torch.utils.data.DataLoader):
         """
         if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
             return super().__iter__()
-        number = getattr(signal, "SIGCHLD", None)  # not on Windows
-        handler = number and signal.getsignal(number)
+        number = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has none, and torch no handler there
+        handler = signal.getsignal(number)
         batches = super().__iter__()
-        if handler is not None:
+        if handler is not None:  # None: not set by Python
             signal.signal(number, handler)
         return batches
 

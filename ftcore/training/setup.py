@@ -34,7 +34,7 @@ from ftcore.training.launch import resume_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
-from ftcore.training.run_directory import RunDirectory, atomic_directory
+from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
 from ftcore.training.state import load_state, save_state, saved_step, sha256
 
 
@@ -154,10 +154,14 @@ class Run:
 
 
 def make_directory(options: TrainOptions) -> RunDirectory:
-    """The run's directory: created, or that of the run to resume."""
-    if options.resume:
-        return RunDirectory.existing(options.output or "")
-    return RunDirectory.create(options.output, overwrite=options.overwrite)
+    """The run's directory, below runs/ without --output: created, or that of the run to resume. A collective.
+
+    Raises:
+        ValueError: see `RunDirectory.open`.
+    """
+    directory = RunDirectory(Path(options.output or on_main(lambda: new_path(Path("runs")))))
+    on_main(lambda: directory.open(resume=options.resume, overwrite=options.overwrite))
+    return directory
 
 
 def make_model(

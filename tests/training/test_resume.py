@@ -7,6 +7,7 @@ one shorter.
 import json
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import time
@@ -321,6 +322,26 @@ def killed(act: Callable[[], Any], operation: int) -> bool:
         act()
     finally:
         os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+def test_killed_and_resumed_while_its_workers_still_run(t5: Bench) -> None:
+    """They have inherited the file that is locked."""
+    run = t5.new_directory()
+    reader, writer = os.pipe()  # ends when no process has it open any more
+    if not (child := os.fork()):
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            at_step(4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            t5.train(run, "--workers 2 --save-every 1")
+        finally:
+            os._exit(1)
+    os.close(writer)
+    os.waitpid(child, 0)
+    assert not select.select([reader], [], [], 0)[0], "the workers have ended already"
+    os.close(reader)
+    assert t5.resume(run) == 0
+    assert_same(outcome(run)["last"], t5.wanted["last"])
 
 
 def assert_everything_loads(run: Path) -> None:
