@@ -208,7 +208,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTria
         if run is not None:
             run.directory.close()
     value, step, metrics = max(validations, key=itemgetter(0), default=(None, None, {}))
-    trial.set_user_attr("metrics", metrics)
+    trial.set_user_attr("metrics", {key: x for key, x in metrics.items() if math.isfinite(x)})
     trial.set_user_attr("best_step", step)
     trial.set_user_attr("steps", run.progress.step if run else 0)
     trial.set_user_attr("seconds", round(time.perf_counter() - start, 1))
@@ -281,16 +281,36 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
             may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
             require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
 
+    def save_options() -> None:
+        saved = asdict(options)
+        del saved["resume"], saved["overwrite"]
+        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
+
     with claim(directory, may_use):
         if not options.resume:
             shutil.rmtree(directory / "trials", ignore_errors=True)
             for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search
                 (directory / name).unlink(missing_ok=True)
-        saved = asdict(options)
-        del saved["resume"], saved["overwrite"]
-        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
-        journal = open_journal(directory / JOURNAL)
+            save_options()
+        journal = read_journal(directory, plan)
+        save_options()
         yield Search(options, directory, space, plan, study_in_memory(journal, options.halving), journal)
+
+
+def read_journal(directory: Path, plan: Sequence[dict[str, Any]]) -> Study:
+    """The journal of a search, created if there is none.
+
+    Raises:
+        ValueError: it is damaged, missing, or of other trials.
+    """
+    path = directory / JOURNAL
+    if (directory / TABLE).exists() and not path.exists():
+        raise ValueError(f"{path} is missing, the search cannot be resumed")
+    journal = open_journal(path)
+    for number, (trial, settings) in enumerate(zip(finished_trials(journal), plan, strict=False), 1):
+        if trial.params != settings:
+            raise ValueError(f"{path}: trial {number} is not the one that was drawn; a line may be missing")
+    return journal
 
 
 def require_valid_models(trials: Sequence[TrainOptions]) -> None:

@@ -140,25 +140,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_json_lines(path: Path, warn: Callable[[str], object]) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path,
+    warn: Callable[[str], object],
+    is_valid: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[dict[str, Any]]:
     """The JSON objects of a log that processes append to; [] where there is no file.
 
-    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects
-    are skipped, and `warn` is called with a message that names file and line.
+    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects,
+    or not valid ones, are skipped, and `warn` is called with a message that names file and line.
     """
     rows = []
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate([*lines, last], 1):
         where = f"{path}, line {number}"
         try:
             row = parse_json(line.decode(), where)
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            if not isinstance(row, dict) or not is_valid(row):
+                raise ValueError(f"{where}: not a line of this log: {shown(row)}")
             rows.append(row)
-        except UnicodeDecodeError:
-            warn(f"{where}: not UTF-8; skipped")
         except ValueError as error:
-            warn(f"{error}; skipped")
+            message = f"{where}: not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            if number <= len(lines):
+                warn(f"{message}; skipped")
     return rows
 
 

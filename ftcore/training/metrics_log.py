@@ -88,10 +88,15 @@ class MetricsLog:
             self._writer.flush()
 
     def read(self) -> list[dict[str, Any]]:
-        return read_json_lines(self._path, warn)
+        """The lines; other ones, which `append` has not written, are skipped with a warning."""
+        return read_json_lines(self._path, warn, _is_line)
 
     def truncate(self, step: int) -> None:
         """Drop everything after `step`, from which a resumed run continues."""
         kept = [line for line in self.read() if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._purge_step = step + 1  # TensorBoard then ignores later steps in older event files
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    return type(line.get("step")) is int and all(type(value) in (int, float) for value in line.values())

@@ -88,7 +88,8 @@ class RunDirectory:
         )
 
     def read_predictions(self) -> list[dict[str, Any]]:
-        return read_json_lines(self.predictions, warn)
+        """The lines; other ones, which `save_predictions` has not written, are skipped with a warning."""
+        return read_json_lines(self.predictions, warn, _is_prediction)
 
     def save_options(self, options: TrainOptions) -> None:
         """Save the options for --resume, and for --config of another run."""
@@ -155,6 +156,16 @@ def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool
             )
     elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
         raise ValueError(f"{directory} exists and holds no {kind}: choose another --output")
+
+
+def _is_prediction(row: dict[str, Any]) -> bool:
+    gold, scores = row.get("references"), [row.get("exact_match"), row.get("f1")]
+    texts = [row.get("source"), row.get("prediction"), *(gold if isinstance(gold, list) else [None])]
+    return (
+        type(row.get("step")) is int
+        and all(isinstance(text, str) for text in texts)
+        and all(type(score) in (int, float) for score in scores)
+    )
 
 
 @contextmanager

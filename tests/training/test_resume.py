@@ -378,6 +378,34 @@ def test_an_incomplete_last_line_of_the_log_is_dropped(t5: Bench) -> None:
     assert_same(outcome(run), t5.wanted)
 
 
+JUNK = [b"", b"\xff", b'{"step": 1, "tr', b"7", b"[" * 100_000, b"{}", b'{"step": "1"}', b'{"step": null}']
+JUNK += [b'{"step": 1, "train_loss": "1"}', b'{"step": 1, "train_loss": [1]}', b'{"step": true}']
+JUNK += [b'{"step": 1, "f1": NaN}', b'{"step": 1.5}', b'{"step": 4, "source": 1, "references": null}']
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "predictions.jsonl"])
+def test_broken_lines_of_logs_are_skipped(t5: Bench, capsys: pytest.CaptureFixture, name: str) -> None:
+    """They stop neither a resumed run nor its report."""
+    run = t5.new_directory()
+    stop_at(t5, run, 5)
+    log = run / name
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + b"".join(junk + b"\n" for junk in JUNK) + b"".join(others))
+    capsys.readouterr()
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ftcore.training.run_directory.RunDirectory.save_predictions", lambda *_: None)
+    try:
+        assert t5.resume(run) == 0
+    finally:
+        patch.undo()
+    assert_same(outcome(run), t5.wanted)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == len(JUNK)
+    for number, line in enumerate(warnings, 2):
+        assert line.startswith(f"warning: {log}, line {number}: ") and line.endswith("; skipped")
+    assert (run / "report.html").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files in a forked child")
 @pytest.mark.parametrize("limit", [0, 300, 1500, 5_000, 12_000, 25_000, 50_000, 70_000, 100_000])
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(t5: Bench, limit: int) -> None:
