@@ -58,6 +58,8 @@ from ftcore.training.setup import (
 
 Batch = dict[str, Tensor]
 
+MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
+
 
 def prepare(options: TrainOptions) -> Run:
     """Build everything that a run needs; its directory is created last, and locked until it is closed.
@@ -189,7 +191,10 @@ def clip_gradients(run: Run) -> float:
     limit = run.options.clip_norm or math.inf
     norm = to_full(torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)).item()
     # fp16 gradients overflow now and then: the scaler skips that step and lowers its scale.
-    return norm if run.scaler.is_enabled() else require_finite("the gradient's norm", norm)
+    run.progress.skipped = 0 if math.isfinite(norm) else run.progress.skipped + 1
+    if run.scaler.is_enabled() and run.progress.skipped < min(MAX_SKIPPED, run.total_steps):
+        return norm
+    return require_finite("the gradient's norm", norm)
 
 
 def require_finite(name: str, value: float) -> float:
@@ -244,6 +249,10 @@ def save_step(run: Run) -> None:
 
 def log_metrics(run: Run, **metrics: float) -> None:
     """Append a line to metrics.jsonl."""
+    if run.scaler.is_enabled() and "train_loss" in metrics:
+        metrics["skipped_steps"] = skipped = run.progress.skipped
+        if skipped:
+            log(f"step {run.progress.step}: skipped ({skipped} in a row), its gradients overflow")
     epoch = run.progress.step / run.train_loader.steps_per_epoch
     line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
     on_main(lambda: run.directory.metrics_log.append(line))

@@ -46,6 +46,7 @@ class Progress:
     epoch: int = 0  # current epoch, from 0
     best: list[float] | None = None  # best validation so far: exact match, negative loss
     losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
+    skipped: int = 0  # last steps in a row without an update, since fp16 gradients overflowed
 
 
 @dataclass
