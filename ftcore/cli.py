@@ -235,18 +235,19 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key not in types_of:
             raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
-        if not _fits(value, types_of[key]):
+        if not fits(value, types_of[key]):
             raise ValueError(f"{path}: {key} is {shown(value)}, which does not fit {flag(key)}")
     return values
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from a file has the type of a dataclass field; an int fits a float."""
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
                 return True
         elif typing.get_origin(kind) is list:
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            if isinstance(value, list) and all(fits(item, *typing.get_args(kind)) for item in value):
                 return True
         elif isinstance(value, bool):
             if kind is bool:

@@ -257,6 +257,8 @@ class DataLoader(torch.utils.data.DataLoader):
                     f"cannot resume in the data: {name} was {state.get(name)} when the position was saved "
                     f"and is {value} now"
                 )
+        if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
+            raise ValueError(f"cannot resume in the data: no epoch has a batch {state['batches']}")
         self.batch_sampler.epoch = state["epoch"]
         self._resume_at = self._taken = state["batches"]
 

@@ -1,16 +1,18 @@
 """A run: what the training loop works with, and how options become its parts."""
 
+import typing
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import nn
 
 from ftcore.checkpoints.checkpoint import save_model
-from ftcore.cli import log, warn
+from ftcore.cli import fits, log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.lora.adapter import save_adapter
@@ -121,7 +123,12 @@ class Run:
 
     def resume(self) -> None:
         """Continue from the saved state. A collective."""
-        self.progress = Progress(**load_state(self.directory.state, **self._stateful()))
+        state = self.directory.state
+        saved, types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
+        for name, value in saved.items():
+            if name not in types or not fits(value, types[name]):
+                raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
+        self.progress = Progress(**saved)
         on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
 
     def _stateful(self) -> dict[str, Any]:
@@ -148,7 +155,10 @@ class Run:
     def situation(self) -> str:
         """Progress and resume command, for the message about a lost process."""
         here = f"in step {self.progress.step + 1} of {self.total_steps}"
-        saved = saved_step(self.directory.state)
+        try:
+            saved = saved_step(self.directory.state)
+        except ValueError as error:
+            return f"{here}; {error}"
         if saved is None:
             return f"{here}, before the first save; start again with --overwrite"
         return f"{here}; resume from step {saved} with {self.resume_command}"

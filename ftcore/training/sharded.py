@@ -138,20 +138,20 @@ def load_sharded(
         return
     directory = path.parent / state["shards"]
     tensors = _weights(model)
-    rest = state["optimizer"]
-    moments = {number: dict(named) for number, named in rest["state"].items()}
-    for number, parameter in enumerate(_parameters(optimizer)):
-        for name, moment in moments.get(number, {}).items():
-            if moment is None:
-                moments[number][name] = torch.zeros_like(parameter)
-                tensors[f"optimizer.{number}.{name}"] = moments[number][name]
     try:
+        rest = state["optimizer"]
+        moments = {number: dict(named) for number, named in rest["state"].items()}
+        for number, parameter in enumerate(_parameters(optimizer)):
+            for name, moment in moments.get(number, {}).items():
+                if moment is None:
+                    moments[number][name] = torch.zeros_like(parameter)
+                    tensors[f"optimizer.{number}.{name}"] = moments[number][name]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dcp warns where it runs in a single process
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)))
+        optimizer.load_state_dict(rest | {"state": moments})
     except (Exception, CheckpointException) as error:  # a damaged file makes it fail in many ways
         raise ValueError(f"{directory}: damaged, the run cannot be resumed ({_cause(error)})") from None
-    optimizer.load_state_dict(rest | {"state": moments})
 
 
 def _cause(error: BaseException) -> str:

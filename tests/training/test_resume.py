@@ -8,12 +8,15 @@ import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -584,6 +587,62 @@ def test_a_damaged_state_is_refused(t5: Bench, capsys: pytest.CaptureFixture, da
     state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
     line = refusal(lambda: t5.resume(run), capsys)
     assert f"{state}: damaged, the run cannot be resumed" in line
+
+
+def places(state: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything in a state."""
+    keys = state if isinstance(state, dict) else range(len(state)) if isinstance(state, list) else ()
+    found = [(state, key) for key in keys]
+    return found + [place for key in keys for place in places(state[key])]
+
+
+OTHER_KINDS: list[Any] = [None, True, -1, 2**70, 0.5, "x", [], {}, [1], {"x": 1}, (1, 2), [None] * 3]
+OTHER_KINDS += [
+    torch.zeros(()),
+    torch.zeros(3, 3),
+    torch.zeros(16).to_sparse(),
+    torch.zeros(5, dtype=torch.int8),
+]
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_a_state_with_parts_of_other_kinds(t5: Bench, stopped: Path, data: st.DataObject) -> None:
+    """It is refused in one line, or the run ends well."""
+    saved = torch.load(stopped / "state" / "training_state.pt", weights_only=True)
+    depth = data.draw(st.sampled_from([1, 2, 9]))  # else nearly all places are options and moments
+    container, key = data.draw(st.sampled_from([(c, k) for c, k in places(saved) if depth > 1 or c is saved]))
+    if isinstance(container, dict) and data.draw(st.booleans()):
+        del container[key]
+    else:
+        container[key] = data.draw(st.sampled_from(OTHER_KINDS))
+    run = t5.new_directory()
+    shutil.copytree(stopped, run)
+    state = run / "state" / "training_state.pt"
+    torch.save(saved, state)
+    status, errors = 0, StringIO()
+    try:
+        with redirect_stderr(errors), redirect_stdout(StringIO()):
+            t5.resume(run)
+    except SystemExit as ending:
+        status = int(ending.code or 0)
+    *_, line = errors.getvalue().splitlines() or [""]
+    assert status in (0, 2) and (status == 0 or line.startswith("ftcore.train: ")), line
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("flipped", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_of_a_state_is_refused(
+    t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, flipped: float
+) -> None:
+    """In a weight or a moment, which torch would load."""
+    run = t5.new_directory()
+    shutil.copytree(stopped, run)
+    state = run / "state" / "training_state.pt"
+    content = bytearray(state.read_bytes())
+    content[int(flipped * len(content))] ^= 1
+    state.write_bytes(content)
+    assert f"{state}: damaged, the run cannot be resumed" in refusal(lambda: t5.resume(run), capsys)
 
 
 def test_a_pickle_is_not_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:
