@@ -21,6 +21,7 @@ import inspect
 import io
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -77,9 +78,14 @@ def flag(name: str) -> str:
 
 
 def check_bounds(options: Any) -> None:
-    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are."""
+    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are.
+
+    So are integers of more than 64 bits, which torch does not take.
+    """
     for field in dataclasses.fields(options):
         value, low = getattr(options, field.name), field.metadata.get("at_least")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected an integer of at most 64 bits")
         below = field.metadata.get("below") or math.inf
         if low is not None and value is not None and not low <= value < below:
             expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
@@ -122,14 +128,17 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
+    from_file: dict[str, Any] = {}
     try:
-        values = (_read_config(options, Path(config)) if config else {}) | from_line
+        from_file = _read_config(options, Path(config)) if config else {}
+        values = from_file | from_line
         for field in _fields(options):
             if field.name not in values and field.default is REQUIRED:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
-        parser.error(str(error))
+        named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", str(error))}
+        parser.error((f"{config}: " if named & (from_file.keys() - from_line.keys()) else "") + str(error))
 
 
 def to_argv(options: Any) -> list[str]:
@@ -150,7 +159,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with errors of one line instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {printable(message)} (--help lists the options)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if is_main_process():

@@ -139,8 +139,7 @@ def load_sharded(
     directory = path.parent / state["shards"]
     tensors = _weights(model)
     try:
-        rest = state["optimizer"]
-        moments = {number: dict(named) for number, named in rest["state"].items()}
+        moments = {number: dict(named) for number, named in state["optimizer"]["state"].items()}
         for number, parameter in enumerate(_parameters(optimizer)):
             for name, moment in moments.get(number, {}).items():
                 if moment is None:
@@ -149,7 +148,7 @@ def load_sharded(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dcp warns where it runs in a single process
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)))
-        optimizer.load_state_dict(rest | {"state": moments})
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     except (Exception, CheckpointException) as error:  # a damaged file makes it fail in many ways
         raise ValueError(f"{directory}: damaged, the run cannot be resumed ({_cause(error)})") from None
 
@@ -164,13 +163,13 @@ def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.op
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_distribute(state["model"][name], parameter))
-    saved = state["optimizer"]
+    saved = state["optimizer"]["state"]
     moments = {
-        number: {name: _distribute(moment, parameter) for name, moment in saved["state"][number].items()}
+        number: {name: _distribute(moment, parameter) for name, moment in saved[number].items()}
         for number, parameter in enumerate(_parameters(optimizer))
-        if number in saved["state"]
+        if number in saved
     }
-    optimizer.load_state_dict(saved | {"state": moments})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def _distribute(value: Tensor, parameter: Tensor) -> Tensor:

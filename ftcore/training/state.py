@@ -97,7 +97,10 @@ def load_state(
         random = {"cpu": torch.get_rng_state()}
         here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
         if "model" in state:
-            here |= {"model": model.state_dict(), "optimizer": _after_a_step(optimizer, state["optimizer"])}
+            moments = _moments(optimizer)
+            saved = state["optimizer"]["state"]
+            here |= {"model": model.state_dict()}
+            here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
         _require_kinds(state, here, path)
         scaler.load_state_dict(state["scaler"])
         loader.load_state_dict(state["loader"])
@@ -107,7 +110,8 @@ def load_state(
         load_sharded(path, state, model, optimizer)
     else:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        # The groups follow from the options; torch may have added keys since.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
     of_ranks = [state["random"], *state["random_of_others"]]
     if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
         with sync_errors():
@@ -145,7 +149,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # of many types
         raise _damaged(path, error) from None
     weights: dict[str, Any] = {"shards": ""} if "shards" in state else {"model": {}}
-    others = {"random_of_others": [], "optimizer": {"state": {}, "param_groups": []}}
+    others = {"random_of_others": [], "optimizer": {"state": {}}}
     _require_kinds(state, plain | others | weights, path)
     return state
 
@@ -177,8 +181,8 @@ def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
         yield f"{name.removeprefix('.')} is {shown(found)}"
 
 
-def _after_a_step(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The kinds of `saved`: of an optimizer's state after a step, with moments on the meta device."""
+def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """What the optimizer keeps of each parameter after a step, on the meta device."""
     groups = []
     for group in optimizer.param_groups:
         parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
@@ -188,14 +192,7 @@ def _after_a_step(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) ->
     on_meta = type(optimizer)(groups)  # type: ignore[call-arg]
     with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
         on_meta.step()
-    state = on_meta.state_dict()["state"]
-    groups = [
-        {
-            key: value for key, value in group.items() if isinstance(then, dict) and key in then
-        }  # others are new
-        for group, then in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=False)
-    ]
-    return {"state": {number: state.get(number, {}) for number in saved["state"]}, "param_groups": groups}
+    return on_meta.state_dict()["state"]
 
 
 def _damaged(path: Path, cause: object) -> ValueError:
