@@ -9,7 +9,12 @@ from ftcore.cli import REQUIRED, check_bounds, cli_errors, option, parse
 @dataclass
 class EvaluateOptions:
     """Score a checkpoint on a file: loss, token accuracy, perplexity and, where the task has gold answers,
-    exact match and F1 of the generated answers."""
+    exact match and F1 of the generated answers.
+
+    Answers of task qa are compared as in SQuAD 1.1, without case, punctuation and articles; those of other
+    tasks exactly, but for white space at the ends. They come from greedy or beam search: of the checkpoint's
+    generation_config.json only the special tokens are used.
+    """
 
     model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
     data: str = option(REQUIRED, "file of records", metavar="FILE")
@@ -40,17 +45,19 @@ if __name__ == "__main__":
     parse(EvaluateOptions, command="ftcore.evaluate")  # --help and errors, before the slow import of torch
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ftcore.checkpoints.files import write_text
 from ftcore.data import DataLoader
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
-from ftcore.training.scoring import mean, score_answers, score_loss
+from ftcore.training.scoring import describe_answers, mean, named, score_answers, score_loss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset,
         batch_size=options.batch_size,
         progress=True,
+        task=options.task,
         max_new_tokens=options.max_target_length,
         num_beams=options.num_beams,
     )
-    scores = {
+    scores: dict[str, Any] = {
         "examples": len(dataset),
         "tokens": loss.tokens,
         "loss": loss.loss,
@@ -102,15 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answers:
         scores["exact_match"] = mean([answer.exact_match for answer in answers])
         scores["f1"] = mean([answer.f1 for answer in answers])
+        scores["answers"] = describe_answers(
+            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+        )
     if path:
         lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         with cli_errors("ftcore.evaluate"):
             write_text(path, lines)
     if options.json:
-        print(json.dumps(scores))
+        scores["perplexity"] = scores["perplexity"] if math.isfinite(scores["perplexity"]) else None
+        print(json.dumps(scores, allow_nan=False))
     else:
-        for name, value in scores.items():
-            print(f"{name:15} {value:,}" if isinstance(value, int) else f"{name:15} {value:.4f}")
+        for name, value in named(scores, options.task).items():
+            form = {int: ",", float: ".4f"}.get(type(value), "")
+            print(f"{name:20} {value:{form}}")
     return 0
 
 

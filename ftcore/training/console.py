@@ -13,7 +13,7 @@ from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import Answer
+from ftcore.training.scoring import Answer, describe_answers, named
 from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
@@ -38,6 +38,11 @@ def print_summary(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
+    if answers := min(options.eval_answers, sum(bool(record.references) for record in run.valid_set.records)):
+        how = describe_answers(
+            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+        )
+        log(f"answers    {answers:,} in each validation: {how}")
     if run.strategy:
         log(f"processes  {world_size()}, {run.strategy}")
     for line in preview(run.train_loader, model, run.tokenizer).lines(histograms=options.dry_run):
@@ -67,7 +72,8 @@ def print_results(run: Run) -> None:
     from ftcore.training.curves import save_curves
     from ftcore.training.report import save_report
 
-    save_curves(directory.metrics_log.read(), directory.picture)
+    lines = [named(line, run.options.task) for line in directory.metrics_log.read()]
+    save_curves(lines, directory.picture)
     save_report(run)
     log(f"report        {directory.report}")
     log(f"best weights  {directory.best}")
