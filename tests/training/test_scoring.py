@@ -117,8 +117,8 @@ def test_answers_do_not_depend_on_settings_for_writing(
 ) -> None:
     model, tokenizer, data = scored
     scores: list[list[Answer]] = []
-    for settings in (None, WRITING, {"do_sample": True, "temperature": 9.0}):
-        monkeypatch.setattr(model, "generation_config", settings)
+    for writing in (None, WRITING, {"do_sample": True, "temperature": 9.0}):
+        monkeypatch.setattr(model, "generation_config", writing)
         answers = score_answers(model, tokenizer, data, task="qa", max_new_tokens=5)
         scores.append(answers + score_continuations(model, tokenizer, data, count=3, max_new_tokens=5))
     assert scores[0] == scores[1] == scores[2]
