@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import REQUIRED, check_bounds, cli_errors, option, parse
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse
 
 
 @dataclass
@@ -89,17 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             decoder = prepare_for_decoding(model)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
 
-    loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
-    answers = score_answers(
-        decoder,
-        tokenizer,
-        dataset,
-        batch_size=options.batch_size,
-        progress=True,
-        task=options.task,
-        max_new_tokens=options.max_target_length,
-        num_beams=options.num_beams,
-    )
+    with cli_errors("ftcore.evaluate", (FloatingPointError,), FAILED_RUN):
+        loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
+        answers = score_answers(
+            decoder,
+            tokenizer,
+            dataset,
+            batch_size=options.batch_size,
+            progress=True,
+            task=options.task,
+            max_new_tokens=options.max_target_length,
+            num_beams=options.num_beams,
+        )
     scores: dict[str, Any] = {
         "examples": len(dataset),
         "tokens": loss.tokens,

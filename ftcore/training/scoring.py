@@ -21,7 +21,15 @@ from ftcore.decoding.arguments import SPECIAL_TOKENS, position_limit
 from ftcore.decoding.state import eval_mode
 from ftcore.metrics import exact_match, f1, normalize_answer
 from ftcore.models import Model
-from ftcore.training.distributed import ComputeLoss, all_gather_flat, all_reduce_sum, shard
+from ftcore.models.non_finite import find_non_finite
+from ftcore.training.distributed import (
+    ComputeLoss,
+    all_gather,
+    all_gather_flat,
+    all_reduce_sum,
+    shard,
+    unsharded,
+)
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import Autocast
 
@@ -117,18 +125,28 @@ def score_loss(
 
     Args:
         compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the first weight or module that is not.
     """
     compute_loss = compute_loss or partial(batch_loss, model)
     device = next(model.parameters()).device
-    total, correct, tokens = 0.0, 0, 0
+    total, correct, tokens, failed = 0.0, 0, 0, None
     # not inference_mode: FSDP reuses these tensors in training
     with eval_mode(model), torch.no_grad(), autocast():
         for batch in loader:
-            loss = compute_loss({name: tensor.to(device) for name, tensor in batch.items()})
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            loss = compute_loss(batch)
             total += loss.total.item()
+            failed = batch if failed is None and not math.isfinite(total) else failed
             correct += int(loss.correct)
             tokens += loss.tokens
-    total, correct, tokens = all_reduce_sum(total), int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
+        total = all_reduce_sum(total)
+        if not math.isfinite(total):
+            model = unsharded(model)
+            cause = None if failed is None else find_non_finite(model, partial(batch_loss, model, failed))
+            raise FloatingPointError(f"the loss is {total}: {next(filter(None, all_gather(cause)))}")
+    correct, tokens = int(all_reduce_sum(correct)), int(all_reduce_sum(tokens))
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 
 

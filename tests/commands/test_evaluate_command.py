@@ -1,14 +1,17 @@
 """python -m ftcore.evaluate: the scores of training, predictions, one line for every error."""
 
 import json
+import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ftcore.train
-from ftcore.checkpoints.checkpoint import load_model
+from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.evaluate import main
@@ -120,6 +123,30 @@ def test_settings_for_writing_do_not_change_scores(
         model = tiny_runs.tiny_t5(tmp_path / str(number))
         (model / "generation_config.json").write_text(json.dumps(settings))
         assert evaluate(capsys, *on(files, "t5"), "--model", str(model)) == plain
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_weights_that_are_not_finite_are_named(
+    files: Path, tmp_path: Path, model: str, capsys: pytest.CaptureFixture
+) -> None:
+    broken = load_model(files / model)
+    name, weight = list(broken.named_parameters())[-1]
+    with torch.no_grad():
+        weight.view(-1)[0] = math.inf
+    shutil.copytree(files / model, tmp_path / "broken")
+    save_model(broken, tmp_path / "broken")
+    paths = ["--model", str(tmp_path / "broken"), "--output", str(tmp_path / "run")]
+    commands = {
+        "evaluate": lambda: main([*on(files, model), *paths[:2], "--json"]),
+        "train": lambda: ftcore.train.main([*paths, "--train", str(files / "qa.jsonl")]),
+    }
+    for command, start in commands.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            start()
+        assert ending.value.code == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"ftcore.{command}: the loss is" in line and line.endswith(f"{name} holds infinity")
 
 
 def test_an_infinite_perplexity_is_null(

@@ -3,6 +3,7 @@ changes."""
 
 import math
 import random
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,21 @@ def test_gpt2s_answers_fit_its_positions(tmp_path: Path) -> None:
     answers = score_answers(model, tokenizer, data, task="qa", max_new_tokens=50)
     free = 64 - max(len(data.source(index)) for index in range(5))
     assert len(answers) == 5 and all(len(answer.prediction.encode()) <= 4 * free for answer in answers)
+
+
+def test_a_loss_that_is_not_finite_names_the_weight(scored: tuple) -> None:
+    model, tokenizer, data = scored
+    loader = DataLoader(data, 4, pad_id=tokenizer.pad_id)
+    for name, weight in model.named_parameters():
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(math.nan)
+        with pytest.raises(FloatingPointError, match=f"the loss is nan: {re.escape(name)} holds NaN"):
+            score_loss(model, loader)
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert math.isfinite(score_loss(model, loader).loss)
+    assert all(module.training for module in model.modules())
 
 
 def test_perplexity_of_a_huge_loss_is_infinite() -> None:
