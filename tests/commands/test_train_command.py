@@ -560,6 +560,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--lr", "nan"], "--lr is nan, expected at least 0"),
         (["--seed", "-1"], "--seed is -1, expected at least 0"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["--warmup", "30.5"], "--warmup is 30.5, expected a whole number of steps, or a share below 1"),
         (["--dropout", "1"], "--dropout is 1.0, expected from 0 to below 1"),
         (["--optimizer", "adafactor", "--no-relative-steps"], "adafactor contradicts --no-relative-steps"),
         (["--packing", "--pad-to-max-length"], "--packing contradicts --pad-to-max-length"),
