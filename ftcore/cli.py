@@ -19,6 +19,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -127,7 +128,7 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(_as_options(str(error)))
 
 
 def to_argv(options: Any) -> list[str]:
@@ -278,13 +279,19 @@ def cli_errors(
 
     The default kinds are what the library raises for wrong input: use it around reading options, files and
     checkpoints. Elsewhere a ValueError is a bug and keeps its traceback.
+
+    The library names its arguments in backticks, and here they become options: `batch_size` -> --batch-size.
     """
     try:
         yield
     except kinds as error:
         if is_main_process():
-            print(f"{command}: {one_line(error)}", file=sys.stderr)
+            print(f"{command}: {_as_options(one_line(error))}", file=sys.stderr)
         raise SystemExit(status) from None
+
+
+def _as_options(message: str) -> str:
+    return re.sub(r"`(\w+)`", lambda name: flag(name[1]), message)
 
 
 def one_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ def write_model(name: str, directory: Path) -> Model:
         model = model_from_config(SHAPES[name])
     elif "/" not in name and not Path(name).exists():
         raise ValueError(
-            f"--model {name}: no such shape or directory{did_you_mean(name, SHAPES)}; "
+            f"`model` {name}: no such shape or directory{did_you_mean(name, SHAPES)}; "
             f"shapes: {', '.join(SHAPES)}"
         )
     else:

@@ -125,7 +125,7 @@ def autocast(precision: Precision, device: torch.device) -> Autocast:
     if precision == "fp32":
         return nullcontext
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"--precision fp16 needs a CUDA device, this is {device.type}: use bf16 or fp32")
+        raise ValueError(f"`precision` fp16 needs a CUDA device, this is {device.type}: use bf16 or fp32")
     return partial(torch.autocast, device.type, _DTYPES[precision])
 
 

@@ -67,7 +67,7 @@ class RunDirectory:
             except FileExistsError:
                 continue
             return cls(path)
-        raise ValueError(f"{parent} already holds 1000 runs named {name}: pass --output")
+        raise ValueError(f"{parent} already holds 1000 runs named {name}: pass `output`")
 
     @classmethod
     def existing(cls, path: str) -> "RunDirectory":
@@ -80,7 +80,7 @@ class RunDirectory:
         if not run.config.exists():
             raise ValueError(f"{path} holds no run to resume (no {run.config.name})")
         if not run.state.exists():
-            raise ValueError(f"{path} was stopped before its first save: start it again with --overwrite")
+            raise ValueError(f"{path} was stopped before its first save: start it again with `overwrite`")
         return run
 
     def step_checkpoint(self, step: int) -> Path:
@@ -137,10 +137,10 @@ def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool
     if is_held:
         if not may_replace:
             raise ValueError(
-                f"{directory} already holds a {kind}: --resume continues it, --overwrite replaces it"
+                f"{directory} already holds a {kind}: `resume` continues it, `overwrite` replaces it"
             )
     elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
-        raise ValueError(f"{directory} exists and holds no {kind}: choose another --output")
+        raise ValueError(f"{directory} exists and holds no {kind}: choose another `output`")
 
 
 @contextmanager

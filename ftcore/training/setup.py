@@ -184,7 +184,7 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
-        raise ValueError(f"--fast and --compile need ftcore.fast ({error})") from None
+        raise ValueError(f"`fast` and `compile` need ftcore.fast ({error})") from None
     prepare_for_training(model, compile=compile, device=device)
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 

@@ -19,7 +19,7 @@ def a_run(path: Path) -> RunDirectory:
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(
-        ValueError, match="already holds a run: --resume continues it, --overwrite replaces it"
+        ValueError, match="already holds a run: `resume` continues it, `overwrite` replaces it"
     ):
         RunDirectory.create(str(tmp_path / "run"), overwrite=False)
 
@@ -39,7 +39,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(ValueError, match="holds no run: choose another --output"):
+        with pytest.raises(ValueError, match="holds no run: choose another `output`"):
             RunDirectory.create(str(path), overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
 
