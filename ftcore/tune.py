@@ -312,7 +312,7 @@ def print_results(search: Search) -> None:
         log(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
     if len(trials) < len(search.plan):
         log(f"stopped after {len(trials)} of {len(search.plan)} trials; resume with:")
-        log(f"  python -m ftcore.tune --output {directory} --resume")
+        log(f"  {shlex.join(['python', '-m', 'ftcore.tune', '--output', str(directory), '--resume'])}")
 
 
 def parse_options(argv: Sequence[str] | None) -> TuneOptions:

@@ -3,6 +3,7 @@
 What a run needs once, or only on request, is imported where it is used.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +79,9 @@ def print_results(run: Run) -> None:
     log(f"report        {directory.report}")
     log(f"best weights  {directory.best}")
     log(f"last weights  {directory.last}")
-    example = "--context TEXT --question TEXT" if run.options.task == "qa" else "--prompt TEXT"
-    log(f"try them      python -m ftcore.generate --model {directory.best} {example}")
+    prompt = ["--context", "TEXT", "--question", "TEXT"] if run.options.task == "qa" else ["--prompt", "TEXT"]
+    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *prompt]
+    log(f"try them      {shlex.join(command)}")
 
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:

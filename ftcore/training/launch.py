@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -156,10 +157,11 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def resume_command(strategy: Strategy | None) -> str:
-    """The command line that starts as many processes again, without the run's options."""
+def start_command(strategy: Strategy | None, *options: str) -> str:
+    """The command line, quoted for a shell, that starts as many processes again."""
     if strategy is None:
-        return "python -m ftcore.train"
+        return shlex.join(["python", "-m", "ftcore.train", *options])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    nodes = f"--nnodes {world_size() // here} " if here < world_size() else ""
-    return f"torchrun {nodes}--nproc-per-node {here} -m ftcore.train --parallel {strategy}"
+    nodes = ["--nnodes", str(world_size() // here)] if here < world_size() else []
+    torchrun = ["torchrun", *nodes, "--nproc-per-node", str(here), "-m", "ftcore.train"]
+    return shlex.join([*torchrun, "--parallel", strategy, *options])

@@ -20,7 +20,7 @@ import torch
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
 from ftcore.training.curves import PANELS, curves_svg
-from ftcore.training.launch import resume_command
+from ftcore.training.launch import start_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.scoring import named
@@ -67,7 +67,7 @@ def save_report(run: Run) -> None:
         config=model.config.to_dict(),
         versions=versions(run.device),
         fingerprints={file: sha256(file) for file in (options.train, options.valid) if file},
-        start=resume_command(run.strategy),
+        start=start_command(run.strategy),
     )
     page = render(report).encode(errors="replace")
     write_atomically(run.directory.report, lambda temporary: temporary.write_bytes(page))

@@ -30,7 +30,7 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
-from ftcore.training.launch import resume_command
+from ftcore.training.launch import start_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"{resume_command(self.strategy)} --output {self.directory.path} --resume"
+        return start_command(self.strategy, "--output", str(self.directory.path), "--resume")
 
     def situation(self) -> str:
         """Progress and resume command, for the message about a lost process."""
