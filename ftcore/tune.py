@@ -58,8 +58,9 @@ class TuneOptions(TrainOptions):
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "metric that ranks trials, at their best validation (default: exact_match if the task has "
-        "answers, else valid_loss). Ties are broken by the loss",
+        "metric that ranks trials, at their best validation; exact_match and f1 compare answers as in SQuAD "
+        "for task qa, else exactly (default: exact_match if the task has answers, else valid_loss). Ties are "
+        "broken by the loss",
     )
 
     def __post_init__(self) -> None:
