@@ -12,7 +12,7 @@ class EvaluateOptions:
     exact match and F1 of the generated answers.
 
     Answers of task qa are compared as in SQuAD 1.1, without case, punctuation and articles; those of other
-    tasks exactly, but for white space at the ends. They come from greedy or beam search: of the checkpoint's
+    tasks exactly, as the tokenizer writes them. They come from greedy or beam search: of the checkpoint's
     generation_config.json only the special tokens are used.
     """
 

@@ -73,11 +73,11 @@ def comparison(task: str, tokenizer: Tokenizer) -> Callable[[str], str]:
 
 
 def as_written(tokenizer: Tokenizer, text: str) -> str:
-    """`text` as the tokenizer writes it, without white space at the ends; otherwise every code point counts.
+    """`text` as the tokenizer writes it, without white space at the ends: encoded and decoded.
 
-    GPT-2 and ByT5 write any text as it is. T5 writes Unicode form NFKC and single spaces: a model has no way
-    to answer "\ufb01n" but "fin". A text that the tokenizer cannot write, because of unknown characters or
-    special tokens, stays as it is: without them it could equal another one, or an empty answer.
+    GPT-2 and ByT5 write any text as it is. T5 writes Unicode form NFKC and single spaces: a model can only
+    answer "fin" where a gold answer is "\ufb01n". A text with unknown characters or special tokens stays as it
+    is: without them it could equal another one, or an empty answer.
     """
     ids = tokenizer.encode(text)
     written = tokenizer.decode(ids)
@@ -93,7 +93,7 @@ def named(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 def describe_answers(task: str, *, num_beams: int, max_new_tokens: int) -> str:
     """How `score_answers` searches for answers and compares them, in a line."""
-    how = "as in SQuAD 1.1" if task == "qa" else "exactly, but for white space at the ends"
+    how = "as in SQuAD 1.1" if task == "qa" else "exactly, as the tokenizer writes them"
     search = "greedy search" if num_beams == 1 else f"beam search with {num_beams} beams"
     return f"{search}, at most {max_new_tokens} tokens, compared {how}"
 

@@ -222,7 +222,7 @@ def test_weights_depend_neither_on_validations_nor_on_settings_for_writing(
     ("task", "data", "line", "name"),
     [
         ("qa", "qa.jsonl", "compared as in SQuAD 1.1", "exact_match (SQuAD) "),
-        ("text2text", "pairs.jsonl", "compared exactly, but for white space at the ends", "exact_match 0"),
+        ("text2text", "pairs.jsonl", "compared exactly, as the tokenizer writes them", "exact_match 0"),
     ],
 )
 def test_the_log_says_how_answers_are_found_and_compared(
