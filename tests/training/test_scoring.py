@@ -223,7 +223,11 @@ def test_no_constant_answer_is_right_for_two_labels(tokenizer: Tokenizer, task: 
         assert right == [prediction]
 
 
-UNICODE = st.text(max_size=8) | st.text("\ufb01\u2460e\u0301\u00e9\uff59 \t\u00a0\u200b~\uff5eaA", max_size=8)
+UNICODE = (
+    st.text(max_size=8) | st.text("\ufb01\u2460e\u0301\u00e9\uff59 \t\u00a0\u200b~\uff5eaA", max_size=8)
+).filter(
+    lambda text: "</s>" not in text  # ByT5 reads it as the end of the text
+)
 
 
 @settings(deadline=None, max_examples=150)
