@@ -75,8 +75,8 @@ def comparison(task: str, tokenizer: Tokenizer) -> Callable[[str], str]:
 def as_written(tokenizer: Tokenizer, text: str) -> str:
     """`text` as the tokenizer writes it, without white space at the ends: encoded and decoded.
 
-    GPT-2 and ByT5 write any text as it is. T5 writes Unicode form NFKC and single spaces: a model can only
-    answer "fin" where a gold answer is "\ufb01n". A text with unknown characters or special tokens stays as it
+    GPT-2 and ByT5 write any text as it is. T5 writes Unicode form NFKC and single spaces: where a gold answer
+    is "\ufb01n", a model can only answer "fin". A text with unknown characters or special tokens stays as it
     is: without them it could equal another one, or an empty answer.
     """
     ids = tokenizer.encode(text)
