@@ -41,6 +41,7 @@ class Config:
     architecture: ClassVar[str]
     is_encoder_decoder: ClassVar[bool]
     aliases: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # other names of a key -> its name
+    source: ClassVar[str] = "config.json"  # of an instance from a file: its path, for errors
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -61,9 +62,11 @@ class Config:
         known = {key: value for key, value in values.items() if key in types}
         extra = {key: value for key, value in values.items() if key not in types}
         try:
-            return cls(**known, extra=extra)
+            config = cls(**known, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        vars(config)["source"] = where
+        return config
 
     @classmethod
     def _resolve_aliases(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
