@@ -102,6 +102,8 @@ def describe_answers(task: str, *, num_beams: int, max_new_tokens: int) -> str:
 def plain_search(model: Model) -> Iterator[None]:
     """Inside, the model's generation_config has no other settings than special tokens.
 
+    It is not None, which would stand for the settings in an old checkpoint's config.json.
+
     Sampling and several answers have no place in a measurement, and constraints and penalties would measure
     the settings with the weights.
     """
