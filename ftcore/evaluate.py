@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, guard_output, option, parse
 
 
 @dataclass
@@ -42,6 +42,7 @@ class EvaluateOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.evaluate")
     parse(EvaluateOptions, command="ftcore.evaluate")  # --help and errors, before the slow import of torch
 
 import json

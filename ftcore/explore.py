@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, cli_errors, option, parse
+from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (
@@ -67,6 +67,7 @@ class ExploreOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.explore")
     parse(ExploreOptions, command="ftcore.explore")  # --help and invalid options, before torch is imported
 
 import sys

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, option, parse, warn
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, guard_output, option, parse, warn
 
 
 @dataclass
@@ -85,6 +85,7 @@ class GenerateOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.generate")
     parse(GenerateOptions, command="ftcore.generate")  # --help and errors, before the slow import of torch
 
 import json

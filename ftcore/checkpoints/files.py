@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 MAX_JSON_DEPTH = 100  # levels of nesting; Python's own limit depends on the depth of the call stack
 
@@ -138,25 +140,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_json_lines(path: Path, warn: Callable[[str], object]) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path,
+    warn: Callable[[str], object],
+    is_valid: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[dict[str, Any]]:
     """The JSON objects of a log that processes append to; [] where there is no file.
 
-    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects
-    are skipped, and `warn` is called with a message that names file and line.
+    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects,
+    or not valid ones, are skipped, and `warn` is called with a message that names file and line.
     """
     rows = []
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate([*lines, last], 1):
         where = f"{path}, line {number}"
         try:
             row = parse_json(line.decode(), where)
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            if not isinstance(row, dict) or not is_valid(row):
+                raise ValueError(f"{where}: not a line of this log: {shown(row)}")
             rows.append(row)
-        except UnicodeDecodeError:
-            warn(f"{where}: not UTF-8; skipped")
         except ValueError as error:
-            warn(f"{error}; skipped")
+            message = f"{where}: not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            if number <= len(lines):
+                warn(f"{message}; skipped")
     return rows
 
 
@@ -171,6 +177,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         path: the file; its directory must exist. One process at a time may write it.
         write: writes to the temporary path that it is called with. If it raises, the old file stays and the
             temporary one is removed.
+
+    Raises:
+        OSError: the file cannot be written; names it.
     """
     write_together({Path(path): write})
 
@@ -181,19 +190,37 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
     try:
         for path, write in writes.items():
             temporary = temporaries[path]
-            temporary.unlink(missing_ok=True)  # left by a killed process
-            temporary.touch()
-            mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
-            write(temporary)
-            temporary.chmod(mode)
-            flush(temporary)
+            with write_errors(path, temporary):
+                temporary.unlink(missing_ok=True)  # left by a killed process
+                temporary.touch()
+                mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
+                write(temporary)
+                temporary.chmod(mode)
+                flush(temporary)
         for path, temporary in temporaries.items():
-            temporary.replace(path)
+            with write_errors(path, temporary):
+                temporary.replace(path)
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in writes}:
         flush(directory)
+
+
+@contextmanager
+def write_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Raise the error of a write to `path`, a full disk for example, as an OSError that names the file.
+
+    torch and safetensors raise other types. Errors that name another file pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(path), str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written (is the disk full? {error})") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -225,32 +252,57 @@ def make_directory(path: str | os.PathLike[str], contents: str) -> Path:
     return directory
 
 
-def directory_lock(directory: Path) -> AbstractContextManager[None]:
-    """Hold an exclusive lock on an existing directory, in its file .lock; see `file_lock`."""
-    path = directory / ".lock"
-    path.touch()
-    return file_lock(path, wait=False)
+_locked: set[BinaryIO] = set()
+
+if hasattr(os, "register_at_fork"):
+    # A lock lasts until no process has its file open, and workers may outlive a process that was killed.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
+
+
+def directory_lock(directory: Path, warn: Callable[[str], object]) -> AbstractContextManager[None]:
+    """Hold an exclusive lock on an existing directory, in its file .lock, which stays; see `file_lock`.
+
+    Without locks, on some network file systems, `warn` is called with a message.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+
+    def without_lock(error: OSError) -> None:
+        warn(f"{directory} cannot be locked ({error.strerror}): let no other process write to it")
+
+    return file_lock(directory / ".lock", wait=False, without_lock=without_lock)
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold an exclusive lock on a file; a no-op on Windows and, with `wait`, on file systems without locks.
+def file_lock(
+    path: Path, *, wait: bool, without_lock: Callable[[OSError], object] = lambda error: None
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file; a no-op on Windows.
 
     The system releases the lock when the process ends, also when it is killed.
+
+    Args:
+        wait: for another process that holds the lock; the file must exist, else it may be created.
+        without_lock: called where the file system has no locks.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is False.
     """
-    with path.open("rb") as file:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb" if wait else "ab") as file:
         try:
-            import fcntl
-
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
         except BlockingIOError:
             raise ValueError(f"another process is at work on {path.parent}") from None
-        except OSError:
-            if not wait:
-                raise
-        yield
+        except OSError as error:
+            without_lock(error)
+        _locked.add(file)
+        try:
+            yield
+        finally:
+            _locked.remove(file)
