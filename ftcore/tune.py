@@ -320,7 +320,8 @@ def require_valid_models(trials: Sequence[TrainOptions]) -> None:
     Raises:
         ValueError: no model has these sizes.
     """
-    model, _ = load_checkpoint(find_files(trials[0]).model, from_scratch=trials[0].from_scratch)
+    name = find_files(trials[0]).model
+    model, _ = load_checkpoint(name, from_scratch=trials[0].from_scratch, check=False)
     with torch.device("meta"):
         for options in trials:
             resize(model, config_changes(options, model.config), keep_weights=False)

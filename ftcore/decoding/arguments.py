@@ -7,18 +7,16 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 """
 
 import math
-import numbers
 import warnings
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from reprlib import repr as shown
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ftcore.cli import did_you_mean
+from ftcore.models.config import convert
 
 DEFAULT_NEW_TOKENS = 20
 SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -219,15 +217,6 @@ class Arguments:
 
 
 TYPES = {name: kind for name, kind in get_type_hints(Arguments).items() if name != "origin"}
-TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    Literal["never"]: '"never"',
-    list[int]: "a list of whole numbers",
-    list[list[int]]: "a list of lists of whole numbers",
-    tuple[int, float]: "a whole number and a number in a list",
-}
 
 
 def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
@@ -253,9 +242,12 @@ def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
         for name, value in values.items():
             # None disables a special token or top-k; elsewhere it means "not given".
             is_given = value is not None or (values is given and name in (*SPECIAL_TOKENS, "top_k"))
-            if name in TYPES and is_given:
-                chosen[name] = checked(name, value, model.config.vocab_size, source)
-                origin[name] = source
+            if name not in TYPES or not is_given:
+                continue
+            try:
+                chosen[name], origin[name] = checked(name, value, model.config.vocab_size), source
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}" if source else str(error)) from None
     arguments = Arguments(**chosen, origin=origin)
     check_together(arguments, model.config.vocab_size)
     warn_of_settings(model, settings, file)
@@ -287,58 +279,23 @@ def warn_of_settings(model: Any, settings: Mapping[str, Any], file: str) -> None
         warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, names))}", stacklevel=4)
 
 
-def checked(name: str, value: Any, vocab_size: int, file: str = "") -> Any:
-    """The value of one argument as its type. Raises ValueError, naming `file` and the argument."""
-    start = f"{file}: {name}" if file else name
-    try:
-        result = converted(value, TYPES[name])
-    except TypeError:
-        kinds = [TYPE_NAMES[kind] for kind in alternatives(TYPES[name]) if kind is not NoneType]
-        is_bounded = kinds == [TYPE_NAMES[int]] and name in BOUNDS
-        bound = f" of at least {BOUNDS[name][0]}, below 2**63" if is_bounded else ""
-        raise ValueError(f"{start} is {shown(value)}, expected {', or '.join(kinds)}{bound}") from None
+def checked(name: str, value: Any, vocab_size: int) -> Any:
+    """The value of one argument as its type. Raises ValueError, naming the argument."""
+    value = convert(name, value, TYPES[name])
     low, high = BOUNDS.get(name, (-math.inf, math.inf))
-    if isinstance(result, int | float) and not low <= result <= high:
-        kind = "a whole number of " if isinstance(result, int) else ""
+    if name in BOUNDS and value is not None and not low <= value <= high:
+        kind = "a whole number of " if isinstance(value, int) else ""
         expected = f"{kind}at least {low}" if high == math.inf else f"{low} to {high}"
         greedy = " (greedy: no do_sample)" if name == "temperature" else ""
-        raise ValueError(f"{start} is {result}, expected {expected}{greedy}")
+        raise ValueError(f"{name} is {value}, expected {expected}{greedy}")
     limit = vocab_size if name in WITHIN_VOCABULARY else math.inf
-    for token in as_list(result) if name in (*WITHIN_VOCABULARY, *ANY_IDS) else []:
+    for token in as_list(value) if name in (*WITHIN_VOCABULARY, *ANY_IDS) else []:
         if not 0 <= token < limit:
             expected = "no negative id" if limit == math.inf else f"token ids from 0 to {limit - 1}"
-            raise ValueError(f"{start} holds {token}, expected {expected}")
-    if name == "bad_words_ids" and not all(result):
-        raise ValueError(f"{start} holds an empty word, expected lists of at least one token id")
-    return result
-
-
-def converted(value: Any, kind: Any) -> Any:
-    """`value` as `kind`, with NumPy's numbers and arrays as Python's; raises TypeError for another type."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    for alternative in alternatives(kind):
-        parts, is_list = get_args(alternative), isinstance(value, list | tuple)
-        with suppress(TypeError, OverflowError):
-            if get_origin(alternative) is list and is_list:
-                return [converted(item, parts[0]) for item in value]
-            if get_origin(alternative) is tuple and is_list and len(value) == len(parts):
-                return tuple(map(converted, value, parts))
-            if get_origin(alternative) is Literal and isinstance(value, str) and value in parts:
-                return value
-            if alternative in (bool, NoneType) and isinstance(value, alternative):
-                return value
-            if isinstance(value, bool):
-                continue
-            if alternative is int and isinstance(value, numbers.Integral) and -(2**63) <= int(value) < 2**63:
-                return int(value)
-            if alternative is float and isinstance(value, numbers.Real) and math.isfinite(value):
-                return float(value)
-    raise TypeError
-
-
-def alternatives(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+            raise ValueError(f"{name} holds {token}, expected {expected}")
+    if name == "bad_words_ids" and not all(value):
+        raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
+    return value
 
 
 def check_together(arguments: Arguments, vocab_size: int) -> None:

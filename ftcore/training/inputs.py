@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 
 from ftcore.checkpoints.checkpoint import load_model, new_model
-from ftcore.checkpoints.hub import resolve_directory
 from ftcore.cli import warn
 from ftcore.data import (
     CORPUS_TASKS,
@@ -19,7 +18,7 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.lora.adapter import base_model
+from ftcore.lora.adapter import adapter_chain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
@@ -39,15 +38,19 @@ def find_device(name: str | None) -> torch.device:
         ) from None
 
 
-def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, Tokenizer]:
+def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True) -> tuple[Model, Tokenizer]:
     """Model and tokenizer of a directory or hub name; with `from_scratch`, random weights.
+
+    Without `check`, the model may have fewer embedding rows than the tokenizer ids: for a caller that changes
+    the sizes first and then calls `check_vocabulary`.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
     model = new_model(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(base_model(resolve_directory(name)) or name)  # an adapter has none
-    check_vocabulary(tokenizer, model.config, name)
+    tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
+    if check:
+        check_vocabulary(tokenizer, model.config, name)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.config.pad_token_id  # as in all published T5s
     return model, tokenizer

@@ -179,11 +179,11 @@ def make_model(
     name: str, options: TrainOptions, device: torch.device
 ) -> tuple[Model, Tokenizer, Resized | None]:
     """The checkpoint's model, changed as the options say; its tokenizer; how the sizes have changed."""
-    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch)
+    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch, check=False)
     resized = None
     if changes := config_changes(options, model.config):
         model, resized = resize(model, changes, keep_weights=not options.from_scratch)
-        check_vocabulary(tokenizer, model.config, "the changed config.json")
+    check_vocabulary(tokenizer, model.config, "the changed config.json" if resized else name)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):

@@ -435,7 +435,7 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         (
             "gpt2",
             {"early_stopping": "always"},
-            "early_stopping is 'always', expected True or False, or \"never\"",
+            "early_stopping is 'always', expected true or false or 'never'",
         ),
         ("gpt2", {"bad_words_ids": [[]]}, "bad_words_ids holds an empty word"),
         ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, expected token ids from 0 to 40"),
@@ -565,7 +565,7 @@ def test_sources_that_have_ended_may_have_any_scores(family: str, search: dict[s
         ({"forced_bos_token_id": 3, "suppress_tokens": [3]}, r"suppress_tokens=\[3\], forced_bos_token_id=3"),
         (
             {"exponential_decay_length_penalty": (0, 1e200), "min_new_tokens": 0},
-            r"length_penalty=\(0, 1e\+200\)",
+            r"length_penalty=\[0, 1e\+200\]",
         ),
     ],
 )

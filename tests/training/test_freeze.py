@@ -87,6 +87,8 @@ def test_tied_names_are_returned(model: Any, name: str, also: list[str]) -> None
         ("decoder.block.2-9", "no module 'decoder.block.4', did you mean 'decoder.block.3'?"),
         ("decoder.block.3-0", "no module 'decoder.block.3-0', did you mean"),
         ("0-3", "no module '0'; its parts are shared, encoder, decoder, lm_head"),
+        ("decoder.block.0-9999.layer.0-9999", "no module 'decoder.block.0.layer.3', did you mean"),
+        ("decoder.block.0-999999999999", "no module 'decoder.block.0-999999999999', did you mean"),
         ("encoder.", "no module 'encoder.', did you mean 'encoder'?"),
     ],
 )

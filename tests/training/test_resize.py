@@ -1,5 +1,6 @@
 """Resized models: weights that fit are loaded, and the origin of every parameter is reported."""
 
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -258,6 +259,24 @@ def test_a_run_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert weights["shared.weight"].shape == (384, 8)
 
 
+@pytest.mark.parametrize("options", [[], ["--from-scratch"], ["--num-layers", "2"]])
+def test_rows_for_added_tokens(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The tokenizer is compared with the model after --set."""
+    tiny_runs.tiny_gpt2(tmp_path / "model")
+    vocabulary = tmp_path / "model" / "vocab.json"
+    ids = json.loads(vocabulary.read_text())
+    vocabulary.write_text(json.dumps(ids | {"added": len(ids)}))
+    data = tiny_runs.questions(tmp_path / "train.jsonl", 8)
+    command = f"--model {tmp_path / 'model'} --train {data} --output {tmp_path / 'run'} --max-steps 1"
+    command += " --max-target-length 20 --eval-answers 0"
+    with pytest.raises(SystemExit):
+        ftcore.train.main([*command.split(), *options])
+    assert "the tokenizer has 258 ids, but the embedding only 257 rows" in capsys.readouterr().err
+    ftcore.train.main([*command.split(), "--set", "vocab_size=258", *options])
+    weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    assert weights["transformer.wte.weight"].shape == (258, 16)
+
+
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
@@ -268,6 +287,14 @@ def test_a_run_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
             ["--set", "d_model=wide"],
             "the changed config.json: d_model is 'wide', expected a whole number",
         ),
+        (
+            "t5",
+            ["--set", "num_layers=10000000"],
+            "the changed config.json: num_layers is 10000000, expected 1",
+        ),
+        ("t5", ["--d-model", "1000000000000"], "the changed config.json: d_model is 1000000000000, expected"),
+        ("t5", ["--set", "d_model=" + "[" * 10**5], "the changed config.json: d_model is '[[[[[[["),
+        ("t5", ["--set", "dropout_rate=NaN"], "the changed config.json: dropout_rate is 'NaN', expected"),
         ("t5", ["--set", "vocab_size=300"], "the tokenizer has 384 ids, but the embedding only 300 rows"),
         (
             "gpt2",
