@@ -3,17 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import (
-    FAILED_RUN,
-    REQUIRED,
-    check_bounds,
-    cli_errors,
-    flag,
-    guard_output,
-    option,
-    parse,
-    warn,
-)
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, guard_output, option, parse, warn
 
 
 @dataclass

@@ -32,7 +32,7 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
-from ftcore.training.launch import resume_command
+from ftcore.training.launch import start_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
@@ -118,7 +118,7 @@ class Run:
         if lost and self.progress.step < self.total_steps:
             raise ChildProcessError(
                 f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
-                f"saved after step {self.progress.step}, resume with fewer --workers: {self.resume_command}"
+                f"saved after step {self.progress.step}, resume with fewer `workers`: {self.resume_command}"
             )
 
     def resume(self) -> None:
@@ -150,7 +150,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"{resume_command(self.strategy)} --output {self.directory.path} --resume"
+        return start_command(self.strategy, "--output", str(self.directory.path), "--resume")
 
     def situation(self) -> str:
         """Progress and resume command, for the message about a lost process."""
@@ -215,7 +215,7 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
-        raise ValueError(f"--fast and --compile need ftcore.fast ({error})") from None
+        raise ValueError(f"`fast` and `compile` need ftcore.fast ({error})") from None
     prepare_for_training(model, compile=compile, device=device)
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 
