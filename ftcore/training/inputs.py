@@ -18,7 +18,6 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.lora.adapter import adapter_chain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
@@ -45,7 +44,7 @@ def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, To
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
     model = new_model(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
+    tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, model.config, name)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.config.pad_token_id  # as in all published T5s
