@@ -119,6 +119,8 @@ def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
         processor.nbest_encode("a", nbest_size=2)
     except RuntimeError:  # only unigram models have n-best segmentations
         raise files.error("spiece.model", "not a unigram model, which T5's is") from None
+    if not any(map(processor.is_unknown, range(len(pieces)))):  # SentencePiece accepts it if bytes are pieces
+        raise files.error("spiece.model", "no piece for unknown characters, which T5's vocabulary has")
     return processor, pieces
 
 

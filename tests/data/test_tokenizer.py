@@ -1232,6 +1232,14 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_a_model_without_a_piece_for_unknown_characters_is_refused(tmp_path: Path) -> None:
+    path = mt5(tmp_path) / "spiece.model"
+    piece = b"<unk>\x15\0\0\0\0\x18"  # text, score 0.0, type
+    path.write_bytes(path.read_bytes().replace(piece + b"\x02", piece + b"\x05"))
+    with pytest.raises(ValueError, match=r"spiece\.model: no piece for unknown characters"):
+        load_tokenizer(tmp_path)
+
+
 def test_user_defined_pieces_are_never_split_or_merged(spiece: Path) -> None:
     tokenizer = load_tokenizer(spiece)
     sep = tokenizer._id_of("<sep>")
