@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftcore.cli import FAILED_RUN, cli_errors, log
+from ftcore.cli import FAILED_RUN, cli_errors, log, printable
 from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
@@ -49,7 +49,7 @@ def print_summary(run: Run) -> None:
 def print_answers(answers: Sequence[Answer]) -> None:
     """Print two of the model's answers with the gold answers, at each validation the same examples."""
     for answer in answers[:: max(1, len(answers) // 2)][:2]:
-        source = " ".join(answer.source.split())
+        source = printable(" ".join(answer.source.split()))
         log(f"  {source if len(source) < 90 else source[:87] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
 
