@@ -150,10 +150,11 @@ def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
         return [as_prompt(record, decoder_only, "command line")]
     path = Path(options.input)
     text = read_text(path)
+    lines = text.split("\n")
     if path.suffix == ".jsonl" or text.lstrip().startswith('{"'):
-        prompts = [as_prompt(row, decoder_only, where) for where, row in json_line_rows(path, text)]
+        prompts = [as_prompt(row, decoder_only, where) for where, row in json_line_rows(path, lines)]
     else:
-        prompts = [line for _, line in numbered_lines(path, text)]
+        prompts = [line for _, line in numbered_lines(path, lines)]
     if not prompts:
         raise ValueError(f"{path}: no prompts, expected one per line")
     return prompts
