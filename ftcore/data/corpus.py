@@ -258,38 +258,48 @@ def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
     """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
+
+    def encode(chunk: str, *, inside_document: bool) -> list[int]:
+        ids = tokenizer.encode(chunk)
+        if not decoder_only:
+            ids.pop()  # </s>
+        return ids[prefix:] if inside_document or not decoder_only else ids
+
+    def can_cut_before(space: str) -> bool:
+        """False for a line break if the tokenizer has `add_prefix_space`."""
+        parts = encode("a", inside_document=False) + encode(f"{space}b", inside_document=True)
+        return encode(f"a{space}b", inside_document=False) == parts
+
+    spaces = "".join(filter(can_cut_before, " \t\n"))
     inside_document = False
     size = text.stat().st_size
     with tqdm(
         desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
-        for chunk, ends_document in _chunks(read_documents(text, _CHUNK)):
+        for chunk, ends_document in _chunks(read_documents(text, _CHUNK), spaces):
             bar.update(len(chunk.encode()))
             if not inside_document and not chunk.strip():
                 continue  # an empty document
-            ids = tokenizer.encode(chunk)
-            if not decoder_only:
-                ids.pop()  # </s>
-            if inside_document or not decoder_only:
-                del ids[:prefix]
+            ids = encode(chunk, inside_document=inside_document)
             if ends_document and decoder_only:
                 ids.append(tokenizer.eos_id)
             yield ids, ends_document
             inside_document = not ends_document
 
 
-def _chunks(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+def _chunks(blocks: Iterable[str], spaces: str = " \t\n") -> Iterator[tuple[str, bool]]:
     """Cut a text where that does not change its tokens: (chunk, whether a document ends here).
 
-    Cuts are made before white space. No token of T5 or GPT-2 contains white space except at its start, and
+    Cuts are made before `spaces`. No token of T5 or GPT-2 contains white space except at its start, and
     neither tokenizer looks beyond the end of a word (except that SentencePiece's rounding may decide ties).
     """
+    before_space = re.compile(rf".*\S(?=[{spaces}])" if spaces else "(?!)", re.DOTALL)
     rest = ""
     for block in blocks:
         *documents, rest = (rest + block).split(END_OF_DOCUMENT)
         for document in documents:
             yield document, True
-        word_end = re.match(r".*\S(?=[ \t\n])", rest, re.DOTALL)
+        word_end = before_space.match(rest)
         # Without white space, keep back what may be the start of an <|endoftext|>.
         cut = word_end.end() if word_end else len(rest) - len(END_OF_DOCUMENT)
         if word_end or cut > _LONGEST_WORD:

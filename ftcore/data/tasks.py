@@ -5,7 +5,7 @@
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
 
-Plain text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
+Running text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
 `SpanCorruption` (T5, task `span-corruption`).
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source is truncated
@@ -194,7 +194,7 @@ def _parse_literal(value: Any, key: str, where: str) -> Any:
     with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes
-            parsed = ast.literal_eval(text)
+            parsed = ast.literal_eval(text[: 2**20])  # a syntax tree is large; a text that is cut is refused
         # NumPy prints ['a' 'b'] without a comma, which Python reads as ['ab'].
         if isinstance(parsed, tuple | list | dict) and _quotes(repr(parsed)) == _quotes(text):
             return parse_json(json.dumps(parsed), where)  # tuples as lists, and within the limits of JSON

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import tracemalloc
 import zlib
@@ -92,6 +93,20 @@ def test_ids_are_those_of_whole_documents(
         else:
             with pytest.raises(ValueError, match=f"{len(expected)} tokens are too few"):
                 read(path, tokenizer, decoder_only)
+
+
+@pytest.mark.parametrize("chunk", [3, 2**16])
+def test_chunks_get_no_spaces_of_their_own(tmp_path: Path, chunk: int) -> None:
+    """`add_prefix_space` puts a space before every text that does not start with one."""
+    model = shutil.copytree(WEIGHTS / "gpt2-mini", tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    write(model / "tokenizer_config.json", json.dumps(settings | {"add_prefix_space": True}))
+    tokenizer = load_tokenizer(model)
+    text = "Ada sews.\nBo\treads\n\n a book.\n"
+    assert tokenizer.encode("\n") != load_tokenizer(WEIGHTS / "gpt2-mini").encode("\n")
+    with patch.object(corpus_module, "_CHUNK", chunk):
+        corpus = read(write(tmp_path / "text.txt", text), tokenizer, decoder_only=True)
+    assert all_ids(corpus) == [*tokenizer.encode(text), tokenizer.eos_id]
 
 
 def test_gpt2_documents_end_with_the_end_of_text_token(tmp_path: Path, gpt2: Tokenizer) -> None:
