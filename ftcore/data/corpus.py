@@ -188,7 +188,8 @@ def _read_metadata(ids: Path, dtype: np.dtype, made_from: str) -> tuple[dict[str
             header = file.read(_HEADER)
         metadata = parse_json(header[8:].decode(), ids)["__metadata__"]
         if metadata["made_from"] != made_from:
-            return {}, " again: it has changed"
+            is_same_text = metadata["made_from"].split(", ")[0] == made_from.split(", ")[0]
+            return {}, "" if is_same_text else " again: it has changed"
         tokens = int(metadata["tokens"])
         is_whole = ids.stat().st_size == _HEADER + tokens * dtype.itemsize
         is_whole = is_whole and header == _header(tokens, dtype, metadata)
@@ -196,7 +197,7 @@ def _read_metadata(ids: Path, dtype: np.dtype, made_from: str) -> tuple[dict[str
             return metadata, ""
     except FileNotFoundError:
         return {}, ""
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         pass
     return {}, " again: the file of its ids was damaged"
 

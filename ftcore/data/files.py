@@ -8,7 +8,7 @@ import csv
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -35,14 +35,14 @@ def read_chunks(path: Path, size: int) -> Iterator[str]:
 
 
 def read_rows(
-    path: Path, *, expected: str, squad: bool = False, labeled_lines: bool = False
+    path: Path, *, expected: str, squad: bool = False, line_row: Callable[[str, str], Row] | None = None
 ) -> Iterator[tuple[str, Row]]:
     """The rows of a file: (where, row). Rows that repeat the names of the columns are skipped with a warning.
 
     Args:
         expected: a description of valid files, for error messages.
         squad: accept one SQuAD document.
-        labeled_lines: accept lines of `text;label`.
+        line_row: accept plain text: the row of a line, called with (line, where).
 
     Raises:
         ValueError: broken or of another format; the message names file and line.
@@ -53,13 +53,14 @@ def read_rows(
             rows = _csv_rows(path, lines)
         elif row_format == "json":
             is_lines = path.suffix.lower() == ".jsonl"
-            rows = json_line_rows(path, lines) if is_lines else _json_rows(path, lines, expected, squad)
-        elif labeled_lines:
-            rows = _labeled_line_rows(path, lines)
+            rows = _json_line_rows(path, lines) if is_lines else _json_rows(path, lines, expected, squad)
+        elif line_row:
+            rows = ((where, line_row(line, where)) for where, line in _numbered_lines(path, lines))
         else:
             raise ValueError(f"{path}: neither JSON nor CSV; expected {expected}")
         for where, row in rows:
-            if row and all(str(value).strip().lower() == key.lower() for key, value in row.items()):
+            is_header = bool(row) and all(str(row[key]).strip().lower() == key.lower() for key in row)
+            if is_header and (row_format != "text" or len(row) > 1):  # not a line "prompt" of prompts
                 warn(f"{where}: names of columns, not an example: skipped")
             else:
                 yield where, row
@@ -86,7 +87,7 @@ def _is_header(fields: list[str]) -> bool:
     return (
         len(names) > 1
         and all(map(str.isidentifier, names))
-        and bool({"text", "source", "question"} & {*names})
+        and bool({"text", "source", "question", "prompt"} & {*names})
     )
 
 
@@ -103,13 +104,13 @@ def _check_no_nul(text: str, path: Path, line: int) -> None:
         raise ValueError(f"{path}, line {line}: a NUL character: the file is damaged, or is not text")
 
 
-def _labeled_line_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
-    for where, line in numbered_lines(path, lines):
-        # The last semicolon: the text may contain others, a label does not.
-        content, separator, label = line.rpartition(";")
-        if not separator:
-            raise ValueError(f"{where}: no ';' between text and label; expected text;label")
-        yield where, {"text": content, "label": label}
+def labeled_row(line: str, where: str) -> Row:
+    """The row of a line `text;label`."""
+    # The last semicolon: the text may contain others, a label does not.
+    content, separator, label = line.rpartition(";")
+    if not separator:
+        raise ValueError(f"{where}: no ';' between text and label; expected text;label")
+    return {"text": content, "label": label}
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
@@ -158,7 +159,7 @@ def _json_rows(path: Path, lines: Iterator[str], expected: str, squad: bool) -> 
             break
     if not any(map(str.strip, start)):
         return
-    (where, line), *second = numbered_lines(path, start)
+    (where, line), *second = _numbered_lines(path, start)
     try:
         document = parse_json(line, where)
         is_lines = isinstance(document, dict) and (second or "data" not in document)
@@ -168,7 +169,7 @@ def _json_rows(path: Path, lines: Iterator[str], expected: str, squad: bool) -> 
         start += lines
         document, is_lines = parse_json("".join(start), path), False
     if is_lines:
-        yield from json_line_rows(path, chain(start, lines))
+        yield from _json_line_rows(path, chain(start, lines))
     elif isinstance(document, dict) and "data" in document:
         if not squad:
             raise ValueError(f"{path}: a SQuAD document, which is for task 'qa'; expected {expected}")
@@ -178,9 +179,9 @@ def _json_rows(path: Path, lines: Iterator[str], expected: str, squad: bool) -> 
         raise ValueError(f"{path}: {kind}; write one object per line (JSON lines)")
 
 
-def json_line_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
+def _json_line_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
     """The rows of JSON lines: (where, row)."""
-    for where, line in numbered_lines(path, lines):
+    for where, line in _numbered_lines(path, lines):
         row = parse_json(line, where)
         if not isinstance(row, dict):
             raise ValueError(
@@ -207,7 +208,7 @@ def _objects(parent: Row, key: str, where: str) -> list[Row]:
     return children
 
 
-def numbered_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _numbered_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The lines that are not blank: (where, line)."""
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -27,7 +27,7 @@ from reprlib import repr as shown
 from typing import Any
 
 from ftcore.checkpoints.files import parse_json
-from ftcore.data.files import Row, as_text, listed, read_rows, text_of
+from ftcore.data.files import Row, as_text, labeled_row, listed, read_rows, text_of
 
 # The fields of each task's prompt.
 _PROMPT_FIELDS = {
@@ -85,7 +85,7 @@ def read_records(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected at least 1")
     is_qa, is_emotion = task == "qa", task == "emotion"
-    rows = read_rows(path, expected=_FORMS[task], squad=is_qa, labeled_lines=is_emotion)
+    rows = read_rows(path, expected=_FORMS[task], squad=is_qa, line_row=labeled_row if is_emotion else None)
     records = [_record(task, row, where, decoder_only) for where, row in islice(rows, limit)]
     if not records:
         raise ValueError(f"{path}: no records; expected {_FORMS[task]}")

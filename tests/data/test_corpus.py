@@ -230,7 +230,7 @@ def test_damaged_ids_are_rewritten(
     write(corpus.ids, bytes(damaged))
     capsys.readouterr()
     assert all_ids(read(path, gpt2, decoder_only=True)) == expected
-    assert damaged == original or re.search("tokenized .* again: .*damaged|changed", capsys.readouterr().err)
+    assert damaged == original or f"tokenized {path}" in capsys.readouterr().err
 
 
 def test_ids_are_checked_once_per_process(tmp_path: Path, gpt2: Tokenizer) -> None:
