@@ -127,8 +127,8 @@ def make_pretraining_dataset(
     _, target_length = unpadded_lengths(max_source_length)
     if target_length > max_target_length:
         raise ValueError(
-            f"max_source_length {max_source_length} has targets of {target_length} tokens, but "
-            f"max_target_length is {max_target_length}: raise it, or lower max_source_length"
+            f"`max_source_length` {max_source_length} has targets of {target_length} tokens, but "
+            f"`max_target_length` is {max_target_length}: raise it, or lower `max_source_length`"
         )
     return SpanCorruption(corpus, tokenizer, max_source_length, seed=seed)
 

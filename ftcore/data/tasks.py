@@ -83,7 +83,7 @@ def read_records(
     if task in CORPUS_TASKS:
         raise ValueError(f"task {task!r} has no records, it trains on running text: use read_corpus")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; expected at least 1")
+        raise ValueError(f"`limit` is {limit}; expected at least 1")
     is_qa, is_emotion = task == "qa", task == "emotion"
     rows = read_rows(path, expected=_FORMS[task], squad=is_qa, line_row=labeled_row if is_emotion else None)
     records = [_record(task, row, where, decoder_only) for where, row in islice(rows, limit)]

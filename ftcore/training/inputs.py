@@ -56,16 +56,16 @@ def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, To
 def read_data(
     task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
-    """The first `limit` records of a task's file, or the token ids of a running text.
+    """The first `limit` records of a task's file, or the token ids of a plain text.
 
     Raises:
-        ValueError, OSError: the file is not in a format of the task, or `limit` was given for running text.
+        ValueError, OSError: the file is not in a format of the task, or `limit` was given for a plain text.
     """
     decoder_only = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"--limit counts records; --task {task} reads running text, not records: pass a shorter file"
+                f"--limit counts records; --task {task} reads plain text, which has none: pass a shorter file"
             )
         return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
     return read_records(task, path, decoder_only=decoder_only, limit=limit)

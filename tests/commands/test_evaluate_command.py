@@ -139,7 +139,7 @@ def test_invalid_files_are_refused(files: Path, tmp_path: Path, capsys: pytest.C
     assert "broken.jsonl, line 1: broken JSON" in error_of(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
     assert "the records have no gold answers" in error_of(capsys, *text)
-    assert "--limit counts records; --task lm reads running text" in error_of(
+    assert "--limit counts records; --task lm reads plain text" in error_of(
         capsys, *text[:-2], "--limit", "2"
     )
     small = tiny_runs.tiny_gpt2(tmp_path / "small", n_positions=16)

@@ -334,7 +334,7 @@ def test_only_the_records_of_a_limit_are_read(tmp_path: Path, name: str) -> None
     path = write(tmp_path / name, (lines + (lines.splitlines()[-1] + "\n") * 10_000).encode() + b"\xff\n")
     assert len(read("emotion", path, limit=1)) == 1
     for limit in (0, -1):
-        with pytest.raises(ValueError, match=f"limit is {limit}; expected at least 1"):
+        with pytest.raises(ValueError, match=f"`limit` is {limit}; expected at least 1"):
             read("emotion", path, limit=limit)
 
 
