@@ -75,7 +75,7 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
     ) -> None:
         if max_source_length < 1 or max_target_length < 2:
             raise ValueError(
-                f"`max_source_length` is {max_source_length} and `max_target_length` {max_target_length}; "
+                f"max_source_length is {max_source_length} and max_target_length {max_target_length}; "
                 "expected at least 1 and at least 2 (a token and its end)"
             )
         check_family(tokenizer, decoder_only)

@@ -115,7 +115,7 @@ def test_limits_records_and_tokenizers_that_are_refused() -> None:
         ValueError, match="max_source_length is 0 and max_target_length 100; expected at least 1"
     ):
         dataset([record], False, source=0)
-    with pytest.raises(ValueError, match="`max_target_length` 1; expected at least 1 and at least 2"):
+    with pytest.raises(ValueError, match="max_target_length 1; expected at least 1 and at least 2"):
         dataset([record], False, target=1)
     for decoder_only in (False, True):
         with pytest.raises(ValueError, match=r"record 2: the tokenizer finds nothing in its target '\?!'"):

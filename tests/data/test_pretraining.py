@@ -205,7 +205,7 @@ def test_lengths_that_are_refused(gpt2_corpus: Corpus, t5_corpus: Corpus, t5: To
         SpanCorruption(t5_corpus.split(0.1)[1], t5, 5000)
     with pytest.raises(ValueError, match=r"spans, but <extra_id_\d+> is not in .*; shorter sources"):
         SpanCorruption(t5_corpus, t5, 4000)
-    with pytest.raises(ValueError, match="has targets of 114 tokens, but `max_target_length` is 100: raise it"):
+    with pytest.raises(ValueError, match="targets of 114 tokens, but `max_target_length` is 100: raise it"):
         make_pretraining_dataset(t5_corpus, t5, max_source_length=512, max_target_length=100)
 
 
