@@ -160,7 +160,12 @@ def _directory(text: Path) -> Path:
     parent = text.absolute().parent
     if os.access(parent, os.W_OK):
         return parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise ValueError(
+            f"{parent} is not writable and there is no home directory: set XDG_CACHE_HOME"
+        ) from None
     directory = cache / "ftcore" / hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     return directory

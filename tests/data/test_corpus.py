@@ -409,6 +409,18 @@ def test_ids_go_to_the_cache_directory_if_the_text_is_read_only(
     assert read(path, gpt2, decoder_only=True) == corpus
     assert not ids_files(tmp_path)
 
+    write(tmp_path / "file", "no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=rf"Not a directory: '{tmp_path}/file/"):
+        read(path, gpt2, decoder_only=True)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    with (
+        patch("pwd.getpwuid", side_effect=KeyError),  # a container whose user has no name
+        pytest.raises(ValueError, match=rf"{tmp_path} is not writable and .* no home .*: set XDG_CACHE_HOME"),
+    ):
+        read(path, gpt2, decoder_only=True)
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_concurrent_readers_tokenise_once(
