@@ -14,6 +14,7 @@ from ftcore.analysis.inputs import (
     activations_of,
     check_dims,
     check_index,
+    check_number,
     part_prefixes,
     stack_blocks,
     stack_parameters,
@@ -132,10 +133,8 @@ def relative_bias_curves(
     stacks = ("encoder", "decoder")
     if stack not in stacks:
         raise ValueError(f"stack is {stack!r}, expected one of {stacks}{did_you_mean(stack, stacks)}")
-    reach = config.relative_attention_max_distance + 8 if reach is None else reach
+    reach = check_number("reach", config.relative_attention_max_distance + 8 if reach is None else reach, 0)
     bidirectional = stack == "encoder"
-    if reach < 0:
-        raise ValueError(f"reach is {reach}, expected at least 0")
     distances = torch.arange(-reach, reach + 1 if bidirectional else 1)
     buckets = relative_position_bucket(
         distances,

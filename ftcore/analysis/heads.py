@@ -18,6 +18,7 @@ from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
     check_dims,
+    check_number,
     num_heads,
     padding_mask,
     part_prefixes,
@@ -40,13 +41,13 @@ def repeated_tokens(
     Only the repetition predicts the next token.
 
     Raises:
-        ValueError: a size below 1, or fewer than `length` tokens in the vocabulary.
+        ValueError: a size below 1, or a length above that of the vocabulary.
     """
-    if min(rows, length, repeats) < 1 or length > vocab_size:
-        raise ValueError(
-            f"rows, length and repeats are {rows}, {length} and {repeats}, expected at least 1, and a length "
-            f"of at most {vocab_size} (vocab_size): the tokens of a sequence are distinct"
-        )
+    rows, repeats, seed = (
+        check_number(name, number, low)
+        for name, number, low in (("rows", rows, 1), ("repeats", repeats, 1), ("seed", seed, 0))
+    )
+    length = check_number("length", length, 1, vocab_size)  # distinct tokens
     generator = torch.Generator().manual_seed(seed)
     once = torch.stack([torch.randperm(vocab_size, generator=generator)[:length] for _ in range(rows)])
     return once.repeat(1, repeats)

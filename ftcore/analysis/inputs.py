@@ -11,6 +11,7 @@ Results are grouped by part: `decoder` for GPT-2; `encoder`, `decoder` and `cros
 cross-attention) for T5.
 """
 
+import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
+from ftcore.models.config import check_ids
 from ftcore.models.non_finite import require_finite
 from ftcore.study import record
 from ftcore.study.hooks import Activations, token_mask
@@ -105,20 +107,27 @@ def token_ids(argument: str, tokens: Tensor | int, vocab_size: int, like: Tensor
         ValueError: not whole numbers, or outside of the vocabulary.
     """
     ids = torch.as_tensor(tokens, device=like.device)
-    if ids.is_floating_point() or ids.numel() == 0 or ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(f"{argument} is {ids.tolist()}, expected token ids from 0 to {vocab_size - 1}")
+    try:
+        check_ids(ids.reshape(1, -1), vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
     return ids.long()
 
 
 def check_index(argument: str, value: SupportsIndex, size: int) -> int:
-    """An index into `size` elements as an int, counted from the end if negative.
+    """A whole number as an index into `size` elements, from the end if negative."""
+    return check_number(argument, value, -size, size - 1)
+
+
+def check_number(argument: str, value: SupportsIndex, low: int, high: float = math.inf) -> int:
+    """A whole number, Python's or numpy's, as an int.
 
     Raises:
-        ValueError: not a whole number, or out of range.
+        ValueError: another type, or out of range.
     """
-    is_index = hasattr(value, "__index__")
-    if not is_index or not -size <= index(value) < size:
-        raise ValueError(f"{argument} is {value!r}, expected a whole number from {-size} to {size - 1}")
+    if not hasattr(value, "__index__") or not low <= index(value) <= high:
+        expected = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{argument} is {value!r}, expected a whole number {expected}")
     return index(value)
 
 

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, check_labels, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, check_dims, check_index, logits_of, padding_mask
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    check_dims,
+    check_index,
+    check_number,
+    logits_of,
+    padding_mask,
+    token_ids,
+)
 from ftcore.models import Model, T5ForConditionalGeneration
 
 
@@ -30,6 +39,7 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
     if isinstance(model, T5ForConditionalGeneration):
         if labels is None:
             raise ValueError("labels are missing: T5 needs a target")
+        token_ids("labels", labels.masked_fill(labels == -100, 0), model.config.vocab_size, labels)
         logits = logits_of(model, {**inputs, "decoder_input_ids": model.shift_right(labels)})
     else:
         if labels is not None:
@@ -76,8 +86,7 @@ def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int =
     Raises:
         ValueError: no batches, k below 1, or a name that does not match one activation (B, T, F).
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    k = check_number("k", k, 1)
     best: TopActivations | None = None
     seen = 0  # texts
     for inputs in batches:
