@@ -58,7 +58,7 @@ def logits_of(model: Model, inputs: Inputs) -> Tensor:
         padding_mask(model, inputs, part)
     with eval_mode(model):
         logits = model(**inputs)
-        require_finite(logits, model, lambda: model(**inputs), "the logits")
+        require_finite(logits, model, lambda: model(**inputs), "the model's output")
     return logits
 
 
