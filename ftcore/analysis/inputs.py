@@ -16,6 +16,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from operator import index
+from reprlib import repr as shown
 from typing import SupportsIndex
 
 import torch
@@ -125,9 +126,9 @@ def check_number(argument: str, value: SupportsIndex, low: int, high: float = ma
     Raises:
         ValueError: another type, or out of range.
     """
-    if not hasattr(value, "__index__") or not low <= index(value) <= high:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= index(value) <= high:
         expected = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{argument} is {value!r}, expected a whole number {expected}")
+        raise ValueError(f"{argument} is {shown(value)}, expected a whole number {expected}")
     return index(value)
 
 
