@@ -96,7 +96,7 @@ def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
 
 def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:
     """A heat map of one number per head, (L, H), on the scale of `draw_matrix`."""
-    check_dims("the field of a part", field, "L H")
+    check_dims("field", field, "L H")
     blocks, heads = field.shape
     draw_matrix(
         axes,

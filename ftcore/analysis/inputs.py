@@ -55,8 +55,10 @@ def logits_of(model: Model, inputs: Inputs) -> Tensor:
         ValueError: a mask of another shape than its ids.
         FloatingPointError: logits that are NaN or infinite.
     """
-    for part in part_prefixes(model):
-        padding_mask(model, inputs, part)
+    for prefix in ("", "decoder_"):
+        ids, mask = inputs.get(f"{prefix}input_ids"), inputs.get(f"{prefix}attention_mask")
+        if ids is not None and mask is not None and mask.dim() != 3:  # (B, T, S) is one mask per query
+            token_mask(mask, ids, f"{prefix}attention_mask")
     with eval_mode(model):
         logits = model(**inputs)
         require_finite(logits, model, lambda: model(**inputs), "the model's output")

@@ -207,8 +207,8 @@ def path_patching(
                 patches.enter_context(patch(model, name, old[name]))
             write = partial(_write, model, point, new[point.long_name], {"heads": head})
             patches.enter_context(patch(model, point.long_name, write))
-            received = activations_of(model, corrupted, receiver)[receiver]
-        with patch(model, receiver, partial(_write_columns, received, columns)):
+            received = activations_of(model, corrupted, target.long_name)[target.long_name]
+        with patch(model, target.long_name, partial(_write_columns, received, columns)):
             values.append(measure(metric, model, corrupted))
     return Patched(
         torch.stack(values).unflatten(0, [len(points), -1]),

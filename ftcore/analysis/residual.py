@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, check_labels, draw_matrix, new_figure
-from ftcore.analysis.inputs import (
-    Inputs,
-    activations_of,
-    check_dims,
-    part_prefixes,
-    stack_blocks,
-)
+from ftcore.analysis.inputs import Inputs, activations_of, check_dims, part_prefixes, stack_blocks
 from ftcore.models import Model
 from ftcore.study.hooks import token_mask
 

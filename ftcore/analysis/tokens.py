@@ -27,7 +27,8 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
     Args:
         inputs: see inputs.py; for T5 without decoder_input_ids.
-        labels: (B, T) T5's target, -100 where ignored. For GPT-2 the labels are input_ids.
+        labels: (B, T) T5's target, -100 where ignored; padded on the right unless the inputs have a
+            decoder_attention_mask. For GPT-2 the labels are input_ids.
 
     Returns:
         T5: (B, T), 0 for ignored labels. GPT-2: (B, T - 1), of each token after the first; 0 if it or the

@@ -272,3 +272,15 @@ def test_patching_of_different_padding_is_refused():
     other = inputs | {"attention_mask": torch.tensor([[0] + [1] * 6, [1] * 7])}
     with pytest.raises(ValueError, match="differ in attention_mask"):
         activation_patching(tiny("gpt2"), inputs, other, lambda logits: logits.mean(), "resid_pre.*")
+
+
+def test_a_mask_for_each_query_reaches_the_model():
+    """As in packed rows: two texts of three tokens."""
+    ids, block = tokens(3, 1, 6), torch.ones(3, 3).tril()
+    packed = {"input_ids": ids, "attention_mask": torch.block_diag(block, block)[None]}
+    packed["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    maps = attention_maps(tiny("gpt2"), packed)["decoder"]
+    alone = attention_maps(tiny("gpt2"), {"input_ids": ids.view(2, 3)})["decoder"]
+    torch.testing.assert_close(maps[:, :, :, 3:, 3:], alone[:, 1:])
+    with pytest.raises(ValueError, match="attention_mask is"):
+        token_losses(tiny("gpt2"), packed)

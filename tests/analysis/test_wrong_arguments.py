@@ -92,7 +92,7 @@ def top(name="neurons.1", k=3):
             ),
             "columns has 6 labels, expected 7",
         ),
-        (lambda: draw_heads({"decoder": torch.rand(3)}), r"part is \(3,\), expected \(L, H\)"),
+        (lambda: draw_heads({"decoder": torch.rand(3)}), r"field is \(3,\), expected \(L, H\)"),
         (lambda: draw_residual_norms({"decoder": torch.rand(4, 7)}), r"expected \(L\+1, B, T\)"),
         (lambda: draw_attribution(attribution(5), row=2), "row is 2, expected a whole number from -2 to 1"),
         (lambda: draw_attribution(attribution(5), position=7), "position is 7"),
@@ -142,7 +142,7 @@ def top(name="neurons.1", k=3):
         (lambda: prefix_matching_scores(MAPS, torch.arange(14).view(2, 7)), "no position"),
         (lambda: induction_scores(GPT2, length=10, repeats=1), "no position"),
         (lambda: previous_token_scores(MAPS[..., :1, :1]), "no position"),
-        (lambda: hidden_states(T5, {"input_ids": IDS}), "inputs have no decoder_input_ids, only input_ids"),
+        (lambda: hidden_states(T5, {"input_ids": IDS}), "decoder_input_ids are missing"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_named(call, message, tmp_path, monkeypatch):
