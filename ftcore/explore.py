@@ -42,9 +42,7 @@ class ExploreOptions:
     temperature: float = option(
         1.0, "temperature of the sampled answer", at_least=MIN_TEMPERATURE, below=MAX_TEMPERATURE
     )
-    top_k: int = option(
-        50, "sample among this many most likely tokens, 0 for all", at_least=0, below=MAX_SEED
-    )
+    top_k: int = option(50, "sample among this many most likely tokens, 0 for all", at_least=0)
     seed: int = option(0, "random seed of the sampled answer", at_least=0, below=MAX_SEED)
 
     out: str | None = option(

@@ -43,12 +43,9 @@ def repeated_tokens(
     Raises:
         ValueError: a size below 1, or a length above that of the vocabulary.
     """
-    rows, repeats, seed = (
-        check_number(name, number, low)
-        for name, number, low in (("rows", rows, 1), ("repeats", repeats, 1), ("seed", seed, 0))
-    )
+    rows, repeats = check_number("rows", rows, 1), check_number("repeats", repeats, 1)
     length = check_number("length", length, 1, vocab_size)  # distinct tokens
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_number("seed", seed, 0))
     once = torch.stack([torch.randperm(vocab_size, generator=generator)[:length] for _ in range(rows)])
     return once.repeat(1, repeats)
 

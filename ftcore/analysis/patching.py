@@ -128,18 +128,13 @@ def activation_patching(
     _check_alignment(clean, corrupted)
     points = find_hook_points(model, name)
     acts = activations_of(model, clean, *(point.long_name for point in points))
-    sizes: list[int] = []
-    for point in points:
-        view, dims = _with_axes(model, point, acts[point.long_name])
+    views = [_with_axes(model, point, acts[point.long_name]) for point in points]
+    for point, (_, dims) in zip(points, views, strict=True):
         if not dims.keys() >= set(over):
             raise ValueError(f"{point.name} has no heads: only z, pattern and scores have")
-        its_sizes = [view.shape[dims[axis]] for axis in over]
-        sizes = sizes or its_sizes
-        if its_sizes != sizes:
-            raise ValueError(
-                f"{name!r} matches {points[0].name} and {point.name}, whose {' and '.join(over)} are {sizes} "
-                f"and {its_sizes}: patch them one after the other"
-            )
+    sizes, *others = {tuple(view.shape[dims[axis]] for axis in over) for view, dims in views}
+    if others:
+        raise ValueError(f"{name!r} matches activations of different sizes: patch one kind at a time")
     sweep = list(product(points, *map(range, sizes)))
     values = []
     for point, *index in tqdm(sweep, desc=f"patching {name}", leave=False, disable=not progress):

@@ -234,10 +234,6 @@ class _Recording:
 
 
 def _replacement(name: str, value: Tensor | Callable[[Tensor], Tensor], old: Tensor, _: Arguments) -> Tensor:
-    if not isinstance(value, Tensor) and not callable(value):
-        raise ValueError(
-            f"patch of {name}: value is a {type(value).__name__}, expected a tensor or a function"
-        )
     new = value if isinstance(value, Tensor) else value(old.clone())
     if not isinstance(new, Tensor):
         raise ValueError(f"patch of {name}: the function gave a {type(new).__name__}, expected a tensor")
