@@ -36,7 +36,9 @@ Inputs = Mapping[str, Tensor]
 
 def inputs_of(model: Model, tokenizer: Tokenizer, text: str, target: str = "") -> dict[str, Tensor]:
     """Tokenize one text. For T5 it is the source; `target` with its end token becomes decoder_input_ids."""
-    inputs = {"input_ids": torch.tensor([tokenizer.encode(text)])}
+    if not (ids := tokenizer.encode(text)):
+        raise ValueError("text has no tokens: GPT-2 needs at least one")
+    inputs = {"input_ids": torch.tensor([ids])}
     if isinstance(model, T5ForConditionalGeneration):
         inputs["decoder_input_ids"] = model.shift_right(torch.tensor([tokenizer.encode(target)]))
     return inputs

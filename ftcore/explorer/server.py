@@ -192,9 +192,11 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(HTTPStatus.FORBIDDEN, "only requests of the page itself are accepted")
         if path not in self.server.session.handlers:
             raise RequestError(HTTPStatus.NOT_FOUND, f"there is no request {shown(path)}")
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        length = self.headers.get("Content-Length")
+        if length is None:
             raise RequestError(HTTPStatus.LENGTH_REQUIRED, "a request needs its Content-Length")
+        if not (length.isascii() and length.isdigit()):
+            raise ValueError(f"Content-Length is {shown(length)}, expected a number of bytes")
         if int(length) > MAX_REQUEST_BYTES:
             message = f"a request has at most {MAX_REQUEST_BYTES:,} bytes"
             raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
