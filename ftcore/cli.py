@@ -25,6 +25,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
@@ -227,13 +228,13 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
     try:
         values = read_json(path)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(one_line(error)) from None
     types_of = typing.get_type_hints(options)
     for key, value in values.items():
         if key not in types_of:
-            raise ValueError(f"{path}: unknown option {key!r}{did_you_mean(key, types_of)}")
+            raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
         if not _fits(value, types_of[key]):
-            raise ValueError(f"{path}: {key} is {value!r}, which does not fit {flag(key)}")
+            raise ValueError(f"{path}: {key} is {shown(value)}, which does not fit {flag(key)}")
     return values
 
 
@@ -258,6 +259,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 WRONG_INPUT = 2  # exit status: invalid options or input
 FAILED_RUN = 1  # exit status: the command started and failed
 INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
+
+LONGEST_MESSAGE = 1200  # characters of an error or a warning
 
 
 def is_main_process() -> bool:
@@ -285,18 +288,25 @@ def cli_errors(
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; the class name where there is no message."""
+    """An error's message as one printable line; the class name where there is no message."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A line with control characters escaped, so that a file cannot control the terminal, and cut if long."""
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def warn(message: str) -> None:
     """Print a warning to standard error."""
     if is_main_process():
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def log(line: str) -> None:

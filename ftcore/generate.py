@@ -96,9 +96,9 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.files import write_text
+from ftcore.checkpoints.files import read_text, write_text
 from ftcore.data import prompt
-from ftcore.data.files import Row, json_line_rows, listed, numbered_lines, read_text
+from ftcore.data.files import Row, json_line_rows, listed, numbered_lines
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import Arguments, arguments_for
 from ftcore.decoding.text import check_prompts

@@ -25,9 +25,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import file_lock, write_atomically
+from ftcore.checkpoints.files import file_lock, require_text, write_atomically
 from ftcore.data.dataset import check_family
-from ftcore.data.files import read_chunks, require_file
+from ftcore.data.files import read_chunks
 from ftcore.data.tasks import check_corpus_task
 from ftcore.data.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
     text = Path(path)
-    require_file(text)
+    require_text(text)
     fingerprint = _fingerprint(tokenizer)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
     with file_lock(text, wait=True):

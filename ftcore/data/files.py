@@ -11,59 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ftcore.checkpoints.files import not_utf8, parse_json, require_text
+
 Row = dict[str, Any]
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its lines ended by "\n".
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a directory, an empty file, or not UTF-8.
-    """
-    require_file(path)
-    data = path.read_bytes()
-    if not data:
-        raise ValueError(f"{path}: the file is empty")
-    try:
-        text = data.decode("utf-8-sig")  # without the byte order mark that spreadsheets write
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    # Not str.splitlines: it also breaks at U+2028, which is valid inside a JSON string.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_chunks(path: Path, size: int) -> Iterator[str]:
     """`read_text` for files larger than memory: `size` characters at a time."""
-    require_file(path)
+    require_text(path)
     try:
         with path.open(encoding="utf-8-sig", newline=None) as file:  # None: every line ends with "\n"
             while chunk := file.read(size):
                 yield chunk
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-
-
-def require_file(path: Path) -> None:
-    """Raise FileNotFoundError for a missing file, ValueError for a directory."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; expected a file")
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-
-
-def _not_utf8(path: Path) -> ValueError:
-    """An error that names the first line that is not UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                return ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
-                )
-    return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
+        raise not_utf8(path) from None
 
 
 def read_rows(
@@ -143,10 +104,7 @@ def _json_rows(path: Path, text: str, *, expected: str, squad: bool) -> Iterator
 def json_line_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     """The rows of JSON lines: (where, row)."""
     for where, line in numbered_lines(path, text):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from None
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise ValueError(
                 f"{where}: {short(row)} is not a record; expected an object {{...}} on every line"

@@ -14,13 +14,13 @@ vocabulary merges a word with the space before it.
 """
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ftcore.data.files import Row, listed, read_rows, read_text, short, text_of
+from ftcore.checkpoints.files import read_text
+from ftcore.data.files import Row, listed, read_rows, short, text_of
 
 # The fields of each task's prompt.
 _PROMPT_FIELDS = {
@@ -155,11 +155,7 @@ def split_records(
 def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
     rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labeled_lines=task == "emotion")
     for where, row in rows:
-        record = _record(task, row, where, decoder_only)
-        # Valid in JSON, but it has no UTF-8 encoding for a tokenizer to read.
-        if re.search("[\ud800-\udfff]", record.source + record.target):
-            raise ValueError(f"{where}: a \\u escape of a lone surrogate, which is not a character")
-        yield record
+        yield _record(task, row, where, decoder_only)
 
 
 def _record(task: str, row: Row, where: str, decoder_only: bool) -> Record:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ftcore.checkpoints.files import read_json_lines, write_text
+from ftcore.cli import warn
 from ftcore.training.distributed import all_reduce_sum, world_size
 
 
@@ -87,7 +88,7 @@ class MetricsLog:
             self._writer.flush()
 
     def read(self) -> list[dict[str, Any]]:
-        return read_json_lines(self._path)
+        return read_json_lines(self._path, warn)
 
     def truncate(self, step: int) -> None:
         """Drop everything after `step`, from which a resumed run continues."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.checkpoints.files import read_json_lines, write_text
+from ftcore.cli import warn
 from ftcore.training.metrics_log import MetricsLog
 from ftcore.training.options import TrainOptions
 
@@ -101,7 +102,7 @@ class RunDirectory:
         )
 
     def read_predictions(self) -> list[dict[str, Any]]:
-        return read_json_lines(self.predictions)
+        return read_json_lines(self.predictions, warn)
 
     def save_options(self, options: TrainOptions) -> None:
         """Save the options for --resume, and for --config of another run."""

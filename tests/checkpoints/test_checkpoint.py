@@ -674,7 +674,7 @@ def broken_index(directory: Path) -> None:
 
 
 FAULTS = [
-    (broken_config, ValueError, r"config\.json: not valid JSON \(.*line 3 column 1"),
+    (broken_config, ValueError, r"config\.json, line 3: broken JSON: .*column 1"),
     (list_config, ValueError, r"config\.json: expected a JSON object, found list"),
     (
         without_config,

@@ -147,7 +147,7 @@ def test_difference_of_the_fused_kernel_is_reported(gpt2, monkeypatch, capsys):
         (["--model", "a", "--config", "b"], "give either --model or --config, not both"),
         (["--config", "a", "--length", "0"], "--length is 0, expected at least 1"),
         (["--config", "a", "--batch", "0"], "--batch is 0, expected at least 1"),
-        (["--config", "missing.json"], "missing.json: No such file"),
+        (["--config", "missing.json"], "no such file: missing.json"),
         (["--config", "."], "a directory, expected a file such as the config.json in it"),
         (["--model", "./missing"], "no such directory"),
         (["--config", "a", "--lenght", "3"], "did you mean '--length'"),
@@ -165,7 +165,7 @@ def test_invalid_options_are_one_line(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("{", "some.json: not valid JSON"),
+        ("{", "some.json: broken JSON"),
         ("[]", "some.json: expected a JSON object, found list"),
         ({"model_type": "bert"}, "some.json: model_type is 'bert', expected \"t5\""),
         (GPT2 | {"n_head": 3}, "some.json: n_embd is 16, which 3 heads"),

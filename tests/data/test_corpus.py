@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from ftcore.checkpoints.files import read_text
 from ftcore.data import CausalLMDataset, Corpus, DataLoader, load_tokenizer, read_corpus
 from ftcore.data import corpus as corpus_module
 from ftcore.data.corpus import _chunks, _header
-from ftcore.data.files import read_chunks, read_text
+from ftcore.data.files import read_chunks
 from ftcore.data.tokenizer import Tokenizer
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -271,7 +272,9 @@ def test_errors_name_the_file_and_the_remedy(tmp_path: Path, gpt2: Tokenizer, t5
         read(tmp_path / "nowhere.txt", gpt2, decoder_only=True)
     with pytest.raises(ValueError, match="is a directory; expected a file"):
         read(tmp_path, gpt2, decoder_only=True)
-    for blank in ("", " \n\n", f"\n{END}\n"):
+    with pytest.raises(ValueError, match=r"a\.txt: the file is empty"):
+        read(write(tmp_path / "a.txt", ""), gpt2, decoder_only=True)
+    for blank in (" \n\n", f"\n{END}\n"):
         with pytest.raises(
             ValueError, match=r"a\.txt: 0 tokens are too few to learn from; expected plain text"
         ):

@@ -270,7 +270,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "qa",
             "a.jsonl",
             '{"context": "c \\ud83d", "question": "q", "answer": "a"}',
-            "line 1: a \\u escape of a lone surrogate",
+            "line 1: broken JSON: a \\u escape of a lone surrogate",
         ),
         ("qa", "a.json", '{"data": {}}', "a.json: no list of objects under 'data' (found keys: data)"),
         (
@@ -307,7 +307,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "emotion",
             "a.txt",
             "text".encode("utf-16"),
-            "a.txt, line 1: not UTF-8 (byte 0xff); save the file as UTF-8",
+            "a.txt: text in UTF-16: save it as UTF-8",
         ),
     ],
 )

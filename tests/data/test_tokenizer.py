@@ -747,7 +747,7 @@ MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer.json": "{"}, r"tokenizer\.json: not valid JSON"),
+        ({"tokenizer.json": "{"}, r"tokenizer\.json: broken JSON"),
         ({"tokenizer.json": "[1]"}, r"tokenizer\.json: expected a JSON object, found list"),
         ({"tokenizer.json": "{}"}, r"tokenizer\.json: not a tokenizer"),
         (
@@ -803,7 +803,7 @@ MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
             {"tokenizer_config.json": '{"tokenizer_class": "ByT5Tokenizer", "extra_ids": "x"}'},
             r"tokenizer_config\.json: extra_ids is 'x', expected a value like 125",
         ),
-        ({"vocab.json": MERGEABLE, "merges.txt": "", "config.json": "no"}, r"config\.json: not valid JSON"),
+        ({"vocab.json": MERGEABLE, "merges.txt": "", "config.json": "no"}, r"config\.json: broken JSON"),
     ],
 )
 def test_a_broken_file_is_named(files: dict[str, str], message: str, tmp_path: Path) -> None:
