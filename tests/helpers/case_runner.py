@@ -56,7 +56,9 @@ def run_cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) 
         if os.WIFSIGNALED(status):  # in the case that has no outcome yet
             name = signal.Signals(os.WTERMSIG(status)).name
             mutation, _, stack = notes.read_text(errors="replace").partition("\n")
-            fault = f"more than {MAX_CPU_SECONDS} s" if name in ("SIGPROF", "SIGALRM") else f"killed by {name}"
+            fault = (
+                f"more than {MAX_CPU_SECONDS} s" if name in ("SIGPROF", "SIGALRM") else f"killed by {name}"
+            )
             frames = re.findall(r'"[^"]*/(ftcore/[^"]*)", line (\d+) in (\w+)', stack)
             where = "{}:{} {}".format(*frames[0]) if frames else "outside of ftcore"
             outcomes.append(Outcome(rest[len(lines)], mutation, fault, where))
@@ -91,6 +93,7 @@ def cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) -> I
     directory = scratch / "case"
     before = memory()
     limit_address_space()
+    os.fsync = lambda handle: None  # slow, and no concern of readers
     with (scratch / "notes").open("w") as notes:
         faulthandler.enable(notes, all_threads=False)
         for kind in (signal.SIGPROF, signal.SIGALRM):  # write the stack, then die
@@ -126,8 +129,14 @@ def read(reader: Reader, path: Path, directory: Path) -> tuple[str, str]:
             reader.read(path)
         result, detail = "read", ""
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/ftcore/" in frame.filename]
-        where = f"{frames[-1].filename.rpartition('/ftcore/')[2]}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if "/ftcore/" in frame.filename
+        ]
+        where = (
+            f"{frames[-1].filename.rpartition('/ftcore/')[2]}:{frames[-1].lineno} {frames[-1].name}"
+            if frames
+            else ""
+        )
         result, detail = fault(error, directory) or "refused", f"{one_line(error)[:300]!r} at {where}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
