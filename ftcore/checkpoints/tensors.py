@@ -12,7 +12,6 @@ from reprlib import repr as shown
 from typing import IO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -143,16 +142,9 @@ def _check_pickle(file: IO[bytes]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
-    """Write tensors to a .safetensors file, each in the given dtype.
-
-    Raises:
-        OSError: the disk is full or the file cannot be written.
-    """
+    """Write tensors to a .safetensors file, each in the given dtype; inside `write_atomically`."""
     plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
+    save_file(plain, path, metadata={"format": "pt"})
 
 
 def split_into_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from reprlib import repr as shown
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Config:
     architecture: ClassVar[str]
     is_encoder_decoder: ClassVar[bool]
     aliases: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # other names of a key -> its name
+    source: ClassVar[str] = "config.json"  # of an instance from a file: its path, for errors
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -65,9 +66,11 @@ class Config:
             values = cls._resolve_aliases(values)
             known = {key: value for key, value in values.items() if key in types}
             extra = {key: value for key, value in values.items() if key not in types}
-            return cls(**known, extra=extra)
+            config = cls(**known, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        vars(config)["source"] = where
+        return config
 
     def __post_init__(self) -> None:
         for name, expected in _types(type(self)).items():
@@ -88,7 +91,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, `extra` included."""
-        known = {name: _scalar(getattr(self, name)) for name in _types(type(self))}
+        known = {name: _plain(getattr(self, name)) for name in _types(type(self))}
         return {
             **self.extra,
             **known,
@@ -343,21 +346,27 @@ def set_dropout_rates(config: Any, rate: float) -> None:
 
 
 def convert(name: str, value: Any, expected: Any) -> Any:
-    """A value of the type `expected`, with scalars of numpy and torch as Python's; None accepts every type.
+    """A value of the type `expected`; scalars and arrays of numpy and torch become Python's, tuples lists.
+
+    Args:
+        expected: int, float, bool, str, None, a Literal of strings, list[...], tuple[...] for a list of that
+            length, or a union of these; None accepts every type.
 
     Raises:
         ValueError: another type, or NaN, infinite or beyond 64 bits; the message names `name`.
     """
     if expected is None:
         return value
-    value = [_scalar(item) for item in value] if isinstance(value, list | tuple) else _scalar(value)
+    value = _plain(value)
     if not _has_type(value, expected):
         raise ValueError(f"{name} is {shown(value)}, expected {_describe(expected)}")
     return value
 
 
-def _scalar(value: Any) -> Any:
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _types(config: type[Config]) -> dict[str, Any]:
@@ -372,15 +381,23 @@ def _has_type(value: Any, expected: Any) -> bool:
         return abs(value) < 2**63
     if expected is float:
         return isinstance(value, float) and math.isfinite(value)
-    if expected == list[int]:
-        return isinstance(value, list) and all(_has_type(item, int) for item in value)
-    if get_args(expected):  # a union
-        return any(_has_type(value, option) for option in get_args(expected))
+    kind, parts = get_origin(expected), get_args(expected)
+    if kind is Literal:
+        return isinstance(value, str) and value in parts
+    if kind is list:
+        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
+    if kind is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(_has_type, value, parts))
+    if parts:  # a union
+        return any(_has_type(value, option) for option in parts)
     return isinstance(value, expected)
 
 
 def _describe(expected: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names |= {type(None): "null", list[int]: "a list of whole numbers"}
-    options = [expected] if expected in names else list(get_args(expected))
-    return " or ".join(names[option] for option in options)
+    names |= {list[list[int]]: "a list of lists of whole numbers", tuple[int, float]: "a list of two numbers"}
+    if expected in names:
+        return names[expected]
+    describe = repr if get_origin(expected) is Literal else _describe
+    return " or ".join(describe(option) for option in get_args(expected))

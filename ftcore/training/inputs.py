@@ -18,7 +18,6 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.lora.adapter import adapter_chain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
@@ -34,7 +33,7 @@ def find_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):  # which one depends on the reason
         raise ValueError(
-            f"--device is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
+            f"`device` is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
         ) from None
 
 
@@ -47,7 +46,7 @@ def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
     model = outline(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
+    tokenizer = load_tokenizer(name)
     if check:
         check_checkpoint(model, tokenizer, name)
     return model, tokenizer
@@ -72,7 +71,7 @@ def read_data(
     if task in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"--limit counts records; --task {task} reads plain text, which has none: pass a shorter file"
+                f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
             )
         return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
     return read_records(task, path, decoder_only=decoder_only, limit=limit)
@@ -115,7 +114,7 @@ def make_dataset(
         if longest > model.config.n_positions:
             raise ValueError(
                 f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
-                "positions (n_positions): lower --max-source-length or --max-target-length"
+                "positions (n_positions): lower `max_source_length` or `max_target_length`"
             )
         # packed rows are filled up to these lengths
         dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)

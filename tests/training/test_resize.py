@@ -211,9 +211,9 @@ def test_options_are_keys_of_config_json(
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("gpt2", {"d_kv": 8}, "--d-kv: gpt2 has no 'd_kv'"),
-        ("t5", {"set": ["n_layer=2"]}, "--set n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
-        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "--set num_layers=3 contradicts another option"),
+        ("gpt2", {"d_kv": 8}, "`d_kv`: gpt2 has no 'd_kv'"),
+        ("t5", {"set": ["n_layer=2"]}, "`set` n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
+        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "`set` num_layers=3 contradicts another option"),
         ("gpt2", {"num_layers": 2, "set": ["n_layer=3"]}, "which sets n_layer to 2"),
     ],
 )
