@@ -137,8 +137,9 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
-        named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", str(error))}
-        parser.error((f"{config}: " if named & (from_file.keys() - from_line.keys()) else "") + str(error))
+        message = _as_options(str(error))
+        named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", message)}
+        parser.error((f"{config}: " if named & (from_file.keys() - from_line.keys()) else "") + message)
 
 
 def to_argv(options: Any) -> list[str]:
@@ -291,13 +292,19 @@ def cli_errors(
 
     The default kinds are what the library raises for wrong input: use it around reading options, files and
     checkpoints. Elsewhere a ValueError is a bug and keeps its traceback.
+
+    The library names its arguments in backticks, and here they become options: `batch_size` -> --batch-size.
     """
     try:
         yield
     except kinds as error:
         if is_main_process():
-            print(f"{command}: {one_line(error)}", file=sys.stderr)
+            print(f"{command}: {_as_options(one_line(error))}", file=sys.stderr)
         raise SystemExit(status) from None
+
+
+def _as_options(message: str) -> str:
+    return re.sub(r"`(\w+)`", lambda name: flag(name[1]), message)
 
 
 def one_line(error: BaseException) -> str:

@@ -45,7 +45,7 @@ from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import mean, score_answers, score_continuations, score_loss
+from ftcore.training.scoring import mean, named, score_answers, score_continuations, score_loss
 from ftcore.training.setup import (
     Run,
     fingerprint,
@@ -217,6 +217,7 @@ def validate(run: Run) -> dict[str, float]:
         model,
         run.tokenizer,
         run.valid_set,
+        task=run.options.task,
         limit=run.options.eval_answers,
         batch_size=run.options.eval_batch_size,
         max_new_tokens=run.options.max_target_length,
@@ -229,7 +230,8 @@ def validate(run: Run) -> dict[str, float]:
         answers = score_continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
     console.print_answers(answers)
     log_metrics(run, **metrics)
-    log(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    shown = named(metrics, run.options.task).items()
+    log(f"step {run.progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown))
 
     quality = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
     if run.progress.step > 0 and (run.progress.best is None or quality > run.progress.best):

@@ -59,8 +59,9 @@ class TuneOptions(TrainOptions):
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "metric that ranks trials, at their best validation (default: exact_match if the task has "
-        "answers, else valid_loss). Ties are broken by the loss",
+        "metric that ranks trials, at their best validation; exact_match and f1 compare answers as in SQuAD "
+        "for task qa, else exactly (default: exact_match if the task has answers, else valid_loss). Ties are "
+        "broken by the loss",
     )
 
     def __post_init__(self) -> None:
@@ -319,7 +320,8 @@ def require_valid_models(trials: Sequence[TrainOptions]) -> None:
     Raises:
         ValueError: no model has these sizes.
     """
-    model, _ = load_checkpoint(find_files(trials[0]).model, from_scratch=trials[0].from_scratch)
+    name = find_files(trials[0]).model
+    model, _ = load_checkpoint(name, from_scratch=trials[0].from_scratch, check=False)
     with torch.device("meta"):
         for options in trials:
             resize(model, config_changes(options, model.config), keep_weights=False)
@@ -339,7 +341,7 @@ def print_results(search: Search) -> None:
         log(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
     if len(trials) < len(search.plan):
         log(f"stopped after {len(trials)} of {len(search.plan)} trials; resume with:")
-        log(f"  python -m ftcore.tune --output {directory} --resume")
+        log(f"  {shlex.join(['python', '-m', 'ftcore.tune', '--output', str(directory), '--resume'])}")
 
 
 def parse_options(argv: Sequence[str] | None) -> TuneOptions:

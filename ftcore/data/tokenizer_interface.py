@@ -2,6 +2,7 @@
 
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,17 @@ class Tokenizer:
         text = self._decode(_row(ids, self.vocab_size), skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
 
+    def decode_final(self, ids: "Iterable[int] | Tensor") -> str:
+        """The beginning of the text of `ids` that further ids cannot change, for streaming.
+
+        A character may take several tokens: its first ones decode to U+FFFD.
+        """
+        text = self._decode(_row(ids, self.vocab_size), True).rstrip("\ufffd")
+        if not self._clean_up:
+            return text
+        barrier = _CLEAN_UP_BARRIER.match(text)
+        return _clean_up_spaces(barrier[0]) if barrier else ""
+
     def sentinel_id(self, number: int) -> int:
         """The id of <extra_id_{number}>, which marks a span in a corrupted text (T5 paper, section 3.1.4).
 
@@ -114,6 +126,11 @@ def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
         if number < 0 and number != IGNORED_LABEL:
             raise ValueError(f"{number} is not a token id, expected 0 or more, or {IGNORED_LABEL} to skip")
     return [number for number in row if 0 <= number < vocab_size]
+
+
+# A text up to the last word beyond which no text can change what `_clean_up_spaces` does before it: a word of
+# three characters, or a complete one whose preceding space is never removed.
+_CLEAN_UP_BARRIER = re.compile(r".*(?<![^ ])(?:[^ ]{3,}|[^ .?!,'n][^ ]*(?= ))", re.DOTALL)
 
 
 def _clean_up_spaces(text: str) -> str:

@@ -66,7 +66,7 @@ class RunDirectory:
             raise ValueError(f"{self.path} holds no run to resume (no {self.config.name})")
         if not self.state.exists():
             raise ValueError(
-                f"{self.path} was stopped before its first save: start it again with --overwrite"
+                f"{self.path} was stopped before its first save: start it again with `overwrite`"
             )
 
     def step_checkpoint(self, step: int) -> Path:
@@ -125,7 +125,7 @@ def new_path(parent: Path) -> Path:
         except FileExistsError:
             continue
         return path
-    raise ValueError(f"{parent} already holds 1000 runs named {name}: pass --output")
+    raise ValueError(f"{parent} already holds 1000 runs named {name}: pass `output`")
 
 
 @contextmanager
@@ -152,10 +152,10 @@ def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool
     if is_held:
         if not may_replace:
             raise ValueError(
-                f"{directory} already holds a {kind}: --resume continues it, --overwrite replaces it"
+                f"{directory} already holds a {kind}: `resume` continues it, `overwrite` replaces it"
             )
     elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
-        raise ValueError(f"{directory} exists and holds no {kind}: choose another --output")
+        raise ValueError(f"{directory} exists and holds no {kind}: choose another `output`")
 
 
 def _is_prediction(row: dict[str, Any]) -> bool:

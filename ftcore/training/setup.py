@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftcore.checkpoints.checkpoint import save_model
+from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import fits, log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
-from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
@@ -31,8 +31,8 @@ from ftcore.training.distributed import (
     world_size,
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
-from ftcore.training.launch import resume_command
+from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
+from ftcore.training.launch import start_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
@@ -118,7 +118,7 @@ class Run:
         if lost and self.progress.step < self.total_steps:
             raise ChildProcessError(
                 f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
-                f"saved after step {self.progress.step}, resume with fewer --workers: {self.resume_command}"
+                f"saved after step {self.progress.step}, resume with fewer `workers`: {self.resume_command}"
             )
 
     def resume(self) -> None:
@@ -150,7 +150,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"{resume_command(self.strategy)} --output {self.directory.path} --resume"
+        return start_command(self.strategy, "--output", str(self.directory.path), "--resume")
 
     def situation(self) -> str:
         """Progress and resume command, for the message about a lost process."""
@@ -179,11 +179,13 @@ def make_model(
     name: str, options: TrainOptions, device: torch.device
 ) -> tuple[Model, Tokenizer, Resized | None]:
     """The checkpoint's model, changed as the options say; its tokenizer; how the sizes have changed."""
-    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch)
+    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch, check=False)
     resized = None
     if changes := config_changes(options, model.config):
         model, resized = resize(model, changes, keep_weights=not options.from_scratch)
-        check_vocabulary(tokenizer, model.config, "the changed config.json")
+    elif options.from_scratch:
+        model = new_model(name)
+    check_checkpoint(model, tokenizer, "the changed config.json" if resized else name)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):
@@ -213,7 +215,7 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
-        raise ValueError(f"--fast and --compile need ftcore.fast ({error})") from None
+        raise ValueError(f"`fast` and `compile` need ftcore.fast ({error})") from None
     prepare_for_training(model, compile=compile, device=device)
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 

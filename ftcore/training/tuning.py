@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ftcore.checkpoints.files import read_json_lines, write_atomically
-from ftcore.cli import did_you_mean, flag
+from ftcore.cli import did_you_mean
 from ftcore.training.options import TrainOptions
 
 # Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics
@@ -62,7 +62,7 @@ def parse_search(texts: Iterable[str]) -> dict[str, Distribution]:
                 raise ValueError(f"{name} is given twice")
             space[name] = _parse_values(name, values)
         except ValueError as error:
-            raise ValueError(f"--search {text}: {error}") from None
+            raise ValueError(f"`search` {text}: {error}") from None
     return space
 
 
@@ -101,7 +101,7 @@ def _parse_value(name: str, text: str) -> Any:
     if text in kinds:
         return text
     literals = [kind for kind in kinds if isinstance(kind, str)]
-    raise ValueError(f"{text!r} is not a value of {flag(name)}{did_you_mean(text, literals)}")
+    raise ValueError(f"{text!r} is not a value of `{name}`{did_you_mean(text, literals)}")
 
 
 def draw_settings(space: Mapping[str, Distribution], count: int, seed: int) -> list[dict[str, Any]]:

@@ -339,6 +339,21 @@ def test_any_ids(pair, data):
     assert_same_text(ours, oracle, data.draw(st.lists(ids, max_size=20)))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), clean_up=st.booleans())
+def test_further_ids_do_not_change_final_text(
+    pair: tuple[Tokenizer, object], data: st.DataObject, clean_up: bool
+) -> None:
+    ours, _ = pair
+    ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=20))
+    ids += ours.encode(data.draw(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "_clean_up", clean_up)
+        whole = ours.decode(ids)
+        for length in range(len(ids) + 1):
+            assert whole.startswith(ours.decode_final(ids[:length]))
+
+
 def emotion_texts(real_data: Path) -> Iterator[str]:
     for name in ("train", "val", "test"):
         yield from (real_data / "emotion" / f"{name}.txt").read_text(encoding="utf-8").splitlines()

@@ -31,7 +31,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(
-        ValueError, match="already holds a run: --resume continues it, --overwrite replaces it"
+        ValueError, match="already holds a run: `resume` continues it, `overwrite` replaces it"
     ):
         RunDirectory(tmp_path / "run").open()
 
@@ -51,7 +51,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(ValueError, match="holds no run: choose another --output"):
+        with pytest.raises(ValueError, match="holds no run: choose another `output`"):
             RunDirectory(path).open(overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
