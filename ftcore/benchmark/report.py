@@ -97,8 +97,9 @@ class Row:
             return ("ids equal" if ours == other else "ids DIFFER") if self.job.dtype == "fp32" else ""
         if self.job.dropout:
             return ""
-        errors = [abs(a - b) for a, b in zip(ours, other, strict=True)]
-        error = math.nan if any(map(math.isnan, errors)) else max(errors)
+        if not all(map(math.isfinite, [*ours, *other])):
+            return "loss NOT FINITE"
+        error = max(abs(a - b) for a, b in zip(ours, other, strict=True))
         verdict = " DIFFERS" if self.job.dtype == "fp32" and not error <= LOSS_TOL else ""
         return f"loss{verdict} within {error:.0e}"
 

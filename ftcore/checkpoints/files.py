@@ -1,5 +1,6 @@
 """Text, JSON, atomic writes and file locks, without torch."""
 
+import io
 import json
 import math
 import os
@@ -42,47 +43,49 @@ def describe_format(start: bytes) -> str | None:
     return next((text for magic, text in FORMATS.items() if start.startswith(magic.lower())), None)
 
 
-def require_text(path: Path) -> None:
-    """Raise FileNotFoundError for a missing file, ValueError for a directory or a format other than text."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; expected a file")
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise ValueError(f"{path}: the file is empty")
-    if description := describe_format(start):
-        raise ValueError(f"{path}: {description}")
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its lines ended by "\\n".
+@contextmanager
+def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """Open a UTF-8 text file, which may be a pipe, for reading; its lines end with "\\n".
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a directory, an empty file, not UTF-8, or a format of `describe_format`.
     """
-    require_text(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # without the byte order mark that spreadsheets write
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-    # Not str.splitlines: it also breaks at U+2028, which is valid inside a JSON string.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; expected a file")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    with path.open("rb") as file:
+        start = file.peek(64)
+        if not start:
+            raise ValueError(f"{path}: the file is empty")
+        if description := describe_format(start[:64]):
+            raise ValueError(f"{path}: {description}")
+        try:
+            # Without the byte order mark that spreadsheets write; newline=None: every line ends with "\n".
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
+        except UnicodeDecodeError:
+            raise not_utf8(path) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, its lines ended by "\\n". Raises the errors of `open_text`."""
+    with open_text(path) as file:
+        return file.read()
 
 
 def not_utf8(path: Path) -> ValueError:
     """An error that names the first line that is not UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                return ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
-                )
+    if path.is_file():  # a pipe cannot be read again
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    byte = line[error.start]
+                    return ValueError(
+                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
+                    )
     return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
@@ -105,7 +108,7 @@ def parse_json(text: str, where: object) -> Any:
     except RecursionError:
         raise ValueError(f"{where}: broken JSON: more than {MAX_JSON_DEPTH} levels of nesting") from None
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""
+        line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise ValueError(f"{where}{line}: broken JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError:
         raise ValueError(f"{where}: broken JSON: a \\u escape of a lone surrogate") from None

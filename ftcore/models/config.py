@@ -91,7 +91,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, `extra` included."""
-        known = {name: _scalar(getattr(self, name)) for name in _types(type(self))}
+        known = {name: _plain(getattr(self, name)) for name in _types(type(self))}
         return {
             **self.extra,
             **known,

@@ -18,7 +18,6 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.lora.adapter import adapter_chain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
@@ -47,7 +46,7 @@ def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
     model = outline(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(adapter_chain(name)[-1])  # an adapter has none
+    tokenizer = load_tokenizer(name)
     if check:
         check_checkpoint(model, tokenizer, name)
     return model, tokenizer
