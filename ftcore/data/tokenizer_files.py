@@ -121,13 +121,14 @@ class TokenizerFiles:
         """An error that names a file, a key and its value."""
         return self.error(name, f"{key} is {shown(value)}, expected {expected}")
 
-    def number(self, name: str, key: str, value: object, limit: int = MAX_IDS) -> int:
-        """An id, or a number of ids: a JSON number, or the digits that are a key of an object."""
+    def number(self, name: str, key: str, value: object, *, token: str = "", limit: int = MAX_IDS) -> int:
+        """The id of a token, or a number of ids: a JSON number, or the digits that are a key of an object."""
         try:
             number = int(str(value))  # not of a bool or a float
         except ValueError:
             number = -1
         if not 0 <= number < limit:
+            key = f"{key} of {shown(token)}" if token else key
             raise self.wrong(name, key, value, f"a whole number from 0 to {limit - 1}")
         return number
 
@@ -159,7 +160,7 @@ class TokenizerFiles:
         """T5's <extra_id_0> and so on; `extra_ids` in tokenizer_config.json is their number."""
         value = self.settings.get("extra_ids")
         number = self.number(
-            "tokenizer_config.json", "extra_ids", default if value is None else value, MAX_SENTINELS
+            "tokenizer_config.json", "extra_ids", default if value is None else value, limit=MAX_SENTINELS
         )
         return [f"<extra_id_{index}>" for index in range(number)]
 
@@ -252,7 +253,7 @@ def _numbered(
     for number, value in items:
         if (token := files.token(name, key, value)) is not None:
             token = AddedToken(token) if isinstance(token, str) else token
-            numbered[files.number(name, f"the id of {shown(token.content)}", number)] = token
+            numbered[files.number(name, "the id", number, token=token.content)] = token
     return numbered
 
 

@@ -3,11 +3,10 @@
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.files import make_directory, write_atomically
 from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, TokenizerFiles, native_errors
 
 if TYPE_CHECKING:
@@ -94,9 +93,12 @@ class Tokenizer:
         """Write the files that this tokenizer was loaded from, each atomically.
 
         Other tokenizer files in the directory are removed, since `load_tokenizer` could prefer them.
+
+        Raises:
+            ValueError: `directory` is a file.
+            OSError: the disk is full or the directory cannot be written.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(directory, "the tokenizer")
         for name, content in self._files.items():
             write_atomically(directory / name, operator.methodcaller("write_bytes", content))
         for name in set(TOKENIZER_FILES) - set(self._files):

@@ -140,7 +140,7 @@ def _unicode_tables(normalizer: Any) -> Iterator[bytes]:
 def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
     """GPT-2's or RoBERTa's byte-level BPE from vocab.json and merges.txt."""
     vocabulary = {
-        token: files.number("vocab.json", f"the id of {shown(token)}", number)
+        token: files.number("vocab.json", "the id", number, token=token)
         for token, number in files.json("vocab.json").items()
     }
     merges = _merges(files, vocabulary)
