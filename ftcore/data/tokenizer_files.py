@@ -11,8 +11,7 @@ Where the first has "added_tokens_decoder", the others are ignored; else all fou
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
@@ -45,16 +44,21 @@ MAX_SENTINELS = 10_000
 MAX_REPLACEMENT = 256  # bytes that replace a character; 33 in NFKC
 
 
-@contextmanager
-def native_errors(path: Path, failure: str) -> Iterator[None]:
-    """Raise errors of sentencepiece and tokenizers, which name no file, as a ValueError that does."""
-    try:
-        yield
-    except BaseException as error:
+class NativeErrors:
+    """Context: errors of sentencepiece and tokenizers, which name no file, become a ValueError that does.
+
+    A class, since a generator would add a microsecond to each text.
+    """
+
+    def __init__(self, path: Path, failure: str) -> None:
+        self.path, self.failure = path, failure
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         # A Rust panic is no Exception, and its class cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{path}: {failure} ({error!r:.300})") from None
+        if kind is not None and (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
+            raise ValueError(f"{self.path}: {self.failure} ({error!r:.300})") from None
 
 
 def check_unicode_table(table: bytes) -> None:

@@ -7,7 +7,7 @@ from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 from ftcore.checkpoints.files import make_directory, write_atomically
-from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, TokenizerFiles, native_errors
+from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, NativeErrors, TokenizerFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Tokenizer:
                 f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}, "
                 'which UTF-8 cannot encode; read the text with errors="replace" or remove it'
             ) from None
-        with native_errors(self._vocabulary, "cannot encode this text"):
+        with NativeErrors(self._vocabulary, "cannot encode this text"):
             return self._encode(text)
 
     def decode(self, ids: "Iterable[int] | Tensor", skip_special_tokens: bool = True) -> str:
@@ -73,7 +73,7 @@ class Tokenizer:
             ValueError: `ids` is not one row of ids.
         """
         row = _row(ids, self.vocab_size)
-        with native_errors(self._vocabulary, "cannot decode these ids"):
+        with NativeErrors(self._vocabulary, "cannot decode these ids"):
             text = self._decode(row, skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
 
