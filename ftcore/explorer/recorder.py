@@ -174,7 +174,7 @@ def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: in
     if not ids:
         raise ValueError("the text is empty; GPT-2 needs at least one token")
     limit = max_text_tokens(model)
-    check_number("max_new_tokens", max_new_tokens, 1, min(MAX_NEW_TOKENS, limit - 1))
+    check_number("`max_new_tokens`", max_new_tokens, 1, min(MAX_NEW_TOKENS, limit - 1))
     limit -= max_new_tokens if is_gpt2 else 0
     if len(ids) > limit:
         raise ValueError(

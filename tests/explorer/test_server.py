@@ -142,7 +142,7 @@ def test_interventions_are_computed(server, family):
         ({"ids": [1, 10**9]}, "ids are not an answer"),
         ({"ids": [1, True]}, "ids are not an answer"),
         ({"max_new_tokens": True}, "max_new_tokens is True, expected int"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"interventions": ["x"]}, "expected an object"),
         ({"interventions": [{"z": "z.99", "head": 0}]}, "there is no head 0 of 'z.99'"),
         ({"interventions": [{"name": "lm_head", "position": 0, "other_position": 0}]}, "cannot be patched"),
