@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
-from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, option, parse
+from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, guard_output, option, parse
 
 
 @dataclass
@@ -102,6 +102,7 @@ class BenchOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.bench")
     parse(BenchOptions, command="ftcore.bench")  # --help and typing errors, before the import of torch
 
 import json

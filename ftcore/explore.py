@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, option, parse
+from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, guard_output, option, parse
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
@@ -70,6 +70,7 @@ class ExploreOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.explore")
     parse(ExploreOptions, command="ftcore.explore")  # --help and invalid options, before torch is imported
 
 import sys

@@ -118,17 +118,29 @@ def test_a_stream_writes_only_final_text(gpt2: tuple[GPT2LMHeadModel, Tokenizer]
     assert "".join(pieces) == text
 
 
+def streamed(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    """The pieces of a stream, joined; each is a part of the text of all tokens."""
+    whole, pieces = tokenizer.decode(tokens), []
+    stream = TextStream(tokenizer, pieces.append)
+    for token in tokens:
+        stream(torch.tensor([token]))
+        assert whole.startswith(stream.written)
+    stream.close()
+    return "".join(pieces)
+
+
 def test_a_stream_waits_for_the_clean_up_of_spaces(tmp_path: Path) -> None:
     tokenizer = t5_byte_tokenizer(tmp_path, clean_up_tokenization_spaces=True)
     for text, cleaned in (("they do n't know .", "they don't know."), ("we 've , it 's", "we've, it's")):
-        pieces: list[str] = []
-        stream = TextStream(tokenizer, pieces.append)
-        for token in tokenizer.encode(text):
-            stream(torch.tensor([token]))
-            assert cleaned.startswith(stream.written)
-        stream.close()
-        assert tokenizer.decode(tokenizer.encode(text)) == cleaned
-        assert "".join(pieces) == cleaned
+        assert streamed(tokenizer, tokenizer.encode(text)) == cleaned
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([" ", " '", ".", " n", "'t", "e", "word"]), min_size=4).map("".join))
+def test_a_stream_of_cleaned_text_is_the_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    tokenizer = t5_byte_tokenizer(tmp_path_factory.getbasetemp(), clean_up_tokenization_spaces=True)
+    tokens = tokenizer.encode(text)
+    assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
 
 
 def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:

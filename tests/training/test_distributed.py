@@ -209,6 +209,8 @@ def bench(empty: Bench) -> Bench:
     for mode in MODES:
         options = f"{TWENTY} --save-every 1 --seed 2 --parallel {mode} --train {folder}/overflow.jsonl"
         bench.plan_run(f"overflow {mode}", "overflow", options)
+        options = f"{TWENTY} --parallel {mode} --valid {folder}/overflow.jsonl"
+        bench.plan_run(f"overflow in validation {mode}", "overflow", options)
 
     for flag in ("--check", "--dry-run"):
         bench.plan_run(flag, "t5", flag)
@@ -381,6 +383,14 @@ def test_a_non_finite_loss_of_one_process_ends_all(bench: Bench, mode: str) -> N
     report = json.loads((run / "non_finite.json").read_text())
     assert any("Zoe" in row["input"] for row in report["examples"])
     assert len(report["examples"]) < 3  # of that process only
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_non_finite_validation_of_one_process_ends_all(bench: Bench, mode: str) -> None:
+    result = bench.result(f"overflow in validation {mode}")
+    [line] = [line for line in result["errors"].splitlines() if not line.startswith("warning")]
+    assert result["status"] == 1
+    assert line.startswith("ftcore.train: the loss is nan: first in the output of transformer.h.0.ln_1")
 
 
 @pytest.mark.parametrize(
