@@ -254,7 +254,7 @@ def test_a_wrong_length_is_refused_without_reading(server, length):
         ({"num_beams": "4"}, "num_beams is '4'"),
         ({"num_beams": True}, "num_beams is True"),
         ({"max_new_tokens": 10**6}, "max_new_tokens is 1000000"),
-        ({"temperature": 1e-45}, "temperature is 1e-45, expected 0.01 to 100"),
+        ({"temperature": 1e-45}, "temperature is 1e-45, expected"),
         ({"temperature": "1"}, "temperature is '1'"),
         ({"seed": 2**64}, "seed is"),
         ({"num_beam": 4}, "search has no setting 'num_beam', did you mean 'num_beams'?"),
