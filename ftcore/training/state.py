@@ -185,16 +185,18 @@ def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter after a step, on the meta device."""
-    groups = []
+    moments: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        groups.append(group | {"params": parameters, "foreach": False, "fused": False})
-    on_meta = type(optimizer)(groups)  # type: ignore[call-arg]
-    with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
-        on_meta.step()
-    return on_meta.state_dict()["state"]
+        on_meta = type(optimizer)([group | {"params": parameters, "foreach": False, "fused": False}])  # type: ignore[call-arg]
+        with suppress(
+            RuntimeError
+        ):  # Adafactor's, once it has made its state: it reads the value of a tensor
+            on_meta.step()
+        moments += [on_meta.state[parameter] for parameter in parameters]
+    return dict(enumerate(moments))
 
 
 def _damaged(path: Path, cause: object) -> ValueError:

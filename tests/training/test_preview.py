@@ -63,7 +63,9 @@ def dataset_of(pairs: list[tuple[str, str]], tokenizer: Any, decoder_only: bool,
 def prepared(checkpoint: Path, folder: Path, *options: str) -> Run:
     data = tiny_runs.questions(folder / "train.jsonl", 18)
     words = ["--model", str(checkpoint), "--train", str(data), "--output", str(folder / "run"), *options]
-    return prepare(parse(TrainOptions, words, command="ftcore.train"))
+    run = prepare(parse(TrainOptions, words, command="ftcore.train"))
+    run.directory.close()  # another run may replace it
+    return run
 
 
 # --- statistics
