@@ -186,13 +186,13 @@ def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter after a step, on the meta device."""
-    groups = []
-    for group in optimizer.param_groups:
-        parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        groups.append(group | {"params": parameters, "foreach": False, "fused": False})
-    on_meta = type(optimizer)(groups)  # type: ignore[call-arg]
+    all_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in all_parameters]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    # In one group: a step makes the state of a group's parameters together.
+    group = optimizer.param_groups[0] | {"params": parameters, "foreach": False, "fused": False}
+    on_meta = type(optimizer)([group])  # type: ignore[call-arg]
     with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
         on_meta.step()
     return on_meta.state_dict()["state"]
