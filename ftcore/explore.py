@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, guard_output, option, parse
-from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED, MAX_TEMPERATURE, MIN_TEMPERATURE
+from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (
@@ -39,9 +39,7 @@ class ExploreOptions:
         20, "most tokens to generate", group="Generation", at_least=1, below=MAX_NEW_TOKENS + 1
     )
     num_beams: int = option(4, "beams of beam search", at_least=2, below=MAX_BEAMS + 1)
-    temperature: float = option(
-        1.0, "temperature of the sampled answer", at_least=MIN_TEMPERATURE, below=MAX_TEMPERATURE
-    )
+    temperature: float = option(1.0, "temperature of the sampled answer", at_least=1e-30)
     top_k: int = option(50, "sample among this many most likely tokens, 0 for all", at_least=0)
     seed: int = option(0, "random seed of the sampled answer", at_least=0, below=MAX_SEED)
 

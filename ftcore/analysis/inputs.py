@@ -15,9 +15,6 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from operator import index
-from reprlib import repr as shown
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -25,7 +22,7 @@ from torch import Tensor
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
-from ftcore.models.config import check_ids
+from ftcore.models.config import check_ids, convert
 from ftcore.models.non_finite import require_finite
 from ftcore.study import record
 from ftcore.study.hooks import Activations, token_mask
@@ -100,9 +97,8 @@ def num_heads(model: Model) -> int:
 def padding_mask(model: Model, inputs: Inputs, part: str) -> Tensor:
     """The `token_mask` of the positions at which a part computes."""
     prefix = "decoder_" if model.config.is_encoder_decoder and part != "encoder" else ""
-    if (ids := inputs.get(f"{prefix}input_ids")) is None:
-        raise ValueError(f"inputs have no {prefix}input_ids, only {', '.join(inputs)}")
-    return token_mask(inputs.get(f"{prefix}attention_mask"), ids, f"{prefix}attention_mask")
+    name = f"{prefix}attention_mask"
+    return token_mask(inputs.get(name), inputs[f"{prefix}input_ids"], name)
 
 
 def token_ids(argument: str, tokens: Tensor | int, vocab_size: int, like: Tensor) -> Tensor:
@@ -119,21 +115,18 @@ def token_ids(argument: str, tokens: Tensor | int, vocab_size: int, like: Tensor
     return ids.long()
 
 
-def check_index(argument: str, value: SupportsIndex, size: int) -> int:
+def check_index(argument: str, value: int, size: int) -> int:
     """A whole number as an index into `size` elements, from the end if negative."""
     return check_number(argument, value, -size, size - 1)
 
 
-def check_number(argument: str, value: SupportsIndex, low: int, high: float = math.inf) -> int:
-    """A whole number, Python's or numpy's, as an int.
-
-    Raises:
-        ValueError: another type, or out of range.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= index(value) <= high:
+def check_number(argument: str, value: int, low: int, high: float = math.inf) -> int:
+    """A whole number, Python's, numpy's or torch's, as an int; ValueError for others and out of range."""
+    number: int = convert(argument, value, int)
+    if not low <= number <= high:
         expected = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{argument} is {shown(value)}, expected a whole number {expected}")
-    return index(value)
+        raise ValueError(f"{argument} is {number}, expected a whole number {expected}")
+    return number
 
 
 def check_dims(argument: str, tensor: Tensor, dims: str) -> None:

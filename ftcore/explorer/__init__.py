@@ -11,4 +11,3 @@ server.py         serves that file and runs the model on request
 MAX_BEAMS = 64
 MAX_NEW_TOKENS = 1000
 MAX_SEED = 2**63 - 1
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0

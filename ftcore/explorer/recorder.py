@@ -10,8 +10,6 @@ T5, H heads of width K, L blocks, V vocabulary. Recorded tensors have no batch d
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from numbers import Real
-from reprlib import repr as shown
 from typing import Any
 
 import torch
@@ -21,9 +19,10 @@ from ftcore.analysis.beams import beam_trace
 from ftcore.analysis.inputs import check_number, num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
-from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED, MAX_TEMPERATURE, MIN_TEMPERATURE
+from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
+from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
 from ftcore.study import patch, record
 from ftcore.study.names import find_hook_points
@@ -53,13 +52,7 @@ class Search:
         limits |= {"top_k": (0, MAX_SEED), "seed": (0, MAX_SEED)}
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, check_number(name, getattr(self, name), low, high))
-        value = self.temperature
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {shown(value)}, expected {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
-            )
-        object.__setattr__(self, "temperature", float(value))
+        object.__setattr__(self, "temperature", convert("temperature", self.temperature, float))
 
 
 @dataclass(frozen=True)
@@ -174,7 +167,7 @@ def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: in
     if not ids:
         raise ValueError("the text is empty; GPT-2 needs at least one token")
     limit = max_text_tokens(model)
-    check_number("max_new_tokens", max_new_tokens, 1, min(MAX_NEW_TOKENS, limit - 1))
+    check_number("`max_new_tokens`", max_new_tokens, 1, min(MAX_NEW_TOKENS, limit - 1))
     limit -= max_new_tokens if is_gpt2 else 0
     if len(ids) > limit:
         raise ValueError(

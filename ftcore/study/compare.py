@@ -167,7 +167,7 @@ def _compare(
         one, other = select_tokens(mine, where), select_tokens(reference, where)
         gap = difference(one, other, scale)
         verdict = EQUAL if gap.relative <= tolerance else DIFFERS
-        if (other.isfinite() & ~one.isfinite()).any():
+        if one.isnan().any() or (other.isfinite() & ~one.isfinite()).any():
             verdict = NOT_FINITE
     return Row(name, tuple(reference.shape), dtypes[1], *gap, tolerance, verdict, note)
 
