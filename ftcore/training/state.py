@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.tensors import load_pickle
 from ftcore.cli import check_resumed, one_line, warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
@@ -139,12 +140,10 @@ def read_state(path: Path) -> dict[str, Any]:
     plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
     plain["fingerprints"] = {"train": ""}
     try:
+        saved = load_pickle(path)
         with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise ValueError("compressed, which torch.save never does")
             if record := archive.testzip():
                 raise ValueError(f"wrong checksum of {record}")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # Older versions did not save these.
         state = {"config": {}, "versions": {}, "random_of_others": []} | saved
         state.setdefault("fingerprints", {"train": state.get("train_sha256")})
