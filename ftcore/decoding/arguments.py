@@ -7,6 +7,7 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 """
 
 import math
+import re
 import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,20 +20,21 @@ from ftcore.cli import did_you_mean
 from ftcore.models.config import convert
 
 DEFAULT_NEW_TOKENS = 20
+names = re.compile(r"\w+").findall  # in a text
 SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-PROCESSOR_ARGUMENTS = (
-    *("min_new_tokens", "min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("repetition_penalty", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
-    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", *SAMPLING_ONLY),
+PROCESSOR_ARGUMENTS = names(
+    """min_new_tokens min_length no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
+    bad_words_ids suppress_tokens begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id temperature top_k top_p min_p typical_p"""
 )
 WITHIN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
 # Ids that may exceed the vocabulary: such a token never occurs, and pad tokens are not fed to the model.
 ANY_IDS = ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
 
-# Bounds, refused before memory is allocated for a mistyped number.
-MAX_SCORES = 2**26  # rows of a source times vocabulary
-MAX_IDS = 2**25  # rows of all sources times length
+# Limits of what one source allocates.
+MAX_SCORES = 2**26  # beams or sequences, times vocabulary
+MAX_IDS = 2**25  # beams or sequences, times length
 MAX_CATEGORIES = 2**24  # of torch.multinomial
 
 # Lowest and highest value.
@@ -66,27 +68,20 @@ NOT_IMPLEMENTED: dict[str, Any] = {
     "remove_invalid_values": False,
     "token_healing": False,
 } | dict.fromkeys(
-    (
-        *("constraints", "custom_generate", "dola_layers", "force_words_ids", "logits_processor", "max_time"),
-        *(
-            "negative_prompt_attention_mask",
-            "negative_prompt_ids",
-            "prefix_allowed_tokens_fn",
-            "sequence_bias",
-        ),
-        *("stop_strings", "stopping_criteria", "top_h", "watermarking_config"),
+    names(
+        """constraints custom_generate dola_layers force_words_ids logits_processor max_time
+        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn sequence_bias stop_strings
+        stopping_criteria top_h watermarking_config"""
     )
 )
 # Settings of transformers that change its speed, its memory or what it returns beside the ids.
-WITHOUT_EFFECT = (
-    *("assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight"),
-    *("assistant_lookbehind", "assistant_model", "cache_config", "cache_implementation", "compile_config"),
-    *("continuous_batching_config", "disable_compile", "generation_config", "inputs", "is_assistant"),
-    *("low_memory", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens"),
-    *("num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits"),
-    *("output_scores", "prefill_chunk_size", "prompt_lookup_num_tokens", "return_dict_in_generate"),
-    *("speculation_type", "synced_gpus", "target_lookbehind", "transformers_version", "use_cache", "use_mtp"),
-    *("_from_model_config", "_commit_hash"),
+WITHOUT_EFFECT = names(
+    """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+    assistant_model cache_config cache_implementation compile_config continuous_batching_config disable_compile
+    generation_config inputs is_assistant low_memory max_cache_len max_matching_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule output_attentions output_hidden_states output_logits
+    output_scores prefill_chunk_size prompt_lookup_num_tokens return_dict_in_generate speculation_type
+    synced_gpus target_lookbehind transformers_version use_cache use_mtp _from_model_config _commit_hash"""
 )
 
 
@@ -203,11 +198,11 @@ class Arguments:
             )
         return minimum, maximum
 
-    def changed(self, names: Container[str]) -> list[str]:
-        """Those of the named arguments that have another value than the default, as "temperature=0.5"."""
+    def changed(self, among: Container[str]) -> list[str]:
+        """Those `among` these names that have another value than the default, as "temperature=0.5"."""
         values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return [
-            f"{name}={shown(value)}" for name, value, default in values if name in names and value != default
+            f"{name}={shown(value)}" for name, value, default in values if name in among and value != default
         ]
 
     def error(self, message: str) -> ValueError:
@@ -268,15 +263,15 @@ def settings_of(model: Any) -> tuple[Mapping[str, Any], str]:
 def warn_of_settings(model: Any, settings: Mapping[str, Any], file: str) -> None:
     """Warn once per model of settings that have no effect here and would change transformers' output."""
     known = {*TYPES, *WITHOUT_EFFECT}
-    names = [
+    ignored = [
         name
         for name, value in settings.items()
         if name not in known and value is not None and value != NOT_IMPLEMENTED.get(name)
         if name in NOT_IMPLEMENTED or model.generation_config is not None  # config.json has other keys too
     ]
-    if names and names != getattr(model, "ignored_settings", None):
-        model.ignored_settings = names
-        warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, names))}", stacklevel=4)
+    if ignored and ignored != getattr(model, "ignored_settings", None):
+        model.ignored_settings = ignored
+        warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, ignored))}", stacklevel=4)
 
 
 def checked(name: str, value: Any, vocab_size: int) -> Any:
