@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, cli_errors, option, parse
+from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
 
 
 @dataclass
@@ -36,6 +36,7 @@ class CompareOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.compare")
     parse(CompareOptions, command="ftcore.compare")  # --help and typing errors, before the import of torch
 
 import json

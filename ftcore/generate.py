@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, option, parse, warn
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, guard_output, option, parse, warn
 
 
 @dataclass
@@ -21,8 +21,8 @@ class GenerateOptions:
     question: str | None = option(None, "question about --context")
     input: str | None = option(
         None,
-        'file of one prompt per line, or of JSON lines with the keys "prompt", or "context" and "question", '
-        'or "source"',
+        'file of one prompt per line, or JSON lines or CSV with "prompt", or "context" and "question", or '
+        '"source"',
         metavar="FILE",
     )
 
@@ -85,6 +85,7 @@ class GenerateOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.generate")
     parse(GenerateOptions, command="ftcore.generate")  # --help and errors, before the slow import of torch
 
 import json
@@ -98,9 +99,9 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.files import read_text, write_text
+from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
-from ftcore.data.files import Row, json_line_rows, listed, numbered_lines
+from ftcore.data.files import Row, listed, read_rows
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
 from ftcore.decoding.text import check_prompts
@@ -156,11 +157,9 @@ def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
         record = {"context": options.context, "question": options.question}
         return [as_prompt(record, decoder_only, "command line")]
     path = Path(options.input)
-    text = read_text(path)
-    if path.suffix == ".jsonl" or text.lstrip().startswith('{"'):
-        prompts = [as_prompt(row, decoder_only, where) for where, row in json_line_rows(path, text)]
-    else:
-        prompts = [line for _, line in numbered_lines(path, text)]
+    expected = "one prompt per line, or JSON lines or CSV"
+    rows = read_rows(path, expected=expected, line_row=lambda line, where: {"prompt": line})
+    prompts = [as_prompt(row, decoder_only, where) for where, row in rows]
     if not prompts:
         raise ValueError(f"{path}: no prompts, expected one per line")
     return prompts

@@ -30,7 +30,7 @@ from ftcore.checkpoints.tensors import (
 from ftcore.lora.adapter import adapter_chain, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
-from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config
+from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config, convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 from ftcore.models.t5 import T5ForConditionalGeneration
 
@@ -83,7 +83,7 @@ def load_model(
     """
     _require_floating_point(dtype)
     *adapters, directory = adapter_chain(name)
-    model = _on_meta(_config(*_read_config(directory)))
+    model = outline(directory)
     path, tensors = read_weights(directory, WEIGHT_FILES)
     fitted = _fit(model, tensors, path)
     dtypes = dict.fromkeys(fitted, dtype) if dtype else _common_dtypes(fitted)
@@ -112,12 +112,17 @@ def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -
     return model
 
 
+def outline(name: str | os.PathLike[str]) -> Model:
+    """`new_model` on the meta device: names and shapes, without memory."""
+    return _on_meta(_config(*_read_config(resolve_directory(name, weights=False))))
+
+
 def new_model(name: str | os.PathLike[str]) -> Model:
     """A model with random weights, in train mode, as described by a directory's config.json.
 
     Raises:
         FileNotFoundError: no such directory, or no config.json in it.
-        ValueError: config.json is damaged or has an unknown model_type.
+        ValueError: config.json is damaged, or see `model_from_config`.
     """
     return model_from_config(*_read_config(resolve_directory(name, weights=False)))
 
@@ -167,7 +172,6 @@ def _build(config: GPT2Config | T5Config) -> Model:
 
 
 def _on_meta(config: GPT2Config | T5Config) -> Model:
-    """The model without memory: names and shapes of its parameters."""
     with torch.device("meta"), _SkipInitialization():
         return _build(config)
 
@@ -257,8 +261,8 @@ def _stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _require_floating_point(dtype: torch.dtype | None) -> None:
-    if dtype is not None and not is_computable(dtype):
-        raise ValueError(f"dtype is {dtype}, expected a floating-point type of 16 bits or more, or None")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and is_computable(dtype)):
+        raise ValueError(f"dtype is {dtype!r}, expected a floating-point type of 16 bits or more, or None")
 
 
 def save_model(
@@ -282,7 +286,7 @@ def save_model(
         max_shard_size: in bytes; larger weights are split into several files with an index.
 
     Raises:
-        ValueError: `directory` is a file, `dtype` is not a floating-point type, or the model has LoRA layers.
+        ValueError: `directory` is a file, an argument of the wrong type, or the model has LoRA layers.
         OSError: the disk is full or the directory cannot be written.
     """
     require_plain(model)
@@ -292,7 +296,7 @@ def save_model(
     names = [tied[0] for tied in _tied_names(state)]  # tied parameters are written once, as in transformers
     dtypes = {name: _stored_dtype(name, dtype or state[name].dtype) for name in names}
     sizes = {name: state[name].numel() * dtypes[name].itemsize for name in names}
-    shards = split_into_shards(sizes, max_shard_size)
+    shards = split_into_shards(sizes, convert("max_shard_size", max_shard_size, float))
 
     writes: dict[Path, Callable[[Path], object]] = {}
     for file, shard in shards.items():

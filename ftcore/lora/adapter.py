@@ -25,7 +25,6 @@ from ftcore.models.config import convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
-MAX_PATH = 4096  # characters; that of Linux
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
 _PREFIX = "base_model.model."  # from the two wrappers that PEFT puts around a model
@@ -40,7 +39,12 @@ _HARMLESS |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}
 _HARMLESS |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
 
 
-def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model: str | None = None) -> None:
+def save_adapter(
+    model: Model,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str] | None = None,
+) -> None:
     """Write the LoRA layers of a model, for `load_adapter` and PEFT. Atomic, see files.py.
 
     Args:
@@ -60,7 +64,7 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": None if base_model is None else os.fspath(base_model),
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
@@ -125,7 +129,7 @@ def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list
     while (path := chain[-1] / CONFIG_FILE).is_file() and not (chain[-1] / "config.json").is_file():
         base = read_json(path).get("base_model_name_or_path")
         where = f"{path}: base_model_name_or_path is {shown(base)}"
-        if not isinstance(base, str) or not 0 < len(base) < MAX_PATH:
+        if not isinstance(base, str) or not 0 < len(base) < 4096:
             raise ValueError(
                 f"{where}, expected the directory or hub name of the model that the adapter was trained on; "
                 "load that yourself, and call load_adapter"

@@ -42,7 +42,7 @@ def finite_checks(model: nn.Module, report: Callable[[str], None]) -> Iterator[N
 
     def forward_hook(name: str) -> Callable[..., None]:
         def check(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            where = f"{name}, whose input {_range(inputs[0])}"
+            where = name + (f", whose input {_range(inputs[0])}" if inputs else "")  # none: keywords only
             if not output.isfinite().all():
                 bad = [f"{name}.{part}" for part, p in module.named_parameters() if not p.isfinite().all()]
                 report(

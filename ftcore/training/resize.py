@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.checkpoints.files import parse_json
-from ftcore.cli import did_you_mean, flag
+from ftcore.cli import did_you_mean
 from ftcore.models import GPT2Config, Model, T5Config
 from ftcore.training.options import SIZES, TrainOptions
 
@@ -39,9 +39,9 @@ def config_changes(options: TrainOptions, config: GPT2Config | T5Config) -> dict
     Raises:
         ValueError: a model of this family has no such key, or two options contradict each other.
     """
-    given = [(flag(name), name, getattr(options, name)) for name in SIZES]
+    given = [(f"`{name}`", name, getattr(options, name)) for name in SIZES]
     given = [(option, name, value) for option, name, value in given if value is not None]
-    given += [(f"--set {text}", *_key_and_value(text)) for text in options.set or []]
+    given += [(f"`set` {text}", *_key_and_value(text)) for text in options.set or []]
     names = config.aliases | ({} if config.is_encoder_decoder else _GPT2_NAMES)
     keys = [field.name for field in fields(config) if field.name != "extra"]
     changes: dict[str, Any] = {}
@@ -181,13 +181,13 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[str]:
             if module not in modules:
                 hint = did_you_mean(module, modules)
                 hint = hint or "; its parts are " + ", ".join(child for child, _ in model.named_children())
-                raise ValueError(f"--freeze {name}: the model has no module {module!r}{hint}")
+                raise ValueError(f"`freeze` {name}: the model has no module {module!r}{hint}")
             expanded.append(module)
     frozen = {parameter for module in expanded for parameter in modules[module].parameters()}
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"--freeze {' '.join(names)} leaves nothing to train")
+        raise ValueError(f"`freeze` {' '.join(names)} leaves nothing to train")
     inside = tuple(f"{module}." for module in expanded)
     every_name = model.named_parameters(remove_duplicate=False)
     return [name for name, parameter in every_name if parameter in frozen and not name.startswith(inside)]

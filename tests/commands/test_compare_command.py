@@ -174,7 +174,7 @@ def test_invalid_options_are_one_line(arguments, message, capsys):
         ("[]", "some.json: expected a JSON object, found list"),
         ({"model_type": "bert"}, "some.json: model_type is 'bert', expected \"t5\""),
         (GPT2 | {"n_head": 3}, "some.json: n_embd is 16, which 3 heads"),
-        (GPT2 | {"n_layer": 10**7}, "some.json: n_layer is 10000000, expected 1 to 512"),
+        (GPT2 | {"n_layer": 10**7}, "some.json: n_layer is 10000000, expected 1 to 256"),
         (
             T5 | {"d_model": 2**24, "d_ff": 2**24},
             "GB, more than the memory here can hold: T5Config(vocab_size",

@@ -79,6 +79,24 @@ def test_a_file_may_mix_kinds_of_records(t5: str, tmp_path: Path, capsys: pytest
     assert [answer["text"] for answer in answers] == expected(t5, texts, max_new_tokens=5)
 
 
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.txt"])
+def test_prompts_in_csv_are_not_lines(
+    t5: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text('id,prompt\n1,"a ""b"", c"\n2,prompt\n')
+    assert main(["--model", t5, "--input", str(path), "--json", "--max-new-tokens", "2"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ['a "b", c', "prompt"]
+
+
+def test_the_word_prompt_is_a_prompt(t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("prompt\nb\n")
+    assert main(["--model", t5, "--input", str(path), "--json", "--max-new-tokens", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 # Outputs
 
 

@@ -84,7 +84,7 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
 def test_load_model_merges_an_adapter_into_its_base_model(tmp_path, variant):
     save_model(tiny(variant), tmp_path / "base")
     model = adapted(variant)
-    save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    save_adapter(model, tmp_path / "adapter", base_model=tmp_path / "base")
     loaded = load_model(tmp_path / "adapter")
     assert not lora_layers(loaded) and not loaded.training
     assert torch.equal(logits(loaded), logits(merge_lora(model)))

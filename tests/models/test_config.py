@@ -147,8 +147,8 @@ def test_n_ctx_is_ignored_if_n_positions_is_given():
         (T5Config, {"d_model": 512.0}, "d_model is 512.0, expected a whole number"),
         (T5Config, {"d_model": True}, "d_model is True, expected a whole number"),
         (T5Config, {"d_model": None}, "d_model is None, expected a whole number"),
-        (T5Config, {"num_layers": 0}, "num_layers is 0, expected 1 to 512"),
-        (T5Config, {"num_decoder_layers": -1}, "num_decoder_layers is -1, expected 1 to 512"),
+        (T5Config, {"num_layers": 0}, "num_layers is 0, expected 1 to 256"),
+        (T5Config, {"num_decoder_layers": -1}, "num_decoder_layers is -1, expected 1 to 256"),
         (T5Config, {"num_decoder_layers": []}, "num_decoder_layers is [], expected a whole number or null"),
         (T5Config, {"dropout_rate": "0.1"}, "dropout_rate is '0.1', expected a number"),
         (T5Config, {"dropout_rate": 1.5}, "dropout_rate is 1.5, expected 0 to 1"),
@@ -169,7 +169,7 @@ def test_n_ctx_is_ignored_if_n_positions_is_given():
         (UMT5Config, {"hidden_size": "512"}, "hidden_size is '512', expected a whole number"),
         (GPT2Config, {"num_hidden_layers": None}, "num_hidden_layers is None, expected a whole number"),
         (T5Config, {"eos_token_id": [1, "2"]}, "eos_token_id is [1, '2'], expected a whole number or"),
-        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at"),
+        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected 4"),
         (T5Config, {"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16"),
         (GPT2Config, {"n_embd": 10, "n_head": 3}, "n_embd is 10, which 3 heads (n_head) do not divide"),
         (GPT2Config, {"n_inner": 0}, "n_inner is 0, expected 1 to 16777216"),
@@ -277,6 +277,12 @@ def test_floats_are_finite_and_not_negative(cls, value):
     for key in [key for key, default in vars(cls()).items() if isinstance(default, float)]:
         with pytest.raises(ValueError, match=f"^{key} is "):
             cls(**{key: value})
+
+
+def test_numbers_set_later_can_be_saved():
+    config = GPT2Config()
+    config.n_layer, config.attn_pdrop = np.int64(2), np.float32(0.5)
+    assert json.loads(json.dumps(config.to_dict())) == GPT2Config(n_layer=2, attn_pdrop=0.5).to_dict()
 
 
 def test_values_of_wrong_type_raise_in_the_constructor_too():

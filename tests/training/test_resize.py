@@ -18,6 +18,7 @@ from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, expand_ranges, resize
+from ftcore.training.setup import make_model
 from tests.helpers import tiny_runs
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -210,9 +211,9 @@ def test_options_are_keys_of_config_json(
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("gpt2", {"d_kv": 8}, "--d-kv: gpt2 has no 'd_kv'"),
-        ("t5", {"set": ["n_layer=2"]}, "--set n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
-        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "--set num_layers=3 contradicts another option"),
+        ("gpt2", {"d_kv": 8}, "`d_kv`: gpt2 has no 'd_kv'"),
+        ("t5", {"set": ["n_layer=2"]}, "`set` n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
+        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "`set` num_layers=3 contradicts another option"),
         ("gpt2", {"num_layers": 2, "set": ["n_layer=3"]}, "which sets n_layer to 2"),
     ],
 )
@@ -226,9 +227,13 @@ def test_wrong_changes_are_refused(family: str, options: dict[str, Any], message
 
 
 def run(tmp_path: Path, family: str, *options: str) -> dict[str, Tensor]:
-    model = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}[family](tmp_path / "model")
+    {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}[family](tmp_path / "model")
+    return train(tmp_path, *options)
+
+
+def train(tmp_path: Path, *options: str) -> dict[str, Tensor]:
     data = tiny_runs.questions(tmp_path / "train.jsonl", 8)
-    command = f"--model {model} --train {data} --output {tmp_path / 'run'} --max-steps 1 --lr 0"
+    command = f"--model {tmp_path / 'model'} --train {data} --output {tmp_path / 'run'} --max-steps 1 --lr 0"
     ftcore.train.main([*command.split(), "--max-target-length", "20", "--eval-answers", "2", *options])
     return load_file(tmp_path / "run" / "last" / "model.safetensors")
 
@@ -266,15 +271,30 @@ def test_rows_for_added_tokens(options: list[str], tmp_path: Path, capsys: pytes
     vocabulary = tmp_path / "model" / "vocab.json"
     ids = json.loads(vocabulary.read_text())
     vocabulary.write_text(json.dumps(ids | {"added": len(ids)}))
-    data = tiny_runs.questions(tmp_path / "train.jsonl", 8)
-    command = f"--model {tmp_path / 'model'} --train {data} --output {tmp_path / 'run'} --max-steps 1"
-    command += " --max-target-length 20 --eval-answers 0"
     with pytest.raises(SystemExit):
-        ftcore.train.main([*command.split(), *options])
+        train(tmp_path, *options)
     assert "the tokenizer has 258 ids, but the embedding only 257 rows" in capsys.readouterr().err
-    ftcore.train.main([*command.split(), "--set", "vocab_size=258", *options])
-    weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    weights = train(tmp_path, "--set", "vocab_size=258", *options)
     assert weights["transformer.wte.weight"].shape == (258, 16)
+
+
+def test_a_large_model_can_be_made_small(tmp_path: Path) -> None:
+    """From scratch, only the changed model is built."""
+    config = tiny_runs.tiny_gpt2(tmp_path / "model") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"n_embd": 2**20, "n_layer": 100}))
+    small = ["--d-model", "8", "--num-layers", "2"]
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--from-scratch")
+    assert train(tmp_path, "--from-scratch", *small)["transformer.wte.weight"].shape == (257, 8)
+
+
+def test_the_start_token_follows_a_changed_pad_token(tmp_path: Path) -> None:
+    config = tiny_runs.tiny_t5(tmp_path / "model") / "config.json"
+    values = json.loads(config.read_text()) | {"pad_token_id": None, "decoder_start_token_id": None}
+    config.write_text(json.dumps(values))
+    options = TrainOptions(model=str(tmp_path / "model"), set=["pad_token_id=0"])
+    model, _, _ = make_model(str(tmp_path / "model"), options, torch.device("cpu"))
+    assert model.config.decoder_start_token_id == 0
 
 
 @pytest.mark.parametrize(
