@@ -140,7 +140,7 @@ def read_state(path: Path) -> dict[str, Any]:
     plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
     plain["fingerprints"] = {"train": ""}
     try:
-        saved = load_pickle(path)
+        saved: Any = load_pickle(path)  # refuses compressed records, which the next line would decompress
         with zipfile.ZipFile(path) as archive:
             if record := archive.testzip():
                 raise ValueError(f"wrong checksum of {record}")
