@@ -203,7 +203,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
         days=st.integers(1, 10**6),
         speed=st.floats(allow_nan=False, allow_infinity=False),
         mood=st.sampled_from(["good", "bad"]),
-        pause=st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        pause=st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
         map_file=st.none() | st.text(),
         night=st.booleans(),
         friends=st.none() | st.lists(st.text()),

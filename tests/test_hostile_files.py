@@ -10,6 +10,7 @@ A failing case prints file, seed and mutation. The study is not part of the suit
 import ast
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,10 @@ from typing import Any
 import pytest
 
 import ftcore
+from tests.helpers import case_runner
 from tests.helpers.case_runner import RESULTS, Outcome, Reader, in_child, run_cases
 from tests.helpers.file_readers import READERS
-from tests.helpers.mutator import REPLACEMENTS
+from tests.helpers.mutator import EXECUTED, REPLACEMENTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="reads in forked processes")
 
@@ -73,6 +75,48 @@ def described(name: str, outcomes: list[Outcome]) -> list[str]:
         f"{name}, seed {same[0].seed} ({len(same)} cases): {same[0].mutation} -> {result}: {same[0].detail}"
         for (result, _), same in kinds.items()
     ]
+
+
+def loop(path: Path) -> None:
+    while True:
+        pass
+
+
+def run_out_of_memory(path: Path) -> None:
+    try:
+        bytearray(10**12)
+    except MemoryError:
+        raise ValueError(f"{path}: damaged") from None
+
+
+def fail(error: Exception) -> Callable[[Path], None]:
+    def read(path: Path) -> None:
+        raise error
+
+    return read
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "more than 1 s": loop,
+    "killed by SIGSEGV": lambda path: os.kill(os.getpid(), signal.SIGSEGV),
+    "more than 1024 MiB": lambda path: bytearray(1200 * 2**20),
+    "refused after running out of memory": run_out_of_memory,
+    "the file was executed": lambda path: os.system(f"touch {EXECUTED}"),
+    "a control character is printed": lambda path: print("\x1b[31m", file=sys.stderr),
+    "KeyError": fail(KeyError("n_layer")),
+    "ValueError without a file": fail(ValueError("n_layer is -1")),
+    "OSError without a file": fail(OSError(19, "No such device")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(case_runner, "MAX_CPU_SECONDS", 1)
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "config.json").write_text("{}")
+    reader = Reader(lambda directory: None, "config.json", FAULTS[fault])
+    outcomes = run_cases(reader, tmp_path / "valid", [20, 21], tmp_path)
+    assert [outcome.result for outcome in outcomes] == [fault, fault]
 
 
 # Functions that open or parse files, and are called by none of READERS; "benchmark/" is all in this folder.

@@ -113,11 +113,7 @@ def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -
 
 
 def outline(name: str | os.PathLike[str]) -> Model:
-    """The model of a directory's config.json on the meta device: shapes, without memory and numbers.
-
-    Raises:
-        FileNotFoundError, ValueError: see `new_model`.
-    """
+    """`new_model` on the meta device: names and shapes, without memory."""
     return _on_meta(_config(*_read_config(resolve_directory(name, weights=False))))
 
 
@@ -176,7 +172,6 @@ def _build(config: GPT2Config | T5Config) -> Model:
 
 
 def _on_meta(config: GPT2Config | T5Config) -> Model:
-    """The model without memory: names and shapes of its parameters."""
     with torch.device("meta"), _SkipInitialization():
         return _build(config)
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from ftcore.checkpoints.files import describe_format, read_json
 from ftcore.cli import few, one_line, printable
 
-# Bytes that describe the tensors of a file: a hundred for each, so this is enough for 100,000 tensors.
-MAX_HEADER = 2**24
-MAX_OPCODES = 2 * 10**6  # of a pickle: about 50 for each tensor
+# Of what describes the tensors of a file: enough for 10,000 tensors, and read in a second.
+MAX_HEADER = 2**21  # bytes
+MAX_OPCODES = 500_000  # of a pickle
 
 # All that the pickle of a state dict refers to. Not sparse, quantized, nested or meta tensors and subclasses.
 _PLAIN = re.compile(

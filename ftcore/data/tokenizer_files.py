@@ -11,8 +11,7 @@ Where the first has "added_tokens_decoder", the others are ignored; else all fou
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
@@ -45,16 +44,21 @@ MAX_SENTINELS = 10_000
 MAX_REPLACEMENT = 256  # bytes that replace a character; 33 in NFKC
 
 
-@contextmanager
-def native_errors(path: Path, failure: str) -> Iterator[None]:
-    """Raise errors of sentencepiece and tokenizers, which name no file, as a ValueError that does."""
-    try:
-        yield
-    except BaseException as error:
+class NativeErrors:
+    """Context: errors of sentencepiece and tokenizers, which name no file, become a ValueError that does.
+
+    A class, since a generator would add a microsecond to each text.
+    """
+
+    def __init__(self, path: Path, failure: str) -> None:
+        self.path, self.failure = path, failure
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         # A Rust panic is no Exception, and its class cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{path}: {failure} ({error!r:.300})") from None
+        if kind is not None and (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
+            raise ValueError(f"{self.path}: {self.failure} ({error!r:.300})") from None
 
 
 def check_unicode_table(table: bytes) -> None:
@@ -121,13 +125,14 @@ class TokenizerFiles:
         """An error that names a file, a key and its value."""
         return self.error(name, f"{key} is {shown(value)}, expected {expected}")
 
-    def number(self, name: str, key: str, value: object, limit: int = MAX_IDS) -> int:
-        """An id, or a number of ids: a JSON number, or the digits that are a key of an object."""
+    def number(self, name: str, key: str, value: object, *, token: str = "", limit: int = MAX_IDS) -> int:
+        """The id of a token, or a number of ids: a JSON number, or the digits that are a key of an object."""
         try:
             number = int(str(value))  # not of a bool or a float
         except ValueError:
             number = -1
         if not 0 <= number < limit:
+            key = f"{key} of {shown(token)}" if token else key
             raise self.wrong(name, key, value, f"a whole number from 0 to {limit - 1}")
         return number
 
@@ -159,7 +164,7 @@ class TokenizerFiles:
         """T5's <extra_id_0> and so on; `extra_ids` in tokenizer_config.json is their number."""
         value = self.settings.get("extra_ids")
         number = self.number(
-            "tokenizer_config.json", "extra_ids", default if value is None else value, MAX_SENTINELS
+            "tokenizer_config.json", "extra_ids", default if value is None else value, limit=MAX_SENTINELS
         )
         return [f"<extra_id_{index}>" for index in range(number)]
 
@@ -252,7 +257,7 @@ def _numbered(
     for number, value in items:
         if (token := files.token(name, key, value)) is not None:
             token = AddedToken(token) if isinstance(token, str) else token
-            numbered[files.number(name, f"the id of {shown(token.content)}", number)] = token
+            numbered[files.number(name, "the id", number, token=token.content)] = token
     return numbered
 
 

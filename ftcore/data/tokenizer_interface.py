@@ -4,12 +4,11 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
-from ftcore.checkpoints.files import write_atomically
-from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, TokenizerFiles, native_errors
+from ftcore.checkpoints.files import make_directory, write_atomically
+from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, NativeErrors, TokenizerFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,7 @@ class Tokenizer:
                 f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}, "
                 'which UTF-8 cannot encode; read the text with errors="replace" or remove it'
             ) from None
-        with native_errors(self._vocabulary, "cannot encode this text"):
+        with NativeErrors(self._vocabulary, "cannot encode this text"):
             return self._encode(text)
 
     def decode(self, ids: "Iterable[int] | Tensor", skip_special_tokens: bool = True) -> str:
@@ -75,7 +74,7 @@ class Tokenizer:
             ValueError: `ids` is not one row of ids.
         """
         row = _row(ids, self.vocab_size)
-        with native_errors(self._vocabulary, "cannot decode these ids"):
+        with NativeErrors(self._vocabulary, "cannot decode these ids"):
             text = self._decode(row, skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
 
@@ -106,9 +105,12 @@ class Tokenizer:
         """Write the files that this tokenizer was loaded from, each atomically.
 
         Other tokenizer files in the directory are removed, since `load_tokenizer` could prefer them.
+
+        Raises:
+            ValueError: `directory` is a file.
+            OSError: the disk is full or the directory cannot be written.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(directory, "the tokenizer")
         for name, content in self._files.items():
             write_atomically(directory / name, operator.methodcaller("write_bytes", content))
         for name in set(TOKENIZER_FILES) - set(self._files):

@@ -21,10 +21,10 @@ from tokenizers.models import BPE, Unigram
 
 from ftcore.data.tokenizer_files import (
     T5_TOKENS,
+    NativeErrors,
     SpecialTokens,
     TokenizerFiles,
     check_unicode_table,
-    native_errors,
     read_special_tokens,
 )
 from ftcore.data.tokenizer_interface import Tokenizer
@@ -55,7 +55,7 @@ class PipelineTokenizer(Tokenizer):
         around: tuple[list[str], list[str]] | None = None,
     ) -> None:
         known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-        with native_errors(files.vocabulary, "no ids are left for special tokens"):
+        with NativeErrors(files.vocabulary, "no ids are left for special tokens"):
             pipeline.add_tokens(special.tokens(known))
         if around is not None:
             before, after = around
@@ -94,7 +94,7 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
     is_unigram = isinstance(model, dict) and model.get("type") == "Unigram"
     # transformers has no class for uMT5, and takes the whole pipeline from its file.
     is_t5 = is_unigram and files.tokenizer_class in (None, "T5Tokenizer") and files.model_type != "umt5"
-    with native_errors(files.vocabulary, "not a tokenizer"):
+    with NativeErrors(files.vocabulary, "not a tokenizer"):
         for table in _unicode_tables(values.get("normalizer")):
             check_unicode_table(table)
         pipeline = _t5_pipeline(values) if is_t5 else Pipeline.from_str(files.text("tokenizer.json"))
@@ -140,11 +140,11 @@ def _unicode_tables(normalizer: Any) -> Iterator[bytes]:
 def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
     """GPT-2's or RoBERTa's byte-level BPE from vocab.json and merges.txt."""
     vocabulary = {
-        token: files.number("vocab.json", f"the id of {shown(token)}", number)
+        token: files.number("vocab.json", "the id", number, token=token)
         for token, number in files.json("vocab.json").items()
     }
     merges = _merges(files, vocabulary)
-    with native_errors(files.vocabulary, "not a byte-level BPE"):
+    with NativeErrors(files.vocabulary, "not a byte-level BPE"):
         pipeline = Pipeline(BPE(vocabulary, merges))
     add_prefix_space = files.flag("add_prefix_space")
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, decoders
+from tokenizers import Tokenizer as Pipeline
+from tokenizers.models import WordLevel
 
 from ftcore.checkpoints.files import describe_format
 from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
@@ -31,32 +33,35 @@ class AddedTokens:
     def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
         self.tokens = tokens
         self.ids = {token.content: number for number, token in tokens.items()}
-        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
-        patterns = (
-            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
-            for token in longest_first
-            if token.content
+        self._first = re.compile(f"[{re.escape(''.join({token.content[:1] for token in tokens.values()}))}]")
+        # A regular expression of all tokens would be slow with many. The id of the text between tokens is 0.
+        self._finder = Pipeline(WordLevel({"": 0}, unk_token=""))
+        self._finder.add_tokens(
+            [
+                AddedToken(token.content, single_word=token.single_word, normalized=False)
+                for token in tokens.values()
+            ]
         )
-        self._pattern = re.compile("(" + "|".join(patterns) + ")")
 
     def split(self, text: str) -> Iterator[str | int]:
         """The text between added tokens, and the ids of these, in order.
 
         A token with `lstrip` or `rstrip` absorbs the white space before or after it.
         """
-        parts = self._pattern.split(text)  # text, token, text, token, ..., text
-        for position, part in enumerate(parts):
-            if position % 2:
-                yield self.ids[part]
+        if not self._first.search(text):
+            yield text
+            return
+        encoding = self._finder.encode(text)
+        position, strip_left = 0, False
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number == 0:
                 continue
-            if position > 0 and self._token(parts[position - 1]).rstrip:
-                part = part.lstrip()
-            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
-                part = part.rstrip()
-            yield part
-
-    def _token(self, content: str) -> AddedToken:
-        return self.tokens[self.ids[content]]
+            token = self.tokens[self.ids[text[start:end]]]
+            between = text[position:start].lstrip() if strip_left else text[position:start]
+            yield between.rstrip() if token.lstrip else between
+            yield self.ids[token.content]
+            position, strip_left = end, token.rstrip
+        yield text[position:].lstrip() if strip_left else text[position:]
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -13,6 +13,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.search import generate
 from ftcore.models import Model
+from ftcore.models.config import convert
 
 
 def generate_texts(
@@ -54,6 +55,7 @@ def generate_from_ids(
     **arguments: Any,
 ) -> list[Any]:
     """`generate_texts` for encoded texts, such as the sources of a dataset."""
+    batch_size = convert("batch_size", batch_size, int)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     chosen = arguments_for(model, arguments)

@@ -100,23 +100,11 @@ class Config:
             "is_encoder_decoder": self.is_encoder_decoder,
         }
 
-    def require_size(self, *names: str, at_most: int = MAX_SIZE) -> None:
-        """Raise ValueError unless these fields are at least 1 and not absurdly large."""
+    def require_range(self, low: float, high: float, *names: str) -> None:
+        """Raise ValueError unless these fields are in [low, high]."""
         for name in names:
-            if not 1 <= getattr(self, name) <= at_most:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {at_most}")
-
-    def require_non_negative(self, *names: str) -> None:
-        """Raise ValueError if one of these fields is below 0."""
-        for name in names:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
-
-    def require_probability(self, *names: str) -> None:
-        """Raise ValueError unless these fields are in [0, 1]."""
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
 
     def require_activation(self, name: str, function: str) -> None:
         """Raise ValueError unless `function`, selected by the field `name`, is in ACTIVATIONS."""
@@ -171,12 +159,12 @@ class GPT2Config(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_size("vocab_size", "n_positions", "n_embd", "n_head")
-        self.require_size("n_layer", at_most=MAX_LAYERS)
+        self.require_range(1, MAX_SIZE, "vocab_size", "n_positions", "n_embd", "n_head")
+        self.require_range(1, MAX_LAYERS, "n_layer")
         if self.n_inner is not None:
-            self.require_size("n_inner")
-        self.require_non_negative("layer_norm_epsilon", "initializer_range")
-        self.require_probability("resid_pdrop", "embd_pdrop", "attn_pdrop")
+            self.require_range(1, MAX_SIZE, "n_inner")
+        self.require_range(0, math.inf, "layer_norm_epsilon", "initializer_range")
+        self.require_range(0, 1, "resid_pdrop", "embd_pdrop", "attn_pdrop")
         self.require_activation("activation_function", self.activation_function)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}, which {self.n_head} heads (n_head) do not divide")
@@ -232,18 +220,17 @@ class T5Config(Config):
         super().__post_init__()
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        self.require_size("vocab_size", "d_model", "d_kv", "d_ff", "num_heads")
-        self.require_size("relative_attention_num_buckets", "relative_attention_max_distance")
-        self.require_size("num_layers", "num_decoder_layers", at_most=MAX_LAYERS)
-        self.require_non_negative("layer_norm_epsilon", "initializer_factor")
+        self.require_range(1, MAX_SIZE, "vocab_size", "d_model", "d_kv", "d_ff", "num_heads")
+        self.require_range(1, MAX_LAYERS, "num_layers", "num_decoder_layers")
+        self.require_range(4, MAX_SIZE, "relative_attention_num_buckets")
+        self.require_range(1, MAX_SIZE, "relative_attention_max_distance")
+        self.require_range(0, math.inf, "layer_norm_epsilon", "initializer_factor")
+        self.require_range(0, 1, "dropout_rate")
         if self.num_heads * self.d_kv > MAX_SIZE:
             inner = f"num_heads is {self.num_heads} and d_kv {self.d_kv}"
             raise ValueError(f"{inner}, expected a product of at most {MAX_SIZE}")
-        self.require_probability("dropout_rate")
         self._resolve_feed_forward()
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4:
-            raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
         if distance <= buckets // 2:  # the decoder's first buckets // 2 distances have one bucket each
             expected = f"above {buckets // 2}, half of relative_attention_num_buckets"
             raise ValueError(f"relative_attention_max_distance is {distance}, expected {expected}")

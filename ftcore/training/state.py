@@ -103,7 +103,10 @@ def load_state(
             here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
         _require_kinds(state, here, path)
         scaler.load_state_dict(state["scaler"])
-        loader.load_state_dict(state["loader"])
+        try:
+            loader.load_state_dict(state["loader"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if is_sharded(model) or "shards" in state:
         from ftcore.training.sharded import load_sharded
 

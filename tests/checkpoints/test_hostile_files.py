@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.checkpoints.checkpoint import load_model, model_from_config, new_model, save_model
+from ftcore.checkpoints.tensors import read_tensors
 from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 from tests.helpers.tiny_lora import VOCAB, logits, tiny
@@ -195,9 +196,18 @@ def test_a_mutated_pickle_loads_or_raises(
 
 def test_safetensors_headers_have_a_limit(tmp_path: Path) -> None:
     path = gpt2(tmp_path) / "model.safetensors"
-    for size in (2**24 + 1, 2**40, 2**63, 2**64 - 1):
+    for size in (2**21 + 1, 2**40, 2**63, 2**64 - 1):
         path.write_bytes(struct.pack("<Q", size) + b"{}" * 100)
         assert_refused(tmp_path, "model.safetensors: cannot be read", f"a header of {size} bytes, expected")
+
+
+def test_files_of_many_tensors_are_read(tmp_path: Path) -> None:
+    """As many as the deepest T5 has."""
+    state = {f"decoder.block.{n}.layer.0.SelfAttention.q.weight": torch.zeros(1) for n in range(10_000)}
+    save_file(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        assert read_tensors(tmp_path / name).keys() == state.keys()
 
 
 SHARDS = ["../model.safetensors", "/etc/passwd", "./model.safetensors", "sub/model.safetensors", "a/../b"]

@@ -174,7 +174,7 @@ def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> 
     ("arguments", "message"),
     [
         (["--data", "/nowhere/x.json"], "/nowhere/x.json"),
-        (["--model", "/nowhere/x"], "/nowhere/x: no such directory"),
+        (["--model", "/nowhere/x"], "/nowhere/x': no such directory"),
         (["--task", "poetry"], "--task: invalid choice: 'poetry'"),
         (["--task", "lm"], "'lm' trains a decoder-only model"),
         (["--device", "cuda:99"], "--device is 'cuda:99'"),

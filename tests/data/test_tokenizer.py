@@ -770,6 +770,11 @@ def test_a_failed_save_keeps_the_old_files(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_file_in_the_place_of_the_directory_is_named(merges: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab\.json: a file, expected a directory to save"):
+        load_tokenizer(merges).save_pretrained(merges / "vocab.json")
+
+
 def test_byt5_from_config_json_is_saved_with_its_class(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
     load_tokenizer(tmp_path).save_pretrained(tmp_path / "saved")
@@ -1099,6 +1104,23 @@ def test_an_interrupt_is_not_taken_for_a_damaged_file(merges: Path, monkeypatch:
     monkeypatch.setattr(tokenizer, "_encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("form", ["spiece", "byt5", "merges"])
+def test_the_time_to_find_added_tokens_does_not_depend_on_their_number(
+    form: str, spiece: Path, merges: Path, tmp_path: Path
+) -> None:
+    if form == "byt5":
+        byt5(tmp_path)
+    else:
+        shutil.copytree({"spiece": spiece, "merges": merges}[form], tmp_path, dirs_exist_ok=True)
+    names = [f"<item_{number}>" for number in range(10_000)]
+    write_json(tmp_path, "added_tokens.json", **{name: 1000 + number for number, name in enumerate(names)})
+    tokenizer = load_tokenizer(tmp_path)
+    start = time.perf_counter()
+    assert len(set(tokenizer.encode("".join(names)))) >= 10_000
+    tokenizer.encode("<item_" * 20_000)
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "ab ", "👍", "▁", "\0", "\n", "e\u0301"])

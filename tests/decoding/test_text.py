@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,11 +162,12 @@ def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadMo
             "prompt 2: a prompt of 50 tokens and 20 new ones exceed the model's 64",
         ),
         (["Ada"], {"batch_size": 0}, "batch_size is 0"),
+        (["Ada"], {"batch_size": 1.5}, "batch_size is 1.5, expected a whole number"),
         (["Ada"], {"num_beam": 2}, "did you mean 'num_beams'"),
     ],
 )
 def test_invalid_calls_are_refused(
-    gpt2: tuple[GPT2LMHeadModel, Tokenizer], texts: list[str], options: dict[str, int], message: str
+    gpt2: tuple[GPT2LMHeadModel, Tokenizer], texts: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate_texts(*gpt2, texts, **options)

@@ -169,7 +169,7 @@ def test_n_ctx_is_ignored_if_n_positions_is_given():
         (UMT5Config, {"hidden_size": "512"}, "hidden_size is '512', expected a whole number"),
         (GPT2Config, {"num_hidden_layers": None}, "num_hidden_layers is None, expected a whole number"),
         (T5Config, {"eos_token_id": [1, "2"]}, "eos_token_id is [1, '2'], expected a whole number or"),
-        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at"),
+        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected 4"),
         (T5Config, {"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16"),
         (GPT2Config, {"n_embd": 10, "n_head": 3}, "n_embd is 10, which 3 heads (n_head) do not divide"),
         (GPT2Config, {"n_inner": 0}, "n_inner is 0, expected 1 to 16777216"),
