@@ -10,13 +10,18 @@ pieces for single bytes are not used: a character without a piece is <unk>, as i
 import re
 from collections.abc import Iterator, Mapping
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import WordLevel
 
 from ftcore.checkpoints.files import describe_format
-from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_files import (
+    T5_TOKENS,
+    TokenizerFiles,
+    check_unicode_table,
+    read_special_tokens,
+)
 from ftcore.data.tokenizer_interface import Tokenizer
 
 _DECODER = decoders.Metaspace(prepend_scheme="always")
@@ -117,7 +122,10 @@ def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
     try:
         processor.LoadFromSerializedProto(content)
         pieces = [processor.id_to_piece(number) for number in range(len(processor))]
-    except (RuntimeError, UnicodeDecodeError):
+        normalizer = SentencePieceNormalizer(model_proto=content)
+        if table := _field(normalizer.serialized_normalizer_spec(), 2):
+            check_unicode_table(table)
+    except (RuntimeError, ValueError, IndexError):  # IndexError: of _field
         reason = describe_format(content) or "not a SentencePiece model, or damaged"
         raise files.error("spiece.model", reason) from None
     try:
@@ -127,6 +135,28 @@ def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
     if not any(map(processor.is_unknown, range(len(pieces)))):  # SentencePiece accepts it if bytes are pieces
         raise files.error("spiece.model", "no piece for unknown characters, which T5's vocabulary has")
     return processor, pieces
+
+
+def _field(message: bytes, number: int) -> bytes:
+    """The bytes of a field in a protobuf message of strings and numbers; b"" without it."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        key, value = varint(), varint()
+        if key & 7 == 2:  # `value` bytes follow
+            if key >> 3 == number:
+                return message[position : position + value]
+            position += value
+    return b""
 
 
 def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[AddedToken]:

@@ -185,18 +185,16 @@ def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter after a step, on the meta device."""
-    moments: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        on_meta = type(optimizer)([group | {"params": parameters, "foreach": False, "fused": False}])  # type: ignore[call-arg]
-        with suppress(
-            RuntimeError
-        ):  # Adafactor's, once it has made its state: it reads the value of a tensor
-            on_meta.step()
-        moments += [on_meta.state[parameter] for parameter in parameters]
-    return dict(enumerate(moments))
+    all_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in all_parameters]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    # In one group: a step makes the state of a group's parameters together.
+    group = optimizer.param_groups[0] | {"params": parameters, "foreach": False, "fused": False}
+    on_meta = type(optimizer)([group])  # type: ignore[call-arg]
+    with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
+        on_meta.step()
+    return on_meta.state_dict()["state"]
 
 
 def _damaged(path: Path, cause: object) -> ValueError:

@@ -1269,6 +1269,18 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(("size", "accepted"), [(100, True), (1000, False)])
+def test_a_character_that_becomes_a_long_text_is_refused(size: int, accepted: bool, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.tsv"
+    rules.write_text(f"61\t{' '.join(['62'] * size)}\n")  # a -> bbb...
+    train_spiece(tmp_path, [], normalization_rule_tsv=str(rules))
+    if accepted:
+        load_tokenizer(tmp_path).encode("a")
+    else:
+        with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or damaged"):
+            load_tokenizer(tmp_path)
+
+
 def test_a_model_without_a_piece_for_unknown_characters_is_refused(tmp_path: Path) -> None:
     path = mt5(tmp_path) / "spiece.model"
     piece = b"<unk>\x15\0\0\0\0\x18"  # text, score 0.0, type
