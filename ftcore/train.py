@@ -2,7 +2,7 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, parse
 from ftcore.training.options import TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.data import DataLoader
+from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
 from ftcore.training import console
 from ftcore.training.distributed import (
@@ -116,7 +117,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
         validate(run)  # the untrained model
 
     meter = Meter(progress.losses)
-    with progress_bar(run) as bar, Interrupt() as interrupt:
+    with progress_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
@@ -150,8 +151,12 @@ def progress_bar(run: Run) -> tqdm:
 def grouped(loader: DataLoader, grad_accum: int) -> Iterator[list[Batch]]:
     """The micro-batches of each optimizer step; fewer in the last step of an epoch."""
     batches = iter(loader)
-    while micro_batches := list(islice(batches, grad_accum)):
-        yield micro_batches
+    try:
+        while micro_batches := list(islice(batches, grad_accum)):
+            yield micro_batches
+    except (ValueError, OSError) as error:  # a corpus that was removed, for example
+        loader.rewind()
+        raise BatchError(one_line(error)) from None
 
 
 def take_step(run: Run, micro_batches: Sequence[Batch], lr: float) -> tuple[float, float]:

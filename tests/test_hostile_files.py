@@ -51,18 +51,19 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(name, valid, tmp_path):
     assert not described(name, outcomes)
 
 
-@pytest.mark.study
-def test_thousands_of_mutated_files(valid, tmp_path):
+@pytest.fixture(scope="module")
+def heading() -> None:
     print("\n| file | cases | read | refused | faults | slowest |\n|---|---|---|---|---|---|")
-    found = []
-    for name, reader in READERS.items():
-        outcomes = run_cases(reader, valid(reader), range(STUDY_CASES), tmp_path)
-        read, refused = (sum(outcome.result == result for outcome in outcomes) for result in RESULTS)
-        faults, slowest = STUDY_CASES - read - refused, max(outcome.seconds for outcome in outcomes)
-        print(f"| {name} | {STUDY_CASES} | {read} | {refused} | {faults} | {slowest:.1f} s |", flush=True)
-        found += described(name, outcomes)
-    print("\n".join(found))
-    assert not found
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("name", READERS)
+def test_thousands_of_mutated_files(name, valid, heading, tmp_path):
+    outcomes = run_cases(READERS[name], valid(READERS[name]), range(STUDY_CASES), tmp_path)
+    read, refused = (sum(outcome.result == result for outcome in outcomes) for result in RESULTS)
+    faults, slowest = STUDY_CASES - read - refused, max(outcome.seconds for outcome in outcomes)
+    print(f"| {name} | {STUDY_CASES} | {read} | {refused} | {faults} | {slowest:.1f} s |")
+    assert not described(name, outcomes)
 
 
 def described(name: str, outcomes: list[Outcome]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from reprlib import repr as shown
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -108,7 +108,7 @@ def _load_safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def load_pickle(file: Path, *, is_zip: bool = True) -> object:
+def load_pickle(file: Path, *, is_zip: bool = True) -> Any:
     """`torch.load` of plain tensors, in containers, after a look at the pickles.
 
     A pickle of a few bytes can take any time and memory, which `weights_only` does not prevent. Zip archives,
@@ -138,7 +138,7 @@ def _check_pickle(file: IO[bytes]) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         is_plain = opcode.name != "GLOBAL" or _PLAIN.fullmatch(str(argument))
         if not is_plain or opcode.name == "STACK_GLOBAL" or count == MAX_OPCODES:
-            raise pickle.UnpicklingError
+            raise pickle.UnpicklingError("a pickle of more than plain tensors")
 
 
 def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:

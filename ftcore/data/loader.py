@@ -32,6 +32,10 @@ from ftcore.data.tokenizer import IGNORED_LABEL
 _POOL = 100
 
 
+class BatchError(OSError):
+    """The examples of a batch cannot be read."""
+
+
 @dataclass(eq=False)
 class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Yields micro-batches as lists of dataset indices.
@@ -244,6 +248,10 @@ class DataLoader(torch.utils.data.DataLoader):
         After the last batch of an epoch, a loader that resumes there yields nothing until `set_epoch`.
         """
         return {"epoch": self.batch_sampler.epoch, "batches": self._taken, **self._order_state()}
+
+    def rewind(self) -> None:
+        """Set the position back to the start of an optimizer step whose batches were not all read."""
+        self._taken -= self._taken % self.batch_sampler.accumulate
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume at a saved position.

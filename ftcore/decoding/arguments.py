@@ -7,6 +7,7 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 """
 
 import math
+import re
 import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,41 +19,33 @@ from typing import Any, Literal, get_type_hints
 from ftcore.cli import did_you_mean
 from ftcore.models.config import convert
 
+words = re.compile(r"\w+").findall
+
 DEFAULT_NEW_TOKENS = 20
 SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-PROCESSOR_ARGUMENTS = (
-    *("min_new_tokens", "min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("repetition_penalty", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
-    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", *SAMPLING_ONLY),
+PROCESSOR_ARGUMENTS = words(
+    """min_new_tokens min_length no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
+    bad_words_ids suppress_tokens begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id temperature top_k top_p min_p typical_p"""
 )
 WITHIN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
 # Ids that may exceed the vocabulary: such a token never occurs, and pad tokens are not fed to the model.
 ANY_IDS = ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
 
-# Bounds, refused before memory is allocated for a mistyped number.
-MAX_SCORES = 2**26  # rows of a source times vocabulary
-MAX_IDS = 2**25  # rows of all sources times length
+# Limits of what one source allocates.
+MAX_SCORES = 2**26  # beams or sequences, times vocabulary
+MAX_IDS = 2**25  # beams or sequences, times length
 MAX_CATEGORIES = 2**24  # of torch.multinomial
 
-# Lowest and highest value.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "max_new_tokens": (1, math.inf),
-    "max_length": (1, math.inf),
-    "min_new_tokens": (0, math.inf),
-    "min_length": (0, math.inf),
-    "num_beams": (1, math.inf),
-    "num_return_sequences": (1, math.inf),
-    "no_repeat_ngram_size": (0, math.inf),
-    "encoder_no_repeat_ngram_size": (0, math.inf),
-    "top_k": (0, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    # Above 0, but not so near to it that logits divided by it exceed float32.
-    "temperature": (1e-30, math.inf),
-    "repetition_penalty": (1e-30, math.inf),
-    "typical_p": (1e-30, 1),
-}
+# Lowest and highest value. Logits divided by less than 1e-30 may exceed float32.
+BOUNDS: dict[str, tuple[float, float]] = (
+    dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), (1, math.inf))
+    | dict.fromkeys(("min_new_tokens", "min_length", "top_k"), (0, math.inf))
+    | dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, math.inf))
+    | dict.fromkeys(("temperature", "repetition_penalty"), (1e-30, math.inf))
+    | {"top_p": (0, 1), "min_p": (0, 1), "typical_p": (1e-30, 1)}
+)
 
 # Settings of transformers that change its output and are not implemented here, with the value that does not.
 NOT_IMPLEMENTED: dict[str, Any] = {
@@ -66,27 +59,20 @@ NOT_IMPLEMENTED: dict[str, Any] = {
     "remove_invalid_values": False,
     "token_healing": False,
 } | dict.fromkeys(
-    (
-        *("constraints", "custom_generate", "dola_layers", "force_words_ids", "logits_processor", "max_time"),
-        *(
-            "negative_prompt_attention_mask",
-            "negative_prompt_ids",
-            "prefix_allowed_tokens_fn",
-            "sequence_bias",
-        ),
-        *("stop_strings", "stopping_criteria", "top_h", "watermarking_config"),
+    words(
+        """constraints custom_generate dola_layers force_words_ids logits_processor max_time
+        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn sequence_bias stop_strings
+        stopping_criteria top_h watermarking_config"""
     )
 )
 # Settings of transformers that change its speed, its memory or what it returns beside the ids.
-WITHOUT_EFFECT = (
-    *("assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight"),
-    *("assistant_lookbehind", "assistant_model", "cache_config", "cache_implementation", "compile_config"),
-    *("continuous_batching_config", "disable_compile", "generation_config", "inputs", "is_assistant"),
-    *("low_memory", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens"),
-    *("num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits"),
-    *("output_scores", "prefill_chunk_size", "prompt_lookup_num_tokens", "return_dict_in_generate"),
-    *("speculation_type", "synced_gpus", "target_lookbehind", "transformers_version", "use_cache", "use_mtp"),
-    *("_from_model_config", "_commit_hash"),
+WITHOUT_EFFECT = words(
+    """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+    assistant_model cache_config cache_implementation compile_config continuous_batching_config
+    disable_compile generation_config inputs is_assistant low_memory max_cache_len max_matching_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule output_attentions output_hidden_states output_logits
+    output_scores prefill_chunk_size prompt_lookup_num_tokens return_dict_in_generate speculation_type
+    synced_gpus target_lookbehind transformers_version use_cache use_mtp _from_model_config _commit_hash"""
 )
 
 
@@ -203,11 +189,11 @@ class Arguments:
             )
         return minimum, maximum
 
-    def changed(self, names: Container[str]) -> list[str]:
-        """Those of the named arguments that have another value than the default, as "temperature=0.5"."""
+    def changed(self, among: Container[str]) -> list[str]:
+        """Those `among` these names that have another value than the default, as "temperature=0.5"."""
         values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return [
-            f"{name}={shown(value)}" for name, value, default in values if name in names and value != default
+            f"{name}={shown(value)}" for name, value, default in values if name in among and value != default
         ]
 
     def error(self, message: str) -> ValueError:
@@ -268,31 +254,29 @@ def settings_of(model: Any) -> tuple[Mapping[str, Any], str]:
 def warn_of_settings(model: Any, settings: Mapping[str, Any], file: str) -> None:
     """Warn once per model of settings that have no effect here and would change transformers' output."""
     known = {*TYPES, *WITHOUT_EFFECT}
-    names = [
+    ignored = [
         name
         for name, value in settings.items()
         if name not in known and value is not None and value != NOT_IMPLEMENTED.get(name)
         if name in NOT_IMPLEMENTED or model.generation_config is not None  # config.json has other keys too
     ]
-    if names and names != getattr(model, "ignored_settings", None):
-        model.ignored_settings = names
-        warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, names))}", stacklevel=4)
+    if ignored and ignored != getattr(model, "ignored_settings", None):
+        model.ignored_settings = ignored
+        warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, ignored))}", stacklevel=4)
 
 
 def checked(name: str, value: Any, vocab_size: int) -> Any:
     """The value of one argument as its type. Raises ValueError, naming the argument."""
     value = convert(name, value, TYPES[name])
-    low, high = BOUNDS.get(name, (-math.inf, math.inf))
-    if name in BOUNDS and value is not None and not low <= value <= high:
+    low, high = BOUNDS.get(name, (None, None))
+    if low is not None and value is not None and not low <= value <= high:
         kind = "a whole number of " if isinstance(value, int) else ""
         expected = f"{kind}at least {low}" if high == math.inf else f"{low} to {high}"
         greedy = " (greedy: no do_sample)" if name == "temperature" else ""
         raise ValueError(f"{name} is {value}, expected {expected}{greedy}")
-    limit = vocab_size if name in WITHIN_VOCABULARY else math.inf
     for token in as_list(value) if name in (*WITHIN_VOCABULARY, *ANY_IDS) else []:
-        if not 0 <= token < limit:
-            expected = "no negative id" if limit == math.inf else f"token ids from 0 to {limit - 1}"
-            raise ValueError(f"{name} holds {token}, expected {expected}")
+        if token < 0 or (name in WITHIN_VOCABULARY and token >= vocab_size):
+            raise ValueError(f"{name} holds {token}, expected token ids from 0 to {vocab_size - 1}")
     if name == "bad_words_ids" and not all(value):
         raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
     return value

@@ -1,8 +1,8 @@
 """A run: what the training loop works with, and how options become its parts."""
 
 import typing
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from reprlib import repr as shown
@@ -14,6 +14,7 @@ from torch import nn
 from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import fits, log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
+from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
@@ -120,6 +121,18 @@ class Run:
                 f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
                 f"saved after step {self.progress.step}, resume with fewer `workers`: {self.resume_command}"
             )
+
+    @contextmanager
+    def saved_if_unreadable(self) -> Iterator[None]:
+        """Save the run where a batch cannot be read, unless other processes wait in the same step."""
+        try:
+            yield
+        except BatchError as error:
+            if world_size() > 1:
+                raise
+            self.save()
+            resume = f"saved after step {self.progress.step}, resume with {self.resume_command}"
+            raise BatchError(f"{error}; {resume}") from None
 
     def resume(self) -> None:
         """Continue from the saved state. A collective."""

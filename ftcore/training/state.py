@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
+from ftcore.checkpoints.tensors import load_pickle
 from ftcore.cli import check_resumed, one_line, warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
@@ -139,12 +140,10 @@ def read_state(path: Path) -> dict[str, Any]:
     plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
     plain["fingerprints"] = {"train": ""}
     try:
+        saved: Any = load_pickle(path)  # refuses compressed records, which the next line would decompress
         with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise ValueError("compressed, which torch.save never does")
             if record := archive.testzip():
                 raise ValueError(f"wrong checksum of {record}")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # Older versions did not save these.
         state = {"config": {}, "versions": {}, "random_of_others": []} | saved
         state.setdefault("fingerprints", {"train": state.get("train_sha256")})
@@ -186,13 +185,13 @@ def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter after a step, on the meta device."""
-    groups = []
-    for group in optimizer.param_groups:
-        parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        groups.append(group | {"params": parameters, "foreach": False, "fused": False})
-    on_meta = type(optimizer)(groups)  # type: ignore[call-arg]
+    all_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in all_parameters]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    # In one group: a step makes the state of a group's parameters together.
+    group = optimizer.param_groups[0] | {"params": parameters, "foreach": False, "fused": False}
+    on_meta = type(optimizer)([group])  # type: ignore[call-arg]
     with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
         on_meta.step()
     return on_meta.state_dict()["state"]

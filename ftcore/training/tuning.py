@@ -282,7 +282,8 @@ def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, max(rows, key=len))
+            columns = dict.fromkeys([*max(rows, key=len), *(name for one in rows for name in one)])
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -217,7 +217,7 @@ def test_padded_rows_equal_rows_alone(name, family, left, right, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", CASES.keys() - {"beam_trace", "attention_while_generating"})
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"beam_trace", "attention_while_generating"}))
 def test_a_mask_of_another_shape_is_refused(name, family):
     model, x = tiny(family), Padded(family, 1, 1)
     x.inputs["attention_mask"] = x.inputs["attention_mask"][:1]

@@ -147,11 +147,7 @@ def test_difference_of_the_fused_kernel_is_reported(gpt2, monkeypatch, capsys):
         (["--model", "a", "--config", "b"], "give either --model or --config, not both"),
         (["--config", "a", "--length", "0"], "--length is 0, expected at least 1"),
         (["--config", "a", "--batch", "0"], "--batch is 0, expected at least 1"),
-        (["--config", "a", "--seed", "-1"], "--seed is -1, expected from 0 to below 9223372036854775808"),
-        (
-            ["--config", "a", "--seed", str(10**30)],
-            "--seed is 1000000000000000000000000000000, expected from",
-        ),
+        (["--config", "a", "--seed", str(10**30)], "--seed is 1000000000000000000000000000000, expected an"),
         (["--config", "missing.json"], "no such file: missing.json"),
         (["--config", "."], "a directory, expected a file such as the config.json in it"),
         (["--model", "./missing"], "no such directory"),

@@ -158,7 +158,8 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a" * 250], "exceed the model's 256 positions"),
         (["--prompt", ""], "prompt 1 is empty"),
-        (["--prompt", "a", "--sample", "--seed", "9" * 30], "expected from 0 to below"),
+        (["--prompt", "a", "--sample", "--seed", "9" * 30], "--seed is 99999"),
+        (["--prompt", "a", "--sample", "--seed", "-1"], "--seed is -1, expected from 0"),
         (["--prompt", "a", "--sample", "--temperature", "1e-45"], "temperature is 1e-45, expected at least"),
         (["--prompt", "a", "--sample", "--temperature", "1e400"], "temperature is inf, expected a number"),
         (["--prompt", "a", "--length-penalty", "nan"], "length_penalty is nan, expected a number"),
@@ -166,7 +167,7 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
         (["--prompt", "a", "--max-new-tokens", "1000000000"], "n_positions"),
         (
             ["--prompt", "a", "--top-k", "9" * 30, "--sample"],
-            "top_k is 999999999999999999999999999999, expected",
+            "--top-k is 99999",
         ),
         (["--input", "/no/such/file"], "no such file: /no/such/file"),
         (["--prompt", "a", "--output", "/no/such/directory/file"], "its directory does not exist"),

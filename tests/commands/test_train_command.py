@@ -551,7 +551,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--task", "poetry"], "--task: invalid choice: 'poetry' (choose from"),
         (["--train", "/nowhere/data.json"], "/nowhere/data.json"),
         (["--valid", "/nowhere/data.json"], "/nowhere/data.json"),
-        (["--model", "/nowhere/model"], "/nowhere/model: no such directory"),
+        (["--model", "/nowhere/model"], "/nowhere/model': no such directory"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a CUDA device"),
         (["--device", "tpu"], "--device is 'tpu', which torch does not find here"),
         (["--device", "cuda:99"], "--device is 'cuda:99', which torch does not find here"),

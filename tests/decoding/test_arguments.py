@@ -93,7 +93,7 @@ def test_any_settings_work_or_are_refused_by_file_and_key(
         ({"num_beams": True}, "num_beams is True, expected a whole number"),
         ({"do_sample": 1}, "do_sample is 1, expected true or false"),
         ({"exponential_decay_length_penalty": [1]}, "expected a list of two numbers"),
-        ({"suppress_tokens": [-1]}, "suppress_tokens holds -1, expected no negative id"),
+        ({"suppress_tokens": [-1]}, "suppress_tokens holds -1, expected token ids from 0"),
         ({"num_beams": 10**9}, "num_beams is 1000000000, expected at most"),
         ({"num_beams": 10**30}, "num_beams is 1000000000000000000000000000000, expected a whole number"),
         (
@@ -233,5 +233,5 @@ def test_special_tokens_out_of_range_name_the_file_that_they_come_from(checkpoin
     ):
         generate(model, IDS)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=8, n_head=1, n_layer=1, eos_token_id=-5))
-    with pytest.raises(ValueError, match=r"config.json: eos_token_id holds -5, expected no negative id"):
+    with pytest.raises(ValueError, match=r"config.json: eos_token_id holds -5, expected token ids from 0"):
         generate(model, IDS)

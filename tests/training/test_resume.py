@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
-from ftcore.data import load_tokenizer
+from ftcore.data import DataLoader, load_tokenizer
 from ftcore.training.metrics_log import Meter
 from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
@@ -259,6 +259,32 @@ def test_a_lost_worker_stops_a_run_and_it_saves(
     whole = t5.new_directory()
     assert t5.train(whole, "--valid-share 0.4 --eval-batch-size 1") == 0
     assert_same(outcome(run), outcome(whole))
+
+
+@pytest.mark.parametrize("batch", [4, 5])  # the first and the second micro-batch of a step
+def test_a_batch_that_cannot_be_read_stops_a_run_and_it_saves(
+    t5: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, batch: int
+) -> None:
+    """A corpus that was removed, for example."""
+    run, batches = t5.new_directory(), DataLoader._batches
+
+    def failing(loader: DataLoader) -> Iterator[Any]:
+        for number, one in enumerate(batches(loader)):
+            if loader.batch_sampler.shuffle and number == batch:
+                raise ValueError("ids: no such file")
+            yield one
+
+    monkeypatch.setattr(DataLoader, "_batches", failing)
+    with pytest.raises(SystemExit) as ending:
+        t5.train(run)
+    monkeypatch.undo()
+    assert ending.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "ftcore.train: ids: no such file; saved after step 2, resume with python -m ftcore"
+    )
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
 
 
 def test_stopping_prints_the_resume_command(t5: Bench, capsys: pytest.CaptureFixture) -> None:

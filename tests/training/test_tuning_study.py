@@ -149,7 +149,9 @@ def test_values_of_other_types_are_refused(tmp_path_factory: pytest.TempPathFact
         if isinstance(holder[key], dict):
             places += [(holder[key], inner) for inner in holder[key]]
     holder, key = data.draw(st.sampled_from(places))
-    if data.draw(st.booleans()):
+    if (how := data.draw(st.sampled_from(["change", "rename", "remove"]))) == "rename":
+        holder["other"] = holder.pop(key)
+    elif how == "change":
         holder[key] = data.draw(st.sampled_from([None, True, -1, 10**30, 0.5, "x", [], {}, [1], {"x": 1}]))
     else:
         del holder[key]
