@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from ftcore.benchmark.cases import GROWTH_MODELS, ROWS
-from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, option, parse
+from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
+from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, guard_output, option, parse
 
 
 @dataclass
@@ -60,7 +60,9 @@ class BenchOptions:
     dropout: float = option(0.0, "rate of all layers (the tutorials: 0.1); losses are compared only at 0")
 
     device: str = option("cpu", "cpu, cuda or cuda:N", group="Machine")
-    threads: int | None = option(None, "threads of each backend (default: one per core)", at_least=1)
+    threads: int | None = option(
+        None, "threads of each backend (default: one per core)", at_least=1, below=MAX_THREADS + 1
+    )
 
     json: bool = option(False, "print a JSON object instead of the table", group="Output")
     growth: str | None = option(
@@ -100,6 +102,7 @@ class BenchOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.bench")
     parse(BenchOptions, command="ftcore.bench")  # --help and typing errors, before the import of torch
 
 import json
@@ -138,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         versions = {backend: version(backend) for backend in ("torch", *rows[0].results)}
         results = [row.to_dict() for row in rows]
-        print(json.dumps({"versions": versions, "machine": asdict(machine), "rows": results}))
+        print(
+            json.dumps({"versions": versions, "machine": asdict(machine), "rows": results}, allow_nan=False)
+        )
     else:
         print("\n".join(report(rows, machine)))
     return 0 if all(row.ours.seconds for row in rows) else FAILED_RUN

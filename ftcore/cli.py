@@ -14,11 +14,14 @@ becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME
 """
 
 import argparse
+import atexit
 import dataclasses
 import difflib
 import inspect
+import io
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -75,9 +78,14 @@ def flag(name: str) -> str:
 
 
 def check_bounds(options: Any) -> None:
-    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are."""
+    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are.
+
+    So are integers of more than 64 bits, which torch does not take.
+    """
     for field in dataclasses.fields(options):
         value, low = getattr(options, field.name), field.metadata.get("at_least")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected an integer of at most 64 bits")
         below = field.metadata.get("below") or math.inf
         if low is not None and value is not None and not low <= value < below:
             expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
@@ -120,14 +128,18 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
+    from_file: dict[str, Any] = {}
     try:
-        values = (_read_config(options, Path(config)) if config else {}) | from_line
+        from_file = _read_config(options, Path(config)) if config else {}
+        values = from_file | from_line
         for field in _fields(options):
             if field.name not in values and field.default is REQUIRED:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
-        parser.error(str(error))
+        message = _as_options(str(error))
+        named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", message)}
+        parser.error((f"{config}: " if named & (from_file.keys() - from_line.keys()) else "") + message)
 
 
 def to_argv(options: Any) -> list[str]:
@@ -148,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with errors of one line instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {printable(message)} (--help lists the options)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if is_main_process():
@@ -233,18 +245,19 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key not in types_of:
             raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
-        if not _fits(value, types_of[key]):
+        if not fits(value, types_of[key]):
             raise ValueError(f"{path}: {key} is {shown(value)}, which does not fit {flag(key)}")
     return values
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from a file has the type of a dataclass field; an int fits a float."""
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
                 return True
         elif typing.get_origin(kind) is list:
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            if isinstance(value, list) and all(fits(item, *typing.get_args(kind)) for item in value):
                 return True
         elif isinstance(value, bool):
             if kind is bool:
@@ -259,6 +272,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 WRONG_INPUT = 2  # exit status: invalid options or input
 FAILED_RUN = 1  # exit status: the command started and failed
 INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
+BROKEN_PIPE = 141  # exit status where the reader of a pipe has ended, the shells' convention
 
 LONGEST_MESSAGE = 1200  # characters of an error or a warning
 
@@ -278,13 +292,19 @@ def cli_errors(
 
     The default kinds are what the library raises for wrong input: use it around reading options, files and
     checkpoints. Elsewhere a ValueError is a bug and keeps its traceback.
+
+    The library names its arguments in backticks, and here they become options: `batch_size` -> --batch-size.
     """
     try:
         yield
     except kinds as error:
         if is_main_process():
-            print(f"{command}: {one_line(error)}", file=sys.stderr)
+            print(f"{command}: {_as_options(one_line(error))}", file=sys.stderr)
         raise SystemExit(status) from None
+
+
+def _as_options(message: str) -> str:
+    return re.sub(r"`(\w+)`", lambda name: flag(name[1]), message)
 
 
 def one_line(error: BaseException) -> str:
@@ -315,6 +335,76 @@ def log(line: str) -> None:
 
     if is_main_process():
         tqdm.write(line, file=sys.stdout)
+
+
+class _GuardedOutput(io.RawIOBase):
+    """The bytes of a standard stream: after the first error of a write, they are dropped.
+
+    Args:
+        command: ended by the error, where standard output is its result; else None.
+    """
+
+    def __init__(self, raw: io.RawIOBase, command: str | None) -> None:
+        self._raw, self._command, self._failed = raw, command, False
+
+    def write(self, data: Any) -> int | None:
+        if not self._failed:
+            try:
+                return self._raw.write(data)
+            except OSError as error:
+                self._failed = True
+                if self._command:
+                    self._end(self._command, error)
+        return len(data)
+
+    def _end(self, command: str, error: OSError) -> NoReturn:
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
+            raise SystemExit(BROKEN_PIPE)
+        print(f"{command}: standard output: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(FAILED_RUN)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+
+def guard_output(command: str | None = None) -> None:
+    """Let no print raise, whatever standard output and standard error are connected to.
+
+    Characters missing in the encoding are escaped. Once a write fails (closed pipe, full disk, closed
+    terminal), further output is dropped, so that a run continues.
+
+    Args:
+        command: given where standard output is the result. The command then ends: quietly if a pipe was
+            closed, else with one line and status 1.
+    """
+    for name in ("stderr", "stdout"):
+        stream, settings = getattr(sys, name), {}
+        if stream is None:  # closed by the shell (`>&-`): writes fail, and no other file gets its number
+            raw: Any = open(os.devnull, "rb", buffering=0)  # noqa: SIM115
+        else:
+            stream.flush()
+            raw = getattr(stream.buffer, "raw", stream.buffer)
+            settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        guarded: Any = _GuardedOutput(raw, command if name == "stdout" else None)
+        if not settings.get("write_through"):  # python -u
+            guarded = io.BufferedWriter(guarded)
+        encoding = getattr(stream, "encoding", "utf-8")
+        setattr(sys, name, io.TextIOWrapper(guarded, encoding, "backslashreplace", **settings))
+    atexit.register(_flush_output)
+
+
+def _flush_output() -> None:
+    """Before Python's own flush at exit, whose errors print a traceback."""
+    try:
+        sys.stdout.flush()
+    except SystemExit as ending:
+        os._exit(int(ending.code or 0))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

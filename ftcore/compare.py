@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, cli_errors, option, parse
+from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
 
 
 @dataclass
@@ -24,7 +24,7 @@ class CompareOptions:
         "tokens per row (default: 140, beyond the distances that T5 distinguishes, or GPT-2's n_positions)",
         at_least=1,
     )
-    seed: int = option(0, "of the random tokens and weights")
+    seed: int = option(0, "of the random tokens and weights", at_least=0, below=2**63)
 
     forward_only: bool = option(False, "do not compare gradients", group="Output")
     json: bool = option(False, "print a JSON object instead of the table")
@@ -36,6 +36,7 @@ class CompareOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.compare")
     parse(CompareOptions, command="ftcore.compare")  # --help and typing errors, before the import of torch
 
 import json

@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import REQUIRED, check_bounds, cli_errors, option, parse
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, guard_output, option, parse
 
 
 @dataclass
 class EvaluateOptions:
     """Score a checkpoint on a file: loss, token accuracy, perplexity and, where the task has gold answers,
-    exact match and F1 of the generated answers."""
+    exact match and F1 of the generated answers.
+
+    Answers of task qa are compared as in SQuAD 1.1, without case, punctuation and articles; those of other
+    tasks exactly, as the tokenizer writes them. They come from greedy or beam search: of the checkpoint's
+    generation_config.json only the special tokens are used.
+    """
 
     model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
     data: str = option(REQUIRED, "file of records", metavar="FILE")
@@ -37,20 +42,23 @@ class EvaluateOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.evaluate")
     parse(EvaluateOptions, command="ftcore.evaluate")  # --help and errors, before the slow import of torch
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ftcore.checkpoints.files import write_text
 from ftcore.data import DataLoader
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
-from ftcore.training.scoring import mean, score_answers, score_loss
+from ftcore.training.scoring import describe_answers, mean, named, score_answers, score_loss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,17 +90,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             decoder = prepare_for_decoding(model)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
 
-    loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
-    answers = score_answers(
-        decoder,
-        tokenizer,
-        dataset,
-        batch_size=options.batch_size,
-        progress=True,
-        max_new_tokens=options.max_target_length,
-        num_beams=options.num_beams,
-    )
-    scores = {
+    with cli_errors("ftcore.evaluate", (FloatingPointError,), FAILED_RUN):
+        loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
+        answers = score_answers(
+            decoder,
+            tokenizer,
+            dataset,
+            batch_size=options.batch_size,
+            progress=True,
+            task=options.task,
+            max_new_tokens=options.max_target_length,
+            num_beams=options.num_beams,
+        )
+    scores: dict[str, Any] = {
         "examples": len(dataset),
         "tokens": loss.tokens,
         "loss": loss.loss,
@@ -102,15 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answers:
         scores["exact_match"] = mean([answer.exact_match for answer in answers])
         scores["f1"] = mean([answer.f1 for answer in answers])
+        scores["answers"] = describe_answers(
+            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+        )
     if path:
         lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         with cli_errors("ftcore.evaluate"):
             write_text(path, lines)
     if options.json:
-        print(json.dumps(scores))
+        scores["perplexity"] = scores["perplexity"] if math.isfinite(scores["perplexity"]) else None
+        print(json.dumps(scores, allow_nan=False))
     else:
-        for name, value in scores.items():
-            print(f"{name:15} {value:,}" if isinstance(value, int) else f"{name:15} {value:.4f}")
+        for name, value in named(scores, options.task).items():
+            form = {int: ",", float: ".4f"}.get(type(value), "")
+            print(f"{name:20} {value:{form}}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, cli_errors, option, parse
+from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, guard_output, option, parse
+from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (
@@ -34,11 +35,13 @@ class ExploreOptions:
         None, "second text, to patch activations from; with --question, a second passage"
     )
 
-    max_new_tokens: int = option(20, "most tokens to generate", group="Generation", at_least=1)
-    num_beams: int = option(4, "beams of beam search", at_least=2)
-    temperature: float = option(1.0, "temperature of the sampled answer")
+    max_new_tokens: int = option(
+        20, "most tokens to generate", group="Generation", at_least=1, below=MAX_NEW_TOKENS + 1
+    )
+    num_beams: int = option(4, "beams of beam search", at_least=2, below=MAX_BEAMS + 1)
+    temperature: float = option(1.0, "temperature of the sampled answer", at_least=1e-30)
     top_k: int = option(50, "sample among this many most likely tokens, 0 for all", at_least=0)
-    seed: int = option(0, "random seed of the sampled answer")
+    seed: int = option(0, "random seed of the sampled answer", at_least=0, below=MAX_SEED)
 
     out: str | None = option(
         None, "file to write the page to (default: explore.html)", group="Output", metavar="FILE"
@@ -62,11 +65,10 @@ class ExploreOptions:
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 0 to 65535")
         check_bounds(self)
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature is {self.temperature}, expected more than 0")
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.explore")
     parse(ExploreOptions, command="ftcore.explore")  # --help and invalid options, before torch is imported
 
 import sys
@@ -87,7 +89,8 @@ DEFAULT_OUT, DEFAULT_PORT = "explore.html", 8765
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(ExploreOptions, argv, command="ftcore.explore")
-    with cli_errors("ftcore.explore"):
+    not_finite = cli_errors("ftcore.explore", (FloatingPointError,), FAILED_RUN)
+    with not_finite, cli_errors("ftcore.explore"):
         out = Path(options.out or DEFAULT_OUT)
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_bounds, cli_errors, flag, option, parse, warn
+from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, guard_output, option, parse, warn
 
 
 @dataclass
@@ -21,8 +21,8 @@ class GenerateOptions:
     question: str | None = option(None, "question about --context")
     input: str | None = option(
         None,
-        'file of one prompt per line, or of JSON lines with the keys "prompt", or "context" and "question", '
-        'or "source"',
+        'file of one prompt per line, or JSON lines or CSV with "prompt", or "context" and "question", or '
+        '"source"',
         metavar="FILE",
     )
 
@@ -46,7 +46,9 @@ class GenerateOptions:
     top_p: float | None = option(
         None, "sample from the most likely tokens that together reach this probability (default: 1.0)"
     )
-    seed: int | None = option(None, "random seed (default: a different one every time)")
+    seed: int | None = option(
+        None, "random seed (default: a different one every time)", at_least=0, below=2**63
+    )
 
     stream: bool = option(False, "print the text as it is generated", group="Output")
     json: bool = option(False, "print a JSON object per prompt, with the model's input and its text or texts")
@@ -83,6 +85,7 @@ class GenerateOptions:
 
 
 if __name__ == "__main__":
+    guard_output("ftcore.generate")
     parse(GenerateOptions, command="ftcore.generate")  # --help and errors, before the slow import of torch
 
 import json
@@ -96,11 +99,11 @@ from typing import Any
 
 import torch
 
-from ftcore.checkpoints.files import read_text, write_text
+from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
-from ftcore.data.files import Row, json_line_rows, listed, numbered_lines
+from ftcore.data.files import Row, listed, read_rows
 from ftcore.decoding import generate_texts, stream_text
-from ftcore.decoding.arguments import Arguments, arguments_for
+from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
 from ftcore.decoding.text import check_prompts
 from ftcore.training.inputs import find_device, load_checkpoint
 
@@ -115,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
         prompts = read_prompts(options, decoder_only=not model.config.is_encoder_decoder)
-        check_prompts(model, arguments_for(model, arguments), [tokenizer.encode(text) for text in prompts])
+        chosen = arguments_for(model, arguments)
+        check_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
+    own = [name for name, file in chosen.origin.items() if file and name not in SPECIAL_TOKENS]
+    if settings := chosen.changed(own):
+        print(f"the checkpoint sets {', '.join(settings)}", file=sys.stderr)
     if options.fast or options.compile:
         with cli_errors("ftcore.generate", (ValueError, ImportError)):  # ftcore.fast may be left out
             from ftcore.fast import prepare_for_decoding
@@ -125,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.seed is not None:
         arguments["generator"] = torch.Generator(device).manual_seed(options.seed)
 
-    with short_warnings():
+    # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
+    with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):
         if options.stream:
             stream_text(model, tokenizer, prompts[0], partial(print, end="", flush=True), **arguments)
             print()
@@ -149,11 +157,9 @@ def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
         record = {"context": options.context, "question": options.question}
         return [as_prompt(record, decoder_only, "command line")]
     path = Path(options.input)
-    text = read_text(path)
-    if path.suffix == ".jsonl" or text.lstrip().startswith('{"'):
-        prompts = [as_prompt(row, decoder_only, where) for where, row in json_line_rows(path, text)]
-    else:
-        prompts = [line for _, line in numbered_lines(path, text)]
+    expected = "one prompt per line, or JSON lines or CSV"
+    rows = read_rows(path, expected=expected, line_row=lambda line, where: {"prompt": line})
+    prompts = [as_prompt(row, decoder_only, where) for where, row in rows]
     if not prompts:
         raise ValueError(f"{path}: no prompts, expected one per line")
     return prompts

@@ -2,24 +2,29 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, log, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, parse
 from ftcore.training.options import TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
-if __name__ == "__main__" and "TORCHELASTIC_RUN_ID" not in os.environ:
-    parse(TrainOptions, command="ftcore.train")
+if __name__ == "__main__":
+    guard_output()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        parse(TrainOptions, command="ftcore.train")
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.data import DataLoader
+from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
 from ftcore.training import console
 from ftcore.training.distributed import (
@@ -41,7 +46,7 @@ from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import mean, score_answers, score_continuations, score_loss
+from ftcore.training.scoring import mean, named, score_answers, score_continuations, score_loss
 from ftcore.training.setup import (
     Run,
     fingerprint,
@@ -54,9 +59,11 @@ from ftcore.training.setup import (
 
 Batch = dict[str, Tensor]
 
+MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
+
 
 def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory is created last.
+    """Build everything that a run needs; its directory is created last, and locked until it is closed.
 
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
@@ -70,6 +77,7 @@ def prepare(options: TrainOptions) -> Run:
         train_set, valid_set = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+    fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
         device=device,
@@ -86,18 +94,21 @@ def prepare(options: TrainOptions) -> Run:
         autocast=autocast(settings.precision, device),
         scaler=grad_scaler(settings.precision, device),
         resized=resized,
-        fingerprints=on_main(lambda: fingerprint(settings)),
-        directory=RunDirectory(on_main(lambda: make_directory(settings).path)),
+        fingerprints=fingerprints,
+        directory=make_directory(settings),
     )
-    seed_rank(settings.seed)
-    if settings.resume:
-        run.resume()
-    on_main(lambda: run.directory.save_options(settings))
+    with ExitStack() as on_error:
+        on_error.callback(run.directory.close)
+        seed_rank(settings.seed)
+        if settings.resume:
+            run.resume()
+        on_main(lambda: run.directory.save_options(settings))
+        on_error.pop_all()
     return run
 
 
 def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step or an interrupt. Changes only `run` and its directory.
+    """Train until the last step, an interrupt or the loss of a worker. Changes only `run` and its directory.
 
     `watch` is called with the metrics of each validation after the first step; an exception ends the run.
     """
@@ -106,7 +117,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
         validate(run)  # the untrained model
 
     meter = Meter(progress.losses)
-    with progress_bar(run) as bar, Interrupt() as interrupt:
+    with progress_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
@@ -125,8 +136,9 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                         watch(validate(run))
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
-                if any_rank(is_last or interrupt.requested):
+                if any_rank(is_last or interrupt.requested or run.lost_worker is not None):
                     run.save()
+                    run.require_workers()
                     return
             progress.epoch += 1
 
@@ -139,8 +151,12 @@ def progress_bar(run: Run) -> tqdm:
 def grouped(loader: DataLoader, grad_accum: int) -> Iterator[list[Batch]]:
     """The micro-batches of each optimizer step; fewer in the last step of an epoch."""
     batches = iter(loader)
-    while micro_batches := list(islice(batches, grad_accum)):
-        yield micro_batches
+    try:
+        while micro_batches := list(islice(batches, grad_accum)):
+            yield micro_batches
+    except (ValueError, OSError) as error:  # a corpus that was removed, for example
+        loader.rewind()
+        raise BatchError(one_line(error)) from None
 
 
 def take_step(run: Run, micro_batches: Sequence[Batch], lr: float) -> tuple[float, float]:
@@ -180,7 +196,10 @@ def clip_gradients(run: Run) -> float:
     limit = run.options.clip_norm or math.inf
     norm = to_full(torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)).item()
     # fp16 gradients overflow now and then: the scaler skips that step and lowers its scale.
-    return norm if run.scaler.is_enabled() else require_finite("the gradient's norm", norm)
+    run.progress.skipped = 0 if math.isfinite(norm) else run.progress.skipped + 1
+    if run.scaler.is_enabled() and run.progress.skipped < min(MAX_SKIPPED, run.total_steps):
+        return norm
+    return require_finite("the gradient's norm", norm)
 
 
 def require_finite(name: str, value: float) -> float:
@@ -203,6 +222,7 @@ def validate(run: Run) -> dict[str, float]:
         model,
         run.tokenizer,
         run.valid_set,
+        task=run.options.task,
         limit=run.options.eval_answers,
         batch_size=run.options.eval_batch_size,
         max_new_tokens=run.options.max_target_length,
@@ -215,7 +235,8 @@ def validate(run: Run) -> dict[str, float]:
         answers = score_continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
     console.print_answers(answers)
     log_metrics(run, **metrics)
-    log(f"step {run.progress.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    shown = named(metrics, run.options.task).items()
+    log(f"step {run.progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown))
 
     quality = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
     if run.progress.step > 0 and (run.progress.best is None or quality > run.progress.best):
@@ -235,6 +256,10 @@ def save_step(run: Run) -> None:
 
 def log_metrics(run: Run, **metrics: float) -> None:
     """Append a line to metrics.jsonl."""
+    if run.scaler.is_enabled() and "train_loss" in metrics:
+        metrics["skipped_steps"] = skipped = run.progress.skipped
+        if skipped:
+            log(f"step {run.progress.step}: skipped ({skipped} in a row), its gradients overflow")
     epoch = run.progress.step / run.train_loader.steps_per_epoch
     line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
     on_main(lambda: run.directory.metrics_log.append(line))
@@ -245,10 +270,11 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     options = parse(TrainOptions, argv, command="ftcore.train")
     if not options.resume:
         return options
+    directory = RunDirectory(Path(options.output or ""))
     with cli_errors("ftcore.train"):
-        saved = RunDirectory.existing(options.output or "").config
+        directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(saved), *given], command="ftcore.train")
+    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,14 +287,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return console.check(options, prepare, train, take_step, grouped, generate)
             with cli_errors("ftcore.train"):
                 run = prepare(options)
-            with cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN):
+            with (
+                closing(run.directory),
+                cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
+            ):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):
                     train(run)
+                on_main(lambda: console.print_results(run))
         except KeyboardInterrupt:  # outside of the loop, where Interrupt handles it
             log("interrupted; earlier saves are complete")
             return INTERRUPTED
-        on_main(lambda: console.print_results(run))
     return 0
 
 

@@ -8,6 +8,7 @@ from ftcore.cli import (
     INTERRUPTED,
     check_resumed,
     cli_errors,
+    guard_output,
     log,
     one_line,
     option,
@@ -58,8 +59,9 @@ class TuneOptions(TrainOptions):
     )
     metric: Literal["exact_match", "f1", "valid_loss"] | None = option(
         None,
-        "metric that ranks trials, at their best validation (default: exact_match if the task has "
-        "answers, else valid_loss). Ties are broken by the loss",
+        "metric that ranks trials, at their best validation; exact_match and f1 compare answers as in SQuAD "
+        "for task qa, else exactly (default: exact_match if the task has answers, else valid_loss). Ties are "
+        "broken by the loss",
     )
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ class TuneOptions(TrainOptions):
 
 
 if __name__ == "__main__":
+    guard_output()
     parse(TuneOptions, command="ftcore.tune")  # --help and wrong options, before the slow import of torch
 
 import math
@@ -105,13 +108,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import directory_lock, write_atomically, write_json
+from ftcore.checkpoints.files import write_atomically, write_json
 from ftcore.train import prepare, train
 from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import SIZES, find_files
 from ftcore.training.resize import config_changes, resize
-from ftcore.training.run_directory import RunDirectory, require_free
+from ftcore.training.run_directory import RunDirectory, claim, require_free
 from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
@@ -202,8 +205,11 @@ def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTria
         if not is_trial_failure(failure):
             raise
         state, error = "FAIL", one_line(failure)
+    finally:
+        if run is not None:
+            run.directory.close()
     value, step, metrics = max(validations, key=itemgetter(0), default=(None, None, {}))
-    trial.set_user_attr("metrics", metrics)
+    trial.set_user_attr("metrics", {key: x for key, x in metrics.items() if math.isfinite(x)})
     trial.set_user_attr("best_step", step)
     trial.set_user_attr("steps", run.progress.step if run else 0)
     trial.set_user_attr("seconds", round(time.perf_counter() - start, 1))
@@ -270,20 +276,42 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
     trials = [options.of_trial(settings) for settings in plan]
     if space.keys() & set(SIZES):
         require_valid_models(trials)
-    if not options.resume:
-        may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
-        require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
-        directory.mkdir(parents=True, exist_ok=True)
-    with directory_lock(directory):
+
+    def may_use() -> None:
+        if not options.resume:
+            may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
+            require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
+
+    def save_options() -> None:
+        saved = asdict(options)
+        del saved["resume"], saved["overwrite"]
+        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
+
+    with claim(directory, may_use):
         if not options.resume:
             shutil.rmtree(directory / "trials", ignore_errors=True)
             for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search
                 (directory / name).unlink(missing_ok=True)
-        saved = asdict(options)
-        del saved["resume"], saved["overwrite"]
-        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
-        journal = open_journal(directory / JOURNAL)
+            save_options()
+        journal = read_journal(directory, plan)
+        save_options()
         yield Search(options, directory, space, plan, study_in_memory(journal, options.halving), journal)
+
+
+def read_journal(directory: Path, plan: Sequence[dict[str, Any]]) -> Study:
+    """The journal of a search, created if there is none.
+
+    Raises:
+        ValueError: it is damaged, missing, or of other trials.
+    """
+    path = directory / JOURNAL
+    if (directory / TABLE).exists() and not path.exists():
+        raise ValueError(f"{path} is missing, the search cannot be resumed")
+    journal = open_journal(path)
+    for number, (trial, settings) in enumerate(zip(finished_trials(journal), plan, strict=False), 1):
+        if trial.params != settings:
+            raise ValueError(f"{path}: trial {number} is not the one that was drawn; a line may be missing")
+    return journal
 
 
 def require_valid_models(trials: Sequence[TrainOptions]) -> None:
@@ -292,7 +320,8 @@ def require_valid_models(trials: Sequence[TrainOptions]) -> None:
     Raises:
         ValueError: no model has these sizes.
     """
-    model, _ = load_checkpoint(find_files(trials[0]).model, from_scratch=trials[0].from_scratch)
+    name = find_files(trials[0]).model
+    model, _ = load_checkpoint(name, from_scratch=trials[0].from_scratch, check=False)
     with torch.device("meta"):
         for options in trials:
             resize(model, config_changes(options, model.config), keep_weights=False)
@@ -312,7 +341,7 @@ def print_results(search: Search) -> None:
         log(f"the same run  {shlex.join(['python', '-m', 'ftcore.train', *to_argv(options)])}")
     if len(trials) < len(search.plan):
         log(f"stopped after {len(trials)} of {len(search.plan)} trials; resume with:")
-        log(f"  python -m ftcore.tune --output {directory} --resume")
+        log(f"  {shlex.join(['python', '-m', 'ftcore.tune', '--output', str(directory), '--resume'])}")
 
 
 def parse_options(argv: Sequence[str] | None) -> TuneOptions:

@@ -1,6 +1,7 @@
-"""Exact match and F1 as SQuAD defines them."""
+"""Exact match and F1, as SQuAD's script computes them and of the texts as they are."""
 
 import string
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -36,7 +37,8 @@ def test_normalize_answer(answer: str, expected: str) -> None:
         ("red red blue", ["red green"], 0, 2 * (1 / 3 * 1 / 2) / (1 / 3 + 1 / 2)),  # a word counts once
         ("Carolina", ["Denver Broncos"], 0, 0),
         ("", ["Denver"], 0, 0),
-        ("the", ["a"], 1, 1),  # both empty after normalization
+        ("the", ["a"], 1, 0),  # both empty after normalization: no shared word
+        ("", ["."], 1, 0),
         ("Broncos Denver", ["Denver Broncos"], 0, 1),
         ("Panthers of Carolina", ["Broncos", "Carolina Panthers"], 0, 0.8),  # the best of the gold answers
     ],
@@ -56,9 +58,33 @@ references = st.lists(texts | st.text(max_size=12), min_size=1, max_size=4)
 def test_bounds(prediction: str, gold: list[str]) -> None:
     match, score = exact_match(prediction, gold), f1(prediction, gold)
     assert match in (0, 1) and 0 <= score <= 1
-    assert match <= score  # an exact match has every word
-    assert exact_match(gold[0], gold) == f1(gold[0], gold) == 1
+    assert match <= score or not normalize_answer(prediction)  # an exact match has every word
+    assert exact_match(gold[0], gold) == 1
     assert (match, score) == (exact_match(prediction, gold[::-1]), f1(prediction, gold[::-1]))
+
+
+def squad_f1(prediction: str, reference: str) -> float:
+    """As SQuAD's script writes it, by precision and recall."""
+    ours, theirs = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    if shared == 0:
+        return 0
+    precision, recall = shared / len(ours), shared / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+@given(texts | st.text(max_size=12), references)
+def test_f1_is_that_of_squads_script(prediction: str, gold: list[str]) -> None:
+    assert f1(prediction, gold) == pytest.approx(max(squad_f1(prediction, reference) for reference in gold))
+
+
+@given(texts | st.text(max_size=12), references)
+def test_texts_as_they_are(prediction: str, gold: list[str]) -> None:
+    """Case, punctuation, articles and inner white space count; white space at the ends does not."""
+    match, score = exact_match(prediction, gold, str.strip), f1(prediction, gold, str.strip)
+    assert match == (prediction.strip() in [reference.strip() for reference in gold])
+    assert match <= score or not prediction.strip()
+    assert exact_match(f" {prediction}\n", gold, str.strip) == match
 
 
 @given(texts, texts)

@@ -1,15 +1,28 @@
 """Attention maps, hidden states, and T5's relative position bias."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.analysis.figures import Axes, Figure, draw_matrix, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, part_prefixes, stack_blocks, stack_parameters
+from ftcore.analysis.figures import Axes, Figure, check_labels, draw_matrix, new_figure
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    check_dims,
+    check_index,
+    check_number,
+    part_prefixes,
+    stack_blocks,
+    stack_parameters,
+)
+from ftcore.cli import did_you_mean
 from ftcore.decoding import generate
+from ftcore.decoding.arguments import Arguments, arguments_for
+from ftcore.decoding.search import checked_source
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
 
@@ -39,6 +52,10 @@ def attention_while_generating(
         num_return_sequences. The last token has no row, since it was never an input.
     """
     ids = generate(model, input_ids, attention_mask, **arguments)
+    known = {field.name for field in fields(Arguments)} & arguments.keys()
+    chosen = arguments_for(model, {name: arguments[name] for name in known})
+    # As in `generate`, which masks GPT-2's pad tokens where no mask is given.
+    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, ids.device)
     per_source = len(ids) // len(input_ids)
     decoder_ids = ids[:, :-1]
     if isinstance(model, GPT2LMHeadModel):
@@ -76,7 +93,10 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
             one block.
         queries, keys: labels of the T query tokens and of the S key tokens.
     """
+    check_dims("maps", maps, "L H T S")
     blocks, heads, length, width = maps.shape
+    check_labels("queries", queries, length)
+    check_labels("keys", keys, width)
     panel = (max(1.8, min(5.0, 0.12 * width)), max(1.6, min(5.0, 0.12 * length)))
     figure = new_figure(0.8 + heads * panel[0], 0.8 + blocks * panel[1])
     panels = figure.subplots(blocks, heads, squeeze=False, sharex=True, sharey=True)
@@ -105,9 +125,15 @@ def relative_bias_curves(
     Args:
         stack: "encoder" (distances in both directions) or "decoder" (the past only).
         reach: largest distance; by default a few more than relative_attention_max_distance.
+
+    Raises:
+        ValueError: another stack, or a reach below 0.
     """
     config = model.config
-    reach = config.relative_attention_max_distance + 8 if reach is None else reach
+    stacks = ("encoder", "decoder")
+    if stack not in stacks:
+        raise ValueError(f"stack is {stack!r}, expected one of {stacks}{did_you_mean(stack, stacks)}")
+    reach = check_number("reach", config.relative_attention_max_distance + 8 if reach is None else reach, 0)
     bidirectional = stack == "encoder"
     distances = torch.arange(-reach, reach + 1 if bidirectional else 1)
     buckets = relative_position_bucket(
@@ -126,6 +152,7 @@ def draw_relative_bias(
     curves: BiasCurves, title: str = "", table: int = 0, axes: Axes | None = None
 ) -> Figure:
     """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure."""
+    table = check_index("table", table, len(curves.biases))
     axes = axes or new_figure(8, 3.6).subplots()
     axes.set_title(title, fontsize=10)
     for edge in curves.edges:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.figures import Figure, draw_head_field, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, num_heads, stack_blocks, stack_parameters
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    check_index,
+    num_heads,
+    stack_blocks,
+    stack_parameters,
+    token_ids,
+)
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
@@ -40,11 +48,13 @@ def logit_attribution(
         Summed over L and H, all together are the logit.
 
     Raises:
-        ValueError: the model has LoRA layers.
+        ValueError: ids outside of the vocabulary, or the model has LoRA layers.
     """
     require_plain(model)
     weight = model.lm_head.weight  # (V, D)
-    unembedding = weight[tokens] if others is None else weight[tokens] - weight[others]  # (B or 1, T or 1, D)
+    unembedding = weight[token_ids("tokens", tokens, len(weight), weight)]  # (B or 1, T or 1, D)
+    if others is not None:
+        unembedding = unembedding - weight[token_ids("others", others, len(weight), weight)]
     if isinstance(model, GPT2LMHeadModel):
         names = ("transformer.wte", "transformer.wpe", "z.*", "mlp.*", "resid_post.*")
         acts = activations_of(model, inputs, *names)
@@ -107,6 +117,8 @@ def _head_contributions(model: Model, z: Tensor, outputs: Tensor, direction: Ten
 
 def draw_attribution(shares: dict[str, Tensor], row: int = 0, position: int = -1) -> Figure:
     """Contributions to one logit: heads as heat maps, the others as bars. Red is positive, blue negative."""
+    rows, length = shares["embedding"].shape
+    row, position = check_index("row", row, rows), check_index("position", position, length)
     fields = {name: share[..., row, position] for name, share in shares.items()}
     heads = {name: field for name, field in fields.items() if field.dim() == 2}
     figure = new_figure(3.4 * (len(heads) + 1), 3.2)

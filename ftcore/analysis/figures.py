@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ftcore.analysis.inputs import check_dims
 from ftcore.checkpoints.files import write_atomically
 
 Figure = Any  # matplotlib.figure.Figure; matplotlib is imported only when drawing
 Axes = Any  # matplotlib.axes.Axes
 
 MOST_LABELS = 48  # more tick labels would overlap
+FORMATS = ("png", "pdf", "svg")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -30,10 +32,23 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, atomically; create the directory if it is missing."""
+    """Write a figure atomically, in the format of the path's suffix; create the directory if it is missing.
+
+    Raises:
+        ValueError: another suffix than those of FORMATS.
+    """
     path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"{path}: expected a name that ends with .{', .'.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=130))
+
+
+def check_labels(argument: str, labels: Sequence[Any] | None, count: int) -> None:
+    """Raise ValueError unless there are no labels, or `count`."""
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"{argument} has {len(labels)} labels, expected {count}")
 
 
 def draw_matrix(
@@ -54,6 +69,9 @@ def draw_matrix(
     """
     from matplotlib import colormaps
 
+    check_dims("values", values, "rows columns")
+    check_labels("rows", rows, values.shape[0])
+    check_labels("columns", columns, values.shape[1])
     numbers = values.detach().float().cpu().numpy()
     top = float(abs(numbers).max()) if high is None else high
     colors = colormaps["RdBu_r" if signed else "Blues"]
@@ -78,6 +96,7 @@ def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
 
 def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:
     """A heat map of one number per head, (L, H), on the scale of `draw_matrix`."""
+    check_dims("field", field, "L H")
     blocks, heads = field.shape
     draw_matrix(
         axes,
@@ -94,7 +113,7 @@ def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = Fal
 
 def draw_heads(fields: dict[str, Tensor], title: str = "", *, signed: bool = False) -> Figure:
     """A heat map of one number per head, (L, H), for each part."""
-    figure = new_figure(0.6 + sum(0.5 + 0.45 * field.shape[1] for field in fields.values()), 3.0)
+    figure = new_figure(0.6 + sum(0.5 + 0.45 * field.shape[-1] for field in fields.values()), 3.0)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     high = max(float(field.abs().max()) for field in fields.values())
     for axes, (part, field) in zip(panels, fields.items(), strict=True):

@@ -17,17 +17,20 @@ from ftcore.analysis.figures import Figure, draw_heads
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
-    logits_of,
+    check_dims,
+    check_number,
     num_heads,
     padding_mask,
     part_prefixes,
     stack_blocks,
     stack_parameters,
 )
-from ftcore.analysis.patching import Metric
+from ftcore.analysis.patching import Metric, measure
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.models.non_finite import require_finite
 from ftcore.study import patch
+from ftcore.study.hooks import token_mask
 
 
 def repeated_tokens(
@@ -36,8 +39,13 @@ def repeated_tokens(
     """(rows, repeats * length): in each row a random sequence of distinct tokens, repeated.
 
     Only the repetition predicts the next token.
+
+    Raises:
+        ValueError: a size below 1, or a length above that of the vocabulary.
     """
-    generator = torch.Generator().manual_seed(seed)
+    rows, repeats = check_number("rows", rows, 1), check_number("repeats", repeats, 1)
+    length = check_number("length", length, 1, vocab_size)  # distinct tokens
+    generator = torch.Generator().manual_seed(check_number("seed", seed, 0))
     once = torch.stack([torch.randperm(vocab_size, generator=generator)[:length] for _ in range(rows)])
     return once.repeat(1, repeats)
 
@@ -47,39 +55,55 @@ def induction_scores(model: GPT2LMHeadModel, **sizes: int) -> Tensor:
 
     `sizes` are the arguments of `repeated_tokens`; repeats * length must fit into n_positions.
     """
-    ids = repeated_tokens(model.config.vocab_size, **sizes)
+    ids = repeated_tokens(model.config.vocab_size, **sizes).to(model.lm_head.weight.device)
     return prefix_matching_scores(attention_maps(model, {"input_ids": ids})["decoder"], ids)
 
 
-def prefix_matching_scores(maps: Tensor, ids: Tensor) -> Tensor:
+def prefix_matching_scores(maps: Tensor, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Attention to tokens that follow an earlier occurrence of the current token: (L, H).
 
     Args:
         maps: (L, B, H, T, T) self-attention, see attention.py.
         ids: (B, T) the tokens.
+        attention_mask: (B, T), 1 for a token and 0 for padding, which is neither a query nor a key here.
 
     Returns:
         The total attention to such tokens, averaged over the positions that have any: 0 to 1 (Olsson et al.
         2022, "prefix matching").
+
+    Raises:
+        ValueError: no position has any; shapes that do not fit together.
     """
-    previous = torch.cat([ids.new_full((len(ids), 1), -1), ids[:, :-1]], 1)  # the token before each key
-    return _attention_to(maps, ids[:, :, None] == previous[:, None, :])
+    mask = token_mask(attention_mask, ids)
+    tokens = ids.masked_fill(~mask, -1)
+    previous = torch.cat([tokens.new_full((len(ids), 1), -1), tokens[:, :-1]], 1)  # the token before each key
+    return _attention_to(maps, ids[:, :, None] == previous[:, None, :], mask)
 
 
-def duplicate_token_scores(maps: Tensor, ids: Tensor) -> Tensor:
+def duplicate_token_scores(maps: Tensor, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Attention to earlier occurrences of the current token: (L, H); as above."""
-    return _attention_to(maps, (ids[:, :, None] == ids[:, None, :]).tril(-1))
+    mask = token_mask(attention_mask, ids)
+    return _attention_to(maps, (ids[:, :, None] == ids[:, None, :]).tril(-1), mask)
 
 
-def previous_token_scores(maps: Tensor) -> Tensor:
-    """Average attention to the previous position: (L, H)."""
-    return maps.diagonal(-1, dim1=-2, dim2=-1).mean((1, 3))
+def previous_token_scores(maps: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Average attention to the previous position: (L, H); as above."""
+    check_dims("maps", maps, "L B H T T")
+    mask = token_mask(attention_mask, maps[0, :, 0])
+    before = mask.new_ones(maps.shape[-2:]).tril(-1).triu(-1)  # (T, T)
+    return _attention_to(maps, before.expand(len(mask), -1, -1), mask)
 
 
-def _attention_to(maps: Tensor, keys: Tensor) -> Tensor:
-    """Attention to selected past keys (B, T, S), averaged over the queries that have any: (L, H)."""
-    keys = keys.tril()
+def _attention_to(maps: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Attention to selected past keys (B, T, T), averaged over the queries that have any: (L, H)."""
+    check_dims("maps", maps, "L B H T T")
+    if (maps.shape[1], *maps.shape[3:]) != keys.shape:
+        rows, length = mask.shape
+        raise ValueError(f"maps is {tuple(maps.shape)}, expected (L, {rows}, H, {length}, {length})")
+    keys = keys.tril() & mask[:, :, None] & mask[:, None, :]
     queries = keys.any(-1)  # (B, T)
+    if not queries.any():
+        raise ValueError("no position has a token to attend to, such as an earlier occurrence of its own")
     weight = (maps * keys[None, :, None]).sum(-1)  # (L, B, H, T)
     return weight.transpose(2, 3)[:, queries].mean(1)
 
@@ -99,7 +123,6 @@ def copy_scores(model: Model) -> dict[str, Tensor]:
         ValueError: the model has LoRA layers.
     """
     require_plain(model)
-    heads = num_heads(model)
     if isinstance(model, GPT2LMHeadModel):
         circuit = (model.lm_head.weight * model.transformer.ln_f.weight).T @ model.transformer.wte.weight
         circuit = circuit - circuit.mean(0, keepdim=True)  # LayerNorms subtract the mean: the final one,
@@ -107,7 +130,7 @@ def copy_scores(model: Model) -> dict[str, Tensor]:
         norms = stack_parameters(model, "transformer.h.*.ln_1.weight")  # (L, D)
         values = stack_parameters(model, "transformer.h.*.attn.c_attn.weight").chunk(3, dim=-1)[2]
         outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")
-        return {"decoder": _positive_share(circuit * norms[:, None], values, outputs, heads)}
+        return {"decoder": _positive_share(model, circuit * norms[:, None], values, outputs)}
 
     circuit = (model.lm_head.weight * model.decoder.final_layer_norm.weight).T @ model.shared.weight
     norm_weights = {
@@ -118,12 +141,12 @@ def copy_scores(model: Model) -> dict[str, Tensor]:
     for part, layer in (("decoder", "0.SelfAttention"), ("cross", "1.EncDecAttention")):
         values = stack_parameters(model, f"decoder.block.*.layer.{layer}.v.weight").mT
         outputs = stack_parameters(model, f"decoder.block.*.layer.{layer}.o.weight").mT
-        scores[part] = _positive_share(circuit * norm_weights[part][:, None], values, outputs, heads)
+        scores[part] = _positive_share(model, circuit * norm_weights[part][:, None], values, outputs)
     return scores
 
 
-def _positive_share(circuit: Tensor, values: Tensor, outputs: Tensor, heads: int) -> Tensor:
-    """Sum over absolute sum of the eigenvalues of each head's circuit: (L, H).
+def _positive_share(model: Model, circuit: Tensor, values: Tensor, outputs: Tensor) -> Tensor:
+    """Sum over absolute sum of the eigenvalues of each head's circuit: (L, H), 0 where all are 0.
 
     The nonzero eigenvalues of W_E W_V W_O W_U (V, V) are those of the cyclic product W_O W_U W_E W_V (K, K).
 
@@ -132,10 +155,12 @@ def _positive_share(circuit: Tensor, values: Tensor, outputs: Tensor, heads: int
         values: (L, D, H * K)
         outputs: (L, H * K, D)
     """
-    values = values.unflatten(2, (heads, -1)).transpose(1, 2)  # (L, H, D, K)
-    outputs = outputs.unflatten(1, (heads, -1))  # (L, H, K, D)
-    eigenvalues = torch.linalg.eigvals(outputs @ circuit[:, None] @ values)  # (L, H, K)
-    return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
+    values = values.unflatten(2, (num_heads(model), -1)).transpose(1, 2)  # (L, H, D, K)
+    outputs = outputs.unflatten(1, (num_heads(model), -1))  # (L, H, K, D)
+    product = outputs @ circuit[:, None] @ values  # (L, H, K, K)
+    require_finite(product, model, lambda: None, "the circuit of a head")
+    eigenvalues = torch.linalg.eigvals(product)  # (L, H, K)
+    return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1).clamp_min(torch.finfo(product.dtype).tiny)
 
 
 @torch.no_grad()
@@ -154,19 +179,18 @@ def head_ablation(
     heads = num_heads(model)
     kinds = {part: f"{prefix}z" for part, prefix in part_prefixes(model).items()}
     acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
-    before = metric(logits_of(model, inputs))
+    before = measure(metric, model, inputs)
     changes: dict[str, Tensor] = {}
     for part, kind in kinds.items():
         z = stack_blocks(acts, kind)  # (L, B, T, H * K)
-        mask = padding_mask(model, inputs, part)
-        tokens = z.flatten(1, 2) if mask is None else z[:, mask.bool()]  # (L, tokens, H * K)
+        tokens = z[:, padding_mask(model, inputs, part)]  # (L, tokens, H * K)
         replacements = tokens.mean(1) if mean else torch.zeros_like(tokens[:, 0])
         sweep = list(product(range(len(z)), range(heads)))
         after = []
         for block, head in tqdm(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):
             replace = partial(_replace_head, head, replacements[block].unflatten(0, (heads, -1)))
             with patch(model, f"{kind}.{block}", replace):
-                after.append(metric(logits_of(model, inputs)) - before)
+                after.append(measure(metric, model, inputs) - before)
         changes[part] = torch.stack(after).unflatten(0, (len(z), heads))
     return changes
 
@@ -180,5 +204,5 @@ def draw_ablation(
     changes: dict[str, Tensor], title: str = "change of the metric without each head"
 ) -> Figure:
     """A heat map for each part, with a row for each block; batches are averaged."""
-    fields = {part: change.flatten(2).mean(-1) for part, change in changes.items()}
+    fields = {part: change.reshape(*change.shape[:2], -1).mean(-1) for part, change in changes.items()}
     return draw_heads(fields, title, signed=True)

@@ -14,30 +14,64 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.analysis.figures import Figure, draw_matrix, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, logits_of, num_heads
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    check_index,
+    logits_of,
+    num_heads,
+    token_ids,
+)
 from ftcore.models import Model
 from ftcore.study import patch
+from ftcore.study.hooks import token_mask
 from ftcore.study.names import HookPoint, find_hook_points, short_names
 
 Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to a scalar, (), or one value per row, (B)
 Axis = Literal["heads", "positions"]
 
 
-def logit_difference(right: Tensor, wrong: Tensor, position: int = -1) -> Metric:
-    """A metric: logit of the tokens `right` (B) minus that of `wrong` (B), at one position: (B)."""
+def logit_difference(
+    right: Tensor, wrong: Tensor, position: int = -1, attention_mask: Tensor | None = None
+) -> Metric:
+    """A metric: logit of the tokens `right` minus that of `wrong`, at one position: (B).
+
+    Args:
+        right, wrong: token ids, (B), or one for all rows.
+        position: number of the position among the tokens of its row, from the end if negative.
+        attention_mask: (B, T), the decoder's; needed if rows are padded.
+
+    The metric raises ValueError for ids outside of the vocabulary, a row without that position, and tensors
+    that do not fit the logits.
+    """
 
     def metric(logits: Tensor) -> Tensor:
-        at_position = logits[:, position]  # (B, V)
-        return (at_position.gather(1, right[:, None]) - at_position.gather(1, wrong[:, None]))[:, 0]
+        rows, _, vocab_size = logits.shape
+        mask = token_mask(attention_mask, logits)
+        counts = mask.sum(1)  # (B) tokens
+        number = check_index("position", position, int(counts.min())) % counts
+        at = (mask.cumsum(1) > number[:, None]).int().argmax(1)  # (B)
+        picked = []
+        for argument, tokens in (("right", right), ("wrong", wrong)):
+            ids = token_ids(argument, tokens, vocab_size, logits)
+            if ids.numel() not in (1, rows):
+                raise ValueError(f"{argument} has {ids.numel()} token ids, expected 1 or {rows}")
+            picked.append(logits[torch.arange(rows, device=logits.device), at, ids.flatten()])
+        return picked[0] - picked[1]
 
     return metric
+
+
+def measure(metric: Metric, model: Model, inputs: Inputs) -> Tensor:
+    """The metric of the model's logits; a metric may return a number."""
+    return torch.as_tensor(metric(logits_of(model, inputs)))
 
 
 @dataclass
@@ -50,9 +84,19 @@ class Patched:
 
     @property
     def restored(self) -> Tensor:
-        """The share of the difference that each patch restores, averaged over rows: 0 corrupted, 1 clean."""
-        share = (self.values - self.corrupted) / (self.clean - self.corrupted)
-        return share.mean(-1) if self.clean.dim() else share
+        """The share of the difference that each patch restores: 0 corrupted, 1 clean.
+
+        Over several rows it is a ratio of means (Wang et al. 2023): the share of a single row,
+        (values - corrupted) / (clean - corrupted), is unbounded where clean and corrupted agree.
+
+        Raises:
+            ValueError: the mean of the metric is equal in both runs.
+        """
+        rows = tuple(range(-self.clean.dim(), 0))
+        changes, difference = self.values - self.corrupted, (self.clean - self.corrupted).mean()
+        if difference == 0:
+            raise ValueError("the metric is equal on clean and corrupted: there is no difference to restore")
+        return (changes.mean(rows) if rows else changes) / difference
 
 
 @torch.no_grad()
@@ -76,25 +120,31 @@ def activation_patching(
             position: ["heads", "positions"]. By default whole activations.
 
     Raises:
-        ValueError: inputs of different shapes; a name that matches nothing; "heads" of an activation without.
+        ValueError: inputs of different shapes or masks; a name that matches nothing, or activations of
+            different sizes; "heads" of an activation without.
     """
-    _check_shapes(clean, corrupted)
+    if not set(over) <= set(get_args(Axis)):
+        raise ValueError(f"over is {over!r}, expected a list of {' and '.join(map(repr, get_args(Axis)))}")
+    _check_alignment(clean, corrupted)
     points = find_hook_points(model, name)
     acts = activations_of(model, clean, *(point.long_name for point in points))
-    view, dims = _with_axes(model, points[0], acts[points[0].long_name])
-    if not dims.keys() >= set(over):
-        raise ValueError(f"{points[0].name} has no heads: only z, pattern and scores have")
-    sizes = [view.shape[dims[axis]] for axis in over]
+    views = [_with_axes(model, point, acts[point.long_name]) for point in points]
+    for point, (_, dims) in zip(points, views, strict=True):
+        if not dims.keys() >= set(over):
+            raise ValueError(f"{point.name} has no heads: only z, pattern and scores have")
+    sizes, *others = {tuple(view.shape[dims[axis]] for axis in over) for view, dims in views}
+    if others:
+        raise ValueError(f"{name!r} matches activations of different sizes: patch one kind at a time")
     sweep = list(product(points, *map(range, sizes)))
     values = []
     for point, *index in tqdm(sweep, desc=f"patching {name}", leave=False, disable=not progress):
         write = partial(_write, model, point, acts[point.long_name], dict(zip(over, index, strict=True)))
         with patch(model, point.long_name, write):
-            values.append(metric(logits_of(model, corrupted)))
+            values.append(measure(metric, model, corrupted))
     return Patched(
         torch.stack(values).unflatten(0, [len(points), *sizes]),
-        metric(logits_of(model, clean)),
-        metric(logits_of(model, corrupted)),
+        measure(metric, model, clean),
+        measure(metric, model, corrupted),
     )
 
 
@@ -129,10 +179,10 @@ def path_patching(
         Patched, with values (activations, H, *shape of the metric).
 
     Raises:
-        ValueError: inputs of different shapes; senders other than z; a receiver that matches several
+        ValueError: inputs of different shapes or masks; senders other than z; a receiver that matches several
             activations, or is itself held.
     """
-    _check_shapes(clean, corrupted)
+    _check_alignment(clean, corrupted)
     points = find_hook_points(model, senders)
     if any(_kind(model, point) != "z" for point in points):
         raise ValueError(f"{senders!r} is not the output of heads: expected names such as 'z.*'")
@@ -152,22 +202,25 @@ def path_patching(
                 patches.enter_context(patch(model, name, old[name]))
             write = partial(_write, model, point, new[point.long_name], {"heads": head})
             patches.enter_context(patch(model, point.long_name, write))
-            received = activations_of(model, corrupted, receiver)[receiver]
-        with patch(model, receiver, partial(_write_columns, received, columns)):
-            values.append(metric(logits_of(model, corrupted)))
+            received = activations_of(model, corrupted, target.long_name)[target.long_name]
+        with patch(model, target.long_name, partial(_write_columns, received, columns)):
+            values.append(measure(metric, model, corrupted))
     return Patched(
         torch.stack(values).unflatten(0, [len(points), -1]),
-        metric(logits_of(model, clean)),
-        metric(logits_of(model, corrupted)),
+        measure(metric, model, clean),
+        measure(metric, model, corrupted),
     )
 
 
-def _check_shapes(clean: Inputs, corrupted: Inputs) -> None:
+def _check_alignment(clean: Inputs, corrupted: Inputs) -> None:
     shapes = [{name: tuple(tensor.shape) for name, tensor in inputs.items()} for inputs in (clean, corrupted)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"clean is {shapes[0]}, corrupted {shapes[1]}: expected equal shapes, token for token"
         )
+    for name in clean:
+        if name.endswith("attention_mask") and not torch.equal(clean[name].bool(), corrupted[name].bool()):
+            raise ValueError(f"clean and corrupted differ in {name}: expected equal padding, token for token")
 
 
 def _kind(model: Model, point: HookPoint) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, draw_matrix, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, part_prefixes, stack_blocks
+from ftcore.analysis.figures import Figure, check_labels, draw_matrix, new_figure
+from ftcore.analysis.inputs import Inputs, activations_of, check_dims, part_prefixes, stack_blocks
 from ftcore.models import Model
+from ftcore.study.hooks import token_mask
 
 
 def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
@@ -25,13 +26,20 @@ def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     return norms
 
 
-def draw_residual_norms(norms: dict[str, Tensor]) -> Figure:
-    """A line for each token of the first row, and the mean over all tokens in black."""
+def draw_residual_norms(
+    norms: dict[str, Tensor],
+    attention_mask: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
+) -> Figure:
+    """A line for each token of the first row, and the mean over all tokens in black, without padding."""
     figure = new_figure(4.2 * len(norms), 3.2)
     panels = figure.subplots(1, len(norms), squeeze=False)[0]
     for axes, (stack, lengths) in zip(panels, norms.items(), strict=True):
-        axes.plot(lengths[:, 0].cpu(), color="C0", alpha=0.25, lw=0.8)
-        axes.plot(lengths.flatten(1).mean(1).cpu(), color="black", lw=2, marker="o", label="mean")
+        check_dims(f"norms of the {stack}", lengths, "L+1 B T")
+        is_target = stack == "decoder" and "encoder" in norms
+        mask = token_mask(decoder_attention_mask if is_target else attention_mask, lengths[0])
+        axes.plot(lengths[:, 0, mask[0]].cpu(), color="C0", alpha=0.25, lw=0.8)
+        axes.plot(lengths[:, mask].mean(1).cpu(), color="black", lw=2, marker="o", label="mean")
         axes.set_xticks(range(len(lengths)), [*(f"before {b}" for b in range(len(lengths) - 1)), "end"])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("norm of the residual stream")
@@ -47,6 +55,8 @@ def draw_lens(lens: Tensor, tokens: Sequence[str], name: Callable[[int], str]) -
         tokens: labels of the T input tokens.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
     """
+    check_dims("lens", lens, "blocks T V")
+    check_labels("tokens", tokens, lens.shape[1])
     probability, best = lens.softmax(-1).max(-1)  # (blocks, T)
     figure = new_figure(1.2 + 0.62 * len(tokens), 1.3 + 0.32 * len(lens))
     axes = figure.subplots()

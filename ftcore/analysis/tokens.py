@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, new_figure
-from ftcore.analysis.inputs import Inputs, activations_of, logits_of, padding_mask
+from ftcore.analysis.figures import Figure, check_labels, new_figure
+from ftcore.analysis.inputs import (
+    Inputs,
+    activations_of,
+    check_dims,
+    check_index,
+    check_number,
+    logits_of,
+    padding_mask,
+    token_ids,
+)
 from ftcore.models import Model, T5ForConditionalGeneration
 
 
@@ -18,7 +27,8 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
     Args:
         inputs: see inputs.py; for T5 without decoder_input_ids.
-        labels: (B, T) T5's target, -100 where ignored. For GPT-2 the labels are input_ids.
+        labels: (B, T) T5's target, -100 where ignored; padded on the right unless the inputs have a
+            decoder_attention_mask. For GPT-2 the labels are input_ids.
 
     Returns:
         T5: (B, T), 0 for ignored labels. GPT-2: (B, T - 1), of each token after the first; 0 if it or the
@@ -30,18 +40,21 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
     if isinstance(model, T5ForConditionalGeneration):
         if labels is None:
             raise ValueError("labels are missing: T5 needs a target")
+        token_ids("labels", labels.masked_fill(labels == -100, 0), model.config.vocab_size, labels)
         logits = logits_of(model, {**inputs, "decoder_input_ids": model.shift_right(labels)})
     else:
         if labels is not None:
             raise ValueError("labels are for T5; GPT-2 predicts each next token of input_ids")
         logits, labels = logits_of(model, inputs)[:, :-1], inputs["input_ids"][:, 1:]
-        if (mask := inputs.get("attention_mask")) is not None:
-            labels = labels.masked_fill((mask[:, 1:] & mask[:, :-1]) == 0, -100)
+        mask = padding_mask(model, inputs, "decoder")
+        labels = labels.masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
     return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
 
 
 def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
     """A bar for each of the T losses of one text, labeled with its token."""
+    check_dims("losses", losses, "T")
+    check_labels("tokens", tokens, len(losses))
     figure = new_figure(max(4.0, 0.24 * len(tokens)), 2.8)
     axes = figure.subplots()
     axes.bar(range(len(tokens)), losses.cpu(), color="C0")
@@ -72,16 +85,20 @@ def top_activations(model: Model, batches: Iterable[Inputs], name: str, k: int =
         k: activations per neuron; if the data set has fewer tokens, the last are -inf.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, k below 1, or a name that does not match one activation (B, T, F).
     """
+    k = check_number("k", k, 1)
     best: TopActivations | None = None
     seen = 0  # texts
     for inputs in batches:
-        activations = activations_of(model, inputs, name)[name]  # (B, T, F)
+        found, *others = activations_of(model, inputs, name).items()
+        if others:
+            raise ValueError(f"name is {name!r}, which matches several activations: expected one")
+        _, activations = found  # (B, T, F)
+        check_dims(name, activations, "B T F")
         rows, length, neurons = activations.shape
         mask = padding_mask(model, inputs, "encoder" if name.startswith("encoder") else "decoder")
-        if mask is not None:
-            activations = activations.masked_fill(mask[:, :, None] == 0, -torch.inf)
+        activations = activations.masked_fill(~mask[:, :, None], -torch.inf)
         if best is None:
             none = torch.zeros(neurons, k, dtype=torch.long, device=activations.device)
             best = TopActivations(activations.new_full((neurons, k), -torch.inf), none, none)
@@ -102,6 +119,9 @@ def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Seque
 
     `texts` are the tokens of all texts of the data set.
     """
+    neuron = check_index("neuron", neuron, len(top.values))
+    if (needed := int(top.texts[neuron].max()) + 1) > len(texts):
+        raise ValueError(f"texts has the tokens of {len(texts)} texts, expected at least {needed}")
     values = top.values[neuron][top.values[neuron] > -torch.inf].tolist()
     indices = zip(top.texts[neuron].tolist(), top.positions[neuron].tolist(), strict=True)
     labels = [" ".join(texts[text][max(0, last - CONTEXT) : last + 1]) for text, last in indices]

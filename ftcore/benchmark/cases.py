@@ -21,6 +21,8 @@ class Case:
 
     def fit(self, positions: int) -> "Case":
         """Shorten to a model with fewer positions."""
+        if positions < 2:
+            raise ValueError(f"n_positions is {positions}, expected at least 2: a prompt and a new token")
         target = min(self.target, positions // 2)
         return replace(self, source=min(self.source, positions - target), target=target)
 
@@ -74,6 +76,7 @@ T5_CASES = _cases(
     256, 64, Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5)
 )
 ROWS = [case.name for case in T5_CASES]
+MAX_THREADS = 1024  # OpenMP aborts the process where it cannot start as many as requested
 
 GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]
 

@@ -11,6 +11,7 @@ from ftcore.checkpoints.checkpoint import load_model, model_from_config, save_mo
 from ftcore.cli import did_you_mean
 from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
+from ftcore.decoding.arguments import SPECIAL_TOKENS, TYPES
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
 from ftcore.training.options import TrainOptions, find_files
@@ -29,7 +30,7 @@ def write_model(name: str, directory: Path) -> Model:
         model = model_from_config(SHAPES[name])
     elif "/" not in name and not Path(name).exists():
         raise ValueError(
-            f"--model {name}: no such shape or directory{did_you_mean(name, SHAPES)}; "
+            f"`model` {name}: no such shape or directory{did_you_mean(name, SHAPES)}; "
             f"shapes: {', '.join(SHAPES)}"
         )
     else:
@@ -39,6 +40,8 @@ def write_model(name: str, directory: Path) -> Model:
     if isinstance(config, T5Config) and config.decoder_start_token_id is None:
         config.decoder_start_token_id = config.pad_token_id
     model.generation_config = None
+    for name in TYPES.keys() - set(SPECIAL_TOKENS):  # config.json of an old checkpoint has some
+        config.extra.pop(name, None)
     save_model(model, directory)
     return model
 

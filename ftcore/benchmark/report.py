@@ -97,8 +97,9 @@ class Row:
             return ("ids equal" if ours == other else "ids DIFFER") if self.job.dtype == "fp32" else ""
         if self.job.dropout:
             return ""
-        errors = [abs(a - b) for a, b in zip(ours, other, strict=True)]
-        error = math.nan if any(map(math.isnan, errors)) else max(errors)
+        if not all(map(math.isfinite, [*ours, *other])):
+            return "loss NOT FINITE"
+        error = max(abs(a - b) for a, b in zip(ours, other, strict=True))
         verdict = " DIFFERS" if self.job.dtype == "fp32" and not error <= LOSS_TOL else ""
         return f"loss{verdict} within {error:.0e}"
 
@@ -167,9 +168,9 @@ AXES = ("source", "rows", "beams", "parameters")
 def require_matplotlib(path: Path) -> None:
     """Raise ValueError, before anything is measured, where `save_growth` could not save the figure."""
     if find_spec("matplotlib") is None:
-        raise ValueError('--growth draws with matplotlib, which is not installed: pip install -e ".[plot]"')
+        raise ValueError('`growth` draws with matplotlib, which is not installed: pip install -e ".[plot]"')
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"--growth {path}: its directory does not exist")
+        raise ValueError(f"`growth` {path}: its directory does not exist")
 
 
 def save_growth(rows: Sequence[Row], path: Path) -> None:

@@ -8,8 +8,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +19,18 @@ from torch.overrides import TorchFunctionMode
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import describe_mismatch, read_weights, split_into_shards, write_tensors
-from ftcore.lora.adapter import base_model, load_adapter
+from ftcore.checkpoints.tensors import (
+    describe_mismatch,
+    is_computable,
+    misfit,
+    read_weights,
+    split_into_shards,
+    write_tensors,
+)
+from ftcore.lora.adapter import adapter_chain, load_adapter
 from ftcore.lora.lora import merge_lora, require_plain
 from ftcore.models import Model
-from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config
+from ftcore.models.config import GPT2Config, MT5Config, T5Config, UMT5Config, convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 from ftcore.models.t5 import T5ForConditionalGeneration
 
@@ -37,6 +45,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Put before every name by torch.compile, DistributedDataParallel, FSDP, PEFT and training frameworks.
+_WRAPPERS = re.compile(r"((_orig_mod|module|_fsdp_wrapped_module|base_model\.model|model)\.)+")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 # Keys in published checkpoints that are not parameters: GPT-2's causal masks, an unused table of T5's.
@@ -61,8 +71,9 @@ def load_model(
     Args:
         name: a directory, or the name of a model on the hub (see `resolve_directory`). From a directory with
             nothing but a LoRA adapter, the adapter's base model is loaded and the adapter merged into it.
-        dtype: of the parameters; None keeps the file's. Under float16, T5's `wo` stays float32, because its
-            output overflows (`_keep_in_fp32_modules` in transformers).
+        dtype: of the parameters; None keeps the file's, or the widest of them if it has several. Under
+            float16, T5's `wo` stays float32, because its output overflows (`_keep_in_fp32_modules` in
+            transformers).
         device: of the parameters.
 
     Raises:
@@ -71,23 +82,22 @@ def load_model(
             the message names the tensors and their shapes.
     """
     _require_floating_point(dtype)
-    directory = resolve_directory(name)
-    if base := base_model(directory):
-        model = load_model(base, dtype=dtype, device=device)
-        load_adapter(model, directory)
-        return merge_lora(model)
-    with torch.device("meta"), _SkipInitialization():
-        model = new_model(directory)
+    *adapters, directory = adapter_chain(name)
+    model = outline(directory)
     path, tensors = read_weights(directory, WEIGHT_FILES)
+    fitted = _fit(model, tensors, path)
+    dtypes = dict.fromkeys(fitted, dtype) if dtype else _common_dtypes(fitted)
     parameters = {
-        key: tensor.to(device=device, dtype=_stored_dtype(key, dtype or tensor.dtype))
-        for key, tensor in _fit(model, tensors, path).items()
+        key: tensor.to(device=device, dtype=_stored_dtype(key, dtypes[key])) for key, tensor in fitted.items()
     }
     # One tensor per group of tied parameters is assigned; tie_weights makes the others the same object again.
     model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
     if (directory / "generation_config.json").is_file():
         model.generation_config = read_json(directory / "generation_config.json")
+    for adapter in reversed(adapters):
+        load_adapter(model, adapter)
+        model = merge_lora(model)
     return model.eval()
 
 
@@ -102,14 +112,41 @@ def load_as(cls: type[AnyModel], name: str | os.PathLike[str], **options: Any) -
     return model
 
 
+def outline(name: str | os.PathLike[str]) -> Model:
+    """`new_model` on the meta device: names and shapes, without memory."""
+    return _on_meta(_config(*_read_config(resolve_directory(name, weights=False))))
+
+
 def new_model(name: str | os.PathLike[str]) -> Model:
     """A model with random weights, in train mode, as described by a directory's config.json.
 
     Raises:
         FileNotFoundError: no such directory, or no config.json in it.
-        ValueError: config.json is damaged or has an unknown model_type.
+        ValueError: config.json is damaged, or see `model_from_config`.
     """
-    directory = resolve_directory(name, weights=False)
+    return model_from_config(*_read_config(resolve_directory(name, weights=False)))
+
+
+def model_from_config(values: dict[str, Any], where: str = "config.json") -> Model:
+    """A model with random weights, in train mode, as described by the keys of a config.json.
+
+    Raises:
+        ValueError: an unknown model_type, a model larger than the memory, or see `Config.from_dict`; the
+            message names `where`.
+    """
+    config = _config(values, where)
+    size = sum(parameter.nbytes for parameter in _on_meta(config).parameters())
+    try:
+        torch.empty(size, dtype=torch.uint8, device="cpu")  # not used: the system refuses more than it has
+    except RuntimeError:
+        raise ValueError(
+            f"{where}: a model of {size / 1e9:,.0f} GB, more than the memory here can hold: {config}"
+        ) from None
+    return _build(config)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], str]:
+    """The keys of config.json, and its path."""
     path = directory / "config.json"
     if not path.is_file():
         inside = " or ".join(str(found.parent) for found in sorted(directory.glob("*/config.json")))
@@ -117,22 +154,26 @@ def new_model(name: str | os.PathLike[str]) -> Model:
             f"{directory}: no config.json; expected a directory in Hugging Face's format"
             + (f", such as {inside}" if inside else "")
         )
-    return model_from_config(read_json(path), where=str(path))
+    return read_json(path), str(path)
 
 
-def model_from_config(values: dict[str, Any], where: str = "config.json") -> Model:
-    """A model with random weights, in train mode, as described by the keys of a config.json.
-
-    Raises:
-        ValueError: an unknown model_type, or see `Config.from_dict`; the message names `where`.
-    """
+def _config(values: dict[str, Any], where: str) -> GPT2Config | T5Config:
     kind = values.get("model_type")
     if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config.from_dict(values, where))
-    if kind in T5_CONFIGS:
-        return T5ForConditionalGeneration(T5_CONFIGS[kind].from_dict(values, where))
-    found = "missing" if kind is None else repr(kind)
+        return GPT2Config.from_dict(values, where)
+    if isinstance(kind, str) and kind in T5_CONFIGS:
+        return T5_CONFIGS[kind].from_dict(values, where)
+    found = "missing" if kind is None else shown(kind)
     raise ValueError(f'{where}: model_type is {found}, expected "t5", "mt5", "umt5" or "gpt2"')
+
+
+def _build(config: GPT2Config | T5Config) -> Model:
+    return GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else T5ForConditionalGeneration(config)
+
+
+def _on_meta(config: GPT2Config | T5Config) -> Model:
+    with torch.device("meta"), _SkipInitialization():
+        return _build(config)
 
 
 class _SkipInitialization(TorchFunctionMode):
@@ -153,18 +194,24 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
     """
     expected = model.state_dict(keep_vars=True)
     found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if not _IGNORED_KEYS.search(name):  # the names in GPT-2's first files lack the prefix
-            found[f"transformer.{name}" if f"transformer.{name}" in expected else name] = tensor
-
     wrong, missing, unexpected = [], [], []
+    wrapper = _WRAPPERS.match(min(tensors, default=""))
+    prefix = wrapper[0] if wrapper and all(name.startswith(wrapper[0]) for name in tensors) else ""
+    for name, tensor in tensors.items():
+        name = name.removeprefix(prefix)
+        if _IGNORED_KEYS.search(name):
+            continue
+        if f"transformer.{name}" in expected:  # the names in GPT-2's first files lack this prefix
+            name = f"transformer.{name}"
+        if name in found:
+            wrong.append(f"{name} is there twice, with and without its prefix")
+        found[name] = tensor
+
     for name, tensor in found.items():
         if name not in expected:
             unexpected.append(f"{name} {tuple(tensor.shape)}")
-        elif tensor.shape != expected[name].shape:
-            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-        elif not tensor.is_floating_point():
-            wrong.append(f"{name} is {tensor.dtype}, expected a floating-point type")
+        else:
+            wrong += misfit(name, tensor, expected[name].shape)
 
     fitted: dict[str, Tensor] = {}
     for names in _tied_names(expected):
@@ -174,12 +221,14 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
             continue
         first = fitted[names[0]] = found[present[0]]
         for name in present[1:]:
+            if found[name].shape != expected[name].shape or first.shape != expected[name].shape:
+                continue  # in `wrong` already
             if found[name].dtype == first.dtype and torch.equal(found[name], first):
                 continue
             if name == "lm_head.weight":
                 model.config.tie_word_embeddings = False
                 fitted[name] = found[name]
-            elif found[name].shape == expected[name].shape:
+            else:
                 wrong.append(f"{name} differs from {present[0]}, but the model has one parameter for both")
 
     if report := describe_mismatch(wrong, missing, unexpected):
@@ -198,14 +247,22 @@ def _tied_names(state: dict[str, Tensor]) -> Iterable[list[str]]:
     return groups.values()
 
 
+def _common_dtypes(tensors: dict[str, Tensor]) -> dict[str, torch.dtype]:
+    """The widest dtype of all tensors, in which a model can compute; T5's `wo` may be wider than the rest."""
+    widest = reduce(
+        torch.promote_types, (t.dtype for name, t in tensors.items() if not name.endswith(".wo.weight"))
+    )
+    return {name: torch.promote_types(tensor.dtype, widest) for name, tensor in tensors.items()}
+
+
 def _stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """float32 instead of float16 for T5's `wo`, whose output overflows; otherwise `dtype`."""
     return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
 
 
 def _require_floating_point(dtype: torch.dtype | None) -> None:
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}, expected a floating-point type or None")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and is_computable(dtype)):
+        raise ValueError(f"dtype is {dtype!r}, expected a floating-point type of 16 bits or more, or None")
 
 
 def save_model(
@@ -229,7 +286,7 @@ def save_model(
         max_shard_size: in bytes; larger weights are split into several files with an index.
 
     Raises:
-        ValueError: `directory` is a file, `dtype` is not a floating-point type, or the model has LoRA layers.
+        ValueError: `directory` is a file, an argument of the wrong type, or the model has LoRA layers.
         OSError: the disk is full or the directory cannot be written.
     """
     require_plain(model)
@@ -239,7 +296,7 @@ def save_model(
     names = [tied[0] for tied in _tied_names(state)]  # tied parameters are written once, as in transformers
     dtypes = {name: _stored_dtype(name, dtype or state[name].dtype) for name in names}
     sizes = {name: state[name].numel() * dtypes[name].itemsize for name in names}
-    shards = split_into_shards(sizes, max_shard_size)
+    shards = split_into_shards(sizes, convert("max_shard_size", max_shard_size, float))
 
     writes: dict[Path, Callable[[Path], object]] = {}
     for file, shard in shards.items():

@@ -1,5 +1,6 @@
 """Text, JSON, atomic writes and file locks, without torch."""
 
+import io
 import json
 import math
 import os
@@ -8,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 MAX_JSON_DEPTH = 100  # levels of nesting; Python's own limit depends on the depth of the call stack
 
@@ -40,47 +43,49 @@ def describe_format(start: bytes) -> str | None:
     return next((text for magic, text in FORMATS.items() if start.startswith(magic.lower())), None)
 
 
-def require_text(path: Path) -> None:
-    """Raise FileNotFoundError for a missing file, ValueError for a directory or a format other than text."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; expected a file")
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise ValueError(f"{path}: the file is empty")
-    if description := describe_format(start):
-        raise ValueError(f"{path}: {description}")
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its lines ended by "\\n".
+@contextmanager
+def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """Open a UTF-8 text file, which may be a pipe, for reading; its lines end with "\\n".
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a directory, an empty file, not UTF-8, or a format of `describe_format`.
     """
-    require_text(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # without the byte order mark that spreadsheets write
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-    # Not str.splitlines: it also breaks at U+2028, which is valid inside a JSON string.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; expected a file")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    with path.open("rb") as file:
+        start = file.peek(64)
+        if not start:
+            raise ValueError(f"{path}: the file is empty")
+        if description := describe_format(start[:64]):
+            raise ValueError(f"{path}: {description}")
+        try:
+            # Without the byte order mark that spreadsheets write; newline=None: every line ends with "\n".
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
+        except UnicodeDecodeError:
+            raise not_utf8(path) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, its lines ended by "\\n". Raises the errors of `open_text`."""
+    with open_text(path) as file:
+        return file.read()
 
 
 def not_utf8(path: Path) -> ValueError:
     """An error that names the first line that is not UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                return ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
-                )
+    if path.is_file():  # a pipe cannot be read again
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    byte = line[error.start]
+                    return ValueError(
+                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
+                    )
     return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
@@ -103,7 +108,7 @@ def parse_json(text: str, where: object) -> Any:
     except RecursionError:
         raise ValueError(f"{where}: broken JSON: more than {MAX_JSON_DEPTH} levels of nesting") from None
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""
+        line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise ValueError(f"{where}{line}: broken JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError:
         raise ValueError(f"{where}: broken JSON: a \\u escape of a lone surrogate") from None
@@ -138,25 +143,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_json_lines(path: Path, warn: Callable[[str], object]) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path,
+    warn: Callable[[str], object],
+    is_valid: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[dict[str, Any]]:
     """The JSON objects of a log that processes append to; [] where there is no file.
 
-    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects
-    are skipped, and `warn` is called with a message that names file and line.
+    An incomplete last line, which a killed process may leave, is dropped. Other lines that are not objects,
+    or not valid ones, are skipped, and `warn` is called with a message that names file and line.
     """
     rows = []
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate([*lines, last], 1):
         where = f"{path}, line {number}"
         try:
             row = parse_json(line.decode(), where)
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            if not isinstance(row, dict) or not is_valid(row):
+                raise ValueError(f"{where}: not a line of this log: {shown(row)}")
             rows.append(row)
-        except UnicodeDecodeError:
-            warn(f"{where}: not UTF-8; skipped")
         except ValueError as error:
-            warn(f"{error}; skipped")
+            message = f"{where}: not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            if number <= len(lines):
+                warn(f"{message}; skipped")
     return rows
 
 
@@ -171,6 +180,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         path: the file; its directory must exist. One process at a time may write it.
         write: writes to the temporary path that it is called with. If it raises, the old file stays and the
             temporary one is removed.
+
+    Raises:
+        OSError: the file cannot be written; names it.
     """
     write_together({Path(path): write})
 
@@ -181,19 +193,37 @@ def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
     try:
         for path, write in writes.items():
             temporary = temporaries[path]
-            temporary.unlink(missing_ok=True)  # left by a killed process
-            temporary.touch()
-            mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
-            write(temporary)
-            temporary.chmod(mode)
-            flush(temporary)
+            with write_errors(path, temporary):
+                temporary.unlink(missing_ok=True)  # left by a killed process
+                temporary.touch()
+                mode = temporary.stat().st_mode  # follows the umask; safetensors would create it with 0600
+                write(temporary)
+                temporary.chmod(mode)
+                flush(temporary)
         for path, temporary in temporaries.items():
-            temporary.replace(path)
+            with write_errors(path, temporary):
+                temporary.replace(path)
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in writes}:
         flush(directory)
+
+
+@contextmanager
+def write_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Raise the error of a write to `path`, a full disk for example, as an OSError that names the file.
+
+    torch and safetensors raise other types. Errors that name another file pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(path), str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written (is the disk full? {error})") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -225,32 +255,57 @@ def make_directory(path: str | os.PathLike[str], contents: str) -> Path:
     return directory
 
 
-def directory_lock(directory: Path) -> AbstractContextManager[None]:
-    """Hold an exclusive lock on an existing directory, in its file .lock; see `file_lock`."""
-    path = directory / ".lock"
-    path.touch()
-    return file_lock(path, wait=False)
+_locked: set[BinaryIO] = set()
+
+if hasattr(os, "register_at_fork"):
+    # A lock lasts until no process has its file open, and workers may outlive a process that was killed.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
+
+
+def directory_lock(directory: Path, warn: Callable[[str], object]) -> AbstractContextManager[None]:
+    """Hold an exclusive lock on an existing directory, in its file .lock, which stays; see `file_lock`.
+
+    Without locks, on some network file systems, `warn` is called with a message.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+
+    def without_lock(error: OSError) -> None:
+        warn(f"{directory} cannot be locked ({error.strerror}): let no other process write to it")
+
+    return file_lock(directory / ".lock", wait=False, without_lock=without_lock)
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold an exclusive lock on a file; a no-op on Windows and, with `wait`, on file systems without locks.
+def file_lock(
+    path: Path, *, wait: bool, without_lock: Callable[[OSError], object] = lambda error: None
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file; a no-op on Windows.
 
     The system releases the lock when the process ends, also when it is killed.
+
+    Args:
+        wait: for another process that holds the lock; the file must exist, else it may be created.
+        without_lock: called where the file system has no locks.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is False.
     """
-    with path.open("rb") as file:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb" if wait else "ab") as file:
         try:
-            import fcntl
-
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
         except BlockingIOError:
             raise ValueError(f"another process is at work on {path.parent}") from None
-        except OSError:
-            if not wait:
-                raise
-        yield
+        except OSError as error:
+            without_lock(error)
+        _locked.add(file)
+        try:
+            yield
+        finally:
+            _locked.remove(file)

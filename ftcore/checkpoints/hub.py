@@ -18,7 +18,7 @@ SMALL_FILES = (
     "merges.txt",
 )
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?")
 
 
 def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> Path:
@@ -32,13 +32,13 @@ def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> 
         FileNotFoundError: no such directory, and no snapshot from the hub.
         ValueError: `name` is a file.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))  # the functions of os.path accept names that Path's methods do not
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise ValueError(f"{path}: a file, expected its directory")
     if not _HUB_NAME.fullmatch(os.fspath(name)):
-        raise FileNotFoundError(f"{path}: no such directory, and not a name on the Hugging Face hub")
+        raise FileNotFoundError(f"{str(path)!r}: no such directory, and not a name on the Hugging Face hub")
     return _download(os.fspath(name), weights)
 
 

@@ -1,16 +1,31 @@
 """Weight files: .safetensors, and the .bin files of older checkpoints."""
 
+import os
 import pickle
+import pickletools
+import re
+import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from reprlib import repr as shown
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ftcore.checkpoints.files import read_json
-from ftcore.cli import few, one_line
+from ftcore.checkpoints.files import describe_format, read_json
+from ftcore.cli import few, one_line, printable
+
+# Of what describes the tensors of a file: enough for 10,000 tensors, and read in a second.
+MAX_HEADER = 2**21  # bytes
+MAX_OPCODES = 500_000  # of a pickle
+
+# All that the pickle of a state dict refers to. Not sparse, quantized, nested or meta tensors and subclasses.
+_PLAIN = re.compile(
+    r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor(_v2)?|parameter)"
+)
 
 
 def read_weights(directory: Path, names: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
@@ -25,7 +40,10 @@ def read_weights(directory: Path, names: Sequence[str]) -> tuple[Path, dict[str,
         raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(names)}")
     tensors: dict[str, Tensor] = {}
     for file in _shards(path) if path.suffix == ".json" else [path]:
-        tensors.update(read_tensors(file))
+        shard = read_tensors(file)
+        if twice := sorted(tensors.keys() & shard):
+            raise ValueError(f"{file}: {printable(few(twice))} is in another shard too")
+        tensors |= shard
     return path, tensors
 
 
@@ -33,13 +51,19 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index}: weight_map does not map tensor names to files")
-    shards = [index.parent / file for file in sorted(set(weight_map.values()))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if os.path.basename(name) != name:
+            raise ValueError(
+                f"{index}: {shown(name)} is a path, expected the name of a file beside the index"
+            )
+    present = set(os.listdir(index.parent))
+    missing = [name for name in names if name not in present]
     if missing:
         raise FileNotFoundError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing: {few(missing)}"
+            f"{index}: {len(missing)} of {len(names)} shards are missing: {printable(few(missing))}"
         )
-    return shards
+    return [index.parent / name for name in names]
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -49,41 +73,78 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ValueError: a damaged file, or a pickle of anything but tensors, which is never loaded.
     """
     with open(file, "rb") as opened:
-        start = opened.read(32)
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
+        start = opened.read(64)
     try:
-        if file.suffix != ".bin":
-            return load_file(file)
-        # Files from before PyTorch 1.6 are not zip archives and cannot be memory-mapped.
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{file}: damaged, or a pickle of more than tensors, which is never loaded because it could run "
-            "arbitrary code; use the model.safetensors of this model"
-        ) from None
+        if file.suffix == ".bin":
+            tensors = load_pickle(file, is_zip=start.startswith(b"PK"))
+        else:
+            tensors = _load_safetensors(file, start)
     except Exception as error:  # damaged files raise many unrelated types
+        if (description := describe_format(start)) and not start.startswith(b"PK"):
+            raise ValueError(f"{file}: {description}") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise ValueError(
+                f"{file}: damaged, or a pickle of more than plain tensors, which is never loaded because it "
+                "could run arbitrary code; use the model.safetensors of this model"
+            ) from None
         raise ValueError(
             f"{file}: cannot be read, {file.stat().st_size} bytes long "
             f"({type(error).__name__}: {one_line(error)}); "
             "it is incomplete or damaged: copy or download it again"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise ValueError(f"{file}: expected a state dict: tensors by name")
+    for name, tensor in tensors.items():  # a few bytes, repeated, could be a tensor of any size
+        if tensor.nbytes > min(tensor.untyped_storage().nbytes(), file.stat().st_size):
+            raise ValueError(f"{file}: {printable(name)} has elements that share memory; save a copy of it")
     return tensors
 
 
-def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
-    """Write tensors to a .safetensors file, each in the given dtype.
+def _load_safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
+    if (header := int.from_bytes(start[:8], "little")) > MAX_HEADER:
+        raise ValueError(f"a header of {header} bytes, expected at most {MAX_HEADER}")
+    return load_file(file)
+
+
+def load_pickle(file: Path, *, is_zip: bool = True) -> Any:
+    """`torch.load` of plain tensors, in containers, after a look at the pickles.
+
+    A pickle of a few bytes can take any time and memory, which `weights_only` does not prevent. Zip archives,
+    all files since PyTorch 1.6, are memory-mapped.
 
     Raises:
-        OSError: the disk is full or the file cannot be written.
+        Exception: of many types.
     """
+    if is_zip:
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{record.filename} is compressed, which torch.save never does")
+                if record.filename.endswith(".pkl"):
+                    with archive.open(record) as opened:
+                        _check_pickle(BytesIO(opened.read(MAX_HEADER)))
+    else:
+        with open(file, "rb") as opened:
+            pickles = BytesIO(opened.read(MAX_HEADER))
+        for _ in ("magic number", "protocol", "byte order", "tensors", "names of the storages"):
+            _check_pickle(pickles)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Raise pickle.UnpicklingError for a pickle of more than plain tensors."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        is_plain = opcode.name != "GLOBAL" or _PLAIN.fullmatch(str(argument))
+        if not is_plain or opcode.name == "STACK_GLOBAL" or count == MAX_OPCODES:
+            raise pickle.UnpicklingError("a pickle of more than plain tensors")
+
+
+def write_tensors(path: Path, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
+    """Write tensors to a .safetensors file, each in the given dtype; inside `write_atomically`."""
     plain = {name: tensor.to("cpu", dtype).contiguous() for name, (tensor, dtype) in tensors.items()}
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
+    save_file(plain, path, metadata={"format": "pt"})
 
 
 def split_into_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -102,7 +163,21 @@ def split_into_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]
     return {f"model-{n:05d}-of-{total:05d}.safetensors": shard for n, shard in enumerate(shards, start=1)}
 
 
+def is_computable(dtype: torch.dtype) -> bool:
+    """Whether a model can compute in a type: the floating-point types of 16 bits or more."""
+    return dtype.is_floating_point and dtype.itemsize >= 2
+
+
+def misfit(name: str, tensor: Tensor, shape: Sequence[int]) -> list[str]:
+    """A line if a tensor is not one of floating-point numbers in this shape, else none."""
+    if tuple(tensor.shape) != tuple(shape):
+        return [f"{name} is {tuple(tensor.shape)}, expected {tuple(shape)}"]
+    if not is_computable(tensor.dtype):
+        return [f"{name} is {tensor.dtype}, expected a floating-point type of 16 bits or more"]
+    return []
+
+
 def describe_mismatch(wrong: list[str], missing: list[str], unexpected: list[str]) -> str:
     """Tensors that do not fit a model, in one line; empty if all fit."""
     kinds = {"wrong": wrong, "missing": missing, "unexpected": unexpected}
-    return "; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names)
+    return printable("; ".join(f"{kind}: {few(names)}" for kind, names in kinds.items() if names))

@@ -4,11 +4,11 @@
     tale.txt.3f9c0b1e.ids.safetensors    its ids: one array of uint16, or uint32 for a large vocabulary
 
 The ids are stored next to the text, or in the user's cache directory if that is not writable. The file name
-contains a hash of the tokenizer. The file records the text's size and modification time and is rewritten when
-these change.
+contains a hash of the tokenizer. The file records the text's size and modification time, and a checksum of
+the ids. It is rewritten when the text has changed or the checksum differs.
 
-Each slice is memory-mapped, copied and unmapped. With one permanent mapping, the whole file would count as
-resident memory of the process by the end of an epoch.
+Each slice is read into memory of its own. With a permanent mapping, the whole file would count as resident
+memory of the process by the end of an epoch.
 """
 
 import hashlib
@@ -16,24 +16,25 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from ftcore.checkpoints.files import file_lock, require_text, write_atomically
+from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
 from ftcore.data.dataset import check_family
-from ftcore.data.files import read_chunks
+from ftcore.data.files import find_row_format, read_chunks, read_rows, text_of
 from ftcore.data.tasks import check_corpus_task
 from ftcore.data.tokenizer import Tokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
-_FORMAT = 1  # version of the file of ids; files of another version are rewritten
+_FORMAT = 2  # version of the file of ids; files of another version are rewritten
 _HEADER = 1024  # bytes reserved for the header, which is written last: it has the number of ids
 _CHUNK = 2**16  # characters to tokenize at a time
 _LONGEST_WORD = 2**20  # characters; longer words may be cut anywhere
@@ -50,7 +51,8 @@ class Corpus:
     text: Path  # the text file
     ids: Path  # the file of ids
     decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
-    made_from: str  # size and time of the text, hash of the tokenizer; checked at every read
+    header: bytes  # of the file of ids, with their checksum; compared at every read
+    dtype: np.dtype  # of the ids in the file
     start: int  # index of the first id in the file
     stop: int  # index after the last id
 
@@ -61,15 +63,22 @@ class Corpus:
         """The ids in [start, stop), relative to this part and clipped to its end.
 
         Raises:
-            ValueError: the text has changed and another process has tokenized it again.
+            ValueError: the file of ids is missing, damaged, or of another text than when it was opened.
         """
         start, stop = self.start + start, min(self.start + stop, self.stop)
         if start >= stop:
             return []
-        with safe_open(self.ids, framework="numpy") as file:
-            if file.metadata().get("made_from") != self.made_from:
-                raise ValueError(f"{self.text} has changed while its ids were read: start again")
-            return file.get_slice("ids")[start:stop].tolist()
+        try:
+            with self.ids.open("rb") as file:
+                if file.read(_HEADER) != self.header:
+                    raise ValueError(f"{self.text} has changed while its ids were read: start again")
+                file.seek(start * self.dtype.itemsize, os.SEEK_CUR)
+                ids = np.fromfile(file, self.dtype, stop - start)
+        except OSError as error:
+            raise ValueError(f"{self.ids}: {error.strerror}: start again") from None
+        if len(ids) != stop - start:
+            raise ValueError(f"{self.ids}: truncated while it was read: start again")
+        return ids.tolist()
 
     def split(self, fraction: float) -> tuple["Corpus", "Corpus"]:
         """Split off about `fraction` of the ids, at the end: (train, validation).
@@ -86,36 +95,61 @@ class Corpus:
 
 
 def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
-    """The ids of a plain text file, tokenized now (with a message on stderr) unless that was done before.
+    """The ids of a text, tokenized now (with a message on stderr) unless that was done before.
 
     Processes that read the same text at the same time wait for the first one to tokenize it.
 
     Args:
         task: one of `CORPUS_TASKS`.
-        path: a UTF-8 text file, with `<|endoftext|>` between documents.
+        path: a UTF-8 file: plain text with `<|endoftext|>` between documents, or JSON lines or CSV, where the
+            `text` of each row is a document.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: task, model and tokenizer do not match, or the file is not UTF-8 or has no text.
+        ValueError: task, model and tokenizer do not match, or the file is not UTF-8, not in one of these
+            formats, or has no text.
+        OSError: the ids cannot be written.
     """
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
     text = Path(path)
-    require_text(text)
+    if text.is_fifo():
+        raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
+    is_plain_text(text)  # here for its errors
     fingerprint = _fingerprint(tokenizer)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     with file_lock(text, wait=True):
-        status = text.stat()
-        size_and_time = f"{status.st_size} bytes of {status.st_mtime_ns} ns"
-        made_from = f"{size_and_time}, tokenizer {fingerprint}, format {_FORMAT}"
-        metadata = _read_metadata(ids)
-        if metadata.get("made_from") != made_from:
-            again = " again: it has changed" if metadata else ""
-            metadata = _write_ids(ids, text, tokenizer, decoder_only, made_from)
+        made_from = f"{_size_and_time(text)}, tokenizer {fingerprint}, format {_FORMAT}"
+        metadata, again = _read_metadata(ids, dtype, made_from)
+        if not metadata:
+            metadata = _write_ids(ids, text, tokenizer, decoder_only, made_from, dtype)
             size = f"{int(metadata['tokens']):,} tokens of {int(metadata['documents']):,} documents"
             print(f"tokenized {text}{again}: {size}, kept in {ids}", file=sys.stderr)
-    return Corpus(text, ids, decoder_only, made_from, start=0, stop=int(metadata["tokens"]))
+    tokens = int(metadata["tokens"])
+    return Corpus(text, ids, decoder_only, _header(tokens, dtype, metadata), dtype, start=0, stop=tokens)
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a file is plain text, not JSON lines or CSV. Raises the errors of `open_text`."""
+    with open_text(path) as file:
+        return find_row_format(path, file) == "text"
+
+
+def read_documents(path: Path, size: int) -> Iterator[str]:
+    """The text of a file, at most `size` characters at a time; each row's ends with `<|endoftext|>`.
+
+    Raises:
+        ValueError: a row without `text`, or another error of `read_rows`.
+    """
+    if is_plain_text(path):
+        yield from read_chunks(path, size)
+        return
+    for where, row in read_rows(path, expected="plain text, or JSON lines or CSV with text"):
+        document = text_of(row, "text", where, blank=True)
+        yield from (document[start : start + size] for start in range(0, len(document), size))
+        yield END_OF_DOCUMENT
 
 
 # ------------------------------------------------------------------------------------------- the file of ids
@@ -126,7 +160,12 @@ def _directory(text: Path) -> Path:
     parent = text.absolute().parent
     if os.access(parent, os.W_OK):
         return parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise ValueError(
+            f"{parent} is not writable and there is no home directory: set XDG_CACHE_HOME"
+        ) from None
     directory = cache / "ftcore" / hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     return directory
@@ -142,33 +181,64 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _read_metadata(ids: Path) -> dict[str, str]:
-    """The metadata of a file of ids; {} if it is missing or damaged."""
+def _size_and_time(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} bytes of {status.st_mtime_ns} ns"
+
+
+def _read_metadata(ids: Path, dtype: np.dtype, made_from: str) -> tuple[dict[str, str], str]:
+    """(metadata of a file of ids, ""), or ({}, the reason to write it again)."""
     try:
-        with safe_open(ids, framework="numpy") as file:
-            return file.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
-        return {}
+        with ids.open("rb") as file:
+            header = file.read(_HEADER)
+        metadata = parse_json(header[8:].decode(), ids)["__metadata__"]
+        if metadata["made_from"] != made_from:
+            is_same_text = metadata["made_from"].split(", ")[0] == made_from.split(", ")[0]
+            return {}, "" if is_same_text else " again: it has changed"
+        tokens = int(metadata["tokens"])
+        is_whole = ids.stat().st_size == _HEADER + tokens * dtype.itemsize
+        is_whole = is_whole and header == _header(tokens, dtype, metadata)
+        if is_whole and _checksum(ids, _size_and_time(ids)) == metadata["checksum"]:
+            return metadata, ""
+    except FileNotFoundError:
+        return {}, ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    return {}, " again: the file of its ids was damaged"
+
+
+@lru_cache
+def _checksum(ids: Path, size_and_time: str) -> str:
+    """CRC-32 of the ids, computed once per process; 0.7 s for 1 GB."""
+    checksum = 0
+    with ids.open("rb") as file:
+        file.seek(_HEADER)
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return str(checksum)
 
 
 def _write_ids(
-    ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str
+    ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str, dtype: np.dtype
 ) -> dict[str, str]:
     """Tokenize a text to a file of ids, and return the file's metadata."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     metadata = {"made_from": made_from}
 
     def write(path: Path) -> None:
-        tokens = documents = 0
+        tokens = documents = checksum = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
             for chunk, ends_document in _tokenize(text, tokenizer, decoder_only):
-                file.write(np.array(chunk, dtype).tobytes())
+                block = np.array(chunk, dtype).tobytes()
+                file.write(block)
+                checksum = zlib.crc32(block, checksum)
                 tokens += len(chunk)
                 documents += ends_document
             if tokens < 2:
                 raise ValueError(f"{text}: {tokens} tokens are too few to learn from; expected plain text")
-            metadata.update(tokens=str(tokens), documents=str(documents))
+            if not made_from.startswith(_size_and_time(text)):
+                raise ValueError(f"{text} has changed while it was tokenized: start again")
+            metadata.update(tokens=str(tokens), documents=str(documents), checksum=str(checksum))
             file.seek(0)
             file.write(_header(tokens, dtype, metadata))
 
@@ -194,38 +264,48 @@ def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
     """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
+
+    def encode(chunk: str, *, inside_document: bool) -> list[int]:
+        ids = tokenizer.encode(chunk)
+        if not decoder_only:
+            ids.pop()  # </s>
+        return ids[prefix:] if inside_document or not decoder_only else ids
+
+    def can_cut_before(space: str) -> bool:
+        """False for a line break if the tokenizer has `add_prefix_space`."""
+        parts = encode("a", inside_document=False) + encode(f"{space}b", inside_document=True)
+        return encode(f"a{space}b", inside_document=False) == parts
+
+    spaces = "".join(filter(can_cut_before, " \t\n"))
     inside_document = False
     size = text.stat().st_size
     with tqdm(
         desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
-        for chunk, ends_document in _chunks(read_chunks(text, _CHUNK)):
+        for chunk, ends_document in _chunks(read_documents(text, _CHUNK), spaces):
             bar.update(len(chunk.encode()))
             if not inside_document and not chunk.strip():
                 continue  # an empty document
-            ids = tokenizer.encode(chunk)
-            if not decoder_only:
-                ids.pop()  # </s>
-            if inside_document or not decoder_only:
-                del ids[:prefix]
+            ids = encode(chunk, inside_document=inside_document)
             if ends_document and decoder_only:
                 ids.append(tokenizer.eos_id)
             yield ids, ends_document
             inside_document = not ends_document
 
 
-def _chunks(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+def _chunks(blocks: Iterable[str], spaces: str = " \t\n") -> Iterator[tuple[str, bool]]:
     """Cut a text where that does not change its tokens: (chunk, whether a document ends here).
 
-    Cuts are made before white space. No token of T5 or GPT-2 contains white space except at its start, and
+    Cuts are made before `spaces`. No token of T5 or GPT-2 contains white space except at its start, and
     neither tokenizer looks beyond the end of a word (except that SentencePiece's rounding may decide ties).
     """
+    before_space = re.compile(rf".*\S(?=[{spaces}])" if spaces else "(?!)", re.DOTALL)
     rest = ""
     for block in blocks:
         *documents, rest = (rest + block).split(END_OF_DOCUMENT)
         for document in documents:
             yield document, True
-        word_end = re.match(r".*\S(?=[ \t\n])", rest, re.DOTALL)
+        word_end = before_space.match(rest)
         # Without white space, keep back what may be the start of an <|endoftext|>.
         cut = word_end.end() if word_end else len(rest) - len(END_OF_DOCUMENT)
         if word_end or cut > _LONGEST_WORD:

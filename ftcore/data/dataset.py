@@ -14,6 +14,7 @@ Truncation:
 
 from array import array
 from collections.abc import Sequence
+from reprlib import repr as shown
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,9 +89,8 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
             if decoder_only:
                 target.append(tokenizer.eos_id)
             if len(target) < 2:
-                raise ValueError(
-                    f"record {number}: the tokenizer finds nothing in its target {record.target!r}"
-                )
+                where = record.where or f"record {number}"
+                raise ValueError(f"{where}: the tokenizer finds nothing in the target {shown(record.target)}")
             self.truncated_sources += len(source) > max_source_length
             self.truncated_targets += len(target) > max_target_length
             if decoder_only:

@@ -11,6 +11,8 @@ Within a step the examples stay sorted, so that its micro-batches have little pa
 gradients are summed, that order has no effect on training.
 """
 
+import signal
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,10 @@ from ftcore.data.tokenizer import IGNORED_LABEL
 # Steps per pool. More means less padding, fewer means better shuffling. With 100, 1% of the input positions
 # of SQuAD in batches of 8 is padding (without buckets 38%).
 _POOL = 100
+
+
+class BatchError(OSError):
+    """The examples of a batch cannot be read."""
 
 
 @dataclass(eq=False)
@@ -123,7 +129,9 @@ class DataLoader(torch.utils.data.DataLoader):
         pad_id: padding token of input_ids.
         accumulate, shuffle, seed, bucket, rank, world_size: see `BucketBatchSampler`.
         pad_to_max_length: pad to the dataset's limits instead of to the longest example of the batch.
-        num_workers: worker processes that prepare batches; their number does not affect the batches.
+        num_workers: worker processes that prepare batches; their number does not affect the batches. If one
+            is lost (killed for lack of memory, for example), the calling process prepares the rest, and
+            `lost_worker` has the reason.
         padding_side: "right" or "left"; T5's labels are always padded on the right.
         pack: put several examples into a row, up to the dataset's limits.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
@@ -176,6 +184,7 @@ class DataLoader(torch.utils.data.DataLoader):
             # generator, it would change the dropout of a resumed run.
             generator=torch.Generator(),
         )
+        self.lost_worker: str | None = None
         self._resume_at = 0  # first batch of the next iteration
         self._taken = 0  # batches of this epoch that have been yielded
 
@@ -206,9 +215,32 @@ class DataLoader(torch.utils.data.DataLoader):
         self.dataset.epoch = self.batch_sampler.epoch  # type: ignore[attr-defined]
         self.batch_sampler.start = self._taken = self._resume_at
         self._resume_at = 0
-        for batch in super().__iter__():
-            self._taken += 1  # counted here, since workers prefetch
-            yield batch
+        while True:
+            try:
+                for batch in self._batches():
+                    self._taken += 1  # counted here, since workers prefetch
+                    yield batch
+                return
+            except Exception as error:  # of many types; that of a faulty example is raised again below
+                if self.num_workers == 0:
+                    raise
+                self.lost_worker = str(error) or type(error).__name__
+                self.num_workers, self.batch_sampler.start = 0, self._taken
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """torch's iterator, without its handler of SIGCHLD.
+
+        That would raise the loss of a worker anywhere in this process, in the middle of an optimizer step for
+        example; the iterator itself notices it within seconds.
+        """
+        if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
+        number = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has none, and torch no handler there
+        handler = signal.getsignal(number)
+        batches = super().__iter__()
+        if handler is not None:  # None: not set by Python
+            signal.signal(number, handler)
+        return batches
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, and what the order depends on.
@@ -216,6 +248,10 @@ class DataLoader(torch.utils.data.DataLoader):
         After the last batch of an epoch, a loader that resumes there yields nothing until `set_epoch`.
         """
         return {"epoch": self.batch_sampler.epoch, "batches": self._taken, **self._order_state()}
+
+    def rewind(self) -> None:
+        """Set the position back to the start of an optimizer step whose batches were not all read."""
+        self._taken -= self._taken % self.batch_sampler.accumulate
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume at a saved position.
@@ -229,6 +265,8 @@ class DataLoader(torch.utils.data.DataLoader):
                     f"cannot resume in the data: {name} was {state.get(name)} when the position was saved "
                     f"and is {value} now"
                 )
+        if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
+            raise ValueError(f"cannot resume in the data: no epoch has a batch {state['batches']}")
         self.batch_sampler.epoch = state["epoch"]
         self._resume_at = self._taken = state["batches"]
 

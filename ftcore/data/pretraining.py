@@ -17,6 +17,7 @@ Both datasets read the ids of an example from disk when it is indexed; only its 
 Blocks and chunks ignore the boundaries of documents, as in the training of GPT-2 and T5.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ import torch
 from ftcore.data.corpus import Corpus
 from ftcore.data.dataset import ExampleDataset
 from ftcore.data.tokenizer import Tokenizer
+
+_LONGEST = 2**31 - 1  # tokens of an example; lengths are int32
 
 
 class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
@@ -38,8 +41,10 @@ class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
     decoder_only = True
 
     def __init__(self, corpus: Corpus, length: int) -> None:
-        if length < 2:
-            raise ValueError(f"the length of a block is {length}; expected at least 2, a token and the next")
+        if not 2 <= length <= _LONGEST:
+            raise ValueError(
+                f"the length of a block is {length}; expected 2, a token and the next, to {_LONGEST}"
+            )
         self.corpus, self.length = corpus, length
         count = -(-(len(corpus) - 1) // (length - 1))
         self.lengths = np.full((count, 2), length, dtype=np.int32)
@@ -122,8 +127,8 @@ def make_pretraining_dataset(
     _, target_length = unpadded_lengths(max_source_length)
     if target_length > max_target_length:
         raise ValueError(
-            f"max_source_length {max_source_length} has targets of {target_length} tokens, but "
-            f"max_target_length is {max_target_length}: raise it, or lower max_source_length"
+            f"`max_source_length` {max_source_length} has targets of {target_length} tokens, but "
+            f"`max_target_length` is {max_target_length}: raise it, or lower `max_source_length`"
         )
     return SpanCorruption(corpus, tokenizer, max_source_length, seed=seed)
 
@@ -195,13 +200,12 @@ def unpadded_lengths(source_length: int) -> tuple[int, int]:
     paper's noise density and span length.
 
     Raises:
-        ValueError: `source_length` is less than 3.
+        ValueError: `source_length` is less than 3, or beyond the range of lengths.
     """
-    if source_length < 3:
-        raise ValueError(f"a corrupted source has at least 3 tokens, got {source_length}")
-    length = 2
-    while _corrupted_lengths(length + 1)[0] <= source_length:
-        length += 1
+    if not 3 <= source_length <= _LONGEST:
+        raise ValueError(f"a corrupted source has 3 to {_LONGEST} tokens, got {source_length}")
+    lengths = range(2 * source_length)  # corrupted, the longest of these would exceed the source
+    length = bisect_right(lengths, source_length, key=lambda length: _corrupted_lengths(length)[0]) - 1
     return length, _corrupted_lengths(length)[1]
 
 

@@ -5,7 +5,7 @@
     emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
     text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
 
-Plain text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
+Running text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
 `SpanCorruption` (T5, task `span-corruption`).
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source is truncated
@@ -13,14 +13,21 @@ on the left, so the question and the cue `answer:` come last. Its answer starts 
 vocabulary merges a word with the space before it.
 """
 
+import ast
+import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
 
-from ftcore.checkpoints.files import read_text
-from ftcore.data.files import Row, listed, read_rows, short, text_of
+from ftcore.checkpoints.files import parse_json
+from ftcore.data.files import Row, as_text, labeled_row, listed, read_rows, text_of
 
 # The fields of each task's prompt.
 _PROMPT_FIELDS = {
@@ -32,6 +39,9 @@ _PROMPT_FIELDS = {
 }
 TASKS = tuple(_PROMPT_FIELDS)
 CORPUS_TASKS = ("lm", "span-corruption")  # trained on running text instead of records
+
+# Fields of the targets, which in CSV may hold a list or a dict as text.
+_STRUCTURED_FIELDS = {"qa": {"answer", "answers"}, "emotion": {"label"}}
 
 # The file formats of each task with records, for error messages.
 _FORMS = {
@@ -49,6 +59,7 @@ class Record:
     target: str  # the text to learn
     references: tuple[str, ...] = ()  # all correct answers, the target first
     group: str | None = None  # equal for records of one passage, which a split keeps together
+    where: str = field(default="", compare=False, repr=False)  # file and line, for error messages
 
 
 def read_records(
@@ -71,8 +82,11 @@ def read_records(
     path = Path(path)
     if task in CORPUS_TASKS:
         raise ValueError(f"task {task!r} has no records, it trains on running text: use read_corpus")
-    text = read_text(path)
-    records = list(islice(_records(task, path, text, decoder_only), limit))
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}; expected at least 1")
+    is_qa, is_emotion = task == "qa", task == "emotion"
+    rows = read_rows(path, expected=_FORMS[task], squad=is_qa, line_row=labeled_row if is_emotion else None)
+    records = [_record(task, row, where, decoder_only) for where, row in islice(rows, limit)]
     if not records:
         raise ValueError(f"{path}: no records; expected {_FORMS[task]}")
     return records
@@ -136,7 +150,7 @@ def split_records(
             "pass a separate validation file"
         )
     shuffled = list(groups.values())
-    random.Random(seed).shuffle(shuffled)
+    random.Random(int(seed)).shuffle(shuffled)  # NumPy's integers are not accepted
     wanted = fraction * len(records)
     held_out: set[int] = set()
     for group in shuffled[:-1]:  # both sides get at least one group
@@ -152,25 +166,47 @@ def split_records(
 # From rows to records; `where` names the file and line of a row for error messages.
 
 
-def _records(task: str, path: Path, text: str, decoder_only: bool) -> Iterator[Record]:
-    rows = read_rows(path, text, expected=_FORMS[task], squad=task == "qa", labeled_lines=task == "emotion")
-    for where, row in rows:
-        yield _record(task, row, where, decoder_only)
-
-
 def _record(task: str, row: Row, where: str, decoder_only: bool) -> Record:
+    for key in _STRUCTURED_FIELDS.get(task, set()) & row.keys():
+        row[key] = _parse_literal(row[key], key, where)
     fields = {key: text_of(row, key, where) for key in sorted(_PROMPT_FIELDS[task])}
     source = prompt(task, decoder_only=decoder_only, **fields)
     if task == "qa":
         answers = _answers(row, where)
         target = f" {answers[0]}" if decoder_only else answers[0]
-        return Record(source, target, references=answers, group=fields["context"])
-    target = text_of(row, "label" if task == "emotion" else "target", where)
+        return Record(source, target, references=answers, group=fields["context"], where=where)
     if task == "text2text":
-        return Record(source, target, references=(target,))
+        target = text_of(row, "target", where)
+        return Record(source, target, references=(target,), where=where)
+    label = text_of(row, "label", where).strip()
     if decoder_only:
-        return Record(source="", target=source)
-    return Record(source, target.strip(), references=(target.strip(),))
+        return Record(source="", target=source, where=where)
+    return Record(source, label, references=(label,), where=where)
+
+
+def _parse_literal(value: Any, key: str, where: str) -> Any:
+    """The list or dict in a string, as JSON or as Python prints it; other values unchanged."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.startswith(("[", "{", "(", "array(")):
+        return value
+    with suppress(ValueError):
+        return parse_json(text, where)
+    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes
+            parsed = ast.literal_eval(text[: 2**20])  # a syntax tree is large; a text that is cut is refused
+        # NumPy prints ['a' 'b'] without a comma, which Python reads as ['ab'].
+        if isinstance(parsed, tuple | list | dict) and _quotes(repr(parsed)) == _quotes(text):
+            return parse_json(json.dumps(parsed), where)  # tuples as lists, and within the limits of JSON
+    if re.match(r"[\[{][\[\s]*([bru]?['\"]|array\()|array\(", text):
+        raise ValueError(
+            f"{where}: key {key!r} is {shown(value)}, a list or dict that cannot be read; write it as JSON"
+        )
+    return value
+
+
+def _quotes(text: str) -> int:
+    return text.count("'") + text.count('"')
 
 
 def _answers(row: Row, where: str) -> tuple[str, ...]:
@@ -183,18 +219,18 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     if key not in row:
         raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)})")
     given = row[key]
-    if isinstance(given, dict):
-        given = given.get("text")
-    answers = given if isinstance(given, list) else [given]
-    answers = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
-    if row.get("is_impossible") or not answers:
+    texts = given.get("text") if isinstance(given, dict) else given
+    listed_texts = texts if isinstance(texts, list) else [texts]
+    answers = [as_text(text.get("text") if isinstance(text, dict) else text) for text in listed_texts]
+    is_impossible = str(row.get("is_impossible", "")).strip().lower() in ("true", "1")  # in CSV it is text
+    if is_impossible or not answers:
         raise ValueError(
             f"{where}: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported: "
             "remove them from the file)"
         )
     if not all(isinstance(answer, str) for answer in answers):
         raise ValueError(
-            f"{where}: key {key!r} is {short(row[key])}; expected a string, a list of strings, "
+            f"{where}: key {key!r} is {shown(given)}; expected a string, a list of strings, "
             'or {"text": [...]}'
         )
     answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))

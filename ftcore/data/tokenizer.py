@@ -16,6 +16,9 @@ tokenizer.json files do; spiece.model alone does not.
 """
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 from ftcore.checkpoints.hub import resolve_directory
@@ -23,6 +26,7 @@ from ftcore.data.tokenizer_files import TokenizerFiles
 from ftcore.data.tokenizer_interface import IGNORED_LABEL, Tokenizer
 from ftcore.data.tokenizer_pipeline import pipeline_from_json, pipeline_from_merges
 from ftcore.data.tokenizer_t5 import ByteTokenizer, SentencePieceTokenizer
+from ftcore.lora.adapter import adapter_chain
 
 if TYPE_CHECKING:
     from ftcore.models import GPT2Config, T5Config
@@ -31,7 +35,7 @@ __all__ = ["IGNORED_LABEL", "Tokenizer", "check_vocabulary", "load_tokenizer"]
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
-    """Load the tokenizer of a directory.
+    """Load the tokenizer of a directory; an adapter without one has its base model's.
 
     Args:
         name: a directory, or the name of a model on the hub (see `resolve_directory`).
@@ -40,7 +44,23 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
         FileNotFoundError: no such directory, or no tokenizer in it.
         ValueError: a file that is damaged or of another kind; the message names it.
     """
-    files = TokenizerFiles(resolve_directory(name, weights=False))
+    for directory in _directories(name):
+        if (tokenizer := _load(TokenizerFiles(directory))) is not None:
+            return tokenizer
+    raise FileNotFoundError(
+        f"{directory}: no tokenizer; expected tokenizer.json, spiece.model or vocab.json + merges.txt"
+    )
+
+
+def _directories(name: str | os.PathLike[str]) -> Iterator[Path]:
+    """The directory of a name; for an adapter, then that of its base model."""
+    directory = resolve_directory(name, weights=False)
+    yield directory
+    yield from adapter_chain(directory, weights=False)[1:]
+
+
+def _load(files: TokenizerFiles) -> Tokenizer | None:
+    """The tokenizer in the files of a directory, None without one."""
     if files.tokenizer_class == "ByT5Tokenizer":
         return ByteTokenizer(files)
     if "tokenizer.json" in files.content:
@@ -51,9 +71,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     if "vocab.json" in files.content and "merges.txt" in files.content:
         _require_class(files, "vocab.json", "GPT2Tokenizer", "RobertaTokenizer")
         return pipeline_from_merges(files)
-    raise FileNotFoundError(
-        f"{files.directory}: no tokenizer; expected tokenizer.json, spiece.model or vocab.json + merges.txt"
-    )
+    return None
 
 
 def _require_class(files: TokenizerFiles, vocabulary: str, *expected: str) -> None:
@@ -61,7 +79,7 @@ def _require_class(files: TokenizerFiles, vocabulary: str, *expected: str) -> No
     if files.tokenizer_class not in (None, *expected):
         raise files.error(
             vocabulary,
-            f"read as a {expected[0]}'s, but tokenizer_class is {files.tokenizer_class}; "
+            f"read as a {expected[0]}'s, but tokenizer_class is {shown(files.tokenizer_class)}; "
             "save that tokenizer as tokenizer.json, with transformers",
         )
 

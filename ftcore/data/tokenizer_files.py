@@ -11,14 +11,16 @@ Where the first has "added_tokens_decoder", the others are ignored; else all fou
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken
 
-from ftcore.checkpoints.files import read_json
+from ftcore.checkpoints.files import read_json, read_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,12 +37,59 @@ T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  #
 # In the order in which transformers adds those that a vocabulary lacks.
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+MAX_IDS = 2**24  # of a vocabulary; the largest published ones have about a million
+MAX_SENTINELS = 10_000
+MAX_REPLACEMENT = 256  # bytes that replace a character; 33 in NFKC
+
+
+class NativeErrors:
+    """Context: errors of sentencepiece and tokenizers, which name no file, become a ValueError that does.
+
+    A class, since a generator would add a microsecond to each text.
+    """
+
+    def __init__(self, path: Path, failure: str) -> None:
+        self.path, self.failure = path, failure
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        # A Rust panic is no Exception, and its class cannot be imported.
+        if kind is not None and (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
+            raise ValueError(f"{self.path}: {self.failure} ({error!r:.300})") from None
+
+
+def check_unicode_table(table: bytes) -> None:
+    """Raise ValueError for a Unicode table of SentencePiece that is read out of bounds, or expands a text.
+
+    A table is the size of a double-array trie (darts-clone), its units of 4 bytes, and the strings that
+    characters are replaced by, each ended by NUL. A leaf of the trie is the position of a string.
+    """
+    size = int.from_bytes(table[:4], "little")
+    units, strings = np.frombuffer(table, "<u4", size // 4, offset=4), table[4 + size :]
+    is_leaf = units >> 31 == 1
+    # A node's children are in one block of 256 units, its own leaf first.
+    children = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
+    has_leaf = (units & 0x100 != 0) & ~is_leaf
+    if (
+        not (len(units) and strings.endswith(b"\0"))
+        or max(map(len, strings.split(b"\0"))) > MAX_REPLACEMENT
+        or (children[~is_leaf] | 0xFF).max(initial=0) >= len(units)
+        or not is_leaf[children[has_leaf]].all()
+        or (units[is_leaf] & 0x7FFFFFFF).max(initial=0) >= len(strings)
+    ):
+        raise ValueError("a damaged Unicode table")
+    strings.decode()
+
 
 class TokenizerFiles:
     """The tokenizer files of a directory.
 
     Attributes:
         content: {file name: bytes}, of those of `TOKENIZER_FILES` that exist.
+        vocabulary: the file with the vocabulary, or for ByT5 the one that names the class.
         settings: tokenizer_config.json, {} without one.
         tokenizer_class: the class in transformers, without "Fast"; None if no file names it.
         model_type: that of the model's config.json, None without one.
@@ -50,10 +99,14 @@ class TokenizerFiles:
         self.directory = directory
         paths = [directory / name for name in TOKENIZER_FILES]
         self.content = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        self.vocabulary = directory / next(iter(self.content), "config.json")
         self.settings = self.json("tokenizer_config.json")
         config = self.json("config.json")
-        name = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
-        self.tokenizer_class = name.removesuffix("Fast") if isinstance(name, str) else None
+        for name, values in (("tokenizer_config.json", self.settings), ("config.json", config)):
+            if not isinstance(values.get("tokenizer_class"), str | None):
+                raise self.wrong(name, "tokenizer_class", values["tokenizer_class"], "the name of a class")
+        named = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
+        self.tokenizer_class = named.removesuffix("Fast") if named else None
         self.model_type = config.get("model_type")
 
     def json(self, name: str) -> dict[str, Any]:
@@ -62,20 +115,45 @@ class TokenizerFiles:
         return read_json(path) if path.is_file() else {}
 
     def text(self, name: str) -> str:
-        return self.content[name].decode(errors="replace")
+        return read_text(self.directory / name)
 
     def error(self, name: str, message: str) -> ValueError:
         """An error that names a file of the directory."""
         return ValueError(f"{self.directory / name}: {message}")
 
-    def setting(self, name: str, default: int) -> int:
-        """A number or a bool from tokenizer_config.json."""
+    def wrong(self, name: str, key: str, value: object, expected: str) -> ValueError:
+        """An error that names a file, a key and its value."""
+        return self.error(name, f"{key} is {shown(value)}, expected {expected}")
+
+    def number(self, name: str, key: str, value: object, *, token: str = "", limit: int = MAX_IDS) -> int:
+        """The id of a token, or a number of ids: a JSON number, or the digits that are a key of an object."""
+        try:
+            number = int(str(value))  # not of a bool or a float
+        except ValueError:
+            number = -1
+        if not 0 <= number < limit:
+            key = f"{key} of {shown(token)}" if token else key
+            raise self.wrong(name, key, value, f"a whole number from 0 to {limit - 1}")
+        return number
+
+    def flag(self, name: str) -> bool:
+        """A bool from tokenizer_config.json; False without one."""
         value = self.settings.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, int):
-            raise self.error("tokenizer_config.json", f"{name} is {value!r}, expected a value like {default}")
-        return value
+        if not isinstance(value, bool | None):
+            raise self.wrong("tokenizer_config.json", name, value, "true or false")
+        return bool(value)
+
+    def token(self, name: str, key: str, value: object) -> str | AddedToken | None:
+        """A special token: its text, or an object that also has flags. null and "" mean none."""
+        content, flags = value, {}
+        if isinstance(value, dict):
+            content = value.get("content", value)
+            flags = {flag: value[flag] for flag in _FLAGS if flag in value}
+        if not isinstance(content, str | None) or not all(isinstance(flag, bool) for flag in flags.values()):
+            raise self.wrong(name, key, value, 'a token such as "</s>" or an object with its "content"')
+        if not content:
+            return None
+        return AddedToken(content, **flags) if isinstance(value, dict) else content
 
     def name_class(self, name: str) -> None:
         """Write the class into tokenizer_config.json: it is saved without the model's config.json."""
@@ -84,7 +162,11 @@ class TokenizerFiles:
 
     def sentinels(self, default: int) -> list[str]:
         """T5's <extra_id_0> and so on; `extra_ids` in tokenizer_config.json is their number."""
-        return [f"<extra_id_{number}>" for number in range(self.setting("extra_ids", default))]
+        value = self.settings.get("extra_ids")
+        number = self.number(
+            "tokenizer_config.json", "extra_ids", default if value is None else value, limit=MAX_SENTINELS
+        )
+        return [f"<extra_id_{index}>" for index in range(number)]
 
 
 @dataclass
@@ -124,73 +206,82 @@ class SpecialTokens:
 
 
 def read_special_tokens(
-    files: TokenizerFiles, defaults: dict[str, str], sentinels: Iterable[str] = ()
+    files: TokenizerFiles,
+    defaults: Mapping[str, str],
+    sentinels: Iterable[str] = (),
+    required: Iterable[str] = ("eos_token",),
 ) -> SpecialTokens:
     """Read the special tokens from all files; `defaults` and `sentinels` are those they may leave out.
 
     Raises:
-        ValueError: a file is not in transformers' format, or no file has an eos_token.
+        ValueError: a file is not in transformers' format, or no file has a token in `required`.
     """
-    token_map, added = files.json("special_tokens_map.json"), files.json("added_tokens.json")
-    in_pipeline = files.json("tokenizer.json").get("added_tokens", [])
-    try:
-        special = _merge(files.settings, token_map, added, in_pipeline, defaults)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise files.error(
-            "tokenizer_config.json",
-            f"it or another file of special tokens is not in transformers' format ({error!r})",
-        ) from None
-    if "eos_token" not in special.named:
-        raise files.error("tokenizer_config.json", "no eos_token, expected the token that ends a text")
-    special.extra = special.extra or list(sentinels)
-    return special
-
-
-def _merge(
-    settings: dict[str, Any],
-    token_map: dict[str, Any],
-    added: dict[str, int],
-    in_pipeline: list[dict[str, Any]],
-    defaults: dict[str, str],
-) -> SpecialTokens:
-    """Merge the four files with the precedence of transformers' `from_pretrained`."""
-    extra = _extra(settings)
+    config, token_map, pipeline = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
+    named, extra = _named(files, config), _extra(files, config)
     numbered: dict[int, AddedToken] = {}
-    if "added_tokens_decoder" in settings:
-        for number, token in settings["added_tokens_decoder"].items():
-            numbered[int(number)] = _added_token(token)
+    if "added_tokens_decoder" in files.settings:
+        decoder = files.settings["added_tokens_decoder"]
+        if not isinstance(decoder, dict):
+            raise files.wrong(config, "added_tokens_decoder", decoder, "an object of ids and tokens")
+        numbered |= _numbered(files, config, "added_tokens_decoder", decoder.items())
     else:
-        settings = settings | token_map
-        special = {str(token) for token in (*_named(settings).values(), *extra)}
-        for content, number in added.items():
-            is_special = content in special
-            numbered[int(number)] = AddedToken(content, normalized=not is_special, special=is_special)
-        for token in in_pipeline:
-            numbered[int(token["id"])] = _added_token(token)
-        extra = extra or _extra(settings)
-    return SpecialTokens(_named(defaults | settings), numbered, extra)
+        named |= _named(files, token_map)
+        special = {str(token) for token in (*named.values(), *extra)}
+        added = (
+            (
+                number,
+                {"content": content, "normalized": content not in special, "special": content in special},
+            )
+            for content, number in files.json("added_tokens.json").items()
+        )
+        numbered |= _numbered(files, "added_tokens.json", "token", added)
+        tokens = files.json(pipeline).get("added_tokens", [])
+        if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+            raise files.wrong(pipeline, "added_tokens", tokens, "a list of objects")
+        numbered |= _numbered(files, pipeline, "added_tokens", ((token.get("id"), token) for token in tokens))
+        extra = extra or _extra(files, token_map)
+    named = {**defaults, **named}
+    in_order = {name: named[name] for name in _NAMES if name in named} | named
+    given = {name: token for name, token in in_order.items() if token is not None}
+    for name in required:
+        if name not in given:
+            raise files.error(config, f"no {name}, expected the token that begins or ends a text")
+    return SpecialTokens(given, numbered, extra or list(sentinels))
 
 
-def _named(settings: dict[str, Any]) -> dict[str, str | AddedToken]:
-    """eos_token and the like, and a model's own such as image_token. null means none."""
-    standard = [name for name in _NAMES if name in settings]
-    others = [name for name in settings if name.endswith("_token") and name not in _NAMES]
-    tokens = {name: settings[name] for name in (*standard, *others)}
-    if isinstance(settings.get("extra_special_tokens"), dict):
-        tokens |= settings["extra_special_tokens"]
-    return {name: _token(token) for name, token in tokens.items() if isinstance(token, str | dict)}
+def _numbered(
+    files: TokenizerFiles, name: str, key: str, items: Iterable[tuple[object, object]]
+) -> dict[int, AddedToken]:
+    """{id: token} from the (id, token) under a key of a file."""
+    numbered = {}
+    for number, value in items:
+        if (token := files.token(name, key, value)) is not None:
+            token = AddedToken(token) if isinstance(token, str) else token
+            numbered[files.number(name, "the id", number, token=token.content)] = token
+    return numbered
 
 
-def _extra(settings: dict[str, Any]) -> list[str | AddedToken]:
+def _named(files: TokenizerFiles, name: str) -> dict[str, str | AddedToken | None]:
+    """eos_token and the like, and a model's own such as image_token; None for null."""
+    values = files.json(name)
+    standard = {key: values[key] for key in _NAMES if key in values}
+    others = {  # and not settings such as add_bos_token
+        key: value
+        for key, value in values.items()
+        if key.endswith("_token") and isinstance(value, str | dict)
+    }
+    extra = values.get("extra_special_tokens")
+    tokens = standard | others | (extra if isinstance(extra, dict) else {})
+    return {key: files.token(name, key, value) for key, value in tokens.items()}
+
+
+def _extra(files: TokenizerFiles, name: str) -> list[str | AddedToken]:
     """The special tokens without a name, under the new key or the old one."""
-    tokens = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    return [] if isinstance(tokens, dict) else [_token(token) for token in tokens]
-
-
-def _token(value: str | dict[str, Any]) -> str | AddedToken:
-    return value if isinstance(value, str) else _added_token(value)
-
-
-def _added_token(value: dict[str, Any]) -> AddedToken:
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return AddedToken(value["content"], **{flag: value[flag] for flag in flags if flag in value})
+    values = files.json(name)
+    key = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
+    tokens = values.get(key) or []
+    if isinstance(tokens, dict):  # with names
+        return []
+    if not isinstance(tokens, list):
+        raise files.wrong(name, key, tokens, "a list of tokens")
+    return [token for value in tokens if (token := files.token(name, key, value)) is not None]

@@ -2,12 +2,13 @@
 
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
-from ftcore.checkpoints.files import write_atomically
-from ftcore.data.tokenizer_files import TOKENIZER_FILES, TokenizerFiles
+from ftcore.checkpoints.files import make_directory, write_atomically
+from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, NativeErrors, TokenizerFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +28,18 @@ class Tokenizer:
 
     def __init__(self, files: TokenizerFiles, named: Mapping[str, int], vocab_size: int) -> None:
         """`named` has the ids of the special tokens with a name: {"eos_token": 1, ...}."""
+        if vocab_size > MAX_IDS:
+            raise ValueError(
+                f"{files.vocabulary}: the highest id is {vocab_size - 1}, expected below {MAX_IDS}"
+            )
         self.vocab_size = vocab_size
         self.eos_id = named["eos_token"]
         self.pad_id = named.get("pad_token", self.eos_id)
         self.bos_id = named.get("bos_token")
         self.unk_id = named.get("unk_token")
         self._files = files.content
-        self._clean_up = bool(files.setting("clean_up_tokenization_spaces", False))
+        self._vocabulary = files.vocabulary
+        self._clean_up = files.flag("clean_up_tokenization_spaces")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. T5 and ByT5 append </s>, GPT-2 appends nothing.
@@ -41,7 +47,8 @@ class Tokenizer:
         Special tokens that are written out in the text, such as `<extra_id_0>`, become their ids.
 
         Raises:
-            ValueError: the text contains a lone surrogate.
+            ValueError: the text contains a lone surrogate, or a character that a tokenizer.json without an
+                unknown token cannot encode.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode takes one string, got {type(text).__name__}")
@@ -52,7 +59,8 @@ class Tokenizer:
                 f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}, "
                 'which UTF-8 cannot encode; read the text with errors="replace" or remove it'
             ) from None
-        return self._encode(text)
+        with NativeErrors(self._vocabulary, "cannot encode this text"):
+            return self._encode(text)
 
     def decode(self, ids: "Iterable[int] | Tensor", skip_special_tokens: bool = True) -> str:
         """The text of one row of ids.
@@ -65,8 +73,21 @@ class Tokenizer:
         Raises:
             ValueError: `ids` is not one row of ids.
         """
-        text = self._decode(_row(ids, self.vocab_size), skip_special_tokens)
+        row = _row(ids, self.vocab_size)
+        with NativeErrors(self._vocabulary, "cannot decode these ids"):
+            text = self._decode(row, skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
+
+    def decode_final(self, ids: "Iterable[int] | Tensor") -> str:
+        """The beginning of the text of `ids` that further ids cannot change, for streaming.
+
+        A character may take several tokens: its first ones decode to U+FFFD.
+        """
+        text = self._decode(_row(ids, self.vocab_size), True).rstrip("\ufffd")
+        if not self._clean_up:
+            return text
+        barrier = _CLEAN_UP_BARRIER.match(text)
+        return _clean_up_spaces(barrier[0]) if barrier else ""
 
     def sentinel_id(self, number: int) -> int:
         """The id of <extra_id_{number}>, which marks a span in a corrupted text (T5 paper, section 3.1.4).
@@ -84,9 +105,12 @@ class Tokenizer:
         """Write the files that this tokenizer was loaded from, each atomically.
 
         Other tokenizer files in the directory are removed, since `load_tokenizer` could prefer them.
+
+        Raises:
+            ValueError: `directory` is a file.
+            OSError: the disk is full or the directory cannot be written.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(directory, "the tokenizer")
         for name, content in self._files.items():
             write_atomically(directory / name, operator.methodcaller("write_bytes", content))
         for name in set(TOKENIZER_FILES) - set(self._files):
@@ -104,16 +128,25 @@ class Tokenizer:
 
 def _row(ids: "Iterable[int] | Tensor", vocab_size: int) -> list[int]:
     """One row of ids as ints, without those that have no token."""
-    numbers = ids.tolist() if hasattr(ids, "tolist") else ids
     try:
+        numbers = list(ids.tolist() if hasattr(ids, "tolist") else ids)
+        if isinstance(ids, bytes) or any(isinstance(number, bool) for number in numbers):  # such as a mask
+            raise TypeError
         row = [operator.index(number) for number in numbers]
-    except TypeError:
-        kind = f"a {type(ids).__name__} of shape {tuple(ids.shape)}" if hasattr(ids, "shape") else repr(ids)
-        raise ValueError(f"decode takes one row of whole numbers, got {kind[:80]}") from None
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without data, or a sparse one
+        kind = f"a {type(ids).__name__} of shape {tuple(ids.shape)}" if hasattr(ids, "shape") else shown(ids)
+        raise ValueError(f"decode takes one row of whole numbers, got {kind}") from None
     for number in row:
         if number < 0 and number != IGNORED_LABEL:
-            raise ValueError(f"{number} is not a token id, expected 0 or more, or {IGNORED_LABEL} to skip")
+            raise ValueError(
+                f"{shown(number)} is not a token id, expected 0 or more, or {IGNORED_LABEL} to skip"
+            )
     return [number for number in row if 0 <= number < vocab_size]
+
+
+# A text up to the last word beyond which no text can change what `_clean_up_spaces` does before it: a word of
+# three characters, or a complete one whose preceding space is never removed.
+_CLEAN_UP_BARRIER = re.compile(r".*(?<![^ ])(?:[^ ]{3,}|[^ .?!,'n][^ ]*(?= ))", re.DOTALL)
 
 
 def _clean_up_spaces(text: str) -> str:

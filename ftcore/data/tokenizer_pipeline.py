@@ -11,13 +11,22 @@ white space, then "▁" before each word. Other normalizers in the file are not 
 """
 
 import base64
+from collections.abc import Iterator
+from reprlib import repr as shown
 from typing import Any
 
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
-from ftcore.data.tokenizer_files import T5_TOKENS, SpecialTokens, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_files import (
+    T5_TOKENS,
+    NativeErrors,
+    SpecialTokens,
+    TokenizerFiles,
+    check_unicode_table,
+    read_special_tokens,
+)
 from ftcore.data.tokenizer_interface import Tokenizer
 
 GPT2_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
@@ -46,7 +55,8 @@ class PipelineTokenizer(Tokenizer):
         around: tuple[list[str], list[str]] | None = None,
     ) -> None:
         known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-        pipeline.add_tokens(special.tokens(known))
+        with NativeErrors(files.vocabulary, "no ids are left for special tokens"):
+            pipeline.add_tokens(special.tokens(known))
         if around is not None:
             before, after = around
             pipeline.post_processor = processors.TemplateProcessing(
@@ -54,6 +64,13 @@ class PipelineTokenizer(Tokenizer):
                 special_tokens=[(token, pipeline.token_to_id(token)) for token in {*before, *after}],
             )
         vocabulary = pipeline.get_vocab(with_added_tokens=True)
+        tokens = {number: token for token, number in vocabulary.items()}
+        if len(tokens) < len(vocabulary):
+            token, number = next(item for item in vocabulary.items() if tokens[item[1]] != item[0])
+            both = f"{shown(token)} and {shown(tokens[number])}"
+            raise ValueError(
+                f"{files.vocabulary}: {both} have the id {number}, expected one token for each id"
+            )
         named = {name: vocabulary[token] for name, token in special.names().items()}
         super().__init__(files, named, vocab_size=max(vocabulary.values()) + 1)
         self._clean_up &= not isinstance(pipeline.model, BPE)  # as in transformers
@@ -77,12 +94,12 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
     is_unigram = isinstance(model, dict) and model.get("type") == "Unigram"
     # transformers has no class for uMT5, and takes the whole pipeline from its file.
     is_t5 = is_unigram and files.tokenizer_class in (None, "T5Tokenizer") and files.model_type != "umt5"
-    try:
+    with NativeErrors(files.vocabulary, "not a tokenizer"):
+        for table in _unicode_tables(values.get("normalizer")):
+            check_unicode_table(table)
         pipeline = _t5_pipeline(values) if is_t5 else Pipeline.from_str(files.text("tokenizer.json"))
-    except Exception as error:  # the package raises plain Exceptions
-        raise files.error("tokenizer.json", f"not a tokenizer ({type(error).__name__}: {error})") from None
-    pipeline.no_padding()
-    pipeline.no_truncation()
+        pipeline.no_padding()
+        pipeline.no_truncation()
     if is_t5:
         special = read_special_tokens(files, T5_TOKENS, files.sentinels(100))
         return PipelineTokenizer(files, pipeline, special, ([], [special.names()["eos_token"]]))
@@ -90,18 +107,19 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
         files.name_class("PreTrainedTokenizerFast")
     defaults = {None: GPT2_TOKENS, "GPT2Tokenizer": GPT2_TOKENS, "RobertaTokenizer": ROBERTA_TOKENS}
     special = read_special_tokens(files, defaults.get(files.tokenizer_class, {}))
-    return PipelineTokenizer(files, pipeline, special)
+    tokenizer = PipelineTokenizer(files, pipeline, special)
+    if max(tokenizer.encode(""), default=0) >= tokenizer.vocab_size:
+        raise files.error("tokenizer.json", "post_processor adds an id that no token has")
+    return tokenizer
 
 
 def _t5_pipeline(values: dict[str, Any]) -> Pipeline:
     """T5's pipeline with the pieces and the Unicode table of a tokenizer.json."""
     pieces = [(piece, score) for piece, score in values["model"]["vocab"]]
     pipeline = Pipeline(Unigram(pieces, values["model"]["unk_id"], False))
-    normalizer = values["normalizer"] or {"normalizers": []}
-    for step in normalizer.get("normalizers", [normalizer]):
-        if step["type"] == "Precompiled":
-            pipeline.normalizer = normalizers.Precompiled(base64.b64decode(step["precompiled_charsmap"]))
-            break
+    for table in _unicode_tables(values.get("normalizer")):
+        pipeline.normalizer = normalizers.Precompiled(table)
+        break
     pipeline.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
@@ -109,24 +127,38 @@ def _t5_pipeline(values: dict[str, Any]) -> Pipeline:
     return pipeline
 
 
+def _unicode_tables(normalizer: Any) -> Iterator[bytes]:
+    """The Unicode tables of a normalizer in tokenizer.json, in order."""
+    match normalizer:
+        case {"precompiled_charsmap": table}:
+            yield base64.b64decode(table)
+        case {"normalizers": [*steps]}:
+            for step in steps:
+                yield from _unicode_tables(step)
+
+
 def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
     """GPT-2's or RoBERTa's byte-level BPE from vocab.json and merges.txt."""
-    vocabulary = files.json("vocab.json")
-    if not all(isinstance(number, int) and number >= 0 for number in vocabulary.values()):
-        raise files.error("vocab.json", "expected an object of tokens and their ids")
-    pipeline = Pipeline(BPE(vocabulary, _merges(files, vocabulary)))
-    add_prefix_space = bool(files.setting("add_prefix_space", False))
+    vocabulary = {
+        token: files.number("vocab.json", "the id", number, token=token)
+        for token, number in files.json("vocab.json").items()
+    }
+    merges = _merges(files, vocabulary)
+    with NativeErrors(files.vocabulary, "not a byte-level BPE"):
+        pipeline = Pipeline(BPE(vocabulary, merges))
+    add_prefix_space = files.flag("add_prefix_space")
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     pipeline.decoder = decoders.ByteLevel()
 
     is_roberta = files.tokenizer_class == "RobertaTokenizer"
-    special = read_special_tokens(files, ROBERTA_TOKENS if is_roberta else GPT2_TOKENS)
+    required = ("eos_token", "cls_token", "sep_token") if is_roberta else ("eos_token",)
+    special = read_special_tokens(files, ROBERTA_TOKENS if is_roberta else GPT2_TOKENS, required=required)
     names = special.names()
     if is_roberta:
         return PipelineTokenizer(files, pipeline, special, ([names["cls_token"]], [names["sep_token"]]))
-    add_bos = files.setting("add_bos_token", False) and "bos_token" in names
+    add_bos = files.flag("add_bos_token") and "bos_token" in names
     before = [names["bos_token"]] if add_bos else []
-    after = [names["eos_token"]] if files.setting("add_eos_token", False) else []
+    after = [names["eos_token"]] if files.flag("add_eos_token") else []
     return PipelineTokenizer(files, pipeline, special, (before, after))
 
 
@@ -134,12 +166,11 @@ def _merges(files: TokenizerFiles, vocabulary: dict[str, int]) -> list[tuple[str
     """The pairs in merges.txt, validated: the package panics at a pair that is not in the vocabulary."""
     merges = []
     for number, line in enumerate(files.text("merges.txt").split("\n"), start=1):
-        line = line.rstrip("\r")
         if not line or line.startswith("#version"):
             continue
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= vocabulary.keys():
             expected = "expected two tokens of vocab.json that make up a third"
-            raise files.error(f"merges.txt:{number}", f"found {line!r}, {expected}")
+            raise files.error(f"merges.txt:{number}", f"found {shown(line)}, {expected}")
         merges.append((left, right))
     return merges

@@ -10,10 +10,18 @@ pieces for single bytes are not used: a character without a piece is <unk>, as i
 import re
 from collections.abc import Iterator, Mapping
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from tokenizers import AddedToken, decoders
+from tokenizers import Tokenizer as Pipeline
+from tokenizers.models import WordLevel
 
-from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
+from ftcore.checkpoints.files import describe_format
+from ftcore.data.tokenizer_files import (
+    T5_TOKENS,
+    TokenizerFiles,
+    check_unicode_table,
+    read_special_tokens,
+)
 from ftcore.data.tokenizer_interface import Tokenizer
 
 _DECODER = decoders.Metaspace(prepend_scheme="always")
@@ -30,32 +38,35 @@ class AddedTokens:
     def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
         self.tokens = tokens
         self.ids = {token.content: number for number, token in tokens.items()}
-        longest_first = sorted(tokens.values(), key=lambda token: len(token.content), reverse=True)
-        patterns = (
-            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
-            for token in longest_first
-            if token.content
+        self._first = re.compile(f"[{re.escape(''.join({token.content[:1] for token in tokens.values()}))}]")
+        # A regular expression of all tokens would be slow with many. The id of the text between tokens is 0.
+        self._finder = Pipeline(WordLevel({"": 0}, unk_token=""))
+        self._finder.add_tokens(
+            [
+                AddedToken(token.content, single_word=token.single_word, normalized=False)
+                for token in tokens.values()
+            ]
         )
-        self._pattern = re.compile("(" + "|".join(patterns) + ")")
 
     def split(self, text: str) -> Iterator[str | int]:
         """The text between added tokens, and the ids of these, in order.
 
         A token with `lstrip` or `rstrip` absorbs the white space before or after it.
         """
-        parts = self._pattern.split(text)  # text, token, text, token, ..., text
-        for position, part in enumerate(parts):
-            if position % 2:
-                yield self.ids[part]
+        if not self._first.search(text):
+            yield text
+            return
+        encoding = self._finder.encode(text)
+        position, strip_left = 0, False
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number == 0:
                 continue
-            if position > 0 and self._token(parts[position - 1]).rstrip:
-                part = part.lstrip()
-            if position + 1 < len(parts) and self._token(parts[position + 1]).lstrip:
-                part = part.rstrip()
-            yield part
-
-    def _token(self, content: str) -> AddedToken:
-        return self.tokens[self.ids[content]]
+            token = self.tokens[self.ids[text[start:end]]]
+            between = text[position:start].lstrip() if strip_left else text[position:start]
+            yield between.rstrip() if token.lstrip else between
+            yield self.ids[token.content]
+            position, strip_left = end, token.rstrip
+        yield text[position:].lstrip() if strip_left else text[position:]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -63,20 +74,22 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._processor, tokens = _load(files)
-        is_byte = self._processor.is_byte
-        self._byte_ids = {number for number in range(len(tokens)) if is_byte(number)}
+        self._byte_ids = set(filter(self._processor.is_byte, range(len(tokens))))
+        self._unk_id = next(filter(self._processor.is_unknown, range(len(tokens))))
         sentinels = files.sentinels(100)
         special = read_special_tokens(files, T5_TOKENS)
         special.extra += [*_added_pieces(self._processor, tokens), *sentinels]
         tokens += reversed(sentinels)
-        ids = {token: number for number, token in enumerate(tokens)}
+        ids = {token: number for number, token in enumerate(tokens)}  # a sentinel may also be a piece
         added = special.tokens()
         for token in added:
-            ids.setdefault(token.content, len(ids))
-        self._ids, self._tokens = ids, list(ids)
+            if token.content not in ids:
+                ids[token.content] = len(tokens)
+                tokens.append(token.content)
+        self._ids, self._tokens = ids, tokens
         self._added = AddedTokens({ids[token.content]: token for token in added})
         self._special_ids = {ids[token.content] for token in added if token.special}
-        super().__init__(files, {name: ids[token] for name, token in special.names().items()}, len(ids))
+        super().__init__(files, {name: ids[token] for name, token in special.names().items()}, len(tokens))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -88,11 +101,10 @@ class SentencePieceTokenizer(Tokenizer):
         ids = self._processor.encode(text)
         if self._byte_ids.isdisjoint(ids):
             return ids
-        unk_id = self._processor.unk_id()
         merged: list[int] = []  # with one <unk> for each run of bytes
         for number in ids:
-            number = unk_id if number in self._byte_ids else number
-            if number != unk_id or merged[-1:] != [unk_id]:
+            number = self._unk_id if number in self._byte_ids else number
+            if number != self._unk_id or merged[-1:] != [self._unk_id]:
                 merged.append(number)
         return merged
 
@@ -106,17 +118,45 @@ class SentencePieceTokenizer(Tokenizer):
 
 def _load(files: TokenizerFiles) -> tuple[SentencePieceProcessor, list[str]]:
     """The model and its pieces."""
-    processor = SentencePieceProcessor()
+    processor, content = SentencePieceProcessor(), files.content["spiece.model"]
     try:
-        processor.LoadFromSerializedProto(files.content["spiece.model"])
+        processor.LoadFromSerializedProto(content)
         pieces = [processor.id_to_piece(number) for number in range(len(processor))]
-    except (RuntimeError, UnicodeDecodeError):
-        raise files.error("spiece.model", "not a SentencePiece model, or damaged") from None
+        normalizer = SentencePieceNormalizer(model_proto=content)
+        if table := _field(normalizer.serialized_normalizer_spec(), 2):
+            check_unicode_table(table)
+    except (RuntimeError, ValueError, IndexError):  # IndexError: of _field
+        reason = describe_format(content) or "not a SentencePiece model, or damaged"
+        raise files.error("spiece.model", reason) from None
     try:
         processor.nbest_encode("a", nbest_size=2)
     except RuntimeError:  # only unigram models have n-best segmentations
         raise files.error("spiece.model", "not a unigram model, which T5's is") from None
+    if not any(map(processor.is_unknown, range(len(pieces)))):  # SentencePiece accepts it if bytes are pieces
+        raise files.error("spiece.model", "no piece for unknown characters, which T5's vocabulary has")
     return processor, pieces
+
+
+def _field(message: bytes, number: int) -> bytes:
+    """The bytes of a field in a protobuf message of strings and numbers; b"" without it."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        key, value = varint(), varint()
+        if key & 7 == 2:  # `value` bytes follow
+            if key >> 3 == number:
+                return message[position : position + value]
+            position += value
+    return b""
 
 
 def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[AddedToken]:

@@ -1,30 +1,79 @@
 """The arguments of generation: meanings, defaults, checks.
 
 Names and meanings are those of Hugging Face's `GenerationConfig`. An argument that is not given comes from
-`model.generation_config` (generation_config.json as a dict), then, for special tokens, from `model.config`,
-then from the defaults below. An explicit `eos_token_id=None` means: never stop early.
+`model.generation_config` (generation_config.json as a dict) or, where the checkpoint has none, from the other
+keys of config.json; then, for special tokens, from `model.config`; then from the defaults below. An explicit
+`eos_token_id=None` means: never stop early.
 """
 
+import math
+import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any, Literal, get_type_hints
 
 from ftcore.cli import did_you_mean
+from ftcore.models.config import convert
+
+words = re.compile(r"\w+").findall
 
 DEFAULT_NEW_TOKENS = 20
 SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-LOWER_BOUNDS = {
-    "max_new_tokens": 1,
-    "max_length": 1,
-    "min_new_tokens": 0,
-    "min_length": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "no_repeat_ngram_size": 0,
-    "top_k": 0,
-}
+PROCESSOR_ARGUMENTS = words(
+    """min_new_tokens min_length no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
+    bad_words_ids suppress_tokens begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id temperature top_k top_p min_p typical_p"""
+)
+WITHIN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+# Ids that may exceed the vocabulary: such a token never occurs, and pad tokens are not fed to the model.
+ANY_IDS = ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
+
+# Limits of what one source allocates.
+MAX_SCORES = 2**26  # beams or sequences, times vocabulary
+MAX_IDS = 2**25  # beams or sequences, times length
+MAX_CATEGORIES = 2**24  # of torch.multinomial
+
+# Lowest and highest value. Logits divided by less than 1e-30 may exceed float32.
+BOUNDS: dict[str, tuple[float, float]] = (
+    dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), (1, math.inf))
+    | dict.fromkeys(("min_new_tokens", "min_length", "top_k"), (0, math.inf))
+    | dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, math.inf))
+    | dict.fromkeys(("temperature", "repetition_penalty"), (1e-30, math.inf))
+    | {"top_p": (0, 1), "min_p": (0, 1), "typical_p": (1e-30, 1)}
+)
+
+# Settings of transformers that change its output and are not implemented here, with the value that does not.
+NOT_IMPLEMENTED: dict[str, Any] = {
+    "diversity_penalty": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "num_beam_groups": 1,
+    "penalty_alpha": 0.0,
+    "remove_invalid_values": False,
+    "token_healing": False,
+} | dict.fromkeys(
+    words(
+        """constraints custom_generate dola_layers force_words_ids logits_processor max_time
+        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn sequence_bias stop_strings
+        stopping_criteria top_h watermarking_config"""
+    )
+)
+# Settings of transformers that change its speed, its memory or what it returns beside the ids.
+WITHOUT_EFFECT = words(
+    """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+    assistant_model cache_config cache_implementation compile_config continuous_batching_config
+    disable_compile generation_config inputs is_assistant low_memory max_cache_len max_matching_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule output_attentions output_hidden_states output_logits
+    output_scores prefill_chunk_size prompt_lookup_num_tokens return_dict_in_generate speculation_type
+    synced_gpus target_lookbehind transformers_version use_cache use_mtp _from_model_config _commit_hash"""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +92,18 @@ class Arguments:
     length_penalty: float = 1.0
     # True: stop at num_beams complete hypotheses. False: stop when no running beam can beat them at its
     # present length. "never": when none can even at the maximum length.
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1  # the best of num_beams, or samples per prompt
 
     # Constraints.
     no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: off
+    encoder_no_repeat_ngram_size: int = 0  # none of this size of input_ids occurs; 0: off
     repetition_penalty: float = 1.0  # above 1: tokens that occurred become less likely
     bad_words_ids: list[list[int]] | None = None  # token sequences that never appear
+    suppress_tokens: list[int] | None = None  # never appear
+    begin_suppress_tokens: list[int] | None = None  # are not the first new token
+    # (start, factor): after `start` new tokens EOS becomes likelier, growing by `factor` with every token.
+    exponential_decay_length_penalty: tuple[int, float] | None = None
     forced_bos_token_id: int | None = None  # the token after a prompt of one token (T5: the start token)
     forced_eos_token_id: int | list[int] | None = None  # the last token at the maximum length
 
@@ -60,12 +114,16 @@ class Arguments:
     top_p: float = 1.0  # sample from the most likely tokens that together reach this probability
     min_p: float | None = None  # sample from tokens with at least this share of the highest probability
     typical_p: float = 1.0  # sample from the most typical tokens that together reach this probability
+    renormalize_logits: bool = False  # make the scores log-probabilities again, after all of the above
 
     # Special tokens, by default the model's.
     eos_token_id: int | list[int] | None = None  # any of these ends a row
     pad_token_id: int | None = None  # fills rows that have ended; default: the first EOS
     bos_token_id: int | None = None  # used if there is no decoder_start_token_id
     decoder_start_token_id: int | None = None  # first decoder input of T5
+
+    # Not an argument: the files that values come from, by argument, for errors.
+    origin: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -108,93 +166,138 @@ class Arguments:
         # The last token is never fed back, so it needs no position.
         if position_limit is not None and max(prompt_length, maximum - 1) > position_limit:
             new = max(0, maximum - prompt_length)
-            raise ValueError(
+            raise self.error(
                 f"a prompt of {prompt_length} tokens and {new} new ones exceed the model's {position_limit}"
                 " positions (n_positions): cut the prompt or lower max_new_tokens"
             )
         if prompt_length >= maximum:
-            raise ValueError(
+            raise self.error(
                 f"a prompt of {prompt_length} tokens reaches the maximum length of {maximum}:"
                 " cut the prompt, raise max_length, or pass max_new_tokens instead"
             )
         minimum = self.min_length if self.min_new_tokens is None else prompt_length + self.min_new_tokens
         if minimum > maximum:
-            raise ValueError(
+            raise self.error(
                 f"the minimum length of {minimum} tokens exceeds the maximum of {maximum} (both count the"
                 f" {prompt_length} of the prompt): lower min_new_tokens or min_length, or raise the maximum"
             )
+        rows = max(self.num_beams, self.num_return_sequences)
+        if rows * maximum > MAX_IDS:
+            raise self.error(
+                f"{rows} rows of up to {maximum} tokens for each source, expected at most {MAX_IDS} in all:"
+                " lower max_new_tokens, max_length, num_beams or num_return_sequences"
+            )
         return minimum, maximum
+
+    def changed(self, among: Container[str]) -> list[str]:
+        """Those `among` these names that have another value than the default, as "temperature=0.5"."""
+        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return [
+            f"{name}={shown(value)}" for name, value, default in values if name in among and value != default
+        ]
+
+    def error(self, message: str) -> ValueError:
+        """A ValueError that names the file which the first argument in the message comes from, if it does."""
+        files = (file for name, file in self.origin.items() if file and name in message)
+        return ValueError(": ".join([*islice(files, 1), message]))
+
+
+TYPES = {name: kind for name, kind in get_type_hints(Arguments).items() if name != "origin"}
 
 
 def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
     """The arguments of one call: those given, then the model's own defaults, then ours.
 
     Raises:
-        ValueError: an unknown argument, a value out of range, or a contradiction.
+        ValueError: an unknown argument, a value of the wrong type or out of range, or a contradiction. The
+            message names the argument and, for the model's own defaults, the file.
     """
-    known = [field.name for field in fields(Arguments)]
-    chosen: dict[str, Any] = {name: getattr(model.config, name, None) for name in SPECIAL_TOKENS}
-    for name, value in (model.generation_config or {}).items():
-        if name in known and value is not None:
-            chosen[name] = value
-    for name, value in given.items():
-        if name not in known:
+    for name in given:
+        if name in NOT_IMPLEMENTED or name in WITHOUT_EFFECT:
+            raise ValueError(
+                f"generate has no argument {name!r}: it is one of transformers', not implemented here"
+            )
+        if name not in TYPES:
+            known = [*TYPES, *NOT_IMPLEMENTED]
             raise ValueError(f"generate has no argument {name!r}{did_you_mean(name, known)}")
-        # None disables a special token or top-k; elsewhere it means "not given".
-        if value is not None or name in (*SPECIAL_TOKENS, "top_k"):
-            chosen[name] = value
-    arguments = Arguments(**chosen)
-    check(arguments, model.config.vocab_size)
+    settings, file = settings_of(model)
+    special = {name: getattr(model.config, name, None) for name in SPECIAL_TOKENS}
+    chosen: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, values in ((model.config.source, special), (file, settings), ("", given)):
+        for name, value in values.items():
+            # None disables a special token or top-k; elsewhere it means "not given".
+            is_given = value is not None or (values is given and name in (*SPECIAL_TOKENS, "top_k"))
+            if name not in TYPES or not is_given:
+                continue
+            try:
+                chosen[name], origin[name] = checked(name, value, model.config.vocab_size), source
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}" if source else str(error)) from None
+    arguments = Arguments(**chosen, origin=origin)
+    check_together(arguments, model.config.vocab_size)
+    warn_of_settings(model, settings, file)
     unused = [name for name in SAMPLING_ONLY if given.get(name) is not None]
     if unused and not arguments.do_sample:
         warnings.warn(f"without do_sample=True generate ignores {', '.join(unused)}", stacklevel=3)
     return arguments
 
 
-def check(arguments: Arguments, vocab_size: int) -> None:
-    """Raises ValueError, naming the argument, for a value out of range or a contradiction."""
-    for name, bound in LOWER_BOUNDS.items():
-        value = getattr(arguments, name)
-        if value is not None and (not isinstance(value, int) or value < bound):
-            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {bound}")
-    stopping = arguments.early_stopping
-    for name, is_valid, expected in (
-        ("temperature", arguments.temperature > 0, "more than 0 (greedy: no do_sample)"),
-        ("repetition_penalty", arguments.repetition_penalty > 0, "more than 0"),
-        ("top_p", 0 <= arguments.top_p <= 1, "0 to 1"),
-        ("min_p", arguments.min_p is None or 0 <= arguments.min_p <= 1, "0 to 1"),
-        ("typical_p", 0 < arguments.typical_p <= 1, "more than 0, up to 1"),
-        ("early_stopping", isinstance(stopping, bool) or stopping == "never", 'True, False or "never"'),
-    ):
-        if not is_valid:
-            raise ValueError(f"{name} is {getattr(arguments, name)!r}, expected {expected}")
+def settings_of(model: Any) -> tuple[Mapping[str, Any], str]:
+    """The model's own settings, and the file that they come from."""
+    config_file = model.config.source
+    if model.generation_config is None:
+        return model.config.extra, config_file
+    return model.generation_config, str(Path(config_file).with_name("generation_config.json"))
 
-    sequences = arguments.num_return_sequences
-    if sequences > 1 and arguments.num_beams == 1 and not arguments.do_sample:
-        raise ValueError(
+
+def warn_of_settings(model: Any, settings: Mapping[str, Any], file: str) -> None:
+    """Warn once per model of settings that have no effect here and would change transformers' output."""
+    known = {*TYPES, *WITHOUT_EFFECT}
+    ignored = [
+        name
+        for name, value in settings.items()
+        if name not in known and value is not None and value != NOT_IMPLEMENTED.get(name)
+        if name in NOT_IMPLEMENTED or model.generation_config is not None  # config.json has other keys too
+    ]
+    if ignored and ignored != getattr(model, "ignored_settings", None):
+        model.ignored_settings = ignored
+        warnings.warn(f"{file}: not implemented and ignored: {', '.join(map(shown, ignored))}", stacklevel=4)
+
+
+def checked(name: str, value: Any, vocab_size: int) -> Any:
+    """The value of one argument as its type. Raises ValueError, naming the argument."""
+    value = convert(name, value, TYPES[name])
+    low, high = BOUNDS.get(name, (None, None))
+    if low is not None and value is not None and not low <= value <= high:
+        kind = "a whole number of " if isinstance(value, int) else ""
+        expected = f"{kind}at least {low}" if high == math.inf else f"{low} to {high}"
+        greedy = " (greedy: no do_sample)" if name == "temperature" else ""
+        raise ValueError(f"{name} is {value}, expected {expected}{greedy}")
+    for token in as_list(value) if name in (*WITHIN_VOCABULARY, *ANY_IDS) else []:
+        if token < 0 or (name in WITHIN_VOCABULARY and token >= vocab_size):
+            raise ValueError(f"{name} holds {token}, expected token ids from 0 to {vocab_size - 1}")
+    if name == "bad_words_ids" and not all(value):
+        raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
+    return value
+
+
+def check_together(arguments: Arguments, vocab_size: int) -> None:
+    """Raises ValueError, naming the arguments, for values that contradict each other or exceed the memory."""
+    beams, sequences = arguments.num_beams, arguments.num_return_sequences
+    if sequences > 1 and beams == 1 and not arguments.do_sample:
+        raise arguments.error(
             f"num_return_sequences={sequences} needs num_beams of at least {sequences} or do_sample=True:"
             " greedy search has one answer"
         )
-    if 1 < arguments.num_beams < sequences:
-        raise ValueError(f"num_return_sequences is {sequences}, more than num_beams, {arguments.num_beams}")
-
-    if not all(arguments.bad_words_ids or [True]):
-        raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
-    for name, tokens in (
-        ("forced_bos_token_id", as_list(arguments.forced_bos_token_id)),
-        ("forced_eos_token_id", arguments.forced_eos_ids),
-        ("bad_words_ids", [token for word in arguments.bad_words_ids or [] for token in word]),
-    ):
-        for token in tokens:
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"{name} holds {token}, but token ids go from 0 to {vocab_size - 1}")
-    # These may exceed the vocabulary: such an EOS never occurs, and pad tokens are not fed to the model.
-    for name, tokens in (
-        ("eos_token_id", arguments.eos_ids),
-        ("pad_token_id", as_list(arguments.pad_token_id)),
-    ):
-        if any(token < 0 for token in tokens):
-            raise ValueError(f"{name} is {getattr(arguments, name)!r}, expected no negative id")
+    if 1 < beams < sequences:
+        raise arguments.error(f"num_return_sequences is {sequences}, more than num_beams, {beams}")
+    name, rows = ("num_beams", beams) if beams > 1 else ("num_return_sequences", sequences)
+    most = (MAX_CATEGORIES if beams > 1 and arguments.do_sample else MAX_SCORES) // vocab_size
+    if rows > max(1, most):
+        raise arguments.error(
+            f"{name} is {rows}, expected at most {most} with a vocabulary of {vocab_size} tokens"
+        )
 
 
 def position_limit(model: Any) -> int | None:
@@ -202,8 +305,8 @@ def position_limit(model: Any) -> int | None:
     return getattr(model.config, "n_positions", None)
 
 
-def as_list(tokens: int | list[int] | None) -> list[int]:
-    """One token id, several or none as a list."""
+def as_list(tokens: Any) -> list[int]:
+    """One token id, a list of ids or words, or None as a flat list of ids."""
     if tokens is None:
         return []
-    return [tokens] if isinstance(tokens, int) else list(tokens)
+    return [id for item in tokens for id in as_list(item)] if isinstance(tokens, list) else [tokens]

@@ -3,13 +3,14 @@
 A processor takes `ids` (R, T), the tokens so far, and `scores` (R, V) of the next token: logits in greedy
 search and sampling, log-probabilities in beam search. It returns new scores, -inf for a forbidden token, and
 has no state. `processors_for` selects those that the arguments enable, in Hugging Face's order: constraints
-first, then, when sampling, those that reshape and truncate the distribution.
+first, then, when sampling, those that reshape and truncate the distribution, then renormalization.
 
 Papers: repetition penalty, Keskar et al. 2019 (CTRL), section 4.1; no repeated n-grams, Paulus et al. 2017,
 section 2.5; top-k, Fan et al. 2018, section 5.1; top-p, Holtzman et al. 2019, section 3.1; typical, Meister
 et al. 2022, section 4; min-p, Nguyen et al. 2024.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -22,11 +23,19 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 
 
 def processors_for(
-    arguments: Arguments, *, min_length: int, max_length: int, first_token: Tensor | None = None
+    arguments: Arguments,
+    *,
+    source_ids: Tensor,
+    prompt_length: int,
+    min_length: int,
+    max_length: int,
+    first_token: Tensor | None = None,
 ) -> list[LogitsProcessor]:
     """The processors that `arguments` enable, in the order in which they apply.
 
     Args:
+        source_ids: (B, S) GPT-2's prompts or T5's encoder inputs, with their padding.
+        prompt_length: tokens of a row at the beginning: GPT-2's prompt, or T5's decoder prefix.
         min_length, max_length: of a row, prompt included.
         first_token: (R,) position of each row's first token after the left padding; None without padding.
     """
@@ -36,6 +45,9 @@ def processors_for(
         chosen.append(partial(penalize_repetition, penalty=penalty, first_token=first_token))
     if arguments.no_repeat_ngram_size > 0:
         chosen.append(partial(forbid_repeated_ngrams, size=arguments.no_repeat_ngram_size))
+    if arguments.encoder_no_repeat_ngram_size > 0:
+        size = arguments.encoder_no_repeat_ngram_size
+        chosen.append(partial(forbid_ngrams_of_source, source_ids=source_ids, size=size))
     # As in Hugging Face, an EOS among the bad words is ignored: rows could never end.
     ends = [[eos] for eos in arguments.eos_ids]
     if bad_words := [word for word in arguments.bad_words_ids or [] if word not in ends]:
@@ -46,20 +58,32 @@ def processors_for(
         chosen.append(partial(force_at, length=1, tokens=[arguments.forced_bos_token_id]))
     if arguments.forced_eos_ids:
         chosen.append(partial(force_at, length=max_length - 1, tokens=arguments.forced_eos_ids))
-    if not arguments.do_sample:
-        return chosen
-    # Each beam keeps at least one candidate that is not an EOS, or all beams might end at once.
-    keep = 1 if arguments.num_beams == 1 else max(2, 1 + len(arguments.eos_ids))
-    if arguments.temperature != 1.0:
-        chosen.append(partial(apply_temperature, temperature=arguments.temperature))
-    if arguments.top_k:
-        chosen.append(partial(keep_top_k, k=max(arguments.top_k, keep)))
-    if arguments.top_p < 1.0:
-        chosen.append(partial(keep_top_p, p=arguments.top_p, keep=keep))
-    if arguments.min_p is not None:
-        chosen.append(partial(keep_min_p, p=arguments.min_p, keep=keep))
-    if arguments.typical_p < 1.0:
-        chosen.append(partial(keep_typical, mass=arguments.typical_p, keep=keep))
+    if arguments.exponential_decay_length_penalty is not None and arguments.eos_ids:
+        start, factor = arguments.exponential_decay_length_penalty
+        start += prompt_length
+        chosen.append(partial(favor_end, start=start, factor=factor, eos_ids=arguments.eos_ids))
+    if arguments.suppress_tokens:
+        chosen.append(partial(suppress, tokens=arguments.suppress_tokens))
+    if arguments.begin_suppress_tokens:
+        is_forced = prompt_length == 1 and arguments.forced_bos_token_id is not None
+        chosen.append(
+            partial(suppress, tokens=arguments.begin_suppress_tokens, length=prompt_length + is_forced)
+        )
+    if arguments.do_sample:
+        # Each beam keeps at least one candidate that is not an EOS, or all beams might end at once.
+        keep = 1 if arguments.num_beams == 1 else max(2, 1 + len(arguments.eos_ids))
+        if arguments.temperature != 1.0:
+            chosen.append(partial(apply_temperature, temperature=arguments.temperature))
+        if arguments.top_k:
+            chosen.append(partial(keep_top_k, k=max(arguments.top_k, keep)))
+        if arguments.top_p < 1.0:
+            chosen.append(partial(keep_top_p, p=arguments.top_p, keep=keep))
+        if arguments.min_p is not None:
+            chosen.append(partial(keep_min_p, p=arguments.min_p, keep=keep))
+        if arguments.typical_p < 1.0:
+            chosen.append(partial(keep_typical, mass=arguments.typical_p, keep=keep))
+    if arguments.renormalize_logits:
+        chosen.append(renormalize)
     return chosen
 
 
@@ -87,11 +111,17 @@ def penalize_repetition(
 
 def forbid_repeated_ngrams(ids: Tensor, scores: Tensor, *, size: int) -> Tensor:
     """No n-gram of `size` tokens occurs twice in a row; prompt, start token and padding count as tokens."""
-    if ids.shape[1] < size:
+    return forbid_ngrams_of_source(ids, scores, source_ids=ids, size=size)
+
+
+def forbid_ngrams_of_source(ids: Tensor, scores: Tensor, *, source_ids: Tensor, size: int) -> Tensor:
+    """No n-gram of `size` tokens of the row's source occurs; `source_ids` is (B, S), its padding counts."""
+    if min(ids.shape[1] + 1, source_ids.shape[1]) < size:
         return scores
-    ngrams = ids.unfold(1, size, 1)  # (R, T - size + 1, size)
+    source_ids = source_ids.repeat_interleave(len(ids) // len(source_ids), 0)  # (R, S)
+    ngrams = source_ids.unfold(1, size, 1)  # (R, S - size + 1, size)
     prefix = ids[:, ids.shape[1] - size + 1 :]  # (R, size - 1) of the n-gram that the next token completes
-    same_prefix = (ngrams[:, :, :-1] == prefix[:, None]).all(-1)  # (R, T - size + 1)
+    same_prefix = (ngrams[:, :, :-1] == prefix[:, None]).all(-1)  # (R, S - size + 1)
     return scores.masked_fill(token_set(ngrams[:, :, -1], same_prefix, scores), -torch.inf)
 
 
@@ -107,9 +137,7 @@ def forbid_words(ids: Tensor, scores: Tensor, *, words: list[list[int]]) -> Tens
 
 def forbid_early_end(ids: Tensor, scores: Tensor, *, min_length: int, eos_ids: list[int]) -> Tensor:
     """No EOS before the row, prompt included, has `min_length` tokens."""
-    if ids.shape[1] >= min_length:
-        return scores
-    return scores.index_fill(1, within_vocabulary(eos_ids, scores), -torch.inf)
+    return suppress(ids, scores, tokens=eos_ids) if ids.shape[1] < min_length else scores
 
 
 def force_at(ids: Tensor, scores: Tensor, *, length: int, tokens: list[int]) -> Tensor:
@@ -117,6 +145,32 @@ def force_at(ids: Tensor, scores: Tensor, *, length: int, tokens: list[int]) -> 
     if ids.shape[1] != length:
         return scores
     return torch.full_like(scores, -torch.inf).index_fill_(1, within_vocabulary(tokens, scores), 0.0)
+
+
+def favor_end(ids: Tensor, scores: Tensor, *, start: int, factor: float, eos_ids: list[int]) -> Tensor:
+    """Raise the scores of EOS by their size times (factor ** tokens after the first `start` - 1)."""
+    tokens_after = ids.shape[1] - start
+    if tokens_after <= 0:
+        return scores
+    try:
+        growth = factor**tokens_after - 1
+    except OverflowError:
+        growth = math.inf
+    ends = within_vocabulary(eos_ids, scores)
+    penalty = (scores[:, ends].abs() * growth).masked_fill(~scores[:, ends].isfinite(), 0.0)
+    return scores + torch.zeros_like(scores).index_copy_(1, ends, penalty)
+
+
+def suppress(ids: Tensor, scores: Tensor, *, tokens: list[int], length: int | None = None) -> Tensor:
+    """`tokens` are impossible; with `length`, only after exactly that many tokens."""
+    if length is not None and ids.shape[1] != length:
+        return scores
+    return scores.index_fill(1, within_vocabulary(tokens, scores), -torch.inf)
+
+
+def renormalize(ids: Tensor, scores: Tensor) -> Tensor:
+    """Log-probabilities again, after other processors have changed their sum."""
+    return scores.log_softmax(-1)
 
 
 # Sampling

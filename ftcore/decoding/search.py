@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import LogitsProcessor, apply_processors, processors_for
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.models import Model
+from ftcore.models.non_finite import find_non_finite
 
 # Below every real score, yet finite, so that the order of such hypotheses is defined.
 NEG_INF = -1e9
@@ -55,7 +56,9 @@ def generate(
         early are filled with the pad token.
 
     Raises:
-        ValueError: an argument, shape, token id or length that cannot work, before the model runs.
+        ValueError: an argument, shape, token id or length that cannot work, before the model runs; or
+            arguments that leave no token to choose, in the middle of the search.
+        FloatingPointError: logits that are not finite; the message names the first such weight or module.
     """
     chosen = arguments_for(model, arguments)
     if streamer is not None and chosen.num_beams > 1:
@@ -75,7 +78,14 @@ def generate(
             rows_per_source = max(chosen.num_beams, chosen.num_return_sequences)
             first_token = attention_mask.argmax(1).repeat_interleave(rows_per_source)
     min_length, max_length = chosen.lengths(prompt.shape[1], position_limit(model))
-    processors = processors_for(chosen, min_length=min_length, max_length=max_length, first_token=first_token)
+    processors = processors_for(
+        chosen,
+        source_ids=input_ids,
+        prompt_length=prompt.shape[1],
+        min_length=min_length,
+        max_length=max_length,
+        first_token=first_token,
+    )
     with eval_mode(model), torch.inference_mode():
         state = DecoderState(model, input_ids, attention_mask, max_length - 1)
         if chosen.num_beams > 1:
@@ -107,25 +117,50 @@ def sample(
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     for length in range(prompt_length, max_length):
         scores = apply_processors(processors, ids[:, :length], logits)
-        if arguments.do_sample:
-            # Finished rows sample too, so that the random numbers of the others do not depend on them.
-            chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]  # (R,)
-        else:
-            chosen = scores.argmax(-1)
+        failed = running & ~scores.amax(-1).isfinite()  # (R,)
+        # Finished rows sample too, so that the random numbers of the others do not depend on them.
+        chosen = draw(scores, 1, generator)[:, 0] if arguments.do_sample else scores.argmax(-1)  # (R,)
         tokens = torch.where(running, chosen, arguments.pad_id)
         ids[:, length] = tokens
         running = running & ~torch.isin(tokens, eos_ids)
+        # The only device synchronization of a step.
+        *unfinished, any_failed = torch.cat(
+            [running.view(sources, rows_per_source).any(1), failed.any(0, keepdim=True)]
+        ).tolist()
+        if any_failed:
+            raise search_error(state, arguments, ids[:, :length], logits, failed)
         if streamer is not None:
             streamer(tokens)
-        if length + 1 == max_length:
-            break
-        # The only device synchronization of a step.
-        unfinished = running.view(sources, rows_per_source).any(1).tolist()
-        if not state.drop_finished(unfinished):
+        if length + 1 == max_length or not state.drop_finished(unfinished):
             break
         # Finished rows are fed their (ignored) next token: pad may be out of vocabulary.
         logits = state(chosen[:, None])
     return ids[:, : length + 1]
+
+
+def draw(scores: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw `count` columns of each row, without replacement: (R, V) -> (R, count)."""
+    # Rows that are not finite are drawn from too, and refused afterwards with the others of the step.
+    return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), count, generator=generator)
+
+
+def search_error(
+    state: DecoderState, arguments: Arguments, ids: Tensor, logits: Tensor, failed: Tensor
+) -> ArithmeticError | ValueError:
+    """The error of a step without a finite score in the rows where `failed` (R,) is True.
+
+    Args:
+        ids: (R, T) all tokens so far.
+        logits: (R, V) of the next token, before the processors.
+    """
+    if not logits[failed].amax(-1).isfinite().all():
+        cause = find_non_finite(state.model, lambda: state.run_again(ids))
+        return FloatingPointError(f"the model's output is not finite: {cause}")
+    row = failed.tolist().index(True)
+    return arguments.error(
+        f"no token with a finite score is left after {ids.shape[1]} tokens of row {row}, because of"
+        f" {', '.join(arguments.changed(PROCESSOR_ARGUMENTS))}"
+    )
 
 
 # Beam search
@@ -188,11 +223,14 @@ def beam_search(
     running = replace(complete, scores=scores)
     # Whether a source's running beams may still beat its complete hypotheses; once False it stays so.
     can_improve = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
+    unfinished = can_improve[:, 0]  # (B,)
     logits = state.expand(state(prompt), beams)  # (R, V)
     for length in range(prompt_length, max_length):
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
         # Masked log-probabilities are not renormalized.
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
+        best = (running.scores + log_probs.amax(-1).view(sources, beams)).amax(1)
+        failed = unfinished & ~best.isfinite()  # (B,)
         candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)
@@ -201,17 +239,24 @@ def beam_search(
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         can_improve = can_improve & may_improve(running, complete, max_length - prompt_length, arguments)
-        if length + 1 == max_length:
-            break
-        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0]  # (B,)
+        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0]
         # The only device synchronization of a step.
-        *still_unfinished, prefix_length = torch.cat([unfinished.long(), prefix]).tolist()
-        if not state.drop_finished(still_unfinished):
+        *still_unfinished, any_failed, prefix_length = torch.cat(
+            [unfinished.long(), failed.any(0, keepdim=True).long(), prefix]
+        ).tolist()
+        if any_failed:
+            raise search_error(state, arguments, ids, logits, failed.repeat_interleave(beams))
+        if length + 1 == max_length or not state.drop_finished(still_unfinished):
             break
         state.reorder(running.parents, prefix_length)
         logits = state(running.ids[:, :, length].reshape(-1, 1))
 
     returned = arguments.num_return_sequences
+    if not complete.ended[:, 0].all():  # an empty slot has a better score than every hypothesis
+        causes = arguments.changed(["length_penalty", *PROCESSOR_ARGUMENTS])
+        raise arguments.error(
+            f"all hypotheses have a score below {NEG_INF:g}, because of {', '.join(causes)}"
+        )
     longest = int(complete.new_tokens[:, :returned].max())
     return complete.ids[:, :returned, : prompt_length + longest].flatten(0, 1)
 
@@ -239,11 +284,8 @@ def propose(
     vocabulary = log_probs.shape[-1]
     totals = running.scores[:, :, None] + log_probs.view(sources, beams, vocabulary)  # (B, N, V)
     totals = totals.flatten(1)  # (B, N * V): the beams of a source compete
-    count = beams * max(2, 1 + len(eos_ids))
-    if arguments.do_sample:
-        chosen = torch.multinomial(totals.softmax(-1), count, generator=generator)  # (B, K)
-    else:
-        chosen = totals.topk(count).indices  # (B, K)
+    count = min(beams * max(2, 1 + len(eos_ids)), totals.shape[1])
+    chosen = draw(totals, count, generator) if arguments.do_sample else totals.topk(count).indices  # (B, K)
     parents, tokens = chosen // vocabulary, chosen % vocabulary
     candidates = running.gather(parents)
     candidates.ids[:, :, length] = tokens
@@ -271,6 +313,7 @@ def best_complete(
     full = stops_early(complete, arguments)  # (B, 1)
     excluded = (~ended).float() + (~can_improve).float() + full.float()  # number of reasons
     scores = candidates.scores / candidates.new_tokens**arguments.length_penalty + NEG_INF * excluded
+    scores = scores.nan_to_num(-torch.inf, posinf=-torch.inf, neginf=-torch.inf)  # of sources that are done
     both = complete.cat(replace(candidates, scores=scores, ended=ended))
     return both.gather(both.scores.topk(beams).indices)
 
@@ -328,6 +371,10 @@ def decoder_prompt(
     model: Any, arguments: Arguments, prefix: Tensor | None, sources: int, device: torch.device
 ) -> Tensor:
     """T5's first decoder inputs (B, T): the start token, and the caller's prefix."""
+    if not 0 <= arguments.start_id < model.config.vocab_size:
+        name = "bos_token_id" if arguments.decoder_start_token_id is None else "decoder_start_token_id"
+        highest = model.config.vocab_size - 1
+        raise arguments.error(f"{name} is {arguments.start_id}, expected a token id from 0 to {highest}")
     start = torch.full((sources, 1), arguments.start_id, device=device)
     if prefix is None:
         return start

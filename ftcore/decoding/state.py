@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ class DecoderState:
     """
 
     def __init__(self, model: Any, source_ids: Tensor, source_mask: Tensor | None, max_length: int) -> None:
-        self.model = model
+        self.model, self.source_ids, self.source_mask = model, source_ids, source_mask
         capacity = max_length + 1  # never full, which torch.compile would compile as a special case
         self.cache = KVCache(capacity)
         self.is_encoder_decoder = model.config.is_encoder_decoder
@@ -77,6 +79,17 @@ class DecoderState:
             logits = self.logits.index_copy(0, self.rows, logits)
         self.logits = logits
         return logits
+
+    def run_again(self, ids: Tensor) -> None:
+        """Feed all tokens so far, `ids` (R, T), without the cache, for `find_non_finite`."""
+        source_ids, mask = self.source_ids, self.source_mask
+        source_ids = source_ids.repeat_interleave(self.rows_per_source, 0)  # (R, S)
+        mask = None if mask is None else mask.repeat_interleave(self.rows_per_source, 0)
+        ids = ids.clamp(max=self.model.config.vocab_size - 1)  # rows that have ended may hold other pad ids
+        if self.is_encoder_decoder:
+            self.model(source_ids, mask, decoder_input_ids=ids)
+        else:
+            self.model(ids, None if mask is None else F.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1))
 
     def expand(self, logits: Tensor, rows_per_source: int) -> Tensor:
         """Repeat each row, in the cache and in `logits`: (B, V) -> (B * N, V)."""
@@ -145,13 +158,25 @@ def is_hooked(model: nn.Module) -> bool:
     return any(map(has_hooks, model.modules()))
 
 
+# Of each model in `eval_mode`: how many threads or nested contexts use it, and its modules in train mode.
+_in_eval_mode: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+_lock = Lock()
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode; afterwards every module is in its former mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Put the model in eval mode; after the last of concurrent uses every module is in its former mode."""
+    with _lock:
+        uses, training = _in_eval_mode.get(model, (0, []))
+        _in_eval_mode[model] = uses + 1, training + [module for module in model.modules() if module.training]
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            uses, training = _in_eval_mode.pop(model)
+            if uses > 1:
+                _in_eval_mode[model] = uses - 1, training
+            else:
+                for module in training:
+                    module.training = True

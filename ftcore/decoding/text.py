@@ -1,6 +1,5 @@
 """Text in, text out: many texts in batches, or one whose answer is streamed."""
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.search import generate
 from ftcore.models import Model
+from ftcore.models.config import convert
 
 
 def generate_texts(
@@ -55,6 +55,7 @@ def generate_from_ids(
     **arguments: Any,
 ) -> list[Any]:
     """`generate_texts` for encoded texts, such as the sources of a dataset."""
+    batch_size = convert("batch_size", batch_size, int)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     chosen = arguments_for(model, arguments)
@@ -106,8 +107,8 @@ def stream_text(
 class TextStream:
     """A `streamer` for `generate` with one row: decodes its tokens and writes the text that is final.
 
-    A character may take several tokens, and the next token may remove a space before it. So the end of the
-    text is held back until it is final, or until `close`.
+    A character may take several tokens, and some tokenizers remove a space once they see what follows it. So
+    the end of the text is held back until it is final, or until `close`.
     """
 
     def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:
@@ -119,10 +120,7 @@ class TextStream:
     def __call__(self, tokens: Tensor) -> None:
         """Add the next token, shape (1,)."""
         self.tokens.append(int(tokens))
-        # Parts of a character decode to U+FFFD. A space is not final until three characters follow it: some
-        # tokenizers decode "do n't" as "don't" and "yes ." as "yes.".
-        text = self.tokenizer.decode(self.tokens)
-        self._write_up_to(re.sub(r"\s\S{0,2}$", "", text.rstrip("\ufffd")))
+        self._write_up_to(self.tokenizer.decode_final(self.tokens))
 
     def close(self) -> None:
         """Write the text that was held back."""
@@ -135,8 +133,9 @@ class TextStream:
 
 
 def check_prompts(model: Model, arguments: Arguments, sources: Sequence[list[int]]) -> None:
-    """Raises ValueError for an empty or too long GPT-2 prompt. T5 accepts all."""
-    if model.config.is_encoder_decoder:
+    """Raises ValueError for an empty or too long GPT-2 prompt, or lengths that contradict each other."""
+    if model.config.is_encoder_decoder:  # any source; answers begin with the start token
+        arguments.lengths(1, position_limit(model))
         return
     for number, source in enumerate(sources, start=1):
         if not source:

@@ -6,3 +6,8 @@ serialize.py      tensors and tokens as JSON
 page.py           joins the recorded data and the files in page/ into one HTML file
 server.py         serves that file and runs the model on request
 """
+
+# Limits of one page, so that a request cannot occupy the machine. They also bound the options of the command.
+MAX_BEAMS = 64
+MAX_NEW_TOKENS = 1000
+MAX_SEED = 2**63 - 1

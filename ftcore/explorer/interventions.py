@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ftcore.analysis.inputs import check_number
 from ftcore.explorer.recorder import (
     all_heads,
     decoder_logits,
@@ -76,7 +78,12 @@ def outcome(
     Returns:
         `ids`: the new greedy answer. For each of the A tokens of the recorded answer, given those before it:
         its `log_probs` (A,), and the most likely `next_ids` and their `next_log_probs` (A, 8).
+
+    Raises:
+        ValueError: no such head, activation or position.
     """
+    for change in interventions:
+        check_intervention(model, baseline, change)
     if values is None:
         values = second_text_activations(model, baseline, interventions)
     start = prompt_length(model, baseline.source)
@@ -92,6 +99,22 @@ def outcome(
         "next_ids": top.indices,
         "next_log_probs": top.values,
     }
+
+
+def check_intervention(model: Model, baseline: Baseline, change: Intervention) -> None:
+    """Raise ValueError if there is no such head, activation or position."""
+    if isinstance(change, HeadAblation):
+        if (change.z, change.head) not in all_heads(model):
+            raise ValueError(f"there is no head {change.head} of {shown(change.z)}")
+        return
+    stack = next((stack for stack in stacks(model) if change.name in stack.written), None)
+    if stack is None:
+        raise ValueError(
+            f"{shown(change.name)} cannot be patched: expected a sublayer's output or a residual"
+        )
+    length = baseline.source.shape[1] if stack.name == "encoder" else len(baseline.ids) - 1
+    check_number("position", change.position, 0, length - 1)
+    check_number("other_position", change.other_position, 0)
 
 
 @contextmanager

@@ -9,17 +9,21 @@ T5, H heads of width K, L blocks, V vocabulary. Recorded tensors have no batch d
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
-from ftcore.analysis.inputs import num_heads
+from ftcore.analysis.inputs import check_number, num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
+from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
+from ftcore.models.config import convert
+from ftcore.models.non_finite import require_finite
 from ftcore.study import patch, record
 from ftcore.study.names import find_hook_points
 
@@ -31,13 +35,24 @@ MAX_ATTENTION_WEIGHTS = 160_000_000  # of one stack; GPT-2 small at its 1024 pos
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the three searches."""
+    """Settings of the three searches.
+
+    Raises:
+        ValueError: a value of another type or beyond the limits of a page.
+    """
 
     max_new_tokens: int = 20
     num_beams: int = 4
     temperature: float = 1.0
     top_k: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {"max_new_tokens": (1, MAX_NEW_TOKENS), "num_beams": (2, MAX_BEAMS)}
+        limits |= {"top_k": (0, MAX_SEED), "seed": (0, MAX_SEED)}
+        for name, (low, high) in limits.items():
+            object.__setattr__(self, name, check_number(name, getattr(self, name), low, high))
+        object.__setattr__(self, "temperature", convert("temperature", self.temperature, float))
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,11 @@ class Stack:
     @property
     def sublayers(self) -> list[Sublayer]:
         return [sublayer for block in self.blocks for sublayer in block]
+
+    @property
+    def written(self) -> set[str]:
+        """The names of activations (B, T, D) that can be patched."""
+        return {name for part in self.sublayers for name in (part.output, part.residual)}
 
 
 def stacks(model: Model) -> list[Stack]:
@@ -140,13 +160,15 @@ def source_ids(model: Model, tokenizer: Tokenizer, text: str, max_new_tokens: in
     """(1, S) T5's encoder input, or GPT-2's prompt.
 
     Raises:
-        ValueError: the text is empty or too long.
+        ValueError: the text is empty or too long, or max_new_tokens is.
     """
     ids = tokenizer.encode(text)
     is_gpt2 = isinstance(model, GPT2LMHeadModel)
     if not ids:
         raise ValueError("the text is empty; GPT-2 needs at least one token")
-    limit = max_text_tokens(model) - (max_new_tokens if is_gpt2 else 0)
+    limit = max_text_tokens(model)
+    check_number("`max_new_tokens`", max_new_tokens, 1, min(MAX_NEW_TOKENS, limit - 1))
+    limit -= max_new_tokens if is_gpt2 else 0
     if len(ids) > limit:
         raise ValueError(
             f"the text has {len(ids)} tokens, expected at most {limit}"
@@ -191,10 +213,16 @@ def greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
 
 
 def decoder_logits(model: Model, source: Tensor, ids: Tensor) -> Tensor:
-    """(T, V) next-token logits in float32 for decoder inputs `ids` (T,); GPT-2 ignores `source`."""
-    if isinstance(model, GPT2LMHeadModel):
-        return model(ids[None])[0].float()
-    return model(source, decoder_input_ids=ids[None])[0].float()
+    """(T, V) next-token logits in float32 for decoder inputs `ids` (T,); GPT-2 ignores `source`.
+
+    Raises:
+        FloatingPointError: logits that are NaN or infinite.
+    """
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    forward = partial(model, ids[None]) if is_gpt2 else partial(model, source, decoder_input_ids=ids[None])
+    logits = forward()[0].float()
+    require_finite(logits, model, forward, "the model's output")
+    return logits
 
 
 @torch.no_grad()

@@ -43,6 +43,9 @@ class CompiledStep:
         self.few_rows, self.many_rows = compiled_next_logits(), compiled_next_logits()
         self.marked_cache: Callable[[], KVCache | None] = lambda: None
 
+    def __reduce__(self) -> tuple[type["CompiledStep"], tuple[()]]:
+        return CompiledStep, ()  # compiled code reads the weights of the original model
+
     def __call__(
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
     ) -> Tensor:

@@ -38,8 +38,8 @@ class GraphStep:
     def __init__(self) -> None:
         self.graphs: list[Graph] = []  # least recently used first
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphStep":
-        return GraphStep()  # captured graphs read the memory of the original model
+    def __reduce__(self) -> tuple[type["GraphStep"], tuple[()]]:
+        return GraphStep, ()  # captured graphs read the memory of the original model
 
     def __call__(
         self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None

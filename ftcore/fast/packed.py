@@ -56,6 +56,9 @@ class OneDnnLinear(PackedLinear):
             return product(rounded, self.plain, self.bias).float()
         return self.multiply_vector(rounded).float()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": None}  # oneDNN's layout can be neither copied nor pickled
+
     def pack(self) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, PACKED_FOR_ROWS)

@@ -8,18 +8,20 @@ PEFT opens what is written here, and vice versa.
 
 import math
 import os
-import reprlib
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from torch import Tensor
 
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.checkpoints.tensors import describe_mismatch, read_weights, write_tensors
+from ftcore.checkpoints.tensors import describe_mismatch, misfit, read_weights, write_tensors
+from ftcore.cli import printable
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
+from ftcore.models.config import convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
 
 CONFIG_FILE = "adapter_config.json"
@@ -37,7 +39,12 @@ _HARMLESS |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}
 _HARMLESS |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
 
 
-def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model: str | None = None) -> None:
+def save_adapter(
+    model: Model,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str] | None = None,
+) -> None:
     """Write the LoRA layers of a model, for `load_adapter` and PEFT. Atomic, see files.py.
 
     Args:
@@ -57,7 +64,7 @@ def save_adapter(model: Model, directory: str | os.PathLike[str], *, base_model:
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": None if base_model is None else os.fspath(base_model),
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
@@ -104,26 +111,39 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> None:
     model.load_state_dict(plain, strict=False)
 
 
-def base_model(directory: Path) -> str | None:
-    """Directory or hub name of an adapter's base model; None if `directory` is not an adapter alone.
+def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list[Path]:
+    """The directories of a model: its adapters, the last trained first, then the base model.
 
-    A base model that does not exist under its recorded path is also looked for next to the adapter, since
-    both may have been moved together.
+    A directory with a config.json is a base model, even if it holds an adapter too. A base model that is not
+    found under its recorded path is also looked for next to the adapter, since both may have been moved
+    together.
+
+    Args:
+        name, weights: see `resolve_directory`.
 
     Raises:
-        ValueError: adapter_config.json is damaged or names no base model.
+        FileNotFoundError: no such directory, or no such base model; the message names the adapter.
+        ValueError: an adapter_config.json is damaged, names no base model, or leads back to itself.
     """
-    path = directory / CONFIG_FILE
-    if not path.is_file() or (directory / "config.json").is_file():
-        return None
-    base = read_json(path).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise ValueError(
-            f"{path}: base_model_name_or_path is {base!r}, expected the directory or hub name of the model "
-            "that the adapter was trained on; load that yourself, and call load_adapter"
-        )
-    sibling = directory.parent / Path(base).name
-    return str(sibling) if not Path(base).exists() and (sibling / "config.json").is_file() else base
+    chain = [resolve_directory(name, weights=weights)]
+    while (path := chain[-1] / CONFIG_FILE).is_file() and not (chain[-1] / "config.json").is_file():
+        base = read_json(path).get("base_model_name_or_path")
+        where = f"{path}: base_model_name_or_path is {shown(base)}"
+        if not isinstance(base, str) or not 0 < len(base) < 4096:
+            raise ValueError(
+                f"{where}, expected the directory or hub name of the model that the adapter was trained on; "
+                "load that yourself, and call load_adapter"
+            )
+        sibling = path.parent.parent / Path(base).name
+        try:
+            is_moved = os.path.isfile(sibling / "config.json") and not os.path.exists(base)
+            directory = resolve_directory(sibling if is_moved else base, weights=weights)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        if any(directory.samefile(adapter) for adapter in chain):
+            raise ValueError(f"{where}, which leads back to this adapter; expected its base model")
+        chain.append(directory)
+    return chain
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -132,21 +152,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent}: no {path.name}; expected an adapter in PEFT's format")
     values = read_json(path)
     if values.get("peft_type") != "LORA":
-        raise ValueError(f'{path}: peft_type is {values.get("peft_type")!r}, expected "LORA"')
+        raise ValueError(f'{path}: peft_type is {shown(values.get("peft_type"))}, expected "LORA"')
     for key, value in values.items():
         if not _is_plain(key, value):
             raise ValueError(
-                f"{path}: {key} is {reprlib.repr(value)}, which is more than plain LoRA; merge this adapter "
-                "with peft (merge_and_unload), save the whole model and load that"
+                f"{path}: {printable(key)} is {shown(value)}, which is more than plain LoRA; merge this "
+                "adapter with peft (merge_and_unload), save the whole model and load that"
             )
-    for key in ("r", "lora_alpha", "lora_dropout"):
-        if not isinstance(values.get(key), int if key == "r" else int | float):
-            kind = "a whole number" if key == "r" else "a number"
-            raise ValueError(f"{path}: {key} is {values.get(key)!r}, expected {kind}")
-    rank, alpha = values["r"], values["lora_alpha"]
-    if values.get("use_rslora"):  # scales by alpha / sqrt(r) (Kalajdzievski 2023)
-        alpha *= math.sqrt(rank)
-    return {"rank": rank, "alpha": alpha, "dropout": values["lora_dropout"]}
+    try:
+        rank = convert("r", values.get("r"), int)
+        alpha = convert("lora_alpha", values.get("lora_alpha"), float)
+        dropout = convert("lora_dropout", values.get("lora_dropout"), float)
+        if convert("use_rslora", values.get("use_rslora"), bool | None) and rank > 0:
+            alpha *= math.sqrt(rank)  # the update is scaled by alpha / sqrt(r) (Kalajdzievski 2023)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {"rank": rank, "alpha": alpha, "dropout": dropout}
 
 
 def _is_plain(key: str, value: Any) -> bool:
@@ -171,9 +192,10 @@ def _read_matrices(directory: Path, model: Model, rank: int) -> dict[str, Tensor
             expected |= {a: (rank, in_features), b: (out_features, rank)}
     report = describe_mismatch(
         wrong=[
-            f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+            line
             for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
+            if name in tensors
+            for line in misfit(name, tensors[name], shape)
         ],
         missing=[name for name in expected if name not in tensors],
         unexpected=[name for name in tensors if name not in expected],

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ftcore.models.config import convert
 from ftcore.models.gpt2 import Conv1D, GPT2LMHeadModel
 from ftcore.models.t5 import T5ForConditionalGeneration
 
@@ -86,6 +87,8 @@ def add_lora(
     Raises:
         ValueError: a target that names no linear layer, an argument out of range, or a model with LoRA.
     """
+    rank = convert("rank", rank, int)
+    alpha, dropout = convert("alpha", alpha, float), convert("dropout", dropout, float)
     if rank < 1:
         raise ValueError(f"rank is {rank}, expected at least 1")
     if not alpha > 0:
@@ -96,6 +99,9 @@ def add_lora(
     if targets is None:
         targets = ["c_attn"] if isinstance(model, GPT2LMHeadModel) else ["q", "v"]
     selected = _select(model, targets)
+    widest = max(max(features(layer)) for layer in selected.values())
+    if rank > widest:
+        raise ValueError(f"rank is {rank}, expected at most {widest}, the width of the layers")
     model.requires_grad_(False)
     for name, layer in selected.items():
         model.set_submodule(name, LoRALayer(layer, rank, alpha, dropout).train(layer.training))

@@ -88,7 +88,7 @@ class LayerCache:
         if self.key is None or self.value is None:
             self.key, self.value = self._buffer(key, len(key)), self._buffer(value, len(value))
         if len(key) != len(self.key):  # a single row would broadcast
-            raise ValueError(f"the cache holds {len(self.key)} rows, got {len(key)}; call `reorder` first")
+            raise ValueError(f"the cache holds {len(self.key)} rows, got {len(key)}; call reorder() first")
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
         return self.key[:, :, :end], self.value[:, :, :end]

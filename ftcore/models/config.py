@@ -1,9 +1,11 @@
 """Configurations of the models (config.json), and code shared by both models."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from reprlib import repr as shown
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_python_tanh": lambda: nn.GELU(approximate="tanh"),
 }
 
+# Far above every published model; a damaged or hostile file is refused before it takes time and memory.
+MAX_SIZE = 2**24  # vocabulary, widths, lengths, number of heads
+MAX_LAYERS = 256  # of a stack
+
 
 @dataclass(kw_only=True)
 class Config:
@@ -41,6 +47,7 @@ class Config:
     architecture: ClassVar[str]
     is_encoder_decoder: ClassVar[bool]
     aliases: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}  # other names of a key -> its name
+    source: ClassVar[str] = "config.json"  # of an instance from a file: its path, for errors
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -52,35 +59,39 @@ class Config:
             ValueError: a value of the wrong type or out of range, or two keys that contradict each other; the
                 message names `where` and the keys.
         """
-        types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name != "extra"}
-        for key, value in values.items():
-            expected = types.get(cls.aliases.get(key, key))
-            if expected is not None and not _has_type(value, expected):
-                raise ValueError(f"{where}: {key} is {value!r}, expected {_describe(expected)}")
-        values = cls._resolve_aliases(values, where)
-        known = {key: value for key, value in values.items() if key in types}
-        extra = {key: value for key, value in values.items() if key not in types}
+        types = _types(cls)
+        named = {key: types.get(cls.aliases.get(key, key)) for key in values}
         try:
-            return cls(**known, extra=extra)
+            values = {key: convert(key, value, named[key]) for key, value in values.items()}
+            values = cls._resolve_aliases(values)
+            known = {key: value for key, value in values.items() if key in types}
+            extra = {key: value for key, value in values.items() if key not in types}
+            config = cls(**known, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        vars(config)["source"] = where
+        return config
+
+    def __post_init__(self) -> None:
+        for name, expected in _types(type(self)).items():
+            setattr(self, name, convert(name, getattr(self, name), expected))
 
     @classmethod
-    def _resolve_aliases(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+    def _resolve_aliases(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Rename aliases to the names of the fields; an alias with the value null is dropped."""
         resolved = {key: value for key, value in values.items() if key not in cls.aliases}
         for alias, name in cls.aliases.items():
             value = values.get(alias)
             if value is not None and resolved.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{where}: {alias} is {value!r}, but {name}, which means the same, "
-                    f"is {resolved[name]!r}; remove one of them"
+                    f"{alias} is {shown(value)}, but {name}, which means the same, "
+                    f"is {shown(resolved[name])}; remove one of them"
                 )
         return resolved
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, `extra` included."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        known = {name: _plain(getattr(self, name)) for name in _types(type(self))}
         return {
             **self.extra,
             **known,
@@ -89,23 +100,17 @@ class Config:
             "is_encoder_decoder": self.is_encoder_decoder,
         }
 
-    def require_positive(self, *names: str) -> None:
-        """Raise ValueError unless these fields are at least 1."""
+    def require_range(self, low: float, high: float, *names: str) -> None:
+        """Raise ValueError unless these fields are in [low, high]."""
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-
-    def require_probability(self, *names: str) -> None:
-        """Raise ValueError unless these fields are in [0, 1]."""
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
 
     def require_activation(self, name: str, function: str) -> None:
         """Raise ValueError unless `function`, selected by the field `name`, is in ACTIVATIONS."""
         if function not in ACTIVATIONS:
             raise ValueError(
-                f"{name} is {getattr(self, name)!r}: unknown activation function {function!r}, "
+                f"{name} is {shown(getattr(self, name))}: unknown activation function {shown(function)}, "
                 f"known are {', '.join(sorted(ACTIVATIONS))}"
             )
 
@@ -153,10 +158,13 @@ class GPT2Config(Config):
         return super().from_dict(values, where)
 
     def __post_init__(self) -> None:
-        self.require_positive("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        super().__post_init__()
+        self.require_range(1, MAX_SIZE, "vocab_size", "n_positions", "n_embd", "n_head")
+        self.require_range(1, MAX_LAYERS, "n_layer")
         if self.n_inner is not None:
-            self.require_positive("n_inner")
-        self.require_probability("resid_pdrop", "embd_pdrop", "attn_pdrop")
+            self.require_range(1, MAX_SIZE, "n_inner")
+        self.require_range(0, math.inf, "layer_norm_epsilon", "initializer_range")
+        self.require_range(0, 1, "resid_pdrop", "embd_pdrop", "attn_pdrop")
         self.require_activation("activation_function", self.activation_function)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}, which {self.n_head} heads (n_head) do not divide")
@@ -209,17 +217,23 @@ class T5Config(Config):
         return super().from_dict(values, where)
 
     def __post_init__(self) -> None:
-        self.require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        super().__post_init__()
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        self.require_positive("num_decoder_layers")
-        self.require_probability("dropout_rate")
+        self.require_range(1, MAX_SIZE, "vocab_size", "d_model", "d_kv", "d_ff", "num_heads")
+        self.require_range(1, MAX_LAYERS, "num_layers", "num_decoder_layers")
+        self.require_range(4, MAX_SIZE, "relative_attention_num_buckets")
+        self.require_range(1, MAX_SIZE, "relative_attention_max_distance")
+        self.require_range(0, math.inf, "layer_norm_epsilon", "initializer_factor")
+        self.require_range(0, 1, "dropout_rate")
+        if self.num_heads * self.d_kv > MAX_SIZE:
+            inner = f"num_heads is {self.num_heads} and d_kv {self.d_kv}"
+            raise ValueError(f"{inner}, expected a product of at most {MAX_SIZE}")
         self._resolve_feed_forward()
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4:
-            raise ValueError(f"relative_attention_num_buckets is {buckets}, expected at least 4")
         if distance <= buckets // 2:  # the decoder's first buckets // 2 distances have one bucket each
-            raise ValueError(f"relative_attention_max_distance is {distance}, expected above {buckets // 2}")
+            expected = f"above {buckets // 2}, half of relative_attention_num_buckets"
+            raise ValueError(f"relative_attention_max_distance is {distance}, expected {expected}")
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
 
@@ -236,8 +250,8 @@ class T5Config(Config):
         self.is_gated_act = gated if self.is_gated_act is None else self.is_gated_act
         for key, agreeing in (("dense_act_fn", functions), ("is_gated_act", [gated])):
             if getattr(self, key) not in agreeing:
-                proj = f"feed_forward_proj is {self.feed_forward_proj!r}"
-                raise ValueError(f"{key} is {getattr(self, key)!r}, but {proj}; remove one of them")
+                proj = f"feed_forward_proj is {shown(self.feed_forward_proj)}"
+                raise ValueError(f"{key} is {shown(getattr(self, key))}, but {proj}; remove one of them")
 
 
 @dataclass(kw_only=True)
@@ -318,20 +332,59 @@ def set_dropout_rates(config: Any, rate: float) -> None:
             setattr(config, name, rate)
 
 
+def convert(name: str, value: Any, expected: Any) -> Any:
+    """A value of the type `expected`; scalars and arrays of numpy and torch become Python's, tuples lists.
+
+    Args:
+        expected: int, float, bool, str, None, a Literal of strings, list[...], tuple[...] for a list of that
+            length, or a union of these; None accepts every type.
+
+    Raises:
+        ValueError: another type, or NaN, infinite or beyond 64 bits; the message names `name`.
+    """
+    if expected is None:
+        return value
+    value = _plain(value)
+    if not _has_type(value, expected):
+        raise ValueError(f"{name} is {shown(value)}, expected {_describe(expected)}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _types(config: type[Config]) -> dict[str, Any]:
+    hints = get_type_hints(config)
+    return {f.name: hints[f.name] for f in fields(config) if f.name != "extra"}
+
+
 def _has_type(value: Any, expected: Any) -> bool:
+    if isinstance(value, bool) and expected in (int, float):
+        return False
+    if isinstance(value, int) and expected in (int, float):
+        return abs(value) < 2**63
     if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if expected == list[int]:
-        return isinstance(value, list) and all(_has_type(item, int) for item in value)
-    if get_args(expected):  # a union
-        return any(_has_type(value, option) for option in get_args(expected))
+        return isinstance(value, float) and math.isfinite(value)
+    kind, parts = get_origin(expected), get_args(expected)
+    if kind is Literal:
+        return isinstance(value, str) and value in parts
+    if kind is list:
+        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
+    if kind is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(_has_type, value, parts))
+    if parts:  # a union
+        return any(_has_type(value, option) for option in parts)
     return isinstance(value, expected)
 
 
 def _describe(expected: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names |= {type(None): "null", list[int]: "a list of whole numbers"}
-    options = [expected] if expected in names else list(get_args(expected))
-    return " or ".join(names[option] for option in options)
+    names |= {list[list[int]]: "a list of lists of whole numbers", tuple[int, float]: "a list of two numbers"}
+    if expected in names:
+        return names[expected]
+    describe = repr if get_origin(expected) is Literal else _describe
+    return " or ".join(describe(option) for option in get_args(expected))

@@ -87,7 +87,8 @@ def compare_modules(
             each module: see `rounding` in report.py.
 
     Raises:
-        ValueError: `rename` names an unknown module or maps two to one; no weights to copy; no output tensor.
+        ValueError: `rename` names an unknown module or maps two to one; no weights to copy; no output tensor;
+            `where` fits neither input nor output.
     """
     to_reference = renaming(mine, rename)
     if copy_weights:
@@ -103,6 +104,12 @@ def compare_modules(
     if my_output is None or output is None:
         side = "mine" if my_output is None else "the reference"
         raise ValueError(f"{side} returns no tensor, expected one or a tuple or mapping with one")
+    ends = [tensor for tensor in (calls[-1].main_input, output) if tensor is not None]
+    if where is not None and all(select_tokens(tensor, where) is tensor for tensor in ends):
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in ends)
+        raise ValueError(
+            f"where is {tuple(where.shape)}, expected the (B, T) of the reference's input or output, {shapes}"
+        )
 
     my_names = {to_reference(call.name): call for call in my_calls}
     pairs = {call.name: (my_names[call.name], call) for call in calls if call.name in my_names}
@@ -160,7 +167,7 @@ def _compare(
         one, other = select_tokens(mine, where), select_tokens(reference, where)
         gap = difference(one, other, scale)
         verdict = EQUAL if gap.relative <= tolerance else DIFFERS
-        if (other.isfinite() & ~one.isfinite()).any():
+        if one.isnan().any() or (other.isfinite() & ~one.isfinite()).any():
             verdict = NOT_FINITE
     return Row(name, tuple(reference.shape), dtypes[1], *gap, tolerance, verdict, note)
 
@@ -183,7 +190,7 @@ def _projection(mine: Tensor, reference: Tensor, where: Tensor | None) -> Tensor
     # An unusual seed: if the input were drawn from the same one, a norm would have no gradient along it.
     direction = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0xD1CE)).to(reference)
     if where is not None and reference.shape[:2] == where.shape:
-        direction = direction * where.to(reference).reshape(*where.shape, *[1] * (reference.dim() - 2))
+        direction = direction * where.bool().to(reference).reshape(*where.shape, *[1] * (reference.dim() - 2))
     return direction
 
 

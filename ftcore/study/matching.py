@@ -112,6 +112,8 @@ def unequal_weights(
             unequal[name] = "not in the reference"
         elif other.shape != weight.shape:
             unequal[name] = f"{tuple(weight.shape)}, expected {tuple(other.shape)}"
+        elif weight.isnan().any():
+            unequal[name] = "holds NaN"
         elif not torch.equal(weight.to(other.dtype), other):
             unequal[name] = f"relative difference {difference(weight, other).relative:.1e}"
     return unequal

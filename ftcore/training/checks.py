@@ -30,6 +30,7 @@ from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import make_optimizer
 from ftcore.training.run_directory import RunDirectory
+from ftcore.training.scoring import plain_search
 from ftcore.training.setup import Progress, Run, make_loader, set_dropout
 
 Batch = dict[str, Tensor]
@@ -336,10 +337,8 @@ def _wrong_answers(run: Run, loop: Loop, examples: Subset) -> int:
     """Number of examples for which greedy generation does not give exactly the target."""
     prompts, targets = zip(*[_prompt_and_target(run, examples, i) for i in range(len(examples))], strict=True)
     ids, mask = padded(run.model, run.tokenizer, prompts)
-    # generation_config.json may say otherwise.
-    greedy: dict[str, Any] = {"num_beams": 1, "do_sample": False, "min_new_tokens": 0}
-    greedy |= {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0}
-    rows = loop.generate(run.model, ids, mask, max_new_tokens=max(map(len, targets)), **greedy)
+    with plain_search(run.model):
+        rows = loop.generate(run.model, ids, mask, max_new_tokens=max(map(len, targets)))
     prefix = ids.shape[1] if examples.decoder_only else 1  # the prompt, or T5's start token
     outputs = rows[:, prefix:].tolist()
     return sum(row[: len(target)] != target for row, target in zip(outputs, targets, strict=True))

@@ -3,17 +3,18 @@
 What a run needs once, or only on request, is imported where it is used.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftcore.cli import FAILED_RUN, cli_errors, log
+from ftcore.cli import FAILED_RUN, cli_errors, log, printable
 from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import Answer
+from ftcore.training.scoring import Answer, describe_answers, named
 from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
@@ -38,6 +39,11 @@ def print_summary(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
+    if answers := min(options.eval_answers, sum(bool(record.references) for record in run.valid_set.records)):
+        how = describe_answers(
+            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+        )
+        log(f"answers    {answers:,} in each validation: {how}")
     if run.strategy:
         log(f"processes  {world_size()}, {run.strategy}")
     for line in preview(run.train_loader, model, run.tokenizer).lines(histograms=options.dry_run):
@@ -49,7 +55,7 @@ def print_summary(run: Run) -> None:
 def print_answers(answers: Sequence[Answer]) -> None:
     """Print two of the model's answers with the gold answers, at each validation the same examples."""
     for answer in answers[:: max(1, len(answers) // 2)][:2]:
-        source = " ".join(answer.source.split())
+        source = printable(" ".join(answer.source.split()))
         log(f"  {source if len(source) < 90 else source[:87] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
 
@@ -67,13 +73,15 @@ def print_results(run: Run) -> None:
     from ftcore.training.curves import save_curves
     from ftcore.training.report import save_report
 
-    save_curves(directory.metrics_log.read(), directory.picture)
+    lines = [named(line, run.options.task) for line in directory.metrics_log.read()]
+    save_curves(lines, directory.picture)
     save_report(run)
     log(f"report        {directory.report}")
     log(f"best weights  {directory.best}")
     log(f"last weights  {directory.last}")
-    example = "--context TEXT --question TEXT" if run.options.task == "qa" else "--prompt TEXT"
-    log(f"try them      python -m ftcore.generate --model {directory.best} {example}")
+    prompt = ["--context", "TEXT", "--question", "TEXT"] if run.options.task == "qa" else ["--prompt", "TEXT"]
+    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *prompt]
+    log(f"try them      {shlex.join(command)}")
 
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:

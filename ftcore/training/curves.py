@@ -9,10 +9,15 @@ from typing import Any
 
 from ftcore.checkpoints.files import write_atomically
 
-# Title -> keys of metrics.jsonl with their labels.
+# Title -> keys of metrics.jsonl, or their names from `scoring.named`, with their labels.
 PANELS = {
     "loss (nats per token)": {"train_loss": "training", "valid_loss": "validation"},
-    "validation answers (share)": {"exact_match": "exact match", "f1": "F1"},
+    "validation answers (share)": {
+        "exact_match": "exact match",
+        "f1": "F1",
+        "exact_match (SQuAD)": "exact match (SQuAD)",
+        "f1 (SQuAD)": "F1 (SQuAD)",
+    },
     "token accuracy (share)": {"token_accuracy": "validation"},
     "learning rate": {"learning_rate": "learning rate"},
     "gradient norm": {"grad_norm": "before clipping"},

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ftcore.checkpoints.checkpoint import load_model, new_model
-from ftcore.checkpoints.hub import resolve_directory
+from ftcore.checkpoints.checkpoint import load_model, outline
 from ftcore.cli import warn
 from ftcore.data import (
     CORPUS_TASKS,
@@ -19,7 +18,6 @@ from ftcore.data import (
     read_records,
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
-from ftcore.lora.adapter import base_model
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 
 
@@ -35,22 +33,30 @@ def find_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):  # which one depends on the reason
         raise ValueError(
-            f"--device is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
+            f"`device` is {name!r}, which torch does not find here: expected cpu, cuda or cuda:N"
         ) from None
 
 
-def load_checkpoint(name: str, *, from_scratch: bool = False) -> tuple[Model, Tokenizer]:
-    """Model and tokenizer of a directory or hub name; with `from_scratch`, random weights.
+def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True) -> tuple[Model, Tokenizer]:
+    """Model and tokenizer of a directory or hub name; with `from_scratch`, without weights: see `outline`.
+
+    Without `check`, `check_checkpoint` is left to the caller, who changes the model first.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or model and tokenizer do not match.
     """
-    model = new_model(name) if from_scratch else load_model(name)
-    tokenizer = load_tokenizer(base_model(resolve_directory(name)) or name)  # an adapter has none
-    check_vocabulary(tokenizer, model.config, name)
-    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
-        model.config.decoder_start_token_id = model.config.pad_token_id  # as in all published T5s
+    model = outline(name) if from_scratch else load_model(name)
+    tokenizer = load_tokenizer(name)
+    if check:
+        check_checkpoint(model, tokenizer, name)
     return model, tokenizer
+
+
+def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
+    """See `check_vocabulary`; a T5 without a start token gets the one of all published T5s, the pad token."""
+    check_vocabulary(tokenizer, model.config, where)
+    if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.config.pad_token_id
 
 
 def read_data(
@@ -65,7 +71,7 @@ def read_data(
     if task in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"--limit counts records; --task {task} reads plain text, which has none: pass a shorter file"
+                f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
             )
         return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
     return read_records(task, path, decoder_only=decoder_only, limit=limit)
@@ -108,7 +114,7 @@ def make_dataset(
         if longest > model.config.n_positions:
             raise ValueError(
                 f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
-                "positions (n_positions): lower --max-source-length or --max-target-length"
+                "positions (n_positions): lower `max_source_length` or `max_target_length`"
             )
         # packed rows are filled up to these lengths
         dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)

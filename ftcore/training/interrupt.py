@@ -1,4 +1,4 @@
-"""On Ctrl-C or SIGTERM a run finishes its step and saves."""
+"""On Ctrl-C, SIGTERM or SIGHUP a run finishes its step and saves."""
 
 import os
 import signal
@@ -13,10 +13,12 @@ GRACE = 20  # seconds between a request to stop and the report that nothing happ
 class Interrupt:
     """with Interrupt() as interrupt: ... if interrupt.requested: save and leave
 
-    A second Ctrl-C ends the process at once. Nested instances share the outermost one.
+    A second Ctrl-C ends the process at once; a second SIGHUP does not, since a terminal that is closed sends
+    one and its shell another. An ignored SIGHUP (nohup) stays ignored. Nested instances share the outermost.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    _HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
+    _SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _HANGUP)))
     _outermost: "Interrupt | None" = None
 
     def __init__(self) -> None:
@@ -26,7 +28,8 @@ class Interrupt:
         if Interrupt._outermost is not None:
             return Interrupt._outermost
         Interrupt._outermost = self
-        self._previous = {number: signal.signal(number, self._request) for number in self._SIGNALS}
+        numbers = [n for n in self._SIGNALS if n != self._HANGUP or signal.getsignal(n) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._request) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +41,8 @@ class Interrupt:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(number, self._previous[signal.Signals(number)])
+        if number != self._HANGUP:
+            signal.signal(number, self._previous[signal.Signals(number)])
 
 
 @contextmanager

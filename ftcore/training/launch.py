@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
-from ftcore.cli import FAILED_RUN, flag
+from ftcore.cli import FAILED_RUN
 from ftcore.training.distributed import Strategy, world_size
 from ftcore.training.inputs import find_device
 from ftcore.training.interrupt import GRACE, Interrupt, call_if_stuck
@@ -45,13 +46,13 @@ def connect(options: TrainOptions) -> Strategy | None:
     if not started_by_torchrun():
         if options.parallel:
             raise ValueError(
-                f"--parallel {options.parallel} is for processes that torchrun starts: "
+                f"`parallel` {options.parallel} is for processes that torchrun starts: "
                 f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {options.parallel} ..."
             )
         return None
     for name in ("check", "dry_run"):
         if getattr(options, name):
-            raise ValueError(f"{flag(name)} is for one process: start it with python -m ftcore.train")
+            raise ValueError(f"`{name}` is for one process: start it with python -m ftcore.train")
     _init_process_group(local_device(options.device).type)
     return options.parallel or "ddp"
 
@@ -62,12 +63,12 @@ def local_device(name: str | None) -> torch.device:
     if not started_by_torchrun() or device.type == "cpu":
         return device
     if device.type != "cuda" or name not in (None, "cuda"):
-        raise ValueError(f"--device {name}: each process uses its own device: pass cuda or cpu")
+        raise ValueError(f"`device` {name}: each process uses its own device: pass cuda or cpu")
     here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if here > devices:
         raise ValueError(
             f"{here} processes on a machine with {devices} CUDA devices: lower --nproc-per-node, or pass "
-            "--device cpu"
+            "`device` cpu"
         )
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
@@ -156,10 +157,11 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def resume_command(strategy: Strategy | None) -> str:
-    """The command line that starts as many processes again, without the run's options."""
+def start_command(strategy: Strategy | None, *options: str) -> str:
+    """The command line, quoted for a shell, that starts as many processes again."""
     if strategy is None:
-        return "python -m ftcore.train"
+        return shlex.join(["python", "-m", "ftcore.train", *options])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    nodes = f"--nnodes {world_size() // here} " if here < world_size() else ""
-    return f"torchrun {nodes}--nproc-per-node {here} -m ftcore.train --parallel {strategy}"
+    nodes = ["--nnodes", str(world_size() // here)] if here < world_size() else []
+    torchrun = ["torchrun", *nodes, "--nproc-per-node", str(here), "-m", "ftcore.train"]
+    return shlex.join([*torchrun, "--parallel", strategy, *options])

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ftcore.checkpoints.files import read_json_lines, write_text
+from ftcore.checkpoints.files import read_json_lines, write_errors, write_text
 from ftcore.cli import warn
 from ftcore.training.distributed import all_reduce_sum, world_size
 
@@ -76,7 +76,7 @@ class MetricsLog:
     def append(self, metrics: dict[str, Any]) -> None:
         """Write one line. NaN and infinity are left out, since JSON has neither."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        with self._path.open("a", encoding="utf-8") as file:
+        with write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         if self._writer is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # optional dependency
@@ -88,10 +88,15 @@ class MetricsLog:
             self._writer.flush()
 
     def read(self) -> list[dict[str, Any]]:
-        return read_json_lines(self._path, warn)
+        """The lines; other ones, which `append` has not written, are skipped with a warning."""
+        return read_json_lines(self._path, warn, _is_line)
 
     def truncate(self, step: int) -> None:
         """Drop everything after `step`, from which a resumed run continues."""
         kept = [line for line in self.read() if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._purge_step = step + 1  # TensorBoard then ignores later steps in older event files
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    return type(line.get("step")) is int and all(type(value) in (int, float) for value in line.values())

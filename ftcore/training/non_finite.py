@@ -5,17 +5,17 @@ state, with hooks on every module.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftcore.checkpoints.files import write_text
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
-from ftcore.models.attention import AttentionDropout, Softmax
+from ftcore.models.non_finite import finite_checks
 from ftcore.training.distributed import all_gather, on_main, unsharded
 from ftcore.training.loss import batch_loss
 from ftcore.training.setup import Run
@@ -52,7 +52,7 @@ def diagnose_non_finite(run: Run, batches: Sequence[Batch]) -> Iterator[None]:
 def _first_non_finite(run: Run, model: Model, batches: Sequence[Batch]) -> tuple[str, Batch | None]:
     """(cause, micro-batch); None where no single micro-batch reproduces the failure."""
     causes: list[str] = []
-    with _finite_checks(model, causes.append):
+    with finite_checks(model, causes.append):
         for batch in batches:
             on_device = {name: tensor.to(run.device) for name, tensor in batch.items()}
             with run.autocast():
@@ -71,48 +71,6 @@ def _first_non_finite(run: Run, model: Model, batches: Sequence[Batch]) -> tuple
             if causes:
                 return causes[0], batch
     return "a second run of its batches gave finite gradients", None
-
-
-@contextmanager
-def _finite_checks(model: nn.Module, report: Callable[[str], None]) -> Iterator[None]:
-    """Report every non-finite module output, then every non-finite gradient of one, in order."""
-
-    def forward_hook(name: str) -> Callable[..., None]:
-        def check(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            where = f"{name}, whose input {_range(inputs[0])}"
-            if not output.isfinite().all():
-                bad = [f"{name}.{part}" for part, p in module.named_parameters() if not p.isfinite().all()]
-                report(
-                    f"first in the output of {where}" + (f"; {bad[0]} is not finite itself" if bad else "")
-                )
-            elif output.requires_grad:
-                output.register_hook(lambda grad: check_gradient(grad, where))
-
-        return check
-
-    def check_gradient(grad: Tensor, where: str) -> None:
-        if not grad.isfinite().all():
-            report(f"first in the gradient with respect to the output of {where}")
-
-    # Hooks on these would disable fused attention, whose dropout draws other random numbers.
-    unhooked = Softmax | AttentionDropout
-    modules = [(name, module) for name, module in model.named_modules() if not isinstance(module, unhooked)]
-    handles = [module.register_forward_hook(forward_hook(name or "the model")) for name, module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _range(tensor: Tensor) -> str:
-    """ "ranged from -3.2 to 4.1" """
-    finite = tensor.detach()[tensor.isfinite()]
-    if not finite.numel():
-        return "had no finite element"
-    low, high = finite.aminmax()
-    partly = "" if finite.numel() == tensor.numel() else " where it was finite"
-    return f"ranged from {low.item():.4g} to {high.item():.4g}{partly}"
 
 
 def _examples(batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:

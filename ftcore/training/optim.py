@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ftcore.cli import warn
 from ftcore.training.distributed import to_full
 from ftcore.training.options import RunOptions, Schedule
 
@@ -89,8 +90,13 @@ def learning_rate(
 
 
 def make_schedule(options: RunOptions, total_steps: int) -> Callable[[int], float]:
-    """`learning_rate` as a function of the step alone."""
+    """`learning_rate` as a function of the step alone. Warns of a warm-up that the run does not complete."""
     warmup = warmup_steps(options.warmup, total_steps)
+    if warmup > total_steps:
+        warn(
+            f"--warmup {warmup} exceeds the {total_steps} steps of the run: the learning rate rises to "
+            f"{total_steps / warmup:.2g} of --lr"
+        )
     settings: dict[str, Any] = {"peak": options.lr, "schedule": options.schedule, "warmup_steps": warmup}
     return partial(learning_rate, **settings, total_steps=total_steps)
 
@@ -119,7 +125,7 @@ def autocast(precision: Precision, device: torch.device) -> Autocast:
     if precision == "fp32":
         return nullcontext
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"--precision fp16 needs a CUDA device, this is {device.type}: use bf16 or fp32")
+        raise ValueError(f"`precision` fp16 needs a CUDA device, this is {device.type}: use bf16 or fp32")
     return partial(torch.autocast, device.type, _DTYPES[precision])
 
 

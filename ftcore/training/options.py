@@ -251,8 +251,10 @@ class TrainOptions:
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
-        if self.seed >= 2**63:
-            raise ValueError(f"--seed is {self.seed}, expected less than 2^63")
+        if self.warmup is not None and self.warmup >= 1 and self.warmup % 1:
+            raise ValueError(
+                f"--warmup is {self.warmup}, expected a whole number of steps, or a share below 1"
+            )
         if self.valid_share == 0:
             raise ValueError("--valid-share is 0, expected a share between 0 and 1")
         if self.lora_alpha == 0:

@@ -8,12 +8,13 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
 from ftcore.data import CausalLMDataset, Corpus, DataLoader, ExampleDataset, SpanCorruption
-from ftcore.data.corpus import END_OF_DOCUMENT
+from ftcore.data.corpus import END_OF_DOCUMENT, is_plain_text, read_documents
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.training.loss import target_labels
@@ -260,7 +261,11 @@ def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
 
 
 def _excerpts(corpus: Corpus, count: int) -> Iterator[str]:
-    """Random excerpts of a text file of any size, cut at words."""
+    """Random excerpts of a text file of any size, cut at words; of JSON lines or CSV, the first documents."""
+    if not is_plain_text(corpus.text):
+        for document in islice(read_documents(corpus.text, _EXCERPT), 2 * count):
+            yield from filter(None, document.split(END_OF_DOCUMENT))
+        return
     generator, size = random.Random(0), corpus.text.stat().st_size
     with corpus.text.open("rb") as file:
         for _ in range(min(count, -(-size // _EXCERPT))):

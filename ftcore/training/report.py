@@ -19,10 +19,11 @@ import torch
 
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
-from ftcore.training.curves import curves_svg
-from ftcore.training.launch import resume_command
+from ftcore.training.curves import PANELS, curves_svg
+from ftcore.training.launch import start_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
+from ftcore.training.scoring import named
 from ftcore.training.setup import Run
 from ftcore.training.state import sha256
 
@@ -39,7 +40,7 @@ class Report:
 
     title: str
     summary: str
-    metrics: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
+    metrics: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, with the names of `scoring.named`
     predictions: Sequence[Mapping[str, Any]]  # of the best validation: lines of predictions.jsonl
     data: Sequence[str]  # lines of the data preview
     options: TrainOptions
@@ -59,14 +60,14 @@ def save_report(run: Run) -> None:
         summary=f"{options.model} ({model.config.architecture}, {parameters:,} parameters), trained on "
         f"{options.task} with {data.examples:,} examples for {run.progress.step:,} steps of "
         f"{run.train_loader.batch_sampler.batch_size * options.grad_accum}.",
-        metrics=run.directory.metrics_log.read(),
+        metrics=[named(line, options.task) for line in run.directory.metrics_log.read()],
         predictions=run.directory.read_predictions(),
         data=data.lines(),
         options=options,
         config=model.config.to_dict(),
         versions=versions(run.device),
         fingerprints={file: sha256(file) for file in (options.train, options.valid) if file},
-        start=resume_command(run.strategy),
+        start=start_command(run.strategy),
     )
     page = render(report).encode(errors="replace")
     write_atomically(run.directory.report, lambda temporary: temporary.write_bytes(page))
@@ -153,9 +154,7 @@ def _scores(report: Report) -> str:
     lines = [line for line in report.metrics if "valid_loss" in line and step in (None, line["step"])]
     if not lines:
         return ""
-    names = {
-        "exact_match": "exact match",
-        "f1": "F1",
+    names = PANELS["validation answers (share)"] | {
         "valid_loss": "validation loss",
         "perplexity": "perplexity",
         "token_accuracy": "token accuracy",

@@ -3,10 +3,9 @@
 Parts are named by module, with blocks as ranges: `decoder.block.0-3`.
 """
 
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import model_from_config
-from ftcore.cli import did_you_mean, flag
+from ftcore.checkpoints.files import parse_json
+from ftcore.cli import did_you_mean
 from ftcore.models import GPT2Config, Model, T5Config
 from ftcore.training.options import SIZES, TrainOptions
 
@@ -29,7 +29,7 @@ _DERIVED = {
     "n_positions": ["n_ctx"],  # the same number in old files
 }
 
-_RANGE = re.compile(r"(\d+)-(\d+)")
+_RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
 _BLOCK = re.compile(r"(?P<before>.*?\.)(?P<number>\d+)(?P<after>.*)")
 
 
@@ -39,9 +39,9 @@ def config_changes(options: TrainOptions, config: GPT2Config | T5Config) -> dict
     Raises:
         ValueError: a model of this family has no such key, or two options contradict each other.
     """
-    given = [(flag(name), name, getattr(options, name)) for name in SIZES]
+    given = [(f"`{name}`", name, getattr(options, name)) for name in SIZES]
     given = [(option, name, value) for option, name, value in given if value is not None]
-    given += [(f"--set {text}", *_key_and_value(text)) for text in options.set or []]
+    given += [(f"`set` {text}", *_key_and_value(text)) for text in options.set or []]
     names = config.aliases | ({} if config.is_encoder_decoder else _GPT2_NAMES)
     keys = [field.name for field in fields(config) if field.name != "extra"]
     changes: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def config_changes(options: TrainOptions, config: GPT2Config | T5Config) -> dict
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     try:
-        return key, json.loads(value)
+        return key, parse_json(value, text)
     except ValueError:  # a string without quotes
         return key, value
 
@@ -175,27 +175,29 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[str]:
         ValueError: the model has no module of such a name, or no parameter would be left to train.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    expanded = [(name, module) for name in names for module in expand_ranges(name)]
-    for name, module in expanded:
-        if module not in modules:
-            hint = did_you_mean(module, modules)
-            hint = hint or "; its parts are " + ", ".join(child for child, _ in model.named_children())
-            raise ValueError(f"--freeze {name}: the model has no module {module!r}{hint}")
-    frozen = {parameter for _, module in expanded for parameter in modules[module].parameters()}
+    expanded = []
+    for name in names:
+        for module in expand_ranges(name):
+            if module not in modules:
+                hint = did_you_mean(module, modules)
+                hint = hint or "; its parts are " + ", ".join(child for child, _ in model.named_children())
+                raise ValueError(f"`freeze` {name}: the model has no module {module!r}{hint}")
+            expanded.append(module)
+    frozen = {parameter for module in expanded for parameter in modules[module].parameters()}
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"--freeze {' '.join(names)} leaves nothing to train")
-    inside = tuple(f"{module}." for _, module in expanded)
+        raise ValueError(f"`freeze` {' '.join(names)} leaves nothing to train")
+    inside = tuple(f"{module}." for module in expanded)
     every_name = model.named_parameters(remove_duplicate=False)
     return [name for name, parameter in every_name if parameter in frozen and not name.startswith(inside)]
 
 
-def expand_ranges(name: str) -> list[str]:
+def expand_ranges(name: str) -> Iterator[str]:
     """ "decoder.block.0-1" -> "decoder.block.0", "decoder.block.1"; an empty range stays as it is."""
     parts = []
     for part in name.split("."):
         ends = _RANGE.fullmatch(part)
         numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
         parts.append([str(number) for number in numbers] or [part])
-    return [".".join(module) for module in product(*parts)]
+    return (".".join(module) for module in product(*parts))

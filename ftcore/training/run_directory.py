@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.files import read_json_lines, write_text
+from ftcore.checkpoints.files import directory_lock, read_json_lines, write_text
 from ftcore.cli import warn
 from ftcore.training.metrics_log import MetricsLog
 from ftcore.training.options import TrainOptions
@@ -35,53 +36,38 @@ class RunDirectory:
         self.picture = path / "loss.png"
         self.tensorboard = path / "tensorboard"
         self.metrics_log = MetricsLog(self.metrics, self.tensorboard)
+        self._lock = ExitStack()
 
-    @classmethod
-    def create(cls, path: str | None, *, overwrite: bool) -> "RunDirectory":
-        """Create the directory of a new run, below runs/ if `path` is None. Hidden files are ignored.
+    def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Create the directory of a new run, or take that of a run to resume.
+
+        It is locked until `close` or the end of the process.
 
         Raises:
-            ValueError: the directory already holds a run, or is not empty and holds no run.
+            ValueError: the directory already holds a run, or holds something else; there is no run to resume;
+                another process is at work on it.
         """
-        if path is None:
-            return cls._create_below(Path("runs"))
-        run = cls(Path(path))
-        run.require_free(overwrite=overwrite)
-        if run.config.exists():
-            run._remove_files()
-        run.path.mkdir(parents=True, exist_ok=True)
-        return run
+        may_use = self.require_resumable if resume else partial(self.require_free, overwrite=overwrite)
+        self._lock.enter_context(claim(self.path, may_use))
+        if not resume and self.config.exists():
+            self._remove_files()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Raise the ValueError of `create` if a new run cannot be created here."""
+        """Raise the ValueError of `open` if a new run cannot be created here."""
         require_free(self.path, "run", self.config.exists(), may_replace=overwrite)
 
-    @classmethod
-    def _create_below(cls, parent: Path) -> "RunDirectory":
-        """A new directory named after the current time."""
-        name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        for attempt in range(1000):
-            path = parent / (f"{name}_{attempt}" if attempt else name)
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return cls(path)
-        raise ValueError(f"{parent} already holds 1000 runs named {name}: pass --output")
-
-    @classmethod
-    def existing(cls, path: str) -> "RunDirectory":
-        """The directory of a run to resume.
-
-        Raises:
-            ValueError: there is no run, or it was stopped before its first save.
-        """
-        run = cls(Path(path))
-        if not run.config.exists():
-            raise ValueError(f"{path} holds no run to resume (no {run.config.name})")
-        if not run.state.exists():
-            raise ValueError(f"{path} was stopped before its first save: start it again with --overwrite")
-        return run
+    def require_resumable(self) -> None:
+        """Raise ValueError if there is no run, or if it was stopped before its first save."""
+        if not self.config.exists():
+            raise ValueError(f"{self.path} holds no run to resume (no {self.config.name})")
+        if not self.state.exists():
+            raise ValueError(
+                f"{self.path} was stopped before its first save: start it again with `overwrite`"
+            )
 
     def step_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -102,7 +88,8 @@ class RunDirectory:
         )
 
     def read_predictions(self) -> list[dict[str, Any]]:
-        return read_json_lines(self.predictions, warn)
+        """The lines; other ones, which `save_predictions` has not written, are skipped with a warning."""
+        return read_json_lines(self.predictions, warn, _is_prediction)
 
     def save_options(self, options: TrainOptions) -> None:
         """Save the options for --resume, and for --config of another run."""
@@ -128,6 +115,34 @@ class RunDirectory:
             file.unlink(missing_ok=True)
 
 
+def new_path(parent: Path) -> Path:
+    """A new directory named after the current time."""
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1000):
+        path = parent / (f"{name}_{attempt}" if attempt else name)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ValueError(f"{parent} already holds 1000 runs named {name}: pass `output`")
+
+
+@contextmanager
+def claim(directory: Path, may_use: Callable[[], object]) -> Iterator[None]:
+    """Create a directory if it is missing, and hold its lock.
+
+    Args:
+        may_use: raises if the directory may not be used. Called before anything is changed, and again under
+            the lock, since another process may have used it in between.
+    """
+    may_use()
+    directory.mkdir(parents=True, exist_ok=True)
+    with directory_lock(directory, warn):
+        may_use()
+        yield
+
+
 def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool) -> None:
     """Raise ValueError unless a new run, or another `kind`, may be created here. Hidden files do not matter.
 
@@ -137,10 +152,20 @@ def require_free(directory: Path, kind: str, is_held: bool, *, may_replace: bool
     if is_held:
         if not may_replace:
             raise ValueError(
-                f"{directory} already holds a {kind}: --resume continues it, --overwrite replaces it"
+                f"{directory} already holds a {kind}: `resume` continues it, `overwrite` replaces it"
             )
     elif directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
-        raise ValueError(f"{directory} exists and holds no {kind}: choose another --output")
+        raise ValueError(f"{directory} exists and holds no {kind}: choose another `output`")
+
+
+def _is_prediction(row: dict[str, Any]) -> bool:
+    gold, scores = row.get("references"), [row.get("exact_match"), row.get("f1")]
+    texts = [row.get("source"), row.get("prediction"), *(gold if isinstance(gold, list) else [None])]
+    return (
+        type(row.get("step")) is int
+        and all(isinstance(text, str) for text in texts)
+        and all(type(score) in (int, float) for score in scores)
+    )
 
 
 @contextmanager

@@ -1,18 +1,21 @@
 """A run: what the training loop works with, and how options become its parts."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftcore.checkpoints.checkpoint import save_model
-from ftcore.cli import log, warn
+from ftcore.checkpoints.checkpoint import new_model, save_model
+from ftcore.cli import fits, log, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
-from ftcore.data.tokenizer import Tokenizer, check_vocabulary
+from ftcore.data.loader import BatchError
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
@@ -29,12 +32,12 @@ from ftcore.training.distributed import (
     world_size,
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
-from ftcore.training.launch import resume_command
+from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
+from ftcore.training.launch import start_command
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
-from ftcore.training.run_directory import RunDirectory, atomic_directory
+from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
 from ftcore.training.state import load_state, save_state, saved_step, sha256
 
 
@@ -46,6 +49,7 @@ class Progress:
     epoch: int = 0  # current epoch, from 0
     best: list[float] | None = None  # best validation so far: exact match, negative loss
     losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
+    skipped: int = 0  # last steps in a row without an update, since fp16 gradients overflowed
 
 
 @dataclass
@@ -104,9 +108,40 @@ class Run:
         self.save_checkpoint(self.directory.last)
         save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
 
+    @property
+    def lost_worker(self) -> str | None:
+        """Why a worker process of a data loader was lost, if one was."""
+        return self.train_loader.lost_worker or self.valid_loader.lost_worker
+
+    def require_workers(self) -> None:
+        """Raise ChildProcessError if this saved run has stopped because a worker was lost. A collective."""
+        lost = [reason for reason in all_gather(self.lost_worker) if reason]
+        if lost and self.progress.step < self.total_steps:
+            raise ChildProcessError(
+                f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
+                f"saved after step {self.progress.step}, resume with fewer `workers`: {self.resume_command}"
+            )
+
+    @contextmanager
+    def saved_if_unreadable(self) -> Iterator[None]:
+        """Save the run where a batch cannot be read, unless other processes wait in the same step."""
+        try:
+            yield
+        except BatchError as error:
+            if world_size() > 1:
+                raise
+            self.save()
+            resume = f"saved after step {self.progress.step}, resume with {self.resume_command}"
+            raise BatchError(f"{error}; {resume}") from None
+
     def resume(self) -> None:
         """Continue from the saved state. A collective."""
-        self.progress = Progress(**load_state(self.directory.state, **self._stateful()))
+        state = self.directory.state
+        saved, types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
+        for name, value in saved.items():
+            if name not in types or not fits(value, types[name]):
+                raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
+        self.progress = Progress(**saved)
         on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
 
     def _stateful(self) -> dict[str, Any]:
@@ -128,33 +163,42 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"{resume_command(self.strategy)} --output {self.directory.path} --resume"
+        return start_command(self.strategy, "--output", str(self.directory.path), "--resume")
 
     def situation(self) -> str:
         """Progress and resume command, for the message about a lost process."""
         here = f"in step {self.progress.step + 1} of {self.total_steps}"
-        saved = saved_step(self.directory.state)
+        try:
+            saved = saved_step(self.directory.state)
+        except ValueError as error:
+            return f"{here}; {error}"
         if saved is None:
             return f"{here}, before the first save; start again with --overwrite"
         return f"{here}; resume from step {saved} with {self.resume_command}"
 
 
 def make_directory(options: TrainOptions) -> RunDirectory:
-    """The run's directory: created, or that of the run to resume."""
-    if options.resume:
-        return RunDirectory.existing(options.output or "")
-    return RunDirectory.create(options.output, overwrite=options.overwrite)
+    """The run's directory, below runs/ without --output: created, or that of the run to resume. A collective.
+
+    Raises:
+        ValueError: see `RunDirectory.open`.
+    """
+    directory = RunDirectory(Path(options.output or on_main(lambda: new_path(Path("runs")))))
+    on_main(lambda: directory.open(resume=options.resume, overwrite=options.overwrite))
+    return directory
 
 
 def make_model(
     name: str, options: TrainOptions, device: torch.device
 ) -> tuple[Model, Tokenizer, Resized | None]:
     """The checkpoint's model, changed as the options say; its tokenizer; how the sizes have changed."""
-    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch)
+    model, tokenizer = load_checkpoint(name, from_scratch=options.from_scratch, check=False)
     resized = None
     if changes := config_changes(options, model.config):
         model, resized = resize(model, changes, keep_weights=not options.from_scratch)
-        check_vocabulary(tokenizer, model.config, "the changed config.json")
+    elif options.from_scratch:
+        model = new_model(name)
+    check_checkpoint(model, tokenizer, "the changed config.json" if resized else name)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
     if options.freeze and (tied := freeze(model, options.freeze)):
@@ -184,7 +228,7 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
-        raise ValueError(f"--fast and --compile need ftcore.fast ({error})") from None
+        raise ValueError(f"`fast` and `compile` need ftcore.fast ({error})") from None
     prepare_for_training(model, compile=compile, device=device)
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 

@@ -95,6 +95,9 @@ def save_sharded(
 
     Returns:
         The directory's name.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     step = state["progress"]["step"]
     directory = on_main(lambda: _new_directory(path.parent, step))
@@ -107,7 +110,10 @@ def save_sharded(
             if moment.shape == parameter.shape:  # not the step count
                 tensors[f"optimizer.{number}.{name}"] = moment
                 rest["state"][number][name] = None
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    except CheckpointException as error:
+        raise OSError(f"{directory}: cannot be written (is the disk full? {_cause(error)})") from None
 
     def write_state() -> None:
         for written in (*directory.iterdir(), directory):  # dcp.save does not flush to the disk
@@ -132,21 +138,24 @@ def load_sharded(
         return
     directory = path.parent / state["shards"]
     tensors = _weights(model)
-    rest = state["optimizer"]
-    moments = {number: dict(named) for number, named in rest["state"].items()}
-    for number, parameter in enumerate(_parameters(optimizer)):
-        for name, moment in moments.get(number, {}).items():
-            if moment is None:
-                moments[number][name] = torch.zeros_like(parameter)
-                tensors[f"optimizer.{number}.{name}"] = moments[number][name]
     try:
+        moments = {number: dict(named) for number, named in state["optimizer"]["state"].items()}
+        for number, parameter in enumerate(_parameters(optimizer)):
+            for name, moment in moments.get(number, {}).items():
+                if moment is None:
+                    moments[number][name] = torch.zeros_like(parameter)
+                    tensors[f"optimizer.{number}.{name}"] = moments[number][name]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dcp warns where it runs in a single process
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)))
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     except (Exception, CheckpointException) as error:  # a damaged file makes it fail in many ways
-        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below a traceback
-        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({cause})") from None
-    optimizer.load_state_dict(rest | {"state": moments})
+        raise ValueError(f"{directory}: damaged, the run cannot be resumed ({_cause(error)})") from None
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a message, which stands below a traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -154,13 +163,13 @@ def _load_unsharded(state: dict[str, Any], model: nn.Module, optimizer: torch.op
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_distribute(state["model"][name], parameter))
-    saved = state["optimizer"]
+    saved = state["optimizer"]["state"]
     moments = {
-        number: {name: _distribute(moment, parameter) for name, moment in saved["state"][number].items()}
+        number: {name: _distribute(moment, parameter) for name, moment in saved[number].items()}
         for number, parameter in enumerate(_parameters(optimizer))
-        if number in saved["state"]
+        if number in saved
     }
-    optimizer.load_state_dict(saved | {"state": moments})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def _distribute(value: Tensor, parameter: Tensor) -> Tensor:

@@ -8,18 +8,23 @@ file, and removed once a later file names another.
 """
 
 import hashlib
+import json
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
-from ftcore.cli import check_resumed, warn
+from ftcore.checkpoints.tensors import load_pickle
+from ftcore.cli import check_resumed, one_line, warn
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
@@ -84,32 +89,117 @@ def load_state(
             run's in a way that would change its results.
     """
     with sync_errors():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many types for a damaged file
-            raise ValueError(f"{path}: damaged, the run cannot be resumed ({error})") from None
+        state = read_state(path)
         _require_same_options(state, options, path)
         _require_same_data(state, options, fingerprints, path.parent.parent)
         _require_same_model(state, model, options, path.parent.parent)
         _warn_of_other_versions(state, path.parent.parent)
+        here: dict[str, Any] = {"scaler": scaler.state_dict(), "loader": loader.state_dict()}
+        random = {"cpu": torch.get_rng_state()}
+        here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
+        if "model" in state:
+            moments = _moments(optimizer)
+            saved = state["optimizer"]["state"]
+            here |= {"model": model.state_dict()}
+            here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
+        _require_kinds(state, here, path)
         scaler.load_state_dict(state["scaler"])
-        loader.load_state_dict(state["loader"])
+        try:
+            loader.load_state_dict(state["loader"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if is_sharded(model) or "shards" in state:
         from ftcore.training.sharded import load_sharded
 
         load_sharded(path, state, model, optimizer)
     else:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    random = [state["random"], *state.get("random_of_others", [])]
-    if len(random) == world_size():  # otherwise the model has no dropout, see _require_same_model
-        set_random_state(random[rank()])
+        # The groups follow from the options; torch may have added keys since.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+    of_ranks = [state["random"], *state["random_of_others"]]
+    if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
+        with sync_errors():
+            try:
+                set_random_state(of_ranks[rank()])
+            except Exception as error:
+                raise _damaged(path, error) from None
     return state["progress"]
 
 
 def saved_step(path: Path) -> int | None:
     """The step that the saved run would resume from; None before the first save."""
-    return torch.load(path, weights_only=True, mmap=True)["progress"]["step"] if path.exists() else None
+    return read_state(path)["progress"]["step"] if path.exists() else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state, as far as it can be checked without the run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
+    plain["fingerprints"] = {"train": ""}
+    try:
+        saved: Any = load_pickle(path)  # refuses compressed records, which the next line would decompress
+        with zipfile.ZipFile(path) as archive:
+            if record := archive.testzip():
+                raise ValueError(f"wrong checksum of {record}")
+        # Older versions did not save these.
+        state = {"config": {}, "versions": {}, "random_of_others": []} | saved
+        state.setdefault("fingerprints", {"train": state.get("train_sha256")})
+        json.dumps([state[name] for name in plain])  # no tensors
+    except Exception as error:  # of many types
+        raise _damaged(path, error) from None
+    weights: dict[str, Any] = {"shards": ""} if "shards" in state else {"model": {}}
+    others = {"random_of_others": [], "optimizer": {"state": {}}}
+    _require_kinds(state, plain | others | weights, path)
+    return state
+
+
+def _require_kinds(state: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError unless all parts of a state are of the same kind as those of another one."""
+    for fault in _faults(state, kinds, ""):
+        raise _damaged(path, fault)
+
+
+def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
+    """The parts of `found` that are missing or of another type, shape or length than in `expected`."""
+    if isinstance(expected, Tensor):
+        fits = isinstance(found, Tensor) and found.layout == torch.strided
+        fits = fits and (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    elif isinstance(expected, float | int):
+        fits = isinstance(found, float | int)
+    elif isinstance(expected, dict):
+        fits = isinstance(found, dict)
+        for key, value in expected.items() if fits else ():
+            yield from _faults(found.get(key), value, f"{name}.{key}")
+    elif isinstance(expected, list | tuple):
+        fits = type(found) is type(expected) and (not expected or len(found) == len(expected))
+        for number, value in enumerate(expected if fits else ()):
+            yield from _faults(found[number], value, f"{name}.{number}")
+    else:
+        fits = isinstance(found, str if isinstance(expected, str) else float | int | None)
+    if not fits:
+        yield f"{name.removeprefix('.')} is {shown(found)}"
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """What the optimizer keeps of each parameter after a step, on the meta device."""
+    all_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in all_parameters]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    # In one group: a step makes the state of a group's parameters together.
+    group = optimizer.param_groups[0] | {"params": parameters, "foreach": False, "fused": False}
+    on_meta = type(optimizer)([group])  # type: ignore[call-arg]
+    with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
+        on_meta.step()
+    return on_meta.state_dict()["state"]
+
+
+def _damaged(path: Path, cause: object) -> ValueError:
+    text = one_line(cause) if isinstance(cause, Exception) else cause
+    return ValueError(f"{path}: damaged, the run cannot be resumed ({text})")
 
 
 def _remove_shards(parent: Path, *, keep: str | None) -> None:
@@ -141,7 +231,7 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
 def _require_same_data(
     state: Mapping[str, Any], options: RunOptions, now: dict[str, str], directory: Path
 ) -> None:
-    saved = state.get("fingerprints") or {"train": state["train_sha256"]}
+    saved = state["fingerprints"]
     if saved["train"] != now["train"]:
         raise ValueError(f"{options.train}: the training file has changed since the run in {directory}")
     if saved.get("valid", now.get("valid")) != now.get("valid"):
@@ -154,16 +244,18 @@ def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOpti
     complaint = f"{options.model} is no longer the model of the run in {directory}"
     now = model.config.to_dict()
     for key in now:  # the same shapes do not mean the same computation
-        saved = state.get("config", now).get(key, now[key])
+        saved = state["config"].get(key, now[key])
         if saved != now[key] and key not in model.config.extra:
             raise ValueError(f"{complaint}: {key} was {saved!r} in its config.json and is {now[key]!r}")
     weights = model.state_dict()
     shapes = {name: weight.shape for name, weight in weights.items()}
-    if shapes != {name: weight.shape for name, weight in state.get("model", weights).items()}:
+    if shapes != {
+        name: getattr(weight, "shape", None) for name, weight in state.get("model", weights).items()
+    }:
         raise ValueError(f"{complaint}: its weights have other shapes")
 
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    processes = 1 + len(state.get("random_of_others", []))
+    processes = 1 + len(state["random_of_others"])
     if has_dropout and processes != world_size():  # every rank has its own random state
         raise ValueError(
             f"{directory} was trained by {_processes(processes)}, it cannot continue with "
@@ -177,7 +269,7 @@ def _processes(count: int) -> str:
 
 def _warn_of_other_versions(state: Mapping[str, Any], directory: Path) -> None:
     for package, now in versions().items():
-        saved = state.get("versions", {}).get(package, now)
+        saved = state["versions"].get(package, now)
         if saved != now:  # an upgrade during a long run should not lose it
             warn(f"{directory} was saved by {package} {saved}, this is {now}: results may differ by rounding")
 

@@ -5,7 +5,6 @@ User attributes of a finished trial: `metrics` of its best validation by name, `
 """
 
 import csv
-import json
 import math
 import os
 import typing
@@ -15,10 +14,10 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ftcore.checkpoints.files import write_atomically
-from ftcore.cli import did_you_mean, flag
+from ftcore.checkpoints.files import read_json_lines, write_atomically
+from ftcore.cli import did_you_mean
 from ftcore.training.options import TrainOptions
 
 # Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics
@@ -63,7 +62,7 @@ def parse_search(texts: Iterable[str]) -> dict[str, Distribution]:
                 raise ValueError(f"{name} is given twice")
             space[name] = _parse_values(name, values)
         except ValueError as error:
-            raise ValueError(f"--search {text}: {error}") from None
+            raise ValueError(f"`search` {text}: {error}") from None
     return space
 
 
@@ -102,7 +101,7 @@ def _parse_value(name: str, text: str) -> Any:
     if text in kinds:
         return text
     literals = [kind for kind in kinds if isinstance(kind, str)]
-    raise ValueError(f"{text!r} is not a value of {flag(name)}{did_you_mean(text, literals)}")
+    raise ValueError(f"{text!r} is not a value of `{name}`{did_you_mean(text, literals)}")
 
 
 def draw_settings(space: Mapping[str, Distribution], count: int, seed: int) -> list[dict[str, Any]]:
@@ -145,24 +144,51 @@ def open_journal(path: Path) -> Study:
     The file is only appended to, except that an incomplete last line, left by a killed process, is cut off.
 
     Raises:
-        ValueError: the journal is damaged.
+        ValueError: the journal is damaged; it is left as it is.
     """
     optuna = import_optuna()
+
+    def refuse(message: object) -> NoReturn:
+        raise ValueError(f"{str(message).removesuffix('; skipped')}; the search cannot be resumed")
+
+    complete = len(read_json_lines(path, refuse))
     for lock in path.parent.glob(f"{path.name}.lock*"):  # left by a killed process
         lock.unlink()
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if complete > len(lines):  # the last line lacks its end only
+        with path.open("ab") as file:
+            file.write(b"\n")
+    elif last:
+        if not last.startswith(_START[: len(last)]):
+            refuse(f"{path}, line {len(lines) + 1}: not a line of a journal")
+        os.truncate(path, path.stat().st_size - len(last))
     journal = optuna.storages.journal
     backend = journal.JournalFileBackend(str(path), journal.JournalFileOpenLock(str(path)))  # also on Windows
     try:
-        for line in path.read_bytes().splitlines():
-            json.loads(line)  # Optuna skips an invalid last line, and fails once another one follows
         storage = optuna.storages.JournalStorage(backend)
-    except (ValueError, LookupError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path}: damaged, the search cannot be resumed ({error})") from None
-    if STUDY_NAME in optuna.get_all_study_names(storage):
-        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
+        if complete == 0:
+            return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
+        study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        if not all(map(_has_results, study_in_memory(study, None).trials)):
+            raise ValueError("a trial without the results of a search")
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError) as error:
+        refuse(f"{path}: damaged ({error})")
+    return study
+
+
+_START = b'{"op_code":'  # of each line
+
+
+def _has_results(trial: FrozenTrial) -> bool:
+    """Whether a trial has the user attributes above."""
+    found = trial.user_attrs
+    metrics, best_step = found["metrics"], found["best_step"]
+    numbers = [found["steps"], found["seconds"], *metrics.values(), *trial.intermediate_values.values()]
+    if metrics:  # else it failed before its first validation
+        numbers += [metrics["valid_loss"], best_step]
+    is_number = [type(number) in (int, float) and abs(number) < 1e300 for number in numbers]
+    was_validated = bool(metrics) or (trial.state.name == "FAIL" and best_step is None)
+    return all(is_number) and was_validated and isinstance(found["error"], str)
 
 
 def study_in_memory(journal: Study, halving: int | None) -> Study:
@@ -256,7 +282,8 @@ def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, max(rows, key=len))
+            columns = dict.fromkeys([*max(rows, key=len), *(name for one in rows for name in one)])
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -20,6 +20,8 @@ def test_inputs_of():
     assert inputs["decoder_input_ids"].tolist() == [[0, *target[:-1]]]
     assert list(inputs_of(tiny("gpt2"), gpt2_tokens, "The river")) == ["input_ids"]
     assert token_names(t5_tokens, target)[-1] == "</s>"
+    with pytest.raises(ValueError, match="text has no tokens"):
+        inputs_of(tiny("gpt2"), gpt2_tokens, "")
 
 
 @pytest.mark.parametrize("name", ["t5-mini", "gpt2-mini"])

@@ -1,6 +1,7 @@
 """The files that all backends read, and the cases."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch.testing import assert_close
 
 from ftcore.benchmark.cases import GPT2_CASES, ROWS, SHAPES, T5_CASES, Case
 from ftcore.benchmark.inputs import random_prompts, training_data, write_batches, write_model
-from ftcore.checkpoints.checkpoint import model_from_config
+from ftcore.checkpoints.checkpoint import load_model, model_from_config
+from ftcore.decoding.arguments import Arguments, arguments_for
 
 TINY = {
     "gpt2": {"model_type": "gpt2", "n_positions": 96, "n_embd": 16, "n_layer": 2, "n_head": 2},
@@ -24,13 +26,18 @@ def test_prompts_are_ids_of_the_vocabulary_and_reproducible():
 
 
 def test_a_written_checkpoint_has_neither_dropout_nor_generation_settings(tmp_path):
-    model = model_from_config(TINY["t5"] | {"vocab_size": 40, "dropout_rate": 0.3})
+    old = {"repetition_penalty": 2.0, "do_sample": True}  # as old checkpoints have them
+    model = model_from_config(TINY["t5"] | {"vocab_size": 40, "dropout_rate": 0.3} | old)
     model.generation_config = {"num_beams": 7}
     model.save_pretrained(tmp_path / "original")
     written = write_model(str(tmp_path / "original"), tmp_path / "written")
     config = json.loads((tmp_path / "written" / "config.json").read_text(encoding="utf-8"))
     assert config["dropout_rate"] == 0 and config["decoder_start_token_id"] == 0
     assert not (tmp_path / "written" / "generation_config.json").exists()
+    loaded = load_model(tmp_path / "written")
+    assert replace(arguments_for(loaded, {}), origin={}) == Arguments(
+        eos_token_id=1, pad_token_id=0, decoder_start_token_id=0
+    )
     for name, weight in written.state_dict().items():
         assert_close(weight, model.state_dict()[name], rtol=0, atol=0)
 

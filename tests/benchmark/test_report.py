@@ -73,7 +73,8 @@ def test_units(case, unit, rate):
         ("train", [2.0, 1.00003], "fp32", "loss within 3e-05"),
         ("train", [2.0, 1.01], "fp32", "loss DIFFERS within 1e-02"),
         ("train", [2.0, 1.01], "bf16", "loss within 1e-02"),
-        ("train", [2.0, float("nan")], "fp32", "loss DIFFERS within nan"),
+        ("train", [2.0, float("nan")], "fp32", "loss NOT FINITE"),
+        ("train", [2.0, float("inf")], "bf16", "loss NOT FINITE"),
     ],
 )
 def test_agreement(kind, theirs, dtype, agreement):

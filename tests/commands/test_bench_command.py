@@ -86,7 +86,8 @@ def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
     [
         (["--rows", "gredy"], "--rows: unknown row 'gredy', did you mean 'greedy'?; rows: load, ready"),
         (["--runs", "0"], "--runs is 0, expected at least 1"),
-        (["--threads", "0"], "--threads is 0, expected at least 1"),
+        (["--threads", "0"], "--threads is 0, expected from 1"),
+        (["--threads", str(10**13)], "--threads is 10000000000000, expected from 1 to below 1025"),
         (["--train", "a"], "--train and --tokenizer are for one --model"),
         (["--growth", "a.png", "--rows", "load"], "--growth measures its own cases: leave out --rows"),
         (["--growth", "a.svg"], "--growth is 'a.svg', expected a name that ends with .png"),
@@ -133,6 +134,20 @@ def test_a_tokenizer_with_more_ids_than_the_model(tiny, monkeypatch, capsys):
     monkeypatch.setitem(SHAPES, "gpt2", GPT2 | {"vocab_size": 100})
     line = refused(["--model", "gpt2", "--rows", "train", *QUICK], capsys)
     assert "1500 ids, but the embedding only 100 rows" in line
+
+
+def test_a_model_with_one_position_is_refused(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "gpt2", GPT2 | {"n_positions": 1})
+    assert "n_positions is 1, expected at least 2" in refused(["--model", "gpt2", "--rows", "greedy"], capsys)
+
+
+def test_json_of_losses_that_are_not_finite(tiny, monkeypatch, capsys):
+    results = {name: Measurement([1.0], [float("nan")], 1) for name in ("ftcore", "transformers")}
+    monkeypatch.setattr("ftcore.bench.measure", lambda jobs, rounds: dict(results))
+    monkeypatch.setattr("ftcore.bench.version", lambda backend: "1.0")
+    assert main(["--model", "gpt2", "--rows", "train", "--json", *QUICK]) == 0
+    [row] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"]
+    assert row["results"]["transformers"]["agreement"] == "loss NOT FINITE"
 
 
 def test_help_needs_neither_torch_nor_transformers():

@@ -147,6 +147,7 @@ def test_difference_of_the_fused_kernel_is_reported(gpt2, monkeypatch, capsys):
         (["--model", "a", "--config", "b"], "give either --model or --config, not both"),
         (["--config", "a", "--length", "0"], "--length is 0, expected at least 1"),
         (["--config", "a", "--batch", "0"], "--batch is 0, expected at least 1"),
+        (["--config", "a", "--seed", str(10**30)], "--seed is 1000000000000000000000000000000, expected an"),
         (["--config", "missing.json"], "no such file: missing.json"),
         (["--config", "."], "a directory, expected a file such as the config.json in it"),
         (["--model", "./missing"], "no such directory"),
@@ -169,6 +170,11 @@ def test_invalid_options_are_one_line(arguments, message, capsys):
         ("[]", "some.json: expected a JSON object, found list"),
         ({"model_type": "bert"}, "some.json: model_type is 'bert', expected \"t5\""),
         (GPT2 | {"n_head": 3}, "some.json: n_embd is 16, which 3 heads"),
+        (GPT2 | {"n_layer": 10**7}, "some.json: n_layer is 10000000, expected 1 to 256"),
+        (
+            T5 | {"d_model": 2**24, "d_ff": 2**24},
+            "GB, more than the memory here can hold: T5Config(vocab_size",
+        ),
         (T5 | {"num_layers": "two"}, "some.json: num_layers is 'two', expected a whole number"),
     ],
 )

@@ -1,17 +1,22 @@
 """python -m ftcore.evaluate: the scores of training, predictions, one line for every error."""
 
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ftcore.train
-from ftcore.checkpoints.checkpoint import load_model
+from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.data import load_tokenizer
 from ftcore.decoding import generate_texts
 from ftcore.evaluate import main
 from ftcore.metrics import exact_match, f1
+from ftcore.training.scoring import LossScore
 from tests.helpers import tiny_runs
 
 
@@ -29,7 +34,7 @@ def evaluate(capsys: pytest.CaptureFixture, *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
     [line] = capsys.readouterr().out.splitlines()
-    return json.loads(line)
+    return json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
 def on(files: Path, model: str, data: str = "qa.jsonl") -> list[str]:
@@ -63,6 +68,7 @@ def test_scores_equal_those_logged_by_training(
     scores = evaluate(capsys, "--model", str(run / "last"), *same)
     assert scores.pop("examples") == 9 and scores.pop("tokens") > 9
     assert scores.pop("loss") == pytest.approx(logged.pop("valid_loss"), rel=1e-5)
+    assert scores.pop("answers") == "greedy search, at most 20 tokens, compared as in SQuAD 1.1"
     assert {"step": 30, "epoch": 30.0, **scores} == pytest.approx(logged, rel=1e-5)
     assert scores["f1"] > 0  # the model has learned something
 
@@ -88,10 +94,66 @@ def test_predictions(files: Path, tmp_path: Path, model: str, capsys: pytest.Cap
 
 
 def test_table(files: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(on(files, "t5")) == 0
-    table = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert list(table) == ["examples", "tokens", "loss", "token_accuracy", "perplexity", "exact_match", "f1"]
+    assert main([*on(files, "t5"), "--num-beams", "3"]) == 0
+    table = dict(re.split("  +", line) for line in capsys.readouterr().out.splitlines())
+    scores = ["examples", "tokens", "loss", "token_accuracy", "perplexity"]
+    assert list(table) == [*scores, "exact_match (SQuAD)", "f1 (SQuAD)", "answers"]
     assert table["examples"] == "9"
+    assert table["answers"] == "beam search with 3 beams, at most 20 tokens, compared as in SQuAD 1.1"
+
+
+def test_answers_outside_qa_are_compared_exactly(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = ({"source": f"review {n}", "target": "+-"[n % 2]} for n in range(8))
+    data = str(tiny_runs.write_lines(tmp_path / "signs.jsonl", rows))
+    options = [*on(files, "t5"), "--data", data, "--task", "text2text"]
+    scores = evaluate(capsys, *options)
+    assert scores["exact_match"] == scores["f1"] <= 0.5
+    assert "exactly" in scores["answers"]
+    assert main(options) == 0
+    assert "\nexact_match   " in capsys.readouterr().out
+
+
+def test_settings_for_writing_do_not_change_scores(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plain = evaluate(capsys, *on(files, "t5"))
+    for number, settings in enumerate(({"do_sample": True}, {"num_beams": 3, "num_return_sequences": 2})):
+        model = tiny_runs.tiny_t5(tmp_path / str(number))
+        (model / "generation_config.json").write_text(json.dumps(settings))
+        assert evaluate(capsys, *on(files, "t5"), "--model", str(model)) == plain
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_weights_that_are_not_finite_are_named(
+    files: Path, tmp_path: Path, model: str, capsys: pytest.CaptureFixture
+) -> None:
+    broken = load_model(files / model)
+    name, weight = list(broken.named_parameters())[-1]
+    with torch.no_grad():
+        weight.view(-1)[0] = math.inf
+    shutil.copytree(files / model, tmp_path / "broken")
+    save_model(broken, tmp_path / "broken")
+    paths = ["--model", str(tmp_path / "broken"), "--output", str(tmp_path / "run")]
+    commands = {
+        "evaluate": lambda: main([*on(files, model), *paths[:2], "--json"]),
+        "train": lambda: ftcore.train.main([*paths, "--train", str(files / "qa.jsonl")]),
+    }
+    for command, start in commands.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            start()
+        assert ending.value.code == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"ftcore.{command}: the loss is" in line and line.endswith(f"{name} holds infinity")
+
+
+def test_an_infinite_perplexity_is_null(
+    files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftcore.evaluate.score_loss", lambda *_: LossScore(1e6, 0.0, 3))
+    assert evaluate(capsys, *on(files, "t5"))["perplexity"] is None
 
 
 def test_a_corpus_has_a_perplexity_and_no_answers(files: Path, capsys: pytest.CaptureFixture) -> None:
@@ -112,7 +174,7 @@ def test_cut_sources_are_counted(files: Path, capsys: pytest.CaptureFixture) -> 
     ("arguments", "message"),
     [
         (["--data", "/nowhere/x.json"], "/nowhere/x.json"),
-        (["--model", "/nowhere/x"], "/nowhere/x: no such directory"),
+        (["--model", "/nowhere/x"], "/nowhere/x': no such directory"),
         (["--task", "poetry"], "--task: invalid choice: 'poetry'"),
         (["--task", "lm"], "'lm' trains a decoder-only model"),
         (["--device", "cuda:99"], "--device is 'cuda:99'"),

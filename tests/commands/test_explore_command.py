@@ -6,7 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
+from ftcore import load_model, save_model
 from ftcore.explore import main
 from tests.helpers import tiny_checkpoints as tiny
 
@@ -48,7 +50,11 @@ def test_a_question_is_formatted_as_in_training(t5, tmp_path):
         (["--serve", "--out", "page.html"], "not both"),
         (["--port", "8000"], "--port needs --serve"),
         (["--serve", "--port", "99999"], "--port is 99999"),
-        (["--num-beams", "1"], "--num-beams is 1, expected at least 2"),
+        (["--num-beams", "1"], "--num-beams is 1, expected from 2"),
+        (["--num-beams", "100000"], "--num-beams is 100000, expected from 2"),
+        (["--max-new-tokens", "100000"], "--max-new-tokens is 100000"),
+        (["--temperature", "1e-45"], "--temperature is 1e-45"),
+        (["--seed", str(2**70)], f"--seed is {2**70}"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--temperature", "0"], "--temperature is 0.0"),
         (["--model", "nowhere", "--prompt", "p"], "nowhere"),
@@ -78,3 +84,16 @@ def test_a_port_in_use_is_named(t5, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
         main(["--model", t5, "--prompt", "p", "--serve", "--port", str(taken.getsockname()[1]), *SHORT])
     assert "(0 takes any free port)" in capsys.readouterr().err
+
+
+def test_nan_weights_are_named(tmp_path, capsys):
+    directory, page = tiny.save_gpt2(tmp_path), tmp_path / "page.html"
+    model = load_model(directory)
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    save_model(model, directory)
+    with pytest.raises(SystemExit) as end:
+        main(["--model", directory, "--prompt", "Ada", "--out", str(page), *SHORT])
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and "transformer.ln_f.weight holds NaN" in error and error.count("\n") == 1
+    assert not page.exists()

@@ -1,11 +1,13 @@
 """python -m ftcore.generate: inputs, outputs, --fast, and one line for every error."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import load_tokenizer
@@ -77,6 +79,24 @@ def test_a_file_may_mix_kinds_of_records(t5: str, tmp_path: Path, capsys: pytest
     assert [answer["text"] for answer in answers] == expected(t5, texts, max_new_tokens=5)
 
 
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.txt"])
+def test_prompts_in_csv_are_not_lines(
+    t5: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text('id,prompt\n1,"a ""b"", c"\n2,prompt\n')
+    assert main(["--model", t5, "--input", str(path), "--json", "--max-new-tokens", "2"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ['a "b", c', "prompt"]
+
+
+def test_the_word_prompt_is_a_prompt(t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("prompt\nb\n")
+    assert main(["--model", t5, "--input", str(path), "--json", "--max-new-tokens", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 # Outputs
 
 
@@ -138,6 +158,17 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a" * 250], "exceed the model's 256 positions"),
         (["--prompt", ""], "prompt 1 is empty"),
+        (["--prompt", "a", "--sample", "--seed", "9" * 30], "--seed is 99999"),
+        (["--prompt", "a", "--sample", "--seed", "-1"], "--seed is -1, expected from 0"),
+        (["--prompt", "a", "--sample", "--temperature", "1e-45"], "temperature is 1e-45, expected at least"),
+        (["--prompt", "a", "--sample", "--temperature", "1e400"], "temperature is inf, expected a number"),
+        (["--prompt", "a", "--length-penalty", "nan"], "length_penalty is nan, expected a number"),
+        (["--prompt", "a", "--num-beams", "1000000000"], "num_beams is 1000000000, expected at most"),
+        (["--prompt", "a", "--max-new-tokens", "1000000000"], "n_positions"),
+        (
+            ["--prompt", "a", "--top-k", "9" * 30, "--sample"],
+            "--top-k is 99999",
+        ),
         (["--input", "/no/such/file"], "no such file: /no/such/file"),
         (["--prompt", "a", "--output", "/no/such/directory/file"], "its directory does not exist"),
     ],
@@ -154,6 +185,66 @@ def test_an_error_is_one_line_and_status_2(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def copy_of(directory: str, target: Path, **settings: object) -> str:
+    """A copy of a checkpoint with a generation_config.json."""
+    shutil.copytree(directory, target)
+    (target / "generation_config.json").write_text(json.dumps(settings))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [[], ["--sample"], ["--num-beams", "2"], ["--stream"], ["--json"], ["--fast"], ["--fast", "--sample"]],
+)
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_weights_that_are_not_finite_are_one_line_and_status_1(
+    family: str,
+    search: list[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    directory = copy_of(request.getfixturevalue(family), tmp_path / "model")
+    weights = load_file(f"{directory}/model.safetensors")
+    name = "transformer.ln_f.weight" if family == "gpt2" else "decoder.final_layer_norm.weight"
+    weights[name][0] = float("nan")
+    save_file(weights, f"{directory}/model.safetensors")
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", directory, "--prompt", "Ada", *search])
+    out, error = capfd.readouterr()
+    assert ended.value.code == 1
+    assert f"ftcore.generate: the model's output is not finite: {name} holds NaN\n" in error
+    assert error.count("\n") == 1 + ("--fast" in search) and not out
+
+
+def test_rules_that_forbid_every_token_are_one_line_and_status_1(
+    gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = copy_of(gpt2, tmp_path / "model", suppress_tokens=[*range(400)])
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", directory, "--prompt", "Ada"])
+    *_, error = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert error.endswith(
+        "no token with a finite score is left after 3 tokens of row 0, because of"
+        " suppress_tokens=[0, 1, 2, 3, 4, 5, ...]"
+    )
+
+
+def test_settings_of_the_checkpoint_are_stated(
+    gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_new_tokens": 4, "eos_token_id": 1, "temperature": 1.0, "suppress_tokens": [70, 71]}
+    directory = copy_of(gpt2, tmp_path / "model", guidance_scale=1.5, transformers_version="5", **settings)
+    assert main(["--model", directory, "--prompt", "Ada"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {directory}/generation_config.json: not implemented and ignored: 'guidance_scale'",
+        "the checkpoint sets max_new_tokens=4, suppress_tokens=[70, 71]",
+    ]
+    assert main(["--model", directory, "--prompt", "Ada", "--max-new-tokens", "2"]) == 0
+    assert "the checkpoint sets suppress_tokens=[70, 71]\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,61 @@ def test_best_is_not_the_last(files: Path, tmp_path: Path, monkeypatch: pytest.M
     for directory, step in (("best", 3), ("last", 4)):
         saved = load_model(tmp_path / "run" / directory).state_dict()
         torch.testing.assert_close(dict(saved), weights[step], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+@pytest.mark.parametrize(("task", "data"), [("qa", "qa.jsonl"), ("lm", "text.txt")])
+def test_weights_depend_neither_on_validations_nor_on_settings_for_writing(
+    files: Path, tmp_path: Path, model: str, task: str, data: str
+) -> None:
+    task = "span-corruption" if (model, task) == ("t5", "lm") else task
+    sampling = {"do_sample": True, "temperature": 2.0}
+    logged, weights = [], []
+    for number, settings in enumerate((None, sampling)):
+        start = shutil.copytree(files / model, tmp_path / f"model{number}")
+        if settings:
+            (start / "generation_config.json").write_text(json.dumps(settings))
+        for every in ("1", "4"):
+            run = tmp_path / f"run{number}-{every}"
+            options = ["--task", task, "--dropout", "0.3", "--max-steps", "4", "--eval-every", every]
+            options += ["--max-source-length", "32", "--model", str(start)]
+            assert train(files, run, *options, data=data) == 0
+            weights.append((run / "last" / "model.safetensors").read_bytes())
+            logged.append(tiny_runs.metrics(run)[-1])
+    assert weights[1:] == weights[:1] * 3 and logged[1:] == logged[:1] * 3
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "line", "name"),
+    [
+        ("qa", "qa.jsonl", "compared as in SQuAD 1.1", "exact_match (SQuAD) "),
+        ("text2text", "pairs.jsonl", "compared exactly, as the tokenizer writes them", "exact_match 0"),
+    ],
+)
+def test_the_log_says_how_answers_are_found_and_compared(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, task: str, data: str, line: str, name: str
+) -> None:
+    train(files, tmp_path / "run", "--max-steps", "1", "--task", task, "--num-beams", "2", data=data)
+    printed = capsys.readouterr().out
+    assert f"answers    2 in each validation: beam search with 2 beams, at most 20 tokens, {line}" in printed
+    assert f", {name}" in printed.split("step 0: ")[1].splitlines()[0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ("exact match (SQuAD)" in page) == (task == "qa")
+
+
+@pytest.mark.parametrize("answer", ["+", ""])
+def test_a_constant_answer_is_not_right_for_two_signs(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    rows = ({"source": f"review {n}", "target": "+-"[n % 2]} for n in range(12))
+    data = str(tiny_runs.write_lines(tmp_path / "signs.jsonl", rows))
+    monkeypatch.setattr(
+        "ftcore.training.scoring.generate_from_ids", lambda _model, _tokenizer, ids, **_: [answer] * len(ids)
+    )
+    options = ["--task", "text2text", "--max-steps", "1", "--valid", data, "--eval-answers", "99"]
+    train(files, tmp_path / "run", *options, data=data)
+    expected = 0.5 if answer == "+" else 0
+    assert {line.get("exact_match", expected) for line in tiny_runs.metrics(tmp_path / "run")} == {expected}
 
 
 def test_max_steps_may_take_several_epochs(files: Path, tmp_path: Path) -> None:
@@ -495,7 +551,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--task", "poetry"], "--task: invalid choice: 'poetry' (choose from"),
         (["--train", "/nowhere/data.json"], "/nowhere/data.json"),
         (["--valid", "/nowhere/data.json"], "/nowhere/data.json"),
-        (["--model", "/nowhere/model"], "/nowhere/model: no such directory"),
+        (["--model", "/nowhere/model"], "/nowhere/model': no such directory"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a CUDA device"),
         (["--device", "tpu"], "--device is 'tpu', which torch does not find here"),
         (["--device", "cuda:99"], "--device is 'cuda:99', which torch does not find here"),
@@ -504,6 +560,7 @@ def test_wrong_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--lr", "nan"], "--lr is nan, expected at least 0"),
         (["--seed", "-1"], "--seed is -1, expected at least 0"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["--warmup", "30.5"], "--warmup is 30.5, expected a whole number of steps, or a share below 1"),
         (["--dropout", "1"], "--dropout is 1.0, expected from 0 to below 1"),
         (["--optimizer", "adafactor", "--no-relative-steps"], "adafactor contradicts --no-relative-steps"),
         (["--packing", "--pad-to-max-length"], "--packing contradicts --pad-to-max-length"),

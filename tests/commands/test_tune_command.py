@@ -361,10 +361,11 @@ def test_directories_that_are_not_free(
     assert f"{tmp_path} holds no search to resume" in refusal(capsys, lambda: resume(tmp_path))
 
 
-def test_a_second_process_is_refused(whole: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_second_process_is_refused(files: Path, whole: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("fcntl")
-    with directory_lock(whole):
+    with directory_lock(whole, print):
         line = refusal(capsys, lambda: resume(whole))
+        assert line == refusal(capsys, lambda: tune(files, whole, f"{SEARCH} --overwrite"))
     assert f"another process is at work on {whole}" in line
 
 

@@ -1,7 +1,17 @@
 """A corpus has the ids of the whole text, is tokenized once, and is read without loading it into memory."""
 
+import csv
 import gc
+import gzip
+import io
+import json
+import os
+import re
+import shutil
 import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -16,7 +26,7 @@ from safetensors.numpy import load_file
 from ftcore.checkpoints.files import read_text
 from ftcore.data import CausalLMDataset, Corpus, DataLoader, load_tokenizer, read_corpus
 from ftcore.data import corpus as corpus_module
-from ftcore.data.corpus import _chunks, _header
+from ftcore.data.corpus import _chunks, _header, read_documents
 from ftcore.data.files import read_chunks
 from ftcore.data.tokenizer import Tokenizer
 
@@ -85,6 +95,20 @@ def test_ids_are_those_of_whole_documents(
                 read(path, tokenizer, decoder_only)
 
 
+@pytest.mark.parametrize("chunk", [3, 2**16])
+def test_chunks_get_no_spaces_of_their_own(tmp_path: Path, chunk: int) -> None:
+    """`add_prefix_space` puts a space before every text that does not start with one."""
+    model = shutil.copytree(WEIGHTS / "gpt2-mini", tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    write(model / "tokenizer_config.json", json.dumps(settings | {"add_prefix_space": True}))
+    tokenizer = load_tokenizer(model)
+    text = "Ada sews.\nBo\treads\n\n a book.\n"
+    assert tokenizer.encode("\n") != load_tokenizer(WEIGHTS / "gpt2-mini").encode("\n")
+    with patch.object(corpus_module, "_CHUNK", chunk):
+        corpus = read(write(tmp_path / "text.txt", text), tokenizer, decoder_only=True)
+    assert all_ids(corpus) == [*tokenizer.encode(text), tokenizer.eos_id]
+
+
 def test_gpt2_documents_end_with_the_end_of_text_token(tmp_path: Path, gpt2: Tokenizer) -> None:
     corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, decoder_only=True)
     assert all_ids(corpus) == [*gpt2.encode(TALE), gpt2.eos_id]
@@ -93,11 +117,11 @@ def test_gpt2_documents_end_with_the_end_of_text_token(tmp_path: Path, gpt2: Tok
 
 def test_real_text_in_chunks(real_data: Path, tmp_path: Path) -> None:
     text = (real_data / "squad" / "valid.json").read_text(encoding="utf-8")[:300_000]
-    path = write(tmp_path / "squad.txt", text)
+    path = write(tmp_path / "squad.txt", f"Questions: {text}")
     with patch.object(corpus_module, "_CHUNK", 1000):
         for name, decoder_only in (("gpt2", True), ("t5", False)):
             tokenizer = load_tokenizer(real_data / name)
-            whole = tokenizer.encode(text)
+            whole = tokenizer.encode(f"Questions: {text}")
             expected = [*whole, tokenizer.eos_id] if decoder_only else whole[:-1]
             assert all_ids(read(path, tokenizer, decoder_only)) == expected
 
@@ -167,13 +191,199 @@ def test_ids_are_uint16_or_uint32(tmp_path: Path) -> None:
         assert ids.tolist() == all_ids(corpus) == [*tokenizer.encode(TALE), tokenizer.eos_id]
 
 
-@pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "other", "truncated"])
-def test_damaged_ids_are_rewritten(tmp_path: Path, gpt2: Tokenizer, content: bytes | None) -> None:
-    path = write(tmp_path / "tale.txt", TALE)
+BYTES = st.integers(0, 1 << 20)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    damage=st.one_of(
+        st.tuples(st.just("flip"), BYTES, st.integers(1, 255)),
+        st.tuples(st.just("cut"), BYTES, BYTES),  # bytes missing from the middle or the end
+        st.tuples(st.just("swap"), BYTES, BYTES),
+        st.tuples(st.just("replace"), st.just(0), st.binary(max_size=2000)),
+        st.tuples(st.just("append"), st.just(0), st.binary(min_size=1, max_size=10)),
+        st.tuples(st.just("header"), st.just(0), st.sampled_from([(b"U16", b"I16"), (b'"ids"', b'"ods"')])),
+    )
+)
+def test_damaged_ids_are_rewritten(
+    tmp_path: Path, gpt2: Tokenizer, capsys: pytest.CaptureFixture, damage: tuple
+) -> None:
+    path = tmp_path / "tale.txt"
+    if not path.exists():
+        write(path, TALE * 20)
     corpus = read(path, gpt2, decoder_only=True)
-    expected = all_ids(corpus)
-    write(corpus.ids, corpus.ids.read_bytes()[:-1] if content is None else content)
+    original, expected = corpus.ids.read_bytes(), all_ids(corpus)
+    kind, place, how = damage
+    damaged, place = bytearray(original), place % len(original)
+    if kind == "flip":
+        damaged[place] ^= how
+    elif kind == "cut":
+        del damaged[place : place + 1 + how]
+    elif kind == "swap":
+        damaged[place], damaged[how % len(original)] = damaged[how % len(original)], damaged[place]
+    else:
+        damaged = {
+            "replace": lambda: how,
+            "append": lambda: damaged + how,
+            "header": lambda: damaged.replace(*how),
+        }[kind]()
+    write(corpus.ids, bytes(damaged))
+    capsys.readouterr()
     assert all_ids(read(path, gpt2, decoder_only=True)) == expected
+    assert damaged == original or f"tokenized {path}" in capsys.readouterr().err
+
+
+def test_ids_are_checked_once_per_process(tmp_path: Path, gpt2: Tokenizer) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    read(path, gpt2, decoder_only=True)
+    with patch.object(corpus_module.zlib, "crc32", wraps=zlib.crc32) as crc32:
+        for _ in range(3):
+            read(path, gpt2, decoder_only=True)
+    assert crc32.call_count == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids.unlink(), r"ids\.safetensors: No such file or directory: start again"),
+        (lambda ids: (ids.unlink(), ids.mkdir()), r"ids\.safetensors: Is a directory: start again"),
+        (lambda ids: write(ids, ids.read_bytes()[:-9]), r"ids\.safetensors: truncated while it was read"),
+        (lambda ids: write(ids, b""), r"tale\.txt has changed while its ids were read: start again"),
+        (lambda ids: write(ids, ids.read_bytes().replace(b"U16", b"U32")), "has changed while its ids were"),
+    ],
+    ids=["missing", "directory", "truncated", "empty", "other type"],
+)
+def test_ids_that_change_while_they_are_read(
+    tmp_path: Path, gpt2: Tokenizer, change: Callable[[Path], object], message: str
+) -> None:
+    corpus = read(write(tmp_path / "tale.txt", TALE), gpt2, decoder_only=True)
+    change(corpus.ids)
+    with pytest.raises(ValueError, match=message) as error:
+        all_ids(corpus)
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_that_changes_while_it_is_tokenised(tmp_path: Path, gpt2: Tokenizer) -> None:
+    path = write(tmp_path / "tale.txt", TALE)
+    encode = gpt2.encode
+
+    def encode_and_append(text: str) -> list[int]:
+        if text:  # not while the tokenizer is examined
+            path.write_text(TALE * 2)
+        return encode(text)
+
+    with (
+        patch.object(gpt2, "encode", encode_and_append),
+        pytest.raises(ValueError, match=r"tale\.txt has changed while it was tokenized: start again"),
+    ):
+        read(path, gpt2, decoder_only=True)
+    assert not ids_files(tmp_path)
+
+
+# --- documents in JSON lines and CSV
+
+DOCUMENTS = ["The ferry left at noon.", "  ", 'A "quoted", long\nword.' + " or" * 50, f"One{END}Two", "1815"]
+
+
+def as_csv(texts: list[str]) -> str:
+    file = io.StringIO()
+    csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    return file.getvalue()
+
+
+def as_json_lines(texts: list[str]) -> str:
+    return "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts))
+
+
+@pytest.mark.parametrize("decoder_only", [True, False])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a.jsonl", as_json_lines),
+        ("a.json", as_json_lines),
+        ("a.txt", as_json_lines),
+        ("a.csv", as_csv),
+        ("a.txt", as_csv),
+    ],
+)
+@pytest.mark.parametrize("chunk", [7, 2**16])
+def test_each_row_is_a_document(
+    tmp_path: Path,
+    gpt2: Tokenizer,
+    t5: Tokenizer,
+    name: str,
+    written: Callable[[list[str]], str],
+    decoder_only: bool,
+    chunk: int,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    tokenizer = gpt2 if decoder_only else t5
+    plain = write(tmp_path / "plain.txt", END.join(DOCUMENTS))
+    rows = write(tmp_path / name, written(DOCUMENTS))
+    with patch.object(corpus_module, "_CHUNK", chunk):
+        assert all_ids(read(rows, tokenizer, decoder_only)) == all_ids(read(plain, tokenizer, decoder_only))
+    assert capsys.readouterr().err.count("tokens of 5 documents") == 2
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.sampled_from('ab ,"\n\ufeffé')), min_size=1), size=st.integers(1, 5))
+def test_documents_are_unchanged(tmp_path: Path, texts: list[str], size: int) -> None:
+    for name, content in (("a.jsonl", as_json_lines(texts)), ("a.csv", as_csv(texts))):
+        blocks = list(read_documents(write(tmp_path / name, content), size))
+        if name == "a.csv":  # a byte order mark at the start of a line is removed
+            texts = [re.sub("(?<=\n)\ufeff", "", text) for text in texts]
+        assert "".join(blocks).split(END) == [*texts, ""]
+        assert max((len(block) for block in blocks if block != END), default=0) <= size
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"body": "b"}\n', "line 2: no key 'text' (found: body)"),
+        ("a.jsonl", '{"text": "a"}\n{"text": ["b"]}\n', "line 2: key 'text' is ['b']; expected a string"),
+        ("a.txt", '{"text": "a"}\nand then prose\n', "line 2: broken JSON"),
+        ("a.csv", "id,body\n1,a\n", "line 2: no key 'text' (found: id, body)"),
+        ("a.json", '{"data": []}', "a SQuAD document, which is for task 'qa'; expected plain text, or JSON"),
+        ("a.json", '[{"text": "a"}]', "a JSON array; write one object per line"),
+        ("a.txt", '[{"text": "a"}]', "a JSON array; write one object per line"),
+        ("a.txt", "id\ttext\n1\ta\n", "tab-separated values; save the file as CSV"),
+        ("a.tsv", "The ferry left.\tAt noon.\n", "tab-separated values; save the file as CSV"),
+        ("a.txt", "The ferry\nleft\0\0\n", "line 2: a NUL character"),
+        ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+        ("a.txt.gz", gzip.compress(b"The ferry left."), "compressed by gzip"),
+        ("a.parquet", b"PAR1\x15\x04\x15", "a parquet file"),
+        ("a.txt", "The ferry left.".encode("utf-16"), "text in UTF-16"),
+        ("a.txt", "The ferry left.".encode("utf-16-le"), "line 1: a NUL character"),
+        ("a.html", "<!DOCTYPE html><html>", "a web page"),
+    ],
+)
+def test_files_that_are_no_running_text(
+    tmp_path: Path, gpt2: Tokenizer, name: str, content: str | bytes, message: str
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError) as error:
+        read(path, gpt2, decoder_only=True)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert not ids_files(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_no_corpus(tmp_path: Path, gpt2: Tokenizer) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a pipe; expected a file"):
+        read(tmp_path / "pipe", gpt2, decoder_only=True)
+
+
+@pytest.mark.parametrize("written", [as_json_lines, as_csv])
+def test_rows_are_not_held_in_memory(tmp_path: Path, written: Callable[[list[str]], str]) -> None:
+    path = write(tmp_path / "rows", written(["word " * 2000] * 2000))  # 20 MB
+    tracemalloc.start()
+    try:
+        characters = sum(map(len, read_documents(path, 2**16)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert characters == 2000 * (10_000 + len(END)) and peak < 2e6
 
 
 def test_a_failure_while_tokenising_leaves_no_file(tmp_path: Path, gpt2: Tokenizer) -> None:
@@ -198,6 +408,18 @@ def test_ids_go_to_the_cache_directory_if_the_text_is_read_only(
     assert corpus.ids.is_relative_to(tmp_path / "cache" / "ftcore")
     assert read(path, gpt2, decoder_only=True) == corpus
     assert not ids_files(tmp_path)
+
+    write(tmp_path / "file", "no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=rf"Not a directory: '{tmp_path}/file/"):
+        read(path, gpt2, decoder_only=True)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    with (
+        patch("pwd.getpwuid", side_effect=KeyError),  # a container whose user has no name
+        pytest.raises(ValueError, match=rf"{tmp_path} is not writable and .* no home .*: set XDG_CACHE_HOME"),
+    ):
+        read(path, gpt2, decoder_only=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
@@ -248,13 +470,14 @@ def resident_megabytes() -> float:
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     """4,000 of a million blocks, at random, of a sparse file of 500 million ids."""
     tokens = 500_000_000
-    ids = tmp_path / "ids.safetensors"
+    ids, dtype = tmp_path / "ids.safetensors", np.dtype("<u2")
+    header = _header(tokens, dtype, {"made_from": "sparse"})
     with ids.open("wb") as file:
-        file.write(_header(tokens, np.dtype("<u2"), {"made_from": "sparse"}))
+        file.write(header)
         file.truncate(file.tell() + 2 * tokens)
     gc.collect()
     before = resident_megabytes()
-    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, "sparse", 0, tokens), 512)
+    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, header, dtype, 0, tokens), 512)
     loader = DataLoader(blocks, 8, pad_id=0, shuffle=True)
     for _, batch in zip(range(500), loader, strict=False):
         assert batch["input_ids"].shape == (8, 512)

@@ -118,8 +118,12 @@ def test_limits_records_and_tokenizers_that_are_refused() -> None:
     with pytest.raises(ValueError, match="max_target_length 1; expected at least 1 and at least 2"):
         dataset([record], False, target=1)
     for decoder_only in (False, True):
-        with pytest.raises(ValueError, match=r"record 2: the tokenizer finds nothing in its target '\?!'"):
+        with pytest.raises(ValueError, match=r"record 2: the tokenizer finds nothing in the target '\?!'"):
             dataset([record, Record("abc", "?!")], decoder_only)
+        with pytest.raises(
+            ValueError, match=r"a\.csv, line 7: the .* in the target '\\x1b\?\?.*\.\.\..*\?'$"
+        ):
+            dataset([record, Record("abc", "\x1b" + "?" * 99, where="a.csv, line 7")], decoder_only)
     limits = {"max_source_length": 9, "max_target_length": 9}
     t5_tokenizer: Any = Letters(appends_eos=True)
     gpt2_tokenizer: Any = Letters(appends_eos=False)

@@ -191,15 +191,21 @@ def test_datasets_are_sequences_and_can_be_pickled(
 
 
 def test_lengths_that_are_refused(gpt2_corpus: Corpus, t5_corpus: Corpus, t5: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="length of a block is 1; expected at least 2"):
-        CausalLMDataset(gpt2_corpus, 1)
-    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
-        SpanCorruption(t5_corpus, t5, 2)
+    for length in (1, 2**31, 10**30):
+        with pytest.raises(
+            ValueError, match=rf"length of a block is {length}; expected 2, a .* to 2147483647"
+        ):
+            CausalLMDataset(gpt2_corpus, length)
+    for length in (2, 2**31, 10**30):
+        with pytest.raises(ValueError, match=f"a corrupted source has 3 to 2147483647 tokens, got {length}"):
+            SpanCorruption(t5_corpus, t5, length)
+    with pytest.raises(ValueError, match=r"2147483647 needs \d+: use more text, or shorter sources"):
+        SpanCorruption(t5_corpus, t5, 2**31 - 1)
     with pytest.raises(ValueError, match=r"text\.txt: \d+ tokens, but a source of 5000 needs \d+: use more"):
         SpanCorruption(t5_corpus.split(0.1)[1], t5, 5000)
     with pytest.raises(ValueError, match=r"spans, but <extra_id_\d+> is not in .*; shorter sources"):
         SpanCorruption(t5_corpus, t5, 4000)
-    with pytest.raises(ValueError, match="has targets of 114 tokens, but max_target_length is 100: raise it"):
+    with pytest.raises(ValueError, match="targets of 114 tokens, but `max_target_length` is 100: raise it"):
         make_pretraining_dataset(t5_corpus, t5, max_source_length=512, max_target_length=100)
 
 
@@ -292,11 +298,6 @@ def test_unpadded_lengths_need_no_padding(source_length, seed):
     assert (len(source), len(target)) == (source_length, target_length)
     longer, _ = corrupt(list(range(3, 4 + length)), seed)
     assert len(longer) > source_length
-
-
-def test_a_source_has_at_least_three_tokens():
-    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
-        unpadded_lengths(2)
 
 
 def test_every_position_but_the_first_can_be_noise():

@@ -257,14 +257,14 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
         (
             "qa",
             "a.jsonl",
-            json_lines({"context": "c", "question": "q", "answers": [1815]}),
-            "line 1: key 'answers' is [1815]; expected a string, a list of strings, or",
+            json_lines({"context": "c", "question": "q", "answers": [None]}),
+            "line 1: key 'answers' is [None]; expected a string, a list of strings, or",
         ),
         (
             "qa",
             "a.jsonl",
             json_lines({"context": "c", "question": None, "answer": "a"}),
-            "line 1: key 'question' is null; expected a string",
+            "line 1: key 'question' is None; expected a string or a number",
         ),
         (
             "qa",
@@ -286,8 +286,8 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
         (
             "emotion",
             "a.jsonl",
-            json_lines({"text": "i am late", "label": 4}),
-            "line 1: key 'label' is 4; expected a string",
+            json_lines({"text": "i am late", "label": [4]}),
+            "line 1: key 'label' is [4]; expected a string or a number",
         ),
         ("emotion", "a.csv", "sentence,label\nfine,joy\n", "line 2: no key 'text' (found: sentence, label)"),
         (

@@ -1,5 +1,6 @@
 """Tokenizers: the same ids and the same text as transformers, for every kind of tokenizer files."""
 
+import base64
 import io
 import json
 import pickle
@@ -339,6 +340,21 @@ def test_any_ids(pair, data):
     assert_same_text(ours, oracle, data.draw(st.lists(ids, max_size=20)))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), clean_up=st.booleans())
+def test_further_ids_do_not_change_final_text(
+    pair: tuple[Tokenizer, object], data: st.DataObject, clean_up: bool
+) -> None:
+    ours, _ = pair
+    ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=20))
+    ids += ours.encode(data.draw(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "_clean_up", clean_up)
+        whole = ours.decode(ids)
+        for length in range(len(ids) + 1):
+            assert whole.startswith(ours.decode_final(ids[:length]))
+
+
 def emotion_texts(real_data: Path) -> Iterator[str]:
     for name in ("train", "val", "test"):
         yield from (real_data / "emotion" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
@@ -586,6 +602,10 @@ def test_decode_accepts_lists_arrays_and_tensors(pair):
         np.array(ids),
         list(torch.tensor(ids)),
         list(np.array(ids)),
+        np.array(ids, dtype=np.uint64),
+        torch.tensor(ids, dtype=torch.int16),
+        np.array([*ids, 2**64 - 1], dtype=np.uint64),
+        [*ids, 2**70],
     ):
         assert ours.decode(row) == expected
     assert ours.decode([]) == ours.decode(torch.tensor([], dtype=torch.long)) == ""
@@ -610,6 +630,14 @@ def test_decode_skips_ignored_labels_and_ids_beyond_the_vocabulary(pair):
         ("text", "one row of whole numbers, got 'text'"),
         (7, "one row of whole numbers, got 7"),
         ([5, -1], "-1 is not a token id"),
+        ([5, -(2**70)], "-1180591620717411303424 is not a token id"),
+        ([True, False], r"one row of whole numbers, got \[True, False\]"),
+        (torch.ones(3, dtype=torch.bool), r"one row of whole numbers, got a Tensor of shape \(3,\)"),
+        (np.ones(3, dtype=bool), r"one row of whole numbers, got a ndarray of shape \(3,\)"),
+        (b"bytes", "one row of whole numbers, got b'bytes'"),
+        (torch.ones(3, dtype=torch.long, device="meta"), r"got a Tensor of shape \(3,\)"),
+        (torch.ones(3, dtype=torch.long).to_sparse(), r"got a Tensor of shape \(3,\)"),
+        (["x" * 10**6], r"one row of whole numbers, got .{1,100}$"),
     ],
 )
 def test_decode_refuses_anything_but_one_row_of_ids(ids, message, merges):
@@ -656,6 +684,17 @@ def test_extra_ids_is_the_number_of_sentinels(spiece: Path, tmp_path: Path) -> N
     ours = load_tokenizer(tmp_path)
     assert ours.vocab_size == load_tokenizer(spiece).vocab_size - 95
     assert ours.sentinel_id(4) == ours.vocab_size - 5
+
+
+@pytest.mark.parametrize("extra_ids", [0, 100])
+def test_sentinels_that_are_also_pieces(extra_ids: int, tmp_path: Path) -> None:
+    train_spiece(tmp_path, [f"<extra_id_{number}>" for number in range(99, -1, -1)])
+    write_json(tmp_path, "tokenizer_config.json", extra_ids=extra_ids, tokenizer_class="T5Tokenizer")
+    ours, oracle = load_tokenizer(tmp_path), T5Tokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == max(oracle.get_vocab().values()) + 1
+    text = "a<extra_id_0> b<extra_id_99>"
+    assert ours.encode(text) == oracle.encode(text)
+    assert ours.decode(ours.encode(text), skip_special_tokens=False).count("<extra_id_") == 2
 
 
 def test_tokenizers_can_be_pickled(pair):
@@ -731,6 +770,11 @@ def test_a_failed_save_keeps_the_old_files(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_file_in_the_place_of_the_directory_is_named(merges: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab\.json: a file, expected a directory to save"):
+        load_tokenizer(merges).save_pretrained(merges / "vocab.json")
+
+
 def test_byt5_from_config_json_is_saved_with_its_class(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
     load_tokenizer(tmp_path).save_pretrained(tmp_path / "saved")
@@ -742,6 +786,8 @@ def test_byt5_from_config_json_is_saved_with_its_class(tmp_path: Path) -> None:
 
 
 MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
+MERGES = {"vocab.json": MERGEABLE, "merges.txt": "#version: 0.2\na b\n"}
+WORD_LEVEL = {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}, "unk_token": "<unk>"}
 
 
 @pytest.mark.parametrize(
@@ -759,51 +805,81 @@ MERGEABLE = '{"a": 0, "b": 1, "ab": 2}'
         ({"spiece.model": ""}, r"spiece\.model: not a SentencePiece model"),
         ({"spiece.model": "not protobuf at all"}, r"spiece\.model: not a SentencePiece model"),
         (
-            {"vocab.json": '{"a": "b"}', "merges.txt": ""},
-            r"vocab\.json: expected an object of tokens and their ids",
+            MERGES | {"vocab.json": '{"a": "b"}'},
+            r"vocab\.json: the id of 'a' is 'b', expected a whole number from 0 to",
         ),
         (
-            {"vocab.json": MERGEABLE, "merges.txt": "#version: 0.2\na b\na c\n"},
+            MERGES | {"merges.txt": "#version: 0.2\na b\na c\n"},
             r"merges\.txt:3: found 'a c', expected",
         ),
+        (MERGES | {"merges.txt": "b a\n"}, r"merges\.txt:1: found 'b a', expected two tokens"),
+        (MERGES | {"merges.txt": "ab\n"}, r"merges\.txt:1: found 'ab', expected two tokens"),
+        (MERGES | {"merges.txt": ""}, r"merges\.txt: the file is empty"),
         (
-            {"vocab.json": MERGEABLE, "merges.txt": "b a\n"},
-            r"merges\.txt:1: found 'b a', expected two tokens",
-        ),
-        ({"vocab.json": MERGEABLE, "merges.txt": "ab\n"}, r"merges\.txt:1: found 'ab', expected two tokens"),
-        (
-            {
-                "vocab.json": MERGEABLE,
-                "merges.txt": "",
-                "tokenizer_config.json": '{"tokenizer_class": "BartTokenizer"}',
-            },
-            "vocab.json: read as a GPT2Tokenizer's, but tokenizer_class is BartTokenizer; save that",
+            MERGES | {"vocab.json": '{"a": 0, "b": 1, "ab": 1}'},
+            r"vocab\.json: '(b|ab)' and '(b|ab)' have the id 1, expected one token for each id",
         ),
         (
-            {"vocab.json": MERGEABLE, "merges.txt": "", "tokenizer_config.json": '{"eos_token": null}'},
-            "tokenizer_config.json: no eos_token, expected",
+            MERGES | {"tokenizer_config.json": '{"tokenizer_class": "BartTokenizer"}'},
+            "vocab.json: read as a GPT2Tokenizer's, but tokenizer_class is 'BartTokenizer'; save that",
         ),
         (
-            {
-                "vocab.json": MERGEABLE,
-                "merges.txt": "",
-                "tokenizer_config.json": '{"added_tokens_decoder": {"3": {}}}',
-            },
-            r"tokenizer_config\.json: it or another file of special tokens is not in transformers' format",
+            MERGES | {"tokenizer_config.json": '{"tokenizer_class": ["GPT2Tokenizer"]}'},
+            r"tokenizer_config\.json: tokenizer_class is \['GPT2Tokenizer'\], expected the name of a class",
         ),
         (
-            {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '{"x": "y"}'},
-            r"tokenizer_config\.json: it or another file of special tokens is not in transformers' format",
+            MERGES | {"tokenizer_config.json": '{"eos_token": null}'},
+            r"tokenizer_config\.json: no eos_token, expected the token that begins or ends a text",
         ),
         (
-            {"vocab.json": MERGEABLE, "merges.txt": "", "added_tokens.json": '["a"]'},
+            MERGES | {"tokenizer_config.json": '{"tokenizer_class": "RobertaTokenizer", "cls_token": ""}'},
+            r"tokenizer_config\.json: no cls_token, expected",
+        ),
+        (
+            MERGES | {"tokenizer_config.json": '{"add_bos_token": "yes"}'},
+            r"tokenizer_config\.json: add_bos_token is 'yes', expected true or false",
+        ),
+        (
+            MERGES | {"tokenizer_config.json": '{"added_tokens_decoder": {"3": {}}}'},
+            r"tokenizer_config\.json: added_tokens_decoder is {}, expected a token such as",
+        ),
+        (
+            MERGES | {"special_tokens_map.json": '{"pad_token": {"content": "x", "lstrip": 1}}'},
+            r"special_tokens_map\.json: pad_token is {'content': 'x', 'lstrip': 1}, expected a token",
+        ),
+        (
+            MERGES | {"special_tokens_map.json": '{"additional_special_tokens": "x"}'},
+            r"special_tokens_map\.json: additional_special_tokens is 'x', expected a list of tokens",
+        ),
+        (
+            MERGES | {"added_tokens.json": '{"x": "y"}'},
+            r"added_tokens\.json: the id of 'x' is 'y', expected a whole number from 0 to",
+        ),
+        (
+            MERGES | {"added_tokens.json": '["a"]'},
             r"added_tokens\.json: expected a JSON object, found list",
         ),
+        (MERGES | {"config.json": "no"}, r"config\.json: broken JSON"),
         (
-            {"tokenizer_config.json": '{"tokenizer_class": "ByT5Tokenizer", "extra_ids": "x"}'},
-            r"tokenizer_config\.json: extra_ids is 'x', expected a value like 125",
+            {
+                "tokenizer.json": json.dumps(
+                    {
+                        "model": WORD_LEVEL,
+                        "post_processor": {
+                            "type": "TemplateProcessing",
+                            "single": [
+                                {"Sequence": {"id": "A", "type_id": 0}},
+                                {"SpecialToken": {"id": "x", "type_id": 0}},
+                            ],
+                            "pair": [],
+                            "special_tokens": {"x": {"id": "x", "ids": [7], "tokens": ["x"]}},
+                        },
+                    }
+                ),
+                "tokenizer_config.json": '{"eos_token": "</s>"}',
+            },
+            r"tokenizer\.json: post_processor adds an id that no token has",
         ),
-        ({"vocab.json": MERGEABLE, "merges.txt": "", "config.json": "no"}, r"config\.json: broken JSON"),
     ],
 )
 def test_a_broken_file_is_named(files: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -813,6 +889,279 @@ def test_a_broken_file_is_named(files: dict[str, str], message: str, tmp_path: P
         load_tokenizer(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "spiece.model", "vocab.json", "merges.txt"])
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\x1f\x8b\x08", "compressed by gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a git-lfs pointer"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b"\xff\xfe{\0}\0", "text in UTF-16"),
+        (b"PAR1\x15\x04", "a parquet file"),
+    ],
+)
+def test_another_format_is_named(file: str, start: bytes, message: str, tmp_path: Path) -> None:
+    for name, content in MERGES.items() if file in MERGES else ():
+        (tmp_path / name).write_text(content)
+    (tmp_path / file).write_bytes(start)
+    with pytest.raises(ValueError, match=f"{re.escape(file)}: {message}"):
+        load_tokenizer(tmp_path)
+
+
+BPE_MODEL = {"type": "BPE", "vocab": json.loads(MERGEABLE), "merges": []}
+HUGE = [2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, 10**12, 10**30, -1, -(2**63), 1.5, True]
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer", "extra_ids": ...}},
+            r"tokenizer_config\.json: extra_ids is {}, expected",
+        ),
+        (
+            {"vocab.json": {"a": 0, "ab": ...}, "merges.txt": {}},
+            r"vocab\.json: the id of 'ab' is {}, expected",
+        ),
+        (
+            {"tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer"}, "added_tokens.json": {"x": ...}},
+            r"added_tokens\.json: the id of 'x' is {}, expected",
+        ),
+        ({"tokenizer.json": {"model": BPE_MODEL | {"vocab": {"a": ...}}}}, r"tokenizer\.json: "),
+    ],
+    ids=["extra_ids", "vocab.json", "added_tokens.json", "tokenizer.json"],
+)
+def test_a_number_without_limit_is_refused_at_once(
+    files: dict[str, dict], message: str, number: float, tmp_path: Path
+) -> None:
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values, default=lambda _: number))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=message.format("(?=-?[0-9T])[0-9.Tru e-]+")):
+        load_tokenizer(tmp_path)
+    assert time.perf_counter() - start < 2
+
+
+def test_a_length_that_stands_for_no_limit_is_accepted(merges: Path, tmp_path: Path) -> None:
+    shutil.copytree(merges, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert load_tokenizer(tmp_path).encode("The dog") == load_tokenizer(merges).encode("The dog")
+
+
+CONFIG_KEYS = [
+    *("eos_token", "bos_token", "unk_token", "pad_token", "cls_token", "sep_token", "image_token"),
+    *("tokenizer_class", "extra_ids", "added_tokens_decoder", "extra_special_tokens", "model_max_length"),
+    *("additional_special_tokens", "add_bos_token", "add_eos_token", "add_prefix_space", "model_type"),
+    *("clean_up_tokenization_spaces", "<new>", "</s>", ""),
+]
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 2**31, 2**63, 10**30])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["</s>", "<extra_id_0>", "(a+)+$", "\x1b[31m", "ByT5Tokenizer", "NFKC", "x" * 3000]),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["content", "id", "type", "0", "500"]) | st.text(max_size=3), values
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="session")
+def templates(spiece: Path, merges: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A directory of each kind of tokenizer."""
+    t5, gpt2, roberta, plain = (tmp_path_factory.mktemp("template") for _ in range(4))
+    T5Tokenizer.from_pretrained(spiece).save_pretrained(t5)
+    GPT2Tokenizer.from_pretrained(merges).save_pretrained(gpt2)
+    return [spiece, merges, t5, gpt2, codet5(roberta), byt5(plain)]
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_of_any_key_is_refused_by_name_or_harmless(templates, tmp_path, data):
+    directory = tmp_path / "tokenizer"
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(data.draw(st.sampled_from(templates)), directory)
+    names = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
+    names += [path.name for path in directory.glob("*.json") if path.name not in names]
+    path = directory / data.draw(st.sampled_from(names))
+    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    change(values, data)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    start = time.perf_counter()
+    try:
+        tokenizer = load_tokenizer(directory)
+        for text in ("The dog 日本", "", "a <extra_id_0></s>"):
+            ids = tokenizer.encode(text)
+            assert all(0 <= number < tokenizer.vocab_size for number in ids)
+            assert isinstance(tokenizer.decode(ids, skip_special_tokens=False), str)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(directory) in str(error)
+        assert "\n" not in str(error) and len(str(error)) < 800
+    assert time.perf_counter() - start < 5
+
+
+def change(values: dict, data: st.DataObject) -> None:
+    """Put any JSON value under a key of an object, or of one inside it."""
+    container, key = values, data.draw(st.sampled_from([*values, *CONFIG_KEYS]))
+    while isinstance(inner := container.get(key), dict) and inner and data.draw(st.booleans()):
+        container, key = inner, data.draw(st.sampled_from([*inner][:40]))
+    container[key] = data.draw(json_values)
+
+
+def damaged_tables(table: bytes) -> Iterator[bytes]:
+    """A Unicode table with a wrong size, strings without an end, or units out of bounds."""
+    size = int.from_bytes(table[:4], "little")
+    units, strings = np.frombuffer(table[4 : 4 + size], "<u4"), table[4 + size :]
+    yield b"\xff\xff\xff\x7f" + table[4:]
+    yield b"\0\0\0\0" + table[4:]
+    yield table[:size]
+    yield table[:-1]
+    yield table[: 4 + size] + strings.replace(b"\0", b"A")
+    yield table[: 4 + size] + strings.replace(b"\0", b"\xff\0")
+    is_leaf = units >> 31 == 1
+    yield table[:4] + np.where(is_leaf, units | 0xFFFFFF, units).astype("<u4").tobytes() + strings
+    yield table[:4] + np.where(is_leaf, units, units | 0x7FFFFC00).astype("<u4").tobytes() + strings
+    yield table[:4] + np.where(is_leaf, 0, units).astype("<u4").tobytes() + strings
+
+
+@pytest.mark.parametrize("tokenizer_class", ["T5Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_damaged_unicode_table_is_refused(tokenizer_class: str, spiece: Path, tmp_path: Path) -> None:
+    T5Tokenizer.from_pretrained(spiece).save_pretrained(tmp_path)
+    write_json(tmp_path, "tokenizer_config.json", tokenizer_class=tokenizer_class, eos_token="</s>")
+    values = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    steps = values["normalizer"].get("normalizers", [values["normalizer"]])
+    [step] = [step for step in steps if step["type"] == "Precompiled"]
+    tables = [*damaged_tables(base64.b64decode(step["precompiled_charsmap"]))]
+    load_tokenizer(tmp_path)
+    for table in tables:
+        step["precompiled_charsmap"] = base64.b64encode(table).decode()
+        write_json(tmp_path, "tokenizer.json", **values)
+        with pytest.raises(
+            ValueError, match=r"tokenizer\.json: not a tokenizer \(.*(Unicode table|buffer|utf-8)"
+        ):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "text", "reason"),
+    [
+        ({}, "b", "Exception.*Missing"),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"Regex": "(a+)+$"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                }
+            },
+            "a" * 40 + "!",
+            "PanicException.*retry-limit",
+        ),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "a"}},
+            "a" * 40 + "!",
+            "PanicException.*retry-limit",
+        ),
+        (
+            {
+                "normalizer": {"type": "Replace", "pattern": {"String": "x"}, "content": ""},
+                "added_tokens": [special("x", normalized=True) | {"id": 2, "special": False}],
+            },
+            "日本",
+            "PanicException",
+        ),
+    ],
+    ids=["no unknown token", "pre-tokenizer", "normalizer", "added token"],
+)
+def test_a_tokenizer_that_fails_on_a_text_is_named(
+    pipeline: dict, text: str, reason: str, tmp_path: Path
+) -> None:
+    write_json(tmp_path, "tokenizer.json", model=WORD_LEVEL, **pipeline)
+    write_json(tmp_path, "tokenizer_config.json", eos_token="</s>")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: cannot encode this text \(.*{reason}") as caught:
+        tokenizer.encode(text)
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
+
+
+def test_an_interrupt_is_not_taken_for_a_damaged_file(merges: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(merges)
+
+    def interrupt(text: str) -> list[int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer, "_encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("form", ["spiece", "byt5", "merges"])
+def test_the_time_to_find_added_tokens_does_not_depend_on_their_number(
+    form: str, spiece: Path, merges: Path, tmp_path: Path
+) -> None:
+    if form == "byt5":
+        byt5(tmp_path)
+    else:
+        shutil.copytree({"spiece": spiece, "merges": merges}[form], tmp_path, dirs_exist_ok=True)
+    names = [f"<item_{number}>" for number in range(10_000)]
+    write_json(tmp_path, "added_tokens.json", **{name: 1000 + number for number, name in enumerate(names)})
+    tokenizer = load_tokenizer(tmp_path)
+    start = time.perf_counter()
+    assert len(set(tokenizer.encode("".join(names)))) >= 10_000
+    tokenizer.encode("<item_" * 20_000)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "ab ", "👍", "▁", "\0", "\n", "e\u0301"])
+def test_a_word_of_any_length_takes_linear_time(pair, unit):
+    ours, _ = pair
+    start = time.perf_counter()
+    ours.decode(ours.encode(unit * (200_000 // len(unit))))
+    assert time.perf_counter() - start < 5
+
+
+# --------------------------------------------------------------------------------------------------- adapters
+
+
+def adapter(directory: Path, base: object) -> Path:
+    directory.mkdir()
+    write_json(directory, "adapter_config.json", base_model_name_or_path=base)
+    return directory
+
+
+def test_an_adapter_has_the_tokenizer_of_its_base_model(merges: Path, spiece: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(merges, tmp_path / "base")
+    write_json(base, "config.json", model_type="gpt2")
+    first = adapter(tmp_path / "first", str(base))
+    second = adapter(tmp_path / "second", str(first))
+    expected = load_tokenizer(base).encode(SENTENCES[0])
+    assert load_tokenizer(first).encode(SENTENCES[0]) == expected
+    assert load_tokenizer(second).encode(SENTENCES[0]) == expected
+    shutil.copy(spiece / "spiece.model", first)  # an adapter's own comes first
+    for directory in (first, second):
+        assert load_tokenizer(directory).encode(SENTENCES[0]) == load_tokenizer(spiece).encode(SENTENCES[0])
+
+
+def test_an_adapter_without_a_tokenizer_of_a_base_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapter_config\.json: base_model_name_or_path is .*leads back"):
+        load_tokenizer(adapter(tmp_path / "loop", str(tmp_path / "loop")))
+    (tmp_path / "base").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"base: no tokenizer; expected tokenizer\.json"):
+        load_tokenizer(adapter(tmp_path / "alone", str(tmp_path / "base")))
+
+
+# ----------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -917,6 +1266,26 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "spiece.model").write_bytes(model.getvalue())
     with pytest.raises(ValueError, match=r"spiece\.model: not a unigram model, which T5's is"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(100, True), (1000, False)])
+def test_a_character_that_becomes_a_long_text_is_refused(size: int, accepted: bool, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.tsv"
+    rules.write_text(f"61\t{' '.join(['62'] * size)}\n")  # a -> bbb...
+    train_spiece(tmp_path, [], normalization_rule_tsv=str(rules))
+    if accepted:
+        load_tokenizer(tmp_path).encode("a")
+    else:
+        with pytest.raises(ValueError, match=r"spiece\.model: not a SentencePiece model, or damaged"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_model_without_a_piece_for_unknown_characters_is_refused(tmp_path: Path) -> None:
+    path = mt5(tmp_path) / "spiece.model"
+    piece = b"<unk>\x15\0\0\0\0\x18"  # text, score 0.0, type
+    path.write_bytes(path.read_bytes().replace(piece + b"\x02", piece + b"\x05"))
+    with pytest.raises(ValueError, match=r"spiece\.model: no piece for unknown characters"):
         load_tokenizer(tmp_path)
 
 

@@ -80,6 +80,48 @@ def test_forbid_repeated_ngrams(text: tuple[Tensor, Tensor], size: int) -> None:
 
 
 @quick
+@given(texts(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.data())
+def test_forbid_ngrams_of_source(
+    text: tuple[Tensor, Tensor], size: int, length: int, beams: int, data: st.DataObject
+) -> None:
+    ids, scores = (tensor.repeat_interleave(beams, 0) for tensor in text)
+    rows = st.lists(st.integers(0, 4), min_size=length, max_size=length)
+    source_ids = torch.tensor([data.draw(rows) for _ in text[0]])
+    want = theirs.EncoderNoRepeatNGramLogitsProcessor(size, source_ids)(ids, scores)
+    assert_same(ours.forbid_ngrams_of_source(ids, scores, source_ids=source_ids, size=size), want)
+
+
+@quick
+@given(texts(), st.lists(st.integers(0, VOCAB + 2), min_size=1, max_size=4), st.integers(0, 9))
+def test_suppress(text: tuple[Tensor, Tensor], tokens: list[int], length: int) -> None:
+    ids, scores = text
+    want = theirs.SuppressTokensLogitsProcessor(tokens)(ids, scores)
+    assert_same(ours.suppress(ids, scores, tokens=tokens), want)
+    want = theirs.SuppressTokensAtBeginLogitsProcessor(tokens, length)(ids, scores)
+    assert_same(ours.suppress(ids, scores, tokens=tokens, length=length), want)
+
+
+@quick
+@given(
+    texts(),
+    st.integers(-2, 9),
+    st.sampled_from([0.5, 1.0, 1.01, 1.5, -2.0, 1e6]),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3, unique=True),
+)
+def test_favor_end(text: tuple[Tensor, Tensor], start: int, factor: float, eos: list[int]) -> None:
+    ids, scores = text
+    want = theirs.ExponentialDecayLengthPenalty((start, factor), torch.tensor(eos), 0)(ids, scores.clone())
+    assert_same(ours.favor_end(ids, scores, start=start, factor=factor, eos_ids=eos), want)
+
+
+@quick
+@given(texts())
+def test_renormalize(text: tuple[Tensor, Tensor]) -> None:
+    ids, scores = text
+    assert_same(ours.renormalize(ids, scores), theirs.LogitNormalization()(ids, scores))
+
+
+@quick
 @given(texts(), st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3), min_size=1, max_size=6))
 def test_forbid_words(text: tuple[Tensor, Tensor], words: list[list[int]]) -> None:
     ids, scores = text
@@ -139,7 +181,12 @@ every_option = st.fixed_dictionaries(
     optional={
         "repetition_penalty": st.sampled_from([0.8, 1.3]),
         "no_repeat_ngram_size": st.integers(1, 3),
+        "encoder_no_repeat_ngram_size": st.integers(1, 3),
         "bad_words_ids": st.just([[1], [2, 3], [4]]),
+        "suppress_tokens": st.just([5, 7]),
+        "begin_suppress_tokens": st.just([6, 8]),
+        "exponential_decay_length_penalty": st.sampled_from([(0, 1.5), (1, 1.01), [-3, 2.0]]),
+        "renormalize_logits": st.booleans(),
         "forced_bos_token_id": st.integers(0, 4),
         "forced_eos_token_id": st.sampled_from([1, [1, 2]]),
         "do_sample": st.just(True),
@@ -156,11 +203,12 @@ every_option = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("encoder_decoder", [False, True])
 @settings(max_examples=150, deadline=None)
-@given(texts(), every_option, st.integers(0, 8), st.integers(9, 12), st.booleans())
+@given(texts(), every_option, st.integers(1, 9), st.integers(0, 8), st.integers(9, 12), st.booleans())
 def test_all_processors_apply_in_the_order_of_transformers(
     encoder_decoder: bool,
     text: tuple[Tensor, Tensor],
     given_options: dict[str, Any],
+    prompt_length: int,
     min_length: int,
     max_length: int,
     padded: bool,
@@ -169,18 +217,25 @@ def test_all_processors_apply_in_the_order_of_transformers(
     mask = torch.ones_like(ids)
     if padded and not encoder_decoder:
         mask[:, : ids.shape[1] // 2] = 0
+    if "exponential_decay_length_penalty" in given_options:  # needs an EOS within the vocabulary
+        given_options.setdefault("eos_token_id", 1)
+    source_ids = ids.flip(1) if encoder_decoder else ids
+    prompt_length = min(prompt_length, ids.shape[1])
     config = transformers.GenerationConfig(**given_options, min_length=min_length, max_length=max_length)
     model = MODELS[encoder_decoder]
     config, _ = model._prepare_generation_config(config)
     model._prepare_special_tokens(config, True, device="cpu")
     chain = model._get_logits_processor(
         config,
-        input_ids_seq_length=ids.shape[1],
+        input_ids_seq_length=prompt_length,
+        encoder_input_ids=source_ids,
         model_kwargs={} if encoder_decoder else {"attention_mask": mask},
     )
     options = Arguments(**{"eos_token_id": model.generation_config.eos_token_id} | given_options)
     processors = ours.processors_for(
         options,
+        source_ids=source_ids,
+        prompt_length=prompt_length,
         min_length=min_length,
         max_length=max_length,
         first_token=mask.argmax(1) if padded and not encoder_decoder else None,

@@ -1,8 +1,12 @@
 """generate: ids equal to transformers' for every argument, equal without a cache, errors in one line."""
 
+import copy
+import math
 import random
+import re
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -78,6 +82,14 @@ def random_options(r: random.Random) -> dict[str, Any]:
         o["forced_bos_token_id"] = r.randrange(2, VOCAB)
     if r.random() < 0.2:
         o["forced_eos_token_id"] = r.choice([EOS, [EOS, 9]])
+    if r.random() < 0.2:
+        o["encoder_no_repeat_ngram_size"] = r.choice([1, 2, 3])
+    if r.random() < 0.2:
+        o[r.choice(["suppress_tokens", "begin_suppress_tokens"])] = [r.randrange(VOCAB) for _ in range(5)]
+    if r.random() < 0.2:
+        o["exponential_decay_length_penalty"] = (r.choice([0, 3]), r.choice([1.05, 1.5]))
+    if r.random() < 0.3:
+        o["renormalize_logits"] = True
     return o
 
 
@@ -96,6 +108,9 @@ def sampling_options(r: random.Random) -> dict[str, Any]:
         "typical_p": [0.3, 0.9],
         "repetition_penalty": [1.3],
         "num_return_sequences": [2],
+        "renormalize_logits": [True],
+        "suppress_tokens": [[5, 9, 30]],
+        "exponential_decay_length_penalty": [(1, 1.3)],
     }.items():
         if r.random() < 0.4:
             o[name] = r.choice(values)
@@ -412,7 +427,7 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ),
         ("gpt2", {"max_length": 3}, "reaches the maximum length of 3"),
         ("gpt2", {"max_new_tokens": 63}, "3 tokens and 63 new ones exceed the model's 64 positions"),
-        ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ("gpt2", {"do_sample": True, "temperature": 0.0}, "temperature is 0.0, expected at least 1e-30"),
         ("gpt2", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
         ("gpt2", {"do_sample": True, "min_p": -0.1}, "min_p is -0.1"),
         ("gpt2", {"do_sample": True, "typical_p": 0.0}, "typical_p is 0"),
@@ -420,12 +435,12 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         (
             "gpt2",
             {"early_stopping": "always"},
-            "early_stopping is 'always', expected True, False or \"never\"",
+            "early_stopping is 'always', expected true or false or 'never'",
         ),
         ("gpt2", {"bad_words_ids": [[]]}, "bad_words_ids holds an empty word"),
-        ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, but token ids go from 0 to 40"),
+        ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, expected token ids from 0 to 40"),
         ("gpt2", {"forced_eos_token_id": 41}, "forced_eos_token_id holds 41"),
-        ("gpt2", {"pad_token_id": -1}, "pad_token_id is -1"),
+        ("gpt2", {"pad_token_id": -1}, "pad_token_id holds -1"),
         ("gpt2", {"decoder_input_ids": torch.tensor([[5]])}, "decoder_input_ids is for T5"),
         ("gpt2", {"num_beams": 2, "streamer": print}, "streamer needs num_beams=1"),
         ("t5", {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
@@ -468,6 +483,146 @@ def test_unused_sampling_options_cause_a_warning() -> None:
     _, model = pair("gpt2", 0)
     with pytest.warns(UserWarning, match="without do_sample=True generate ignores temperature, top_k"):
         generate(model, torch.tensor([[5, 6, 7]]), temperature=0.5, top_k=3)
+
+
+# Scores that are not finite
+
+SEARCHES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_weight_that_is_not_finite_is_named(family: str, search: str, value: float) -> None:
+    """With a pad id beyond the vocabulary, and in a step in which other rows have ended."""
+    model = copy.deepcopy(pair(family, 1)[1])
+    name = "transformer.wpe.weight" if family == "gpt2" else "decoder.final_layer_norm.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[-1] = value  # GPT-2 reads it at its last position
+    ids = torch.randint(3, VOCAB, (3, 8), generator=torch.Generator().manual_seed(0))
+    o = SEARCHES[search] | {
+        "max_new_tokens": 57,
+        "eos_token_id": 7,
+        "pad_token_id": VOCAB,
+        "min_new_tokens": 57,
+    }
+    o |= {"bad_words_ids": [[3]], "length_penalty": 1.0}
+    word = "NaN" if math.isnan(value) else "infinity"
+    with pytest.raises(FloatingPointError, match=f"^the model's output is not finite: {name} holds {word}$"):
+        generate(model, ids, torch.ones_like(ids), **o)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_module_whose_output_is_not_finite_is_named(family: str, search: str) -> None:
+    model = copy.deepcopy(pair(family, 1)[1])
+    name = "transformer.ln_f" if family == "gpt2" else "encoder.final_layer_norm"
+    module = model.get_submodule(name)
+    compute = module.forward
+    module.forward = lambda hidden: compute(hidden) * math.inf
+    ids = torch.tensor([[5, 6, 7], [2, 8, 9]])
+    with pytest.raises(FloatingPointError, match=f"first in the output of {name}, whose input ranged from"):
+        generate(model, ids, ids != 2, **SEARCHES[search])
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2, "num_return_sequences": 2, "early_stopping": True}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sources_that_have_ended_may_have_any_scores(family: str, search: dict[str, Any]) -> None:
+    """With hooks they stay in the batch."""
+    _, model = pair(family, 1)
+    ids = torch.randint(3, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
+    o = {"max_new_tokens": 12, "eos_token_id": [*range(1, 9)], "pad_token_id": PAD} | search
+    want = generate(model, ids, **o)
+    new = want[:, prompt_length(family, ids) :].view(3, -1, want.shape[1] - prompt_length(family, ids))
+    lengths = [max(map(len, up_to_end(rows, o["eos_token_id"]))) for rows in new]
+    first = lengths.index(min(lengths))
+    assert min(lengths) < max(lengths)
+
+    def forbid(tokens: Tensor, scores: Tensor) -> Tensor:
+        if tokens.shape[1] >= prompt_length(family, ids) + min(lengths):
+            scores = scores.unflatten(0, (3, -1)).clone()
+            scores[first] = math.nan
+        return scores.flatten(0, -2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ftcore.decoding.search.processors_for", lambda *_, **__: [forbid])
+        patch.setattr("ftcore.decoding.state.is_hooked", lambda model: True)
+        assert generate(model, ids, **o).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"suppress_tokens": [*range(VOCAB)]}, r"suppress_tokens=\[0, 1, 2, 3, 4, 5, \.\.\.\]$"),
+        ({"bad_words_ids": [[token] for token in range(VOCAB)], "eos_token_id": None}, "bad_words_ids="),
+        ({"forced_bos_token_id": 3, "suppress_tokens": [3]}, r"suppress_tokens=\[3\], forced_bos_token_id=3"),
+        (
+            {"exponential_decay_length_penalty": (0, 1e200), "min_new_tokens": 0},
+            r"length_penalty=\[0, 1e\+200\]",
+        ),
+    ],
+)
+def test_arguments_that_leave_no_token_are_named(search: str, rules: dict[str, Any], message: str) -> None:
+    _, model = pair("t5", 1)
+    o: dict[str, Any] = (
+        {"eos_token_id": 1, "max_new_tokens": 9, "min_new_tokens": 5} | SEARCHES[search] | rules
+    )
+    with pytest.raises(ValueError, match=r"^no token with a finite score is left after \d") as caught:
+        generate(model, torch.tensor([[5, 6, 7]]), **o)
+    assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_beams": 2, "length_penalty": -1e300},
+            r"a score below -1e\+09, because of length_penalty=-1e\+300$",
+        ),
+        (
+            {"num_beams": 2, "do_sample": True, "temperature": 1e-30},
+            "a score below .* because of temperature=1e-30$",
+        ),
+        (
+            {"do_sample": True, "temperature": 1e-30, "repetition_penalty": 1e-30},
+            "=1e-30, temperature=1e-30$",
+        ),
+    ],
+)
+def test_scores_beyond_float32_are_refused(options: dict[str, Any], message: str) -> None:
+    _, model = pair("gpt2", 1)
+    with pytest.raises(ValueError, match=message):
+        generate(model, torch.tensor([[5, 6, 7]]), eos_token_id=None, **options)
+
+
+def test_more_end_tokens_than_half_the_vocabulary() -> None:
+    """The candidates of a step are all tokens of all beams then."""
+    _, model = pair("t5", 1)
+    out = generate(model, torch.tensor([[5, 6, 7]]), num_beams=2, eos_token_id=[*range(VOCAB + 5)])
+    assert out.shape == (1, 2)
+
+
+# Threads
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_share_a_model_in_train_mode(family: str) -> None:
+    model = copy.deepcopy(pair(family, 1)[1])
+    prompts = [torch.randint(3, VOCAB, (1, 5), generator=torch.Generator().manual_seed(n)) for n in range(30)]
+    lengths = [2 + number % 13 for number in range(30)]
+    want = [generate(model, ids, max_new_tokens=n).tolist() for ids, n in zip(prompts, lengths, strict=True)]
+    model.train()
+    with ThreadPoolExecutor(6) as threads:
+        got = threads.map(lambda ids, n: generate(model, ids, max_new_tokens=n).tolist(), prompts, lengths)
+        assert list(got) == want
+    assert all(module.training for module in model.modules())
 
 
 # Finished sources

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,17 +119,29 @@ def test_a_stream_writes_only_final_text(gpt2: tuple[GPT2LMHeadModel, Tokenizer]
     assert "".join(pieces) == text
 
 
+def streamed(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    """The pieces of a stream, joined; each is a part of the text of all tokens."""
+    whole, pieces = tokenizer.decode(tokens), []
+    stream = TextStream(tokenizer, pieces.append)
+    for token in tokens:
+        stream(torch.tensor([token]))
+        assert whole.startswith(stream.written)
+    stream.close()
+    return "".join(pieces)
+
+
 def test_a_stream_waits_for_the_clean_up_of_spaces(tmp_path: Path) -> None:
     tokenizer = t5_byte_tokenizer(tmp_path, clean_up_tokenization_spaces=True)
     for text, cleaned in (("they do n't know .", "they don't know."), ("we 've , it 's", "we've, it's")):
-        pieces: list[str] = []
-        stream = TextStream(tokenizer, pieces.append)
-        for token in tokenizer.encode(text):
-            stream(torch.tensor([token]))
-            assert cleaned.startswith(stream.written)
-        stream.close()
-        assert tokenizer.decode(tokenizer.encode(text)) == cleaned
-        assert "".join(pieces) == cleaned
+        assert streamed(tokenizer, tokenizer.encode(text)) == cleaned
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([" ", " '", ".", " n", "'t", "e", "word"]), min_size=4).map("".join))
+def test_a_stream_of_cleaned_text_is_the_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    tokenizer = t5_byte_tokenizer(tmp_path_factory.getbasetemp(), clean_up_tokenization_spaces=True)
+    tokens = tokenizer.encode(text)
+    assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
 
 
 def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
@@ -149,11 +162,12 @@ def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadMo
             "prompt 2: a prompt of 50 tokens and 20 new ones exceed the model's 64",
         ),
         (["Ada"], {"batch_size": 0}, "batch_size is 0"),
+        (["Ada"], {"batch_size": 1.5}, "batch_size is 1.5, expected a whole number"),
         (["Ada"], {"num_beam": 2}, "did you mean 'num_beams'"),
     ],
 )
 def test_invalid_calls_are_refused(
-    gpt2: tuple[GPT2LMHeadModel, Tokenizer], texts: list[str], options: dict[str, int], message: str
+    gpt2: tuple[GPT2LMHeadModel, Tokenizer], texts: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate_texts(*gpt2, texts, **options)

@@ -454,6 +454,7 @@ def served(family):
         yield server.address
         server.shutdown()
         thread.join()
+        server.session.close()  # a request whose client has gone may still hook the shared model
 
 
 def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):

@@ -1,5 +1,6 @@
 """Head ablations and activation patches: alone, combined, and as sweeps."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,25 @@ def test_a_patch_without_a_source_is_refused(family, baseline):
 def test_no_hooks_remain(family, baseline):
     every_head_ablation(family.model, baseline)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family.model.modules())
+
+
+def test_interventions_that_do_not_exist_are_refused(family, baseline):
+    name, heads = stacks(family.model)[0].blocks[0][0].output, all_heads(family.model)
+    for change, message in (
+        (HeadAblation(heads[0][0], len(heads)), "there is no head"),
+        (HeadAblation("z.99", 0), "there is no head 0 of 'z.99'"),
+        (ActivationPatch("lm_head", 0, 0), "'lm_head' cannot be patched"),
+        (ActivationPatch(name, 999, 0), "position is 999, expected a whole number from 0"),
+        (ActivationPatch(name, 0.5, 0), "position is 0.5"),
+        (ActivationPatch(name, 0, -1), "other_position is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            outcome(family.model, baseline, [change])
+
+
+def test_numpy_numbers_are_taken(family, baseline):
+    (name, _), output = all_heads(family.model)[0], stacks(family.model)[0].blocks[0][0].output
+    changes = [HeadAblation(name, 1), ActivationPatch(output, 1, 2)]
+    same = [HeadAblation(name, np.int64(1)), ActivationPatch(output, np.int32(1), np.int64(2))]
+    expected, found = outcome(family.model, baseline, changes), outcome(family.model, baseline, same)
+    assert torch.equal(found["log_probs"], expected["log_probs"]) and found["ids"] == expected["ids"]

@@ -1,7 +1,9 @@
 """The recording equals what the model computes: attention, next tokens, logit lens and norms of every run."""
 
 import json
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,3 +180,9 @@ def test_gpt2_refuses_an_empty_text(gpt2_directory):
 def test_gpt2_small_fits_with_all_positions():
     with torch.device("meta"):
         assert max_text_tokens(GPT2LMHeadModel(GPT2Config())) == 1024
+
+
+def test_a_search_of_numpy_numbers_is_plain():
+    search = Search(np.int64(6), np.int32(3), np.float64(0.75), np.uint8(20), np.int64(3))
+    assert json.loads(json.dumps(asdict(search))) == asdict(Search(6, 3, 0.75, 20, 3))
+    assert Search(temperature=np.float32(0.5)) == Search(temperature=0.5)

@@ -1,6 +1,7 @@
 """A compiled decoding step generates equal ids for every length, compiled once."""
 
 import copy
+import pickle
 import random
 from typing import Any
 
@@ -136,9 +137,10 @@ def test_models_are_compiled_separately(compilations: Any, monkeypatch: pytest.M
     assert compilations() == 2
 
 
-def test_a_prepared_model_can_be_copied() -> None:
+def test_a_prepared_model_can_be_copied_and_pickled() -> None:
     compiled = prepare_for_decoding(random_model(GPT2), compile=True)
     assert copy.deepcopy(compiled).fast_step is not compiled.fast_step
+    assert isinstance(pickle.loads(pickle.dumps(compiled)).fast_step, compiled_step.CompiledStep)
 
 
 def test_a_missing_compiler_is_named() -> None:

@@ -1,6 +1,7 @@
 """prepare_for_decoding: equal ids in float32; in bfloat16 and int8 no error beyond rounding."""
 
 import copy
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -251,6 +252,38 @@ def test_lora_is_merged(name: str) -> None:
     assert got == generate(merge_lora(model), ids, mask, **options).tolist()
     assert got != generate(model_of(name), ids, mask, **options).tolist()
     assert lora_layers(model) and not lora_layers(prepared)
+
+
+# Copies
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prepared_model_can_be_copied_and_pickled(name: str, dtype: torch.dtype, copied: Any) -> None:
+    """After a batch too, which packs the weights."""
+    prepared = prepare_for_decoding(model_of(name), dtype)
+    ids = torch.randint(3, VOCAB, (3, 5), generator=torch.Generator().manual_seed(0))
+    for rows in (ids[:1], ids):
+        before = generate(prepared, rows, max_new_tokens=6, eos_token_id=None)
+        after = copied(prepared)
+        assert generate(after, rows, max_new_tokens=6, eos_token_id=None).tolist() == before.tolist()
+
+
+# Weights that are not finite
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["gpt2", "t5, gated, untied"])
+def test_weights_that_are_not_finite_are_found(
+    name: str, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    model = copy.deepcopy(model_of(name))
+    with torch.no_grad():
+        model.lm_head.weight[3, 1] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"is not finite: .*(lm_head|wte)"):
+        generate(prepare_for_decoding(model, dtype), torch.tensor([[5, 6, 7]]), max_new_tokens=4, **options)
 
 
 # Errors

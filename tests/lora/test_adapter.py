@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ftcore.checkpoints.checkpoint import load_model, save_model
-from ftcore.lora.adapter import load_adapter, save_adapter
+from ftcore.lora.adapter import adapter_chain, load_adapter, save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from tests.helpers.tiny_lora import (
     VARIANTS,
@@ -68,7 +69,7 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
     with pytest.raises(kind) as raised:
         load_adapter(model, directory)
     message = str(raised.value)
-    assert "\n" not in message
+    assert message.isprintable() and len(message) < 3000
     for word in [str(directory), *words]:
         assert word in message, message
     assert not lora_layers(model)
@@ -83,7 +84,7 @@ def assert_refused(directory: Path, *words: str, kind: type[Exception] = ValueEr
 def test_load_model_merges_an_adapter_into_its_base_model(tmp_path, variant):
     save_model(tiny(variant), tmp_path / "base")
     model = adapted(variant)
-    save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    save_adapter(model, tmp_path / "adapter", base_model=tmp_path / "base")
     loaded = load_model(tmp_path / "adapter")
     assert not lora_layers(loaded) and not loaded.training
     assert torch.equal(logits(loaded), logits(merge_lora(model)))
@@ -98,6 +99,44 @@ def test_a_base_model_moved_with_its_adapter_is_found(tmp_path):
     save_adapter(model, tmp_path / "before" / "adapter", base_model=str(tmp_path / "before" / "base"))
     (tmp_path / "before").rename(tmp_path / "after")
     assert torch.equal(logits(load_model(tmp_path / "after" / "adapter")), logits(merge_lora(model)))
+
+
+def test_an_adapter_of_an_adapter_is_merged_into_both(tmp_path):
+    save_model(tiny("t5"), tmp_path / "base")
+    inner = adapted("t5")
+    save_adapter(inner, tmp_path / "inner", base_model=str(tmp_path / "base"))
+    model = merge_lora(inner)
+    add_lora(model, targets=["o"])
+    randomize_updates(model, seed=1)
+    save_adapter(model, tmp_path / "outer", base_model=str(tmp_path / "inner"))
+    assert adapter_chain(tmp_path / "outer") == [tmp_path / name for name in ("outer", "inner", "base")]
+    assert torch.equal(logits(load_model(tmp_path / "outer")), logits(merge_lora(model)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_adapters_that_lead_back_to_themselves_raise(adapter, length):
+    names = [adapter, *(adapter.with_name(f"adapter-{number}") for number in range(1, length))]
+    for directory, base in zip(names, [*names[1:], adapter], strict=True):
+        save_adapter(adapted("t5"), directory, base_model=f"{base.parent}/./{base.name}")
+    last = names[-1] / "adapter_config.json"
+    with pytest.raises(
+        ValueError, match=f"^{last}: base_model_name_or_path is .* leads back to this adapter"
+    ):
+        load_model(adapter)
+
+
+NOT_A_BASE = [None, "", 7, ["weights/t5-mini"], {"name": 1}, "nowhere/at/all", "~nosuchuser/t5"]
+NOT_A_BASE += ["a\0b", "~a\0", "x" * 300, "x/" * 2000, "x" * 10**6, "\x1b[2J"]
+
+
+@pytest.mark.parametrize("base", NOT_A_BASE)
+def test_a_base_model_that_cannot_be_found_raises(adapter, base):
+    change_config(adapter, base_model_name_or_path=base)
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        load_model(adapter)
+    message = str(raised.value)
+    assert message.startswith(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is ")
+    assert message.isprintable() and len(message) < 10_000
 
 
 def test_a_complete_model_takes_precedence_over_an_adapter(adapter):
@@ -249,6 +288,17 @@ def test_settings_without_effect_are_ignored(adapter, values):
         ({"r": 4.0}, ["r is 4.0", "a whole number"]),
         ({"r": 0}, ["q.lora_A.weight is (4, 16), expected (0, 16)", "r = 0"]),
         ({"r": 5}, ["q.lora_A.weight is (4, 16), expected (5, 16)", "r = 5"]),
+        ({"r": True}, ["r is True", "a whole number"]),
+        ({"r": -4}, ["q.lora_A.weight is (4, 16), expected (-4, 16)"]),
+        ({"r": -4, "use_rslora": True}, ["q.lora_A.weight is (4, 16), expected (-4, 16)"]),
+        ({"r": 10**9}, ["q.lora_A.weight is (4, 16), expected (1000000000, 16)"]),
+        ({"lora_alpha": "8"}, ["lora_alpha is '8'", "a number"]),
+        ({"lora_alpha": True}, ["lora_alpha is True", "a number"]),
+        ({"lora_alpha": math.inf}, ["adapter_config.json", "'Infinity' is not a finite number"]),
+        ({"lora_dropout": -1}, ["dropout is -1"]),
+        ({"use_rslora": "false"}, ["use_rslora is 'false', expected true or false or null"]),
+        ({"peft_type": {"x" * 10**5: 1}}, ["peft_type is {"]),
+        ({"\x1b[2J" + "x" * 10**5: 1}, ["which is more than plain LoRA"]),
         ({"lora_alpha": None}, ["lora_alpha is None", "a number"]),
         ({"lora_alpha": 0}, ["alpha is 0"]),
         ({"lora_dropout": 1}, ["dropout is 1"]),
@@ -257,6 +307,54 @@ def test_settings_without_effect_are_ignored(adapter, values):
 def test_invalid_settings_raise(adapter, values, words):
     change_config(adapter, **values)
     assert_refused(adapter, *words)
+
+
+KEYS = ["peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "revision"]
+KEYS += [
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "bias",
+]
+KEYS += ["init_lora_weights", "use_dora", "modules_to_save", "rank_pattern", "auto_mapping", "inference_mode"]
+unusual = st.sampled_from([10**9, 2**63, 10**30, -1e308, 1e-45, "(a+)+$", "x" * 1000, "\x1b[2J"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5) | unusual,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+@settings(deadline=None, max_examples=25)
+@given(value=json_values)
+def test_any_value_of_any_key_is_refused_by_name_or_computes(tmp_path_factory, key, value):
+    directory = tmp_path_factory.mktemp("adapter")
+    save_adapter(adapted("t5"), directory)
+    change_config(directory, **{key: value})
+    model = tiny("t5")
+    try:
+        load_adapter(model, directory)
+    except ValueError as error:
+        message = str(error)
+        assert str(directory) in message and key.removeprefix("lora_") in message
+        assert message.isprintable() and len(message) < 3000
+        assert not lora_layers(model)
+    else:
+        assert logits(model).shape == logits(tiny("t5")).shape
+        save_adapter(model, directory)
+        load_adapter(tiny("t5"), directory)
+
+
+def test_numbers_of_numpy_and_torch_can_be_saved(tmp_path):
+    model = tiny("t5")
+    add_lora(model, rank=np.int64(2), alpha=np.float32(4), dropout=torch.tensor(0.5))
+    save_adapter(model, tmp_path)
+    config = read_config(tmp_path)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 4, 0.5)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -274,6 +372,10 @@ def test_invalid_settings_raise(adapter, values, words):
         (
             lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": torch.ones(4, 16)}),
             ["unexpected: base_model.model.lm_head.lora_A.weight"],
+        ),
+        (
+            lambda tensors: tensors.update({f"{FIRST}.lora_A.weight": torch.ones(4, 16, dtype=torch.int8)}),
+            ["q.lora_A.weight is torch.int8, expected a floating-point type"],
         ),
         (lambda tensors: tensors.clear(), ["empty"]),
     ],

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, MT5Config, T5Config, UMT5Config
 from ftcore.models.config import ACTIVATIONS, Config
 from tests.helpers.oracle import gpt2_settings, t5_settings
@@ -145,8 +147,8 @@ def test_n_ctx_is_ignored_if_n_positions_is_given():
         (T5Config, {"d_model": 512.0}, "d_model is 512.0, expected a whole number"),
         (T5Config, {"d_model": True}, "d_model is True, expected a whole number"),
         (T5Config, {"d_model": None}, "d_model is None, expected a whole number"),
-        (T5Config, {"num_layers": 0}, "num_layers is 0, expected at least 1"),
-        (T5Config, {"num_decoder_layers": -1}, "num_decoder_layers is -1, expected at least 1"),
+        (T5Config, {"num_layers": 0}, "num_layers is 0, expected 1 to 256"),
+        (T5Config, {"num_decoder_layers": -1}, "num_decoder_layers is -1, expected 1 to 256"),
         (T5Config, {"num_decoder_layers": []}, "num_decoder_layers is [], expected a whole number or null"),
         (T5Config, {"dropout_rate": "0.1"}, "dropout_rate is '0.1', expected a number"),
         (T5Config, {"dropout_rate": 1.5}, "dropout_rate is 1.5, expected 0 to 1"),
@@ -167,11 +169,11 @@ def test_n_ctx_is_ignored_if_n_positions_is_given():
         (UMT5Config, {"hidden_size": "512"}, "hidden_size is '512', expected a whole number"),
         (GPT2Config, {"num_hidden_layers": None}, "num_hidden_layers is None, expected a whole number"),
         (T5Config, {"eos_token_id": [1, "2"]}, "eos_token_id is [1, '2'], expected a whole number or"),
-        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at"),
+        (T5Config, {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected 4"),
         (T5Config, {"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16"),
         (GPT2Config, {"n_embd": 10, "n_head": 3}, "n_embd is 10, which 3 heads (n_head) do not divide"),
-        (GPT2Config, {"n_inner": 0}, "n_inner is 0, expected at least 1"),
-        (GPT2Config, {"n_positions": 0}, "n_positions is 0, expected at least 1"),
+        (GPT2Config, {"n_inner": 0}, "n_inner is 0, expected 1 to 16777216"),
+        (GPT2Config, {"n_positions": 0}, "n_positions is 0, expected 1 to 16777216"),
         (GPT2Config, {"activation_function": "gleu"}, "activation_function is 'gleu': unknown activation"),
         (GPT2Config, {"attn_pdrop": -0.1}, "attn_pdrop is -0.1, expected 0 to 1"),
         (GPT2Config, {"embd_pdrop": 2}, "embd_pdrop is 2, expected 0 to 1"),
@@ -196,6 +198,97 @@ def test_integers_are_valid_floats(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_eos_may_be_a_list_or_none(cls, eos):
     assert cls.from_dict({"eos_token_id": eos}).eos_token_id == eos
+
+
+SIZE_KEYS = [(cls, key) for cls in CLASSES for key, value in vars(cls()).items() if isinstance(value, int)]
+SIZE_KEYS = [(cls, key) for cls, key in SIZE_KEYS if getattr(cls(), key) > 1]
+SIZE_KEYS += [(GPT2Config, "n_inner"), (GPT2Config, "num_hidden_layers"), (T5Config, "hidden_size")]
+SIZE_KEYS = [(cls, key) for cls, key in SIZE_KEYS if not key.endswith("_id")]
+
+
+@pytest.mark.parametrize("value", [-1, 0, 10**8, 10**12, 10**18, 2**63, 10**30])
+@pytest.mark.parametrize(("cls", "key"), SIZE_KEYS)
+def test_sizes_have_limits(cls, key, value):
+    names = f"({key}|{cls.aliases.get(key, key)})"
+    with pytest.raises(ValueError, match=f"^there/config.json: {names} is {value}, expected"):
+        cls.from_dict({key: value}, where="there/config.json")
+
+
+def test_a_product_of_sizes_has_a_limit():
+    with pytest.raises(ValueError, match="num_heads is 1000000 and d_kv 1000000, expected a product of at"):
+        T5Config(num_heads=10**6, d_kv=10**6)
+
+
+numbers = st.sampled_from([0, 1, -1, 0.0, -0.5, 1e-45, 1e308, -1e308, 10**30])
+numbers |= st.sampled_from([10**9, 10**12, 2**31, 2**63, -(2**63)]) | st.integers(-3, 40) | st.floats(0, 2)
+texts = st.text(max_size=5) | st.sampled_from([*ACTIVATIONS, "gated-gelu", "x" * 10**5, "\x1b[2J\n"])
+TINY = {
+    GPT2Config: {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2},
+    T5Config: {"vocab_size": 11, "d_model": 8, "d_kv": 2, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+}
+ALL_KEYS = [
+    (cls, key)
+    for cls in TINY
+    for key in [*vars(cls()), *cls.aliases, "n_ctx", "model_type"]
+    if key != "extra"
+]
+
+
+@pytest.mark.parametrize(("cls", "key"), ALL_KEYS)
+@settings(deadline=None, max_examples=30)
+@given(value=json_values | numbers | texts | st.lists(numbers, max_size=3))
+def test_any_value_of_any_key_is_refused_by_name_or_computes(cls, key, value):
+    values = {name: size for name, size in TINY[cls].items() if name != cls.aliases.get(key, key)}
+    if key == "n_ctx":
+        values.pop("n_positions", None)
+    try:
+        model = model_from_config({"model_type": cls.model_type, **values, key: value}, "there/config.json")
+    except ValueError as error:
+        message = str(error)
+        names = (key, cls.aliases.get(key, key), "n_positions" if key == "n_ctx" else key)
+        assert message.startswith("there/config.json: ") and any(name in message for name in names)
+        assert message.isprintable() and len(message) < 1000
+        return
+    ids = torch.tensor([[0]])
+    logits = model.eval()(ids) if cls is GPT2Config else model.eval()(ids, decoder_input_ids=ids)
+    assert logits.shape == (1, 1, model.config.vocab_size)
+    written = json.loads(json.dumps(model.config.to_dict(), allow_nan=False))
+    assert type(model.config).from_dict(written).to_dict() == written
+
+
+@pytest.mark.parametrize("convert", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_scalars_of_numpy_and_torch_become_pythons(cls, convert):
+    values = {key: value for key, value in vars(cls()).items() if isinstance(value, bool | int | float)}
+    values |= {"eos_token_id": [1, 2]}
+    converted = {key: convert(value) for key, value in values.items() if key != "eos_token_id"}
+    config = cls(**converted, eos_token_id=[convert(1), np.int64(2)])
+    assert config.eos_token_id == values.pop("eos_token_id")
+    assert {key: getattr(config, key) for key in values} == pytest.approx(values)
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    if convert is np.array:
+        scalars = {key: value[()] for key, value in converted.items()}  # np.int64, np.float64, np.bool_
+        assert cls(**scalars, eos_token_id=(np.int64(1), 2)) == config
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, -1e-9])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_floats_are_finite_and_not_negative(cls, value):
+    for key in [key for key, default in vars(cls()).items() if isinstance(default, float)]:
+        with pytest.raises(ValueError, match=f"^{key} is "):
+            cls(**{key: value})
+
+
+def test_numbers_set_later_can_be_saved():
+    config = GPT2Config()
+    config.n_layer, config.attn_pdrop = np.int64(2), np.float32(0.5)
+    assert json.loads(json.dumps(config.to_dict())) == GPT2Config(n_layer=2, attn_pdrop=0.5).to_dict()
+
+
+def test_values_of_wrong_type_raise_in_the_constructor_too():
+    for arguments in ({"n_layer": "2"}, {"n_layer": 2.0}, {"n_layer": True}, {"n_layer": torch.ones(2)}):
+        with pytest.raises(ValueError, match=r"^n_layer is .*, expected a whole number$"):
+            GPT2Config(**arguments)
 
 
 def test_decoder_start_token_id_has_no_default():

@@ -203,6 +203,17 @@ def test_first_non_finite_module_is_named():
     assert math.isinf(report.rows[2].relative)
 
 
+@pytest.mark.parametrize("tolerance", [None, 1e-3])
+def test_nan_in_both_is_not_equal(tolerance):
+    one, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    with torch.no_grad():
+        one.weight[0, 0] = math.nan
+    other.load_state_dict(one.state_dict())
+    report = compare_modules(one, other, torch.ones(2, 3), tolerance=tolerance)
+    assert not report.equal and {row.verdict for row in report.rows} == {"not finite"}
+    assert "weight (holds NaN)" in str(report)
+
+
 def test_difference_of_non_finite_values():
     one = torch.tensor([1.0, math.nan, math.inf, -math.inf])
     assert difference(one, one.clone()) == (0.0, 0.0)

@@ -8,12 +8,20 @@ from xml.etree import ElementTree
 import pytest
 
 from ftcore.training.curves import curves_svg, draw_curves, save_curves
+from ftcore.training.scoring import named
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "valid_loss": 3.0, "exact_match": 0.0, "f1": 0.1},
     {"step": 10, "train_loss": 2.0, "grad_norm": 5.0},
     {"step": 20, "train_loss": 1.0, "valid_loss": 1.5, "exact_match": 0.4, "f1": 0.5},
 ]
+
+
+def test_curves_of_answers_say_how_they_are_compared() -> None:
+    pytest.importorskip("matplotlib")
+    for task, labels in (("qa", ["exact match (SQuAD)", "F1 (SQuAD)"]), ("text2text", ["exact match", "F1"])):
+        panel = draw_curves([named(line, task) for line in LINES]).axes[1]
+        assert [line.get_label() for line in panel.get_lines()] == labels
 
 
 @pytest.mark.parametrize("keys", [("valid_loss", "train_loss"), ("valid_loss", "exact_match", "f1")])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
+from ftcore.checkpoints.files import directory_lock
 from ftcore.models import GPT2LMHeadModel
 from ftcore.training import distributed, interrupt
 from ftcore.training.metrics_log import Meter
@@ -209,13 +210,18 @@ def bench(empty: Bench) -> Bench:
     for mode in MODES:
         options = f"{TWENTY} --save-every 1 --seed 2 --parallel {mode} --train {folder}/overflow.jsonl"
         bench.plan_run(f"overflow {mode}", "overflow", options)
+        options = f"{TWENTY} --parallel {mode} --valid {folder}/overflow.jsonl"
+        bench.plan_run(f"overflow in validation {mode}", "overflow", options)
 
     for flag in ("--check", "--dry-run"):
         bench.plan_run(flag, "t5", flag)
     bench.plan_run("no file", "t5", f"--train {folder}/nothing.jsonl")
     bench.plan_run("exists", "t5", "--output " + str(bench.directory("t5 alone")))
     bench.plan_run("typing error", "t5", "--parallel fdsp")
-    bench.torchrun()
+    bench.plan_run("in use", "t5", f"--output {folder}/in-use")
+    (folder / "in-use").mkdir()
+    with directory_lock(folder / "in-use", print):
+        bench.torchrun()
     return bench
 
 
@@ -383,6 +389,14 @@ def test_a_non_finite_loss_of_one_process_ends_all(bench: Bench, mode: str) -> N
     assert len(report["examples"]) < 3  # of that process only
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_non_finite_validation_of_one_process_ends_all(bench: Bench, mode: str) -> None:
+    result = bench.result(f"overflow in validation {mode}")
+    [line] = [line for line in result["errors"].splitlines() if not line.startswith("warning")]
+    assert result["status"] == 1
+    assert line.startswith("ftcore.train: the loss is nan: first in the output of transformer.h.0.ln_1")
+
+
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
@@ -391,6 +405,7 @@ def test_a_non_finite_loss_of_one_process_ends_all(bench: Bench, mode: str) -> N
         ("no file", "nothing.jsonl"),
         ("exists", "already holds a run: --resume continues it, --overwrite replaces it"),
         ("typing error", "--parallel: invalid choice: 'fdsp'"),
+        ("in use", "another process is at work on"),
     ],
 )
 def test_wrong_input_is_one_line_for_all_processes(bench: Bench, name: str, complaint: str) -> None:
@@ -471,13 +486,14 @@ def test_a_killed_process_ends_the_others_with_the_resume_command(empty: Bench, 
     assert_resumes(empty, name)
 
 
-def test_a_stopped_torchrun_saves(empty: Bench) -> None:
-    process = start(empty, "terminated", "fsdp")
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize(("mode", "number"), [("fsdp", "SIGTERM"), ("ddp", "SIGHUP")])
+def test_a_stopped_torchrun_saves(empty: Bench, mode: str, number: str) -> None:
+    process = start(empty, f"stopped by {number}", mode)
+    process.send_signal(signal.Signals[number])
     output, errors = process.communicate(timeout=120)
-    step = empty.state("terminated")["progress"]["step"]
+    step = empty.state(f"stopped by {number}")["progress"]["step"]
     assert f"stopped after step {step} of 100000 and saved; resume with:" in output, errors
-    assert_resumes(empty, "terminated")
+    assert_resumes(empty, f"stopped by {number}")
 
 
 # --- single functions

@@ -82,11 +82,13 @@ def test_tied_names_are_returned(model: Any, name: str, also: list[str]) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("encodr", "--freeze encodr: the model has no module 'encodr', did you mean 'encoder'?"),
+        ("encodr", "`freeze` encodr: the model has no module 'encodr', did you mean 'encoder'?"),
         ("decoder.blok.0-3", "no module 'decoder.blok.0', did you mean 'decoder.block.0'?"),
         ("decoder.block.2-9", "no module 'decoder.block.4', did you mean 'decoder.block.3'?"),
         ("decoder.block.3-0", "no module 'decoder.block.3-0', did you mean"),
         ("0-3", "no module '0'; its parts are shared, encoder, decoder, lm_head"),
+        ("decoder.block.0-9999.layer.0-9999", "no module 'decoder.block.0.layer.3', did you mean"),
+        ("decoder.block.0-999999999999", "no module 'decoder.block.0-999999999999', did you mean"),
         ("encoder.", "no module 'encoder.', did you mean 'encoder'?"),
     ],
 )
@@ -99,7 +101,7 @@ def test_unknown_names_are_refused(name: str, message: str) -> None:
 
 
 def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--freeze transformer leaves nothing to train"):
+    with pytest.raises(ValueError, match=r"`freeze` transformer leaves nothing to train"):
         freeze(gpt2(), ["transformer"])
 
 

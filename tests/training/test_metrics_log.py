@@ -19,6 +19,12 @@ LINES: list[dict[str, Any]] = [
 ]
 
 
+def new_run(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.open()
+    return run
+
+
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars that TensorBoard reads."""
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -35,7 +41,7 @@ def curves(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 
 def test_every_curve_of_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
+    run = new_run(tmp_path / "run")
     for line in LINES:
         run.metrics_log.append(line)
         assert scalars(run.tensorboard).keys() <= curves(LINES).keys()  # readable at any time
@@ -44,7 +50,7 @@ def test_every_curve_of_the_log(tmp_path: Path) -> None:
 
 def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    first = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
+    first = new_run(tmp_path / "run")
     for line in LINES:
         first.metrics_log.append(line)
     time.sleep(1.1)  # event files are read in the order of their names, which count seconds
@@ -58,7 +64,7 @@ def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:
 
 def test_non_finite_values_are_left_out(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = RunDirectory.create(str(tmp_path / "run"), overwrite=False)
+    run = new_run(tmp_path / "run")
     run.metrics_log.append(
         {"step": 1, "perplexity": float("inf"), "grad_norm": float("nan"), "valid_loss": 2.0}
     )
@@ -69,7 +75,7 @@ def test_overwriting_a_run_removes_its_events(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.tensorboard.mkdir()
     run.config.touch()
-    RunDirectory.create(str(tmp_path), overwrite=True)
+    RunDirectory(tmp_path).open(overwrite=True)
     assert not run.tensorboard.exists()
 
 

@@ -44,7 +44,9 @@ def steps_only() -> Any:
 def a_run(folder: Path, family: str, **options: Any) -> Run:
     sizes = {"batch_size": 3, "grad_accum": 2, "max_steps": 8, "max_target_length": 20, "overwrite": True}
     files = {"model": folder / family, "train": folder / "train.jsonl", "output": folder / "run"}
-    return prepare(TrainOptions(**{name: str(file) for name, file in files.items()} | sizes | options))
+    run = prepare(TrainOptions(**{name: str(file) for name, file in files.items()} | sizes | options))
+    run.directory.close()  # the next test replaces the run
+    return run
 
 
 def failure(run: Run) -> str:
@@ -176,3 +178,39 @@ def test_non_finite_weights_are_not_saved(folder: Path, monkeypatch: pytest.Monk
     for directory in (folder / "run" / "last", folder / "run" / "checkpoints" / "step-000002"):
         assert all(weight.isfinite().all() for weight in load_model(directory).parameters())
     assert not (folder / "run" / "checkpoints" / "step-000003").exists()
+
+
+# fp16, whose scaler skips steps. On a CPU it runs in float32, with gradients that a hook makes overflow.
+
+
+def a_scaled_run(folder: Path, overflows: Callable[[int], bool], **options: Any) -> Run:
+    run = a_run(folder, "t5", log_every=1, grad_accum=1, **options)
+    run.scaler = torch.amp.GradScaler("cpu")
+
+    def overflow(grad: Tensor) -> Tensor:
+        return grad * math.inf if overflows(run.progress.step) else grad
+
+    run.model.shared.weight.register_hook(overflow)
+    return run
+
+
+@pytest.mark.parametrize("steps", [8, 100])
+def test_skipped_steps_end_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, steps: int
+) -> None:
+    """Many in a row, or all: else the run would end well, with the weights that it has started with."""
+    monkeypatch.setattr(ftcore.train, "MAX_SKIPPED", 12)
+    run = a_scaled_run(folder, lambda step: step >= 20 or steps == 8, max_steps=steps)
+    last, in_a_row = (8, 8) if steps == 8 else (32, 12)
+    assert f"in step {last}: first in the gradient of shared.weight" in failure(run)
+    counts = [line["skipped_steps"] for line in run.directory.metrics_log.read()]
+    assert counts == [max(0, step - last + in_a_row) for step in range(1, last)]
+    assert f"step {last - 1}: skipped ({in_a_row - 1} in a row)" in capsys.readouterr().out
+    assert run.scaler.get_scale() < 2**16
+
+
+def test_a_few_skipped_steps_do_not(folder: Path) -> None:
+    run = a_scaled_run(folder, lambda step: step in (0, 1, 5))
+    ftcore.train.train(run)
+    lines = [line["skipped_steps"] for line in run.directory.metrics_log.read()]
+    assert lines == [1, 2, 0, 0, 0, 1, 0, 0]

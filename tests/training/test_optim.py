@@ -6,11 +6,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftcore.training.loss import batch_loss
-from ftcore.training.optim import adafactor, adamw, learning_rate, set_learning_rate, warmup_steps
+from ftcore.training.optim import (
+    adafactor,
+    adamw,
+    learning_rate,
+    make_schedule,
+    set_learning_rate,
+    warmup_steps,
+)
+from ftcore.training.options import Files, TrainOptions, resolve
 from tests.helpers import oracle
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -131,6 +139,20 @@ def test_rates_rise_only_to_the_peak(schedule: Any, total: int, warmup: float, p
 )
 def test_warmup_below_one_is_a_share(warmup: float, steps: int) -> None:
     assert warmup_steps(warmup, 100) == steps
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(total=st.integers(1, 50), warmup=st.integers(0, 60) | st.floats(0, 1, exclude_max=True))
+def test_a_warmup_longer_than_the_run_is_reported(
+    total: int, warmup: float, capsys: pytest.CaptureFixture
+) -> None:
+    options = resolve(TrainOptions(warmup=warmup), Files("model", "train", None), is_t5=True)
+    capsys.readouterr()
+    schedule = make_schedule(options, total)
+    highest = max(map(schedule, range(total)))
+    warning = capsys.readouterr().err
+    assert bool(warning) == (highest < 0.999 * options.lr)
+    assert not warning or f"--warmup {warmup} exceeds the {total} steps of the run" in warning
 
 
 def test_set_learning_rate_reaches_every_group() -> None:

@@ -233,11 +233,21 @@ def test_a_long_example_fits_a_line(tools: dict[bool, Any]) -> None:
 # --- corpora and large data sets
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("text.txt", "the quick brown fox. <|endoftext|>" * 200),
+        ("text.jsonl", '{"id": 1, "text": "the quick brown fox. \\u001b[2J"}\n' * 200),
+        ("text.csv", "id,text\n" + '1,"the quick brown fox."\n' * 200),
+    ],
+)
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, decoder_only: bool) -> None:
+def test_a_corpus(
+    tools: dict[bool, Any], tmp_path: Path, decoder_only: bool, name: str, content: str
+) -> None:
     model, tokenizer = tools[decoder_only]
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox. <|endoftext|>" * 200)
+    text = tmp_path / name
+    text.write_text(content)
     corpus = read_corpus(
         "lm" if decoder_only else "span-corruption", text, tokenizer, decoder_only=decoder_only
     )
@@ -246,6 +256,8 @@ def test_a_corpus(tools: dict[bool, Any], tmp_path: Path, decoder_only: bool) ->
     found = preview(DataLoader(dataset, 4, pad_id=0), model, tokenizer)
     assert found.examples == len(dataset) and found.is_blocks == decoder_only
     assert found.round_trip.texts > 0 and found.round_trip.changed == 0
+    lines = "\n".join(found.lines())
+    assert "{" not in lines and "id," not in lines and "\x1b" not in lines
     assert found.lines() and (
         ("blocks contain the end of a document" in "\n".join(found.lines())) == decoder_only
     )

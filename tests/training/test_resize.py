@@ -1,5 +1,6 @@
 """Resized models: weights that fit are loaded, and the origin of every parameter is reported."""
 
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.options import TrainOptions
 from ftcore.training.resize import config_changes, expand_ranges, resize
+from ftcore.training.setup import make_model
 from tests.helpers import tiny_runs
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -209,9 +211,9 @@ def test_options_are_keys_of_config_json(
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("gpt2", {"d_kv": 8}, "--d-kv: gpt2 has no 'd_kv'"),
-        ("t5", {"set": ["n_layer=2"]}, "--set n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
-        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "--set num_layers=3 contradicts another option"),
+        ("gpt2", {"d_kv": 8}, "`d_kv`: gpt2 has no 'd_kv'"),
+        ("t5", {"set": ["n_layer=2"]}, "`set` n_layer=2: t5 has no 'n_layer', did you mean 'num_layers'?"),
+        ("t5", {"num_layers": 2, "set": ["num_layers=3"]}, "`set` num_layers=3 contradicts another option"),
         ("gpt2", {"num_layers": 2, "set": ["n_layer=3"]}, "which sets n_layer to 2"),
     ],
 )
@@ -225,9 +227,13 @@ def test_wrong_changes_are_refused(family: str, options: dict[str, Any], message
 
 
 def run(tmp_path: Path, family: str, *options: str) -> dict[str, Tensor]:
-    model = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}[family](tmp_path / "model")
+    {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}[family](tmp_path / "model")
+    return train(tmp_path, *options)
+
+
+def train(tmp_path: Path, *options: str) -> dict[str, Tensor]:
     data = tiny_runs.questions(tmp_path / "train.jsonl", 8)
-    command = f"--model {model} --train {data} --output {tmp_path / 'run'} --max-steps 1 --lr 0"
+    command = f"--model {tmp_path / 'model'} --train {data} --output {tmp_path / 'run'} --max-steps 1 --lr 0"
     ftcore.train.main([*command.split(), "--max-target-length", "20", "--eval-answers", "2", *options])
     return load_file(tmp_path / "run" / "last" / "model.safetensors")
 
@@ -258,6 +264,39 @@ def test_a_run_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert weights["shared.weight"].shape == (384, 8)
 
 
+@pytest.mark.parametrize("options", [[], ["--from-scratch"], ["--num-layers", "2"]])
+def test_rows_for_added_tokens(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The tokenizer is compared with the model after --set."""
+    tiny_runs.tiny_gpt2(tmp_path / "model")
+    vocabulary = tmp_path / "model" / "vocab.json"
+    ids = json.loads(vocabulary.read_text())
+    vocabulary.write_text(json.dumps(ids | {"added": len(ids)}))
+    with pytest.raises(SystemExit):
+        train(tmp_path, *options)
+    assert "the tokenizer has 258 ids, but the embedding only 257 rows" in capsys.readouterr().err
+    weights = train(tmp_path, "--set", "vocab_size=258", *options)
+    assert weights["transformer.wte.weight"].shape == (258, 16)
+
+
+def test_a_large_model_can_be_made_small(tmp_path: Path) -> None:
+    """From scratch, only the changed model is built."""
+    config = tiny_runs.tiny_gpt2(tmp_path / "model") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"n_embd": 2**20, "n_layer": 100}))
+    small = ["--d-model", "8", "--num-layers", "2"]
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--from-scratch")
+    assert train(tmp_path, "--from-scratch", *small)["transformer.wte.weight"].shape == (257, 8)
+
+
+def test_the_start_token_follows_a_changed_pad_token(tmp_path: Path) -> None:
+    config = tiny_runs.tiny_t5(tmp_path / "model") / "config.json"
+    values = json.loads(config.read_text()) | {"pad_token_id": None, "decoder_start_token_id": None}
+    config.write_text(json.dumps(values))
+    options = TrainOptions(model=str(tmp_path / "model"), set=["pad_token_id=0"])
+    model, _, _ = make_model(str(tmp_path / "model"), options, torch.device("cpu"))
+    assert model.config.decoder_start_token_id == 0
+
+
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
@@ -268,6 +307,14 @@ def test_a_run_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
             ["--set", "d_model=wide"],
             "the changed config.json: d_model is 'wide', expected a whole number",
         ),
+        (
+            "t5",
+            ["--set", "num_layers=10000000"],
+            "the changed config.json: num_layers is 10000000, expected 1",
+        ),
+        ("t5", ["--d-model", "1000000000000"], "the changed config.json: d_model is 1000000000000, expected"),
+        ("t5", ["--set", "d_model=" + "[" * 10**5], "the changed config.json: d_model is '[[[[[[["),
+        ("t5", ["--set", "dropout_rate=NaN"], "the changed config.json: dropout_rate is 'NaN', expected"),
         ("t5", ["--set", "vocab_size=300"], "the tokenizer has 384 ids, but the embedding only 300 rows"),
         (
             "gpt2",

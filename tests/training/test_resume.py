@@ -5,11 +5,18 @@ one shorter.
 """
 
 import json
+import multiprocessing
 import os
+import select
+import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +28,9 @@ from safetensors.torch import load_file
 
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
-from ftcore.data import load_tokenizer
+from ftcore.data import DataLoader, load_tokenizer
 from ftcore.training.metrics_log import Meter
+from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
 
 STEPS = 8
@@ -87,7 +95,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench("gpt2", tmp_path_factory.mktemp("gpt2"))
 
 
-def at_step(step: int, act: Callable[[], None]) -> Any:
+def at_step(step: int, act: Callable[[], object]) -> Any:
     """Call `act` inside the training loop, after this step."""
     patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
 
@@ -184,6 +192,101 @@ def test_intervals_of_validation_saving_and_logging_change_no_weight(t5: Bench) 
     assert_same(outcome(run)["last"], t5.wanted["last"])
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_stops_a_run_and_it_saves(t5: Bench) -> None:
+    """The kernel sends SIGHUP, and a shell sends it again."""
+    run = t5.new_directory()
+    patch = at_step(3, lambda: [os.kill(os.getpid(), signal.SIGHUP) for _ in range(2)])
+    try:
+        assert t5.train(run) == 0
+    finally:
+        patch.undo()
+    assert saved_step(run / "state" / "training_state.pt") == 3
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup(t5: Bench) -> None:
+    run = t5.new_directory()
+    patch = at_step(3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert t5.train(run) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+        patch.undo()
+    assert_same(outcome(run), t5.wanted)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_lost_worker_stops_a_run_and_it_saves(
+    t5: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, validating: bool
+) -> None:
+    """Its step and the validation are completed first: an epoch's last batches come from this process."""
+    run, patch = t5.new_directory(), at_step(1, kill_workers)
+    if validating:
+        patch.undo()
+        score_loss = ftcore.train.score_loss
+
+        def kill_and_score(model: Any, loader: Any, *others: Any) -> Any:
+            def killing() -> Iterator[Any]:
+                for number, batch in enumerate(loader):
+                    if number == 1:
+                        kill_workers()
+                    yield batch
+
+            return score_loss(model, killing(), *others)
+
+        monkeypatch.setattr(ftcore.train, "score_loss", kill_and_score)
+    with pytest.raises(SystemExit) as ending:
+        t5.train(run, "--workers 1 --valid-share 0.4 --eval-batch-size 1")
+    patch.undo()
+    monkeypatch.undo()
+    assert ending.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    step = saved_step(run / "state" / "training_state.pt")
+    assert "a worker process of the data loader was lost, perhaps for lack of memory" in line
+    assert f"saved after step {step}, resume with fewer --workers: python -m ftcore.train --output" in line
+    assert t5.resume(run) == 0
+    whole = t5.new_directory()
+    assert t5.train(whole, "--valid-share 0.4 --eval-batch-size 1") == 0
+    assert_same(outcome(run), outcome(whole))
+
+
+@pytest.mark.parametrize("batch", [4, 5])  # the first and the second micro-batch of a step
+def test_a_batch_that_cannot_be_read_stops_a_run_and_it_saves(
+    t5: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, batch: int
+) -> None:
+    """A corpus that was removed, for example."""
+    run, batches = t5.new_directory(), DataLoader._batches
+
+    def failing(loader: DataLoader) -> Iterator[Any]:
+        for number, one in enumerate(batches(loader)):
+            if loader.batch_sampler.shuffle and number == batch:
+                raise ValueError("ids: no such file")
+            yield one
+
+    monkeypatch.setattr(DataLoader, "_batches", failing)
+    with pytest.raises(SystemExit) as ending:
+        t5.train(run)
+    monkeypatch.undo()
+    assert ending.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "ftcore.train: ids: no such file; saved after step 2, resume with python -m ftcore"
+    )
+    assert t5.resume(run) == 0
+    assert_same(outcome(run), t5.wanted)
+
+
 def test_stopping_prints_the_resume_command(t5: Bench, capsys: pytest.CaptureFixture) -> None:
     run = t5.new_directory()
     stop_at(t5, run, 3)
@@ -250,6 +353,26 @@ def killed(act: Callable[[], Any], operation: int) -> bool:
         os._exit(0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+def test_killed_and_resumed_while_its_workers_still_run(t5: Bench) -> None:
+    """They have inherited the file that is locked."""
+    run = t5.new_directory()
+    reader, writer = os.pipe()  # ends when no process has it open any more
+    if not (child := os.fork()):
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            at_step(4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            t5.train(run, "--workers 2 --save-every 1")
+        finally:
+            os._exit(1)
+    os.close(writer)
+    os.waitpid(child, 0)
+    assert not select.select([reader], [], [], 0)[0], "the workers have ended already"
+    os.close(reader)
+    assert t5.resume(run) == 0
+    assert_same(outcome(run)["last"], t5.wanted["last"])
+
+
 def assert_everything_loads(run: Path) -> None:
     """All checkpoints load; unfinished ones have hidden names."""
     for directory in (run / "best", run / "last", *run.glob("checkpoints/step-*")):
@@ -284,25 +407,81 @@ def test_an_incomplete_last_line_of_the_log_is_dropped(t5: Bench) -> None:
     assert_same(outcome(run), t5.wanted)
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(
-    t5: Bench, capsys: pytest.CaptureFixture
-) -> None:
+JUNK = [b"", b"\xff", b'{"step": 1, "tr', b"7", b"[" * 100_000, b"{}", b'{"step": "1"}', b'{"step": null}']
+JUNK += [b'{"step": 1, "train_loss": "1"}', b'{"step": 1, "train_loss": [1]}', b'{"step": true}']
+JUNK += [b'{"step": 1, "f1": NaN}', b'{"step": 1.5}', b'{"step": 4, "source": 1, "references": null}']
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "predictions.jsonl"])
+def test_broken_lines_of_logs_are_skipped(t5: Bench, capsys: pytest.CaptureFixture, name: str) -> None:
+    """They stop neither a resumed run nor its report."""
+    run = t5.new_directory()
+    stop_at(t5, run, 5)
+    log = run / name
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + b"".join(junk + b"\n" for junk in JUNK) + b"".join(others))
+    capsys.readouterr()
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ftcore.training.run_directory.RunDirectory.save_predictions", lambda *_: None)
+    try:
+        assert t5.resume(run) == 0
+    finally:
+        patch.undo()
+    assert_same(outcome(run), t5.wanted)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == len(JUNK)
+    for number, line in enumerate(warnings, 2):
+        assert line.startswith(f"warning: {log}, line {number}: ") and line.endswith("; skipped")
+    assert (run / "report.html").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files in a forked child")
+@pytest.mark.parametrize("limit", [0, 300, 1500, 5_000, 12_000, 25_000, 50_000, 70_000, 100_000])
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(t5: Bench, limit: int) -> None:
+    """The limit on the size of files stops one write or another: log, weights, state, report."""
     run = t5.new_directory()
     stop_at(t5, run, 2)
-    before = (run / "state" / "training_state.pt").read_bytes()
+    state = run / "state" / "training_state.pt"
+    before = state.read_bytes()
 
-    def full(state: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def resume_with_limit() -> int:
+        import resource  # not on Windows
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ending:
-        patch.setattr(torch, "save", full)
-        t5.resume(run)
-    assert ending.value.code == 1
-    assert capsys.readouterr().err.strip().endswith("No space left on device")
-    assert (run / "state" / "training_state.pt").read_bytes() == before
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        return t5.resume(run)
+
+    status, line = in_child(resume_with_limit)
+    assert (status, line.count("\n")) in ((0, 0), (1, 1), (2, 1)), line
+    if status:
+        assert line.startswith(f"ftcore.train: {run}"), line
+    if status and f"{state}: " in line:
+        assert state.read_bytes() == before
     assert t5.resume(run) == 0
     assert_same(outcome(run), t5.wanted)
+    assert not [*run.rglob("*.part")]
+
+
+def in_child(act: Callable[[], int]) -> tuple[int, str]:
+    """Exit status and standard error of `act` in a forked child."""
+    reader, writer = os.pipe()
+    if child := os.fork():
+        os.close(writer)
+        with open(reader, encoding="utf-8") as errors:
+            text = errors.read()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+    status: Any = 70
+    try:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(writer, "w", encoding="utf-8")  # noqa: SIM115
+        status = act()
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def test_a_run_of_a_version_with_fewer_options_resumes(t5: Bench, capsys: pytest.CaptureFixture) -> None:
@@ -434,6 +613,62 @@ def test_a_damaged_state_is_refused(t5: Bench, capsys: pytest.CaptureFixture, da
     state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
     line = refusal(lambda: t5.resume(run), capsys)
     assert f"{state}: damaged, the run cannot be resumed" in line
+
+
+def places(state: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything in a state."""
+    keys = state if isinstance(state, dict) else range(len(state)) if isinstance(state, list) else ()
+    found = [(state, key) for key in keys]
+    return found + [place for key in keys for place in places(state[key])]
+
+
+OTHER_KINDS: list[Any] = [None, True, -1, 2**70, 0.5, "x", [], {}, [1], {"x": 1}, (1, 2), [None] * 3]
+OTHER_KINDS += [
+    torch.zeros(()),
+    torch.zeros(3, 3),
+    torch.zeros(16).to_sparse(),
+    torch.zeros(5, dtype=torch.int8),
+]
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_a_state_with_parts_of_other_kinds(t5: Bench, stopped: Path, data: st.DataObject) -> None:
+    """It is refused in one line, or the run ends well."""
+    saved = torch.load(stopped / "state" / "training_state.pt", weights_only=True)
+    depth = data.draw(st.sampled_from([1, 2, 9]))  # else nearly all places are options and moments
+    container, key = data.draw(st.sampled_from([(c, k) for c, k in places(saved) if depth > 1 or c is saved]))
+    if isinstance(container, dict) and data.draw(st.booleans()):
+        del container[key]
+    else:
+        container[key] = data.draw(st.sampled_from(OTHER_KINDS))
+    run = t5.new_directory()
+    shutil.copytree(stopped, run)
+    state = run / "state" / "training_state.pt"
+    torch.save(saved, state)
+    status, errors = 0, StringIO()
+    try:
+        with redirect_stderr(errors), redirect_stdout(StringIO()):
+            t5.resume(run)
+    except SystemExit as ending:
+        status = int(ending.code or 0)
+    *_, line = errors.getvalue().splitlines() or [""]
+    assert status in (0, 2) and (status == 0 or line.startswith("ftcore.train: ")), line
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("flipped", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_of_a_state_is_refused(
+    t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, flipped: float
+) -> None:
+    """In a weight or a moment, which torch would load."""
+    run = t5.new_directory()
+    shutil.copytree(stopped, run)
+    state = run / "state" / "training_state.pt"
+    content = bytearray(state.read_bytes())
+    content[int(flipped * len(content))] ^= 1
+    state.write_bytes(content)
+    assert f"{state}: damaged, the run cannot be resumed" in refusal(lambda: t5.resume(run), capsys)
 
 
 def test_a_pickle_is_not_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:

@@ -1,27 +1,39 @@
 """Run directories: refused where they hold something else, pruned, and written atomically."""
 
+import errno
+import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.checkpoints.files import directory_lock
 from ftcore.training.options import TrainOptions
-from ftcore.training.run_directory import RunDirectory, atomic_directory
+from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
 
 
 def a_run(path: Path) -> RunDirectory:
-    run = RunDirectory.create(str(path), overwrite=False)
+    run = RunDirectory(path)
+    run.open()
     run.save_options(TrainOptions())
+    run.close()
     return run
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(
-        ValueError, match="already holds a run: --resume continues it, --overwrite replaces it"
+        ValueError, match="already holds a run: `resume` continues it, `overwrite` replaces it"
     ):
-        RunDirectory.create(str(tmp_path / "run"), overwrite=False)
+        RunDirectory(tmp_path / "run").open()
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
@@ -31,29 +43,99 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
         (file / "file").touch()
     run.metrics_log.append({"step": 1})
     run.picture.touch()
-    RunDirectory.create(str(run.path), overwrite=True)
-    assert [file.name for file in run.path.iterdir()] == ["notes"]
+    run.open(overwrite=True)
+    assert {file.name for file in run.path.iterdir()} == {"notes", ".lock"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(ValueError, match="holds no run: choose another --output"):
-            RunDirectory.create(str(path), overwrite=overwrite)
-    assert (tmp_path / "thesis.tex").exists()
+        with pytest.raises(ValueError, match="holds no run: choose another `output`"):
+            RunDirectory(path).open(overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_empty_or_new_directory_is_used(tmp_path: Path) -> None:
     (tmp_path / ".train_config.json.part").touch()  # left by a process killed before its first save
-    RunDirectory.create(str(tmp_path), overwrite=False)
-    assert RunDirectory.create(str(tmp_path / "a" / "b"), overwrite=True).path.is_dir()
+    RunDirectory(tmp_path).open()
+    RunDirectory(tmp_path / "a" / "b").open(overwrite=True)
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_default_directories_are_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = {RunDirectory.create(None, overwrite=False).path for _ in range(5)}
+    made = {new_path(Path("runs")) for _ in range(5)}
     assert len(made) == 5 and {path.parent for path in made} == {Path("runs")}
+
+
+# Two processes
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, how: dict[str, bool]) -> None:
+    pytest.importorskip("fcntl")
+    run = a_run(tmp_path / "run")
+    run.open(overwrite=True)
+    if how:  # else it is a new run in both processes
+        run.save_options(TrainOptions())
+        run.state.parent.mkdir()
+        run.state.touch()
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"another process is at work on {run.path}"):
+        RunDirectory(run.path).open(**how)
+    assert contents(tmp_path) == before
+    run.close()
+    RunDirectory(run.path).open(**how)
+
+
+def test_a_run_that_another_process_has_made_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first check and the lock."""
+
+    def lock_after_another(directory: Path, *others: Any) -> Any:
+        monkeypatch.undo()
+        a_run(directory)
+        return directory_lock(directory, *others)
+
+    monkeypatch.setattr("ftcore.training.run_directory.directory_lock", lock_after_another)
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunDirectory(tmp_path / "run").open()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_of_many_processes_at_once_one_gets_the_directory(tmp_path: Path) -> None:
+    def make_run() -> None:
+        status = 1
+        try:
+            run = RunDirectory(tmp_path / "run")
+            run.open(overwrite=True)
+            run.save_options(TrainOptions(seed=os.getpid()))
+            time.sleep(1)
+            status = 0
+        finally:
+            os._exit(status)
+
+    children = [os.fork() or make_run() for _ in range(12)]
+    statuses = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children if child}
+    assert sorted(statuses.values()) == [0, *[1] * 11]
+    seed = json.loads((tmp_path / "run" / "train_config.json").read_text())["seed"]
+    assert statuses[seed] == 0
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    RunDirectory(tmp_path).open()
+    line = f"warning: {tmp_path} cannot be locked (No locks available): let no other process write to it"
+    assert capsys.readouterr().err.splitlines() == [line]
 
 
 @settings(deadline=None, max_examples=20)

@@ -85,10 +85,10 @@ def test_every_searchable_number_has_ranges() -> None:
         ("=1,2", "'' cannot be searched"),
         ("output=a,b", "'output' cannot be searched, only num_layers"),
         ("seed=1,2", "'seed' cannot be searched"),
-        ("lr", "'' is not a value of --lr"),
-        ("lr=", "'' is not a value of --lr"),
-        ("lr=fast,slow", "'fast' is not a value of --lr"),
-        ("lr=1e-4..", "'' is not a value of --lr"),
+        ("lr", "'' is not a value of `lr`"),
+        ("lr=", "'' is not a value of `lr`"),
+        ("lr=fast,slow", "'fast' is not a value of `lr`"),
+        ("lr=1e-4..", "'' is not a value of `lr`"),
         ("lr=1e-4..nan", "expected LOW..HIGH, the lower end first"),
         ("lr=1e-3", "expected LOW..HIGH, or at least two different values"),
         (
@@ -97,12 +97,12 @@ def test_every_searchable_number_has_ranges() -> None:
         ),
         ("weight_decay=0..0.1", "weight_decay=0,0.01,0.1"),
         ("lr=1e-2..1e-4", "expected LOW..HIGH, the lower end first"),
-        ("batch_size=8.5,16", "'8.5' is not a value of --batch-size"),
-        ("num_layers=1..2.5", "'2.5' is not a value of --num-layers"),
+        ("batch_size=8.5,16", "'8.5' is not a value of `batch_size`"),
+        ("num_layers=1..2.5", "'2.5' is not a value of `num_layers`"),
         ("batch_size=8,16,8", "at least two different values"),
-        ("schedule=linear,cosin", "'cosin' is not a value of --schedule, did you mean 'cosine'?"),
+        ("schedule=linear,cosin", "'cosin' is not a value of `schedule`, did you mean 'cosine'?"),
         ("schedule=linear..cosine", "only numbers have a range, expected values separated by commas"),
-        ("relative_steps=true,maybe", "'maybe' is not a value of --relative-steps"),
+        ("relative_steps=true,maybe", "'maybe' is not a value of `relative_steps`"),
         ("relative_steps=false..true", "only numbers have a range"),
     ],
 )
@@ -110,11 +110,11 @@ def test_errors_take_one_line(text: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         parse_search([text])
     line = str(error.value)
-    assert line.startswith(f"--search {text}: ") and message in line and "\n" not in line
+    assert line.startswith(f"`search` {text}: ") and message in line and "\n" not in line
 
 
 def test_an_option_is_given_once() -> None:
-    with pytest.raises(ValueError, match=r"--search lr=1,2: lr is given twice"):
+    with pytest.raises(ValueError, match=r"`search` lr=1,2: lr is given twice"):
         parse_search(["lr=1e-4..1e-2", "lr=1,2"])
 
 

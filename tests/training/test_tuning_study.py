@@ -106,16 +106,67 @@ def test_a_process_killed_while_it_made_the_journal(tmp_path: Path, content: byt
     assert finished_trials(open_journal(path)) == []
 
 
-@pytest.mark.parametrize("line", [1, 2])  # a trial in the middle, and the last one
-def test_a_damaged_journal_is_refused_and_unchanged(tmp_path: Path, line: int) -> None:
+def test_a_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    """An editor has stripped it."""
+    path = tmp_path / "journal.log"
+    trials = finished_trials(journal_of(path, 3))
+    before = path.read_bytes()
+    path.write_bytes(before.rstrip())
+    assert finished_trials(open_journal(path)) == trials and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])  # the study, a trial in the middle, and the last one
+@pytest.mark.parametrize("damage", [b'{"op_co', b"\xff", b"", b"7", b"[" * 100_000])
+def test_a_broken_line_is_refused_and_nothing_is_written(tmp_path: Path, line: int, damage: bytes) -> None:
     path = tmp_path / "journal.log"
     journal_of(path, 2)
     lines = path.read_bytes().splitlines(keepends=True)
-    lines[line] = lines[line].replace(b'{"op_code":4', b'{"op_co', 1)
-    path.write_bytes(b"".join(lines))
-    with pytest.raises(ValueError, match=f"^{path}: damaged, the search cannot be resumed"):
+    lines[line] = damage + b"\n"
+    path.write_bytes(b"".join(lines) + b'{"op_code":4')
+    with pytest.raises(ValueError, match=f"^{path}, line {line + 1}: .*; the search cannot be resumed"):
         open_journal(path)
-    assert path.read_bytes() == b"".join(lines)
+    assert path.read_bytes() == b"".join(lines) + b'{"op_code":4'
+
+
+def test_a_file_that_is_no_journal_is_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    path.write_text("my notes")
+    with pytest.raises(ValueError, match="line 1: not a line of a journal"):
+        open_journal(path)
+    assert path.read_text() == "my notes"
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_values_of_other_types_are_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """A journal is refused, or everything that reads its trials works."""
+    path = tmp_path_factory.mktemp("journal") / "journal.log"
+    journal_of(path, 3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    row = data.draw(st.sampled_from(rows))
+    places: list[tuple[Any, Any]] = [(row, key) for key in row]
+    for holder, key in places:
+        if isinstance(holder[key], dict):
+            places += [(holder[key], inner) for inner in holder[key]]
+    holder, key = data.draw(st.sampled_from(places))
+    if (how := data.draw(st.sampled_from(["change", "rename", "remove"]))) == "rename":
+        holder["other"] = holder.pop(key)
+    elif how == "change":
+        holder[key] = data.draw(st.sampled_from([None, True, -1, 10**30, 0.5, "x", [], {}, [1], {"x": 1}]))
+    else:
+        del holder[key]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = path.read_bytes()
+    try:
+        trials = finished_trials(study_in_memory(open_journal(path), 2))
+    except ValueError as error:
+        assert str(error).startswith(str(path)) and str(error).endswith("the search cannot be resumed")
+        assert path.read_bytes() == before
+    else:
+        best_trial(trials)
+        if trials:
+            table(trials)
+            write_csv(trials, path.with_suffix(".csv"))
 
 
 # Results

@@ -157,7 +157,7 @@ panels.interventions = {
       {},
       element("h3", {}, "Head ablation"),
       element("p", { class: "soft" }, "The head’s output is zero at every position."),
-      this.sweepNote("head_ablations", "/head-ablations", "Measure all heads"),
+      this.sweepNote("head_ablations", "head-ablations", "Measure all heads"),
       effectTable(
         "head-ablations",
         ["head", ...indices],
@@ -212,7 +212,7 @@ panels.interventions = {
           )
         : null,
       state.patchKind === 0
-        ? this.sweepNote("activation_patches", "/activation-patches", "Measure all")
+        ? this.sweepNote("activation_patches", "activation-patches", "Measure all")
         : null,
       live
         ? this.select("from", "from the second text’s position ", [

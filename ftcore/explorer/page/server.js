@@ -42,9 +42,9 @@ const answerRequest = () => ({
 });
 
 async function record(text, other, search) {
-  const second = other ? await post("/other", { text: other, max_new_tokens: search.max_new_tokens }) : null;
+  const second = other ? await post("other", { text: other, max_new_tokens: search.max_new_tokens }) : null;
   if (other && !second) return;
-  const recorded = await post("/record", { text, search });
+  const recorded = await post("record", { text, search });
   if (!recorded) return;
   const sameText = recorded.text === recording.text;
   recording = recorded;
@@ -61,7 +61,7 @@ function requestOutcome(interventions) {
   const key = interventions.join(";");
   if (!outcomes.has(key)) {
     outcomes.set(key, null);
-    post("/outcome", { ...answerRequest(), interventions: interventions.map(parseIntervention) }).then(
+    post("outcome", { ...answerRequest(), interventions: interventions.map(parseIntervention) }).then(
       (data) => {
         if (data) {
           outcomes.set(key, toOutcome(data.ids, data));
