@@ -57,9 +57,9 @@ def run_cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) 
             name = signal.Signals(os.WTERMSIG(status)).name
             mutation, _, stack = notes.read_text(errors="replace").partition("\n")
             too_long = name in ("SIGPROF", "SIGALRM")
-            fault = f"more than {MAX_CPU_SECONDS} s" if too_long else f"killed by {name}"
+            result = f"more than {MAX_CPU_SECONDS} s" if too_long else f"killed by {name}"
             where = next(iter(re.findall(r'ftcore/[^"]*", line \d+ in \w+', stack)), "outside of ftcore")
-            outcomes.append(Outcome(rest[len(lines)], mutation, fault, where))
+            outcomes.append(Outcome(rest[len(lines)], mutation, result, where))
         else:
             assert status == 0, "the process that reads the files failed; its traceback is above"
     return outcomes
