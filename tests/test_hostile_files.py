@@ -132,7 +132,6 @@ NOT_COVERED = {
     "training/preview.py _excerpts": "a text that was read before",
     "training/resize.py _key_and_value": "the command line",
     "training/sharded.py load_sharded": "several processes, see test_sharded.py",
-    "training/state.py saved_step": "reads what it has written",
 }
 
 

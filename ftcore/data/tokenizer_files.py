@@ -272,7 +272,9 @@ def _named(files: TokenizerFiles, name: str) -> dict[str, str | AddedToken | Non
     }
     extra = values.get("extra_special_tokens")
     tokens = standard | others | (extra if isinstance(extra, dict) else {})
-    return {key: files.token(name, key, value) for key, value in tokens.items()}
+    return {
+        key: files.token(name, key if key in _NAMES else shown(key), value) for key, value in tokens.items()
+    }
 
 
 def _extra(files: TokenizerFiles, name: str) -> list[str | AddedToken]:

@@ -852,6 +852,10 @@ WORD_LEVEL = {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}, "unk_token": "<
             r"special_tokens_map\.json: additional_special_tokens is 'x', expected a list of tokens",
         ),
         (
+            MERGES | {"tokenizer_config.json": json.dumps({"x" * 10**5 + "_token": {}})},
+            r"tokenizer_config\.json: 'x+\.\.\.x*_token' is {}, expected a token",
+        ),
+        (
             MERGES | {"added_tokens.json": '{"x": "y"}'},
             r"added_tokens\.json: the id of 'x' is 'y', expected a whole number from 0 to",
         ),

@@ -56,11 +56,9 @@ def run_cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) 
         if os.WIFSIGNALED(status):  # in the case that has no outcome yet
             name = signal.Signals(os.WTERMSIG(status)).name
             mutation, _, stack = notes.read_text(errors="replace").partition("\n")
-            fault = (
-                f"more than {MAX_CPU_SECONDS} s" if name in ("SIGPROF", "SIGALRM") else f"killed by {name}"
-            )
-            frames = re.findall(r'"[^"]*/(ftcore/[^"]*)", line (\d+) in (\w+)', stack)
-            where = "{}:{} {}".format(*frames[0]) if frames else "outside of ftcore"
+            too_long = name in ("SIGPROF", "SIGALRM")
+            fault = f"more than {MAX_CPU_SECONDS} s" if too_long else f"killed by {name}"
+            where = next(iter(re.findall(r'ftcore/[^"]*", line \d+ in \w+', stack)), "outside of ftcore")
             outcomes.append(Outcome(rest[len(lines)], mutation, fault, where))
         else:
             assert status == 0, "the process that reads the files failed; its traceback is above"
@@ -128,16 +126,9 @@ def read(reader: Reader, path: Path, directory: Path) -> tuple[str, str]:
         with redirect_stderr(printed), redirect_stdout(io.StringIO()):
             reader.read(path)
         result, detail = "read", ""
-    except Exception as error:
-        frames = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if "/ftcore/" in frame.filename
-        ]
-        where = (
-            f"{frames[-1].filename.rpartition('/ftcore/')[2]}:{frames[-1].lineno} {frames[-1].name}"
-            if frames
-            else ""
-        )
-        result, detail = fault(error, directory) or "refused", f"{one_line(error)[:300]!r} at {where}"
+    except BaseException as error:  # panics of Rust are no Exceptions
+        result = fault(error, directory) or "refused"
+        detail = f"{one_line(error)[:300]!r} at {place(error)}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -153,7 +144,9 @@ def fault(error: BaseException | None, directory: Path) -> str | None:
     message = one_line(error)
     if not isinstance(error, ValueError | OSError | FloatingPointError):
         return type(error).__name__
-    if str(directory) not in message and not isinstance(error, FloatingPointError):
+    missing = re.search("no such (file|directory)", message, re.I)  # a file that this file names
+    named = str(directory) in message or missing
+    if not named and not isinstance(error, FloatingPointError):
         return f"{type(error).__name__} without a file"
     if has_control_characters(message):
         return "a control character in the message"
@@ -163,6 +156,12 @@ def fault(error: BaseException | None, directory: Path) -> str | None:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             return "refused after running out of memory"
     return None
+
+
+def place(error: BaseException) -> str:
+    """The innermost line of ftcore in a traceback."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/ftcore/" in frame.filename]
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 
 def has_control_characters(text: str) -> bool:

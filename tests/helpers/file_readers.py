@@ -20,8 +20,10 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
+import matplotlib.figure  # noqa: F401  # once, instead of in each forked process
 import sentencepiece
 import tokenizers
+import torch
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers.models import BPE, Unigram
 
@@ -361,6 +363,8 @@ def train_with(main: Callable[[list[str]], object], directory: Path, more: str) 
     model, train = tiny_t5(directory / "model"), questions(directory / "train.jsonl", 6)
     argv = f"--model {model} --train {train} --output {directory / 'run'} {QUICK} {more}".split()
 
+    torch.optim.AdamW([torch.zeros(1)])  # imports torch's compiler, once
+
     def silently() -> list[None]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), no_pictures():
             main(argv)
@@ -386,9 +390,13 @@ def resume_search(path: Path) -> None:
 
 @contextmanager
 def no_pictures() -> Iterator[None]:
-    """Figures are laid out but not drawn, which takes a second."""
-    drawn, saved = "matplotlib.figure.Figure.savefig", "ftcore.tune.save_picture"
-    with mock.patch(drawn), mock.patch(saved, lambda *_: False):
+    """The figure of report.html is laid out but not drawn, which takes a second; there are no others."""
+    skipped = ("matplotlib.figure.Figure.savefig", "ftcore.training.curves.save_curves")
+    with (
+        mock.patch(skipped[0]),
+        mock.patch(skipped[1]),
+        mock.patch("ftcore.tune.save_picture", lambda *_: False),
+    ):
         yield
 
 
