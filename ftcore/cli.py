@@ -128,10 +128,8 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
-    from_file: dict[str, Any] = {}
     try:
-        from_file = _read_config(options, Path(config)) if config else {}
-        values = from_file | from_line
+        values = (_read_config(options, Path(config)) if config else {}) | from_line
         for field in _fields(options):
             if field.name not in values and field.default is REQUIRED:
                 raise ValueError(f"{flag(field.name)} is missing")
@@ -139,7 +137,9 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     except ValueError as error:
         message = _as_options(str(error))
         named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", message)}
-        parser.error((f"{config}: " if named & (from_file.keys() - from_line.keys()) else "") + message)
+        if config and named - from_line.keys() and not message.startswith(f"{config}: "):
+            message = f"{config}: {message}"
+        parser.error(message)
 
 
 def to_argv(options: Any) -> list[str]:

@@ -230,7 +230,7 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
         ({"goal": None}, "goal is None"),
         ({"goal": "x", "friends": "Ada"}, "friends is 'Ada', which does not fit --friends"),
         ({"goal": "x", "friends": [1]}, "friends is [1], which does not fit --friends"),
-        ({"days": 3}, "--goal is missing"),
+        ({"days": 3}, "trip.json: --goal is missing"),
         ({"goal": "x", "days": 0}, "trip.json: --days is 0, expected at least 1"),
         (
             {"goal": "x", "speed": 10**30},
@@ -242,7 +242,8 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
 def test_a_wrong_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture, content: Any, complaint: str
 ) -> None:
-    assert complaint in refusal(capsys, "--config", as_file(tmp_path / "trip.json", content))
+    line = refusal(capsys, "--config", as_file(tmp_path / "trip.json", content))
+    assert complaint in line and line.count("trip.json") == 1
 
 
 # --- all commands

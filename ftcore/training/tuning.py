@@ -271,10 +271,15 @@ def describe(trial: FrozenTrial) -> str:
 def table(trials: Sequence[FrozenTrial]) -> list[str]:
     """Lines of the printed table."""
     rows = [printed(trial) for trial in ranked(trials)]
-    columns = [name for name in max(rows, key=len) if name != "error"]
+    columns = [name for name in _columns(rows) if name != "error"]
     lines = [columns, *([cells.get(name, "") for name in columns] for cells in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.rjust, line, widths)) for line in lines]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names in all rows, in the order of the longest one."""
+    return list(dict.fromkeys([*max(rows, key=len), *(name for row in rows for name in row)]))
 
 
 def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
@@ -282,8 +287,7 @@ def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            columns = dict.fromkeys([*max(rows, key=len), *(name for one in rows for name in one)])
-            writer = csv.DictWriter(file, list(columns))
+            writer = csv.DictWriter(file, _columns(rows))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import time
+import select
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +106,26 @@ def test_a_run_that_another_process_has_made_meanwhile_is_refused(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_of_many_processes_at_once_one_gets_the_directory(tmp_path: Path) -> None:
+    reader, writer = os.pipe()  # closed once the others have been refused
+
     def make_run() -> None:
         status = 1
         try:
+            os.close(writer)
             run = RunDirectory(tmp_path / "run")
             run.open(overwrite=True)
             run.save_options(TrainOptions(seed=os.getpid()))
-            time.sleep(1)
             status = 0
+            select.select([reader], [], [], 60)
         finally:
             os._exit(status)
 
-    children = [os.fork() or make_run() for _ in range(12)]
-    statuses = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children if child}
-    assert sorted(statuses.values()) == [0, *[1] * 11]
+    for _ in range(12):
+        os.fork() or make_run()
+    statuses = dict(os.wait() for _ in range(11))
+    os.close(writer)
+    statuses |= dict([os.wait()])
+    assert sorted(map(os.waitstatus_to_exitcode, statuses.values())) == [0, *[1] * 11]
     seed = json.loads((tmp_path / "run" / "train_config.json").read_text())["seed"]
     assert statuses[seed] == 0
 
