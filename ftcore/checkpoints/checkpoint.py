@@ -93,7 +93,7 @@ def load_model(
     # One tensor per group of tied parameters is assigned; tie_weights makes the others the same object again.
     model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
-    if (directory / "generation_config.json").is_file():
+    if os.path.lexists(directory / "generation_config.json"):
         model.generation_config = read_json(directory / "generation_config.json")
     for adapter in reversed(adapters):
         load_adapter(model, adapter)

@@ -35,7 +35,8 @@ def read_weights(directory: Path, names: Sequence[str]) -> tuple[Path, dict[str,
         FileNotFoundError: none of the files exists, or shards are missing.
         ValueError: see `read_tensors`.
     """
-    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    # A link to a file that is gone is an error: the next name could be another version of the weights.
+    path = next((directory / name for name in names if os.path.lexists(directory / name)), None)
     if path is None:
         raise FileNotFoundError(f"{directory}: no weights; expected one of {', '.join(names)}")
     tensors: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ Where the first has "added_tokens_decoder", the others are ignored; else all fou
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class TokenizerFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         paths = [directory / name for name in TOKENIZER_FILES]
-        self.content = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        self.content = {path.name: path.read_bytes() for path in paths if os.path.lexists(path)}
         self.vocabulary = directory / next(iter(self.content), "config.json")
         self.settings = self.json("tokenizer_config.json")
         config = self.json("config.json")
@@ -112,7 +113,7 @@ class TokenizerFiles:
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file, {} without one."""
         path = self.directory / name
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if os.path.lexists(path) else {}
 
     def text(self, name: str) -> str:
         return read_text(self.directory / name)

@@ -140,6 +140,8 @@ def adapter_chain(name: str | os.PathLike[str], *, weights: bool = True) -> list
             directory = resolve_directory(sibling if is_moved else base, weights=weights)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error
+        if not any((directory / name).is_file() for name in (CONFIG_FILE, "config.json")):
+            raise FileNotFoundError(f"{where}, a directory without a model or an adapter")
         if any(directory.samefile(adapter) for adapter in chain):
             raise ValueError(f"{where}, which leads back to this adapter; expected its base model")
         chain.append(directory)

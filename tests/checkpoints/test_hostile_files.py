@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import pickletools
+import shutil
 import struct
 import time
 import zipfile
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from ftcore.checkpoints.checkpoint import load_model, model_from_config, new_model, save_model
 from ftcore.checkpoints.tensors import read_tensors
+from ftcore.cli import one_line
+from ftcore.data import load_tokenizer
 from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 from tests.helpers.tiny_lora import VOCAB, logits, tiny
@@ -287,6 +290,35 @@ def test_a_model_larger_than_the_memory_raises(values: dict, tmp_path: Path) -> 
     assert time.monotonic() - start < LIMIT
     with pytest.raises(ValueError, match="more than the memory here can hold"):
         model_from_config(values)
+
+
+@pytest.mark.parametrize(
+    "put", [lambda path: path.symlink_to("gone"), lambda path: path.symlink_to(path), Path.mkdir]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ],
+)
+def test_a_name_without_a_file_is_not_a_missing_file(name: str, put: Callable, tmp_path: Path) -> None:
+    """As in a download from the hub that was cut short."""
+    directory = tmp_path / "model"
+    shutil.copytree(Path(__file__).parents[2] / "weights" / "gpt2-mini", directory)
+    save_model(load_model(directory), tmp_path / "other")  # weights that must not be taken instead
+    shutil.copy(tmp_path / "other" / "model.safetensors", directory / "pytorch_model.bin")
+    (directory / name).unlink(missing_ok=True)
+    put(directory / name)
+    with pytest.raises((OSError, ValueError)) as caught:
+        load_model(directory)
+        load_tokenizer(directory)
+    assert name in one_line(caught.value)
 
 
 @pytest.mark.parametrize("kind", [None, 1, [], {}, "", "bert", "x" * 10**5, True])

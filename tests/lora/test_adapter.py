@@ -126,7 +126,7 @@ def test_adapters_that_lead_back_to_themselves_raise(adapter, length):
 
 
 NOT_A_BASE = [None, "", 7, ["weights/t5-mini"], {"name": 1}, "nowhere/at/all", "~nosuchuser/t5"]
-NOT_A_BASE += ["a\0b", "~a\0", "x" * 300, "x/" * 2000, "x" * 10**6, "\x1b[2J"]
+NOT_A_BASE += ["..", "a\0b", "~a\0", "x" * 300, "x/" * 2000, "x" * 10**6, "\x1b[2J"]
 
 
 @pytest.mark.parametrize("base", NOT_A_BASE)
