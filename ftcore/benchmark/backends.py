@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,8 +79,7 @@ class FtcoreBackend:
             model=job.checkpoint,
             task=job.task,  # type: ignore[arg-type]
             train=job.train,
-            output=str(Path(job.checkpoint) / "run"),
-            overwrite=True,
+            output=mkdtemp(prefix="run-", dir=job.checkpoint),  # a process locks its run's directory
             batch_size=case.rows,
             max_source_length=case.source,
             max_target_length=case.target,

@@ -61,6 +61,7 @@ def one_epoch(
         model=model,
         optimizer=optimizer,
         options=SimpleNamespace(clip_norm=0.5, label_smoothing=0.1),
+        progress=SimpleNamespace(skipped=0),
         device=CPU,
         autocast=autocast("fp32", CPU),
         scaler=grad_scaler("fp32", CPU),
@@ -115,6 +116,7 @@ def test_clip_norm(family: str) -> None:
             model=model,
             optimizer=adamw(model, lr=1.0, weight_decay=0),
             options=SimpleNamespace(clip_norm=limit),
+            progress=SimpleNamespace(skipped=0),
             scaler=grad_scaler("fp32", CPU),
             compute_loss=partial(batch_loss, model),
         )

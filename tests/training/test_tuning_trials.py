@@ -37,6 +37,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
             eval_every=10,
             options=run_options,
             valid_set=valid_set,
+            directory=SimpleNamespace(close=lambda: None),
         )
 
     def train(run: Any, watch: Callable[[dict[str, float]], None]) -> None:
