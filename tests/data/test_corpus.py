@@ -350,7 +350,7 @@ def test_documents_are_unchanged(tmp_path: Path, texts: list[str], size: int) ->
         ("a.tsv", "The ferry left.\tAt noon.\n", "tab-separated values; save the file as CSV"),
         ("a.txt", "The ferry\nleft\0\0\n", "line 2: a NUL character"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
-        ("a.txt.gz", gzip.compress(b"The ferry left."), "compressed by gzip"),
+        ("a.txt.gz", gzip.compress(b"The ferry left.", mtime=0), "compressed by gzip"),
         ("a.parquet", b"PAR1\x15\x04\x15", "a parquet file"),
         ("a.txt", "The ferry left.".encode("utf-16"), "text in UTF-16"),
         ("a.txt", "The ferry left.".encode("utf-16-le"), "line 1: a NUL character"),
