@@ -1161,7 +1161,9 @@ def test_an_adapter_without_a_tokenizer_of_a_base_model_is_named(tmp_path: Path)
     with pytest.raises(ValueError, match=r"adapter_config\.json: base_model_name_or_path is .*leads back"):
         load_tokenizer(adapter(tmp_path / "loop", str(tmp_path / "loop")))
     (tmp_path / "base").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"base_model_name_or_path is .*, a directory without a model"):
+    with pytest.raises(
+        FileNotFoundError, match=r"base_model_name_or_path is .*, a directory without a model"
+    ):
         load_tokenizer(adapter(tmp_path / "lost", str(tmp_path / "base")))
     (tmp_path / "base" / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"base: no tokenizer; expected tokenizer\.json"):
