@@ -190,7 +190,7 @@ def in_tree(tree: Any, rng: Random, values: list[Any]) -> str:
     if isinstance(value, str):
         near += [value + "x", value[1:], value.upper(), (value * 1000)[:10_000]]
     if isinstance(value, int | float):
-        near += [value + 1, -value, value * 1000, str(value), float(value)]
+        near += [value + 1, -value, value * 1000, str(value), float(max(-(10**300), min(value, 10**300)))]
     match rng.randrange(8):
         case 0:
             del container[key]
