@@ -50,7 +50,7 @@ class TuneOptions(TrainOptions):
         group="Search",
         metavar="NAME=RANGE",
     )
-    trials: int = option(20, "number of settings to try", at_least=1, resumable=True)
+    trials: int = option(20, "number of settings to try", at_least=1, below=10_000, resumable=True)
     halving: int | None = option(
         None,
         "successive halving: after 1, N, N*N ... validations, stop a trial unless it is among the best 1/N "

@@ -112,7 +112,8 @@ FAULTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(fault, tmp_path, monkeypatch):
-    monkeypatch.setattr(case_runner, "MAX_CPU_SECONDS", 1)
+    if fault == "more than 1 s":
+        monkeypatch.setattr(case_runner, "MAX_CPU_SECONDS", 1)
     (tmp_path / "valid").mkdir()
     (tmp_path / "valid" / "config.json").write_text("{}")
     reader = Reader(lambda directory: None, "config.json", FAULTS[fault])
