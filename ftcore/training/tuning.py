@@ -169,6 +169,8 @@ def open_journal(path: Path) -> Study:
         if complete == 0:
             return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
         study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
+            raise ValueError("not a study of one value to maximize")
         if not all(map(_has_results, study_in_memory(study, None).trials)):
             raise ValueError("a trial without the results of a search")
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError) as error:

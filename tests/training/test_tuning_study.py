@@ -128,6 +128,15 @@ def test_a_broken_line_is_refused_and_nothing_is_written(tmp_path: Path, line: i
     assert path.read_bytes() == b"".join(lines) + b'{"op_code":4'
 
 
+@pytest.mark.parametrize("directions", ["[]", "[1]", "[2, 2]"])
+def test_a_study_with_other_objectives_is_refused(tmp_path: Path, directions: str) -> None:
+    path = tmp_path / "journal.log"
+    open_journal(path)
+    path.write_text(path.read_text().replace('"directions":[2]', f'"directions":{directions}'))
+    with pytest.raises(ValueError, match=f"^{path}: damaged .*; the search cannot be resumed"):
+        open_journal(path)
+
+
 def test_a_file_that_is_no_journal_is_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
     path.write_text("my notes")
