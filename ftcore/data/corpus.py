@@ -124,8 +124,8 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
         made_from = f"{_size_and_time(text)}, tokenizer {fingerprint}, format {_FORMAT}"
         metadata, again = _read_metadata(ids, dtype, made_from)
         if not metadata:
-            metadata = _write_ids(ids, text, tokenizer, decoder_only, made_from, dtype)
-            size = f"{int(metadata['tokens']):,} tokens of {int(metadata['documents']):,} documents"
+            metadata, documents = _write_ids(ids, text, tokenizer, decoder_only, made_from, dtype)
+            size = f"{int(metadata['tokens']):,} tokens of {documents:,} documents"
             print(f"tokenized {text}{again}: {size}, kept in {ids}", file=sys.stderr)
     tokens = int(metadata["tokens"])
     return Corpus(text, ids, decoder_only, _header(tokens, dtype, metadata), dtype, start=0, stop=tokens)
@@ -220,12 +220,14 @@ def _checksum(ids: Path, size_and_time: str) -> str:
 
 def _write_ids(
     ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str, dtype: np.dtype
-) -> dict[str, str]:
-    """Tokenize a text to a file of ids, and return the file's metadata."""
+) -> tuple[dict[str, str], int]:
+    """Tokenize a text to a file of ids; returns (the file's metadata, number of documents)."""
     metadata = {"made_from": made_from}
+    documents = 0
 
     def write(path: Path) -> None:
-        tokens = documents = checksum = 0
+        nonlocal documents
+        tokens = checksum = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
             for chunk, ends_document in _tokenize(text, tokenizer, decoder_only):
@@ -238,12 +240,12 @@ def _write_ids(
                 raise ValueError(f"{text}: {tokens} tokens are too few to learn from; expected plain text")
             if not made_from.startswith(_size_and_time(text)):
                 raise ValueError(f"{text} has changed while it was tokenized: start again")
-            metadata.update(tokens=str(tokens), documents=str(documents), checksum=str(checksum))
+            metadata.update(tokens=str(tokens), checksum=str(checksum))
             file.seek(0)
             file.write(_header(tokens, dtype, metadata))
 
     write_atomically(ids, write)
-    return metadata
+    return metadata, documents
 
 
 def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
