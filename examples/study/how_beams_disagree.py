@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from ftcore.analysis.beams import beam_trace, draw_beams
-from ftcore.analysis.figures import new_figure, save_figure
 from ftcore.data.tasks import prompt
 from ftcore.decoding import generate
+from ftcore.figures import new_figure, save_figure
 from ftcore.training.inputs import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps
-from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
+from ftcore.analysis.figures import draw_head_field
 from ftcore.analysis.heads import (
     copy_scores,
     head_ablation,
@@ -28,6 +28,7 @@ from ftcore.analysis.heads import (
 )
 from ftcore.analysis.inputs import word_mask
 from ftcore.analysis.tokens import token_losses
+from ftcore.figures import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = 60

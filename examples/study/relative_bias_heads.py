@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import draw_relative_bias, relative_bias_curves
-from ftcore.analysis.figures import new_figure, save_figure
+from ftcore.figures import new_figure, save_figure
 from ftcore.models import T5ForConditionalGeneration
 from ftcore.study import patch
 

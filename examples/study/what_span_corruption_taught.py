@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps, attention_while_generating
-from ftcore.analysis.figures import draw_head_field, draw_matrix, new_figure, save_figure
+from ftcore.analysis.figures import draw_head_field, draw_matrix
 from ftcore.analysis.inputs import word_mask
 from ftcore.data.tasks import prompt
+from ftcore.figures import new_figure, save_figure
 from ftcore.study import logit_lens
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.attention import attention_while_generating
-from ftcore.analysis.figures import draw_head_field, new_figure, save_figure
+from ftcore.analysis.figures import draw_head_field
 from ftcore.analysis.inputs import token_names, word_mask
 from ftcore.analysis.patching import activation_patching, logit_difference
 from ftcore.data.tasks import prompt
+from ftcore.figures import new_figure, save_figure
 from ftcore.training.inputs import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

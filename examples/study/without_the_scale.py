@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ftcore import load_model, load_tokenizer
 from ftcore.analysis.attention import attention_maps
-from ftcore.analysis.figures import new_figure, save_figure
 from ftcore.analysis.inputs import Inputs
 from ftcore.analysis.tokens import token_losses
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.figures import new_figure, save_figure
 from ftcore.models import Model, T5ForConditionalGeneration
 from ftcore.study import patch
 

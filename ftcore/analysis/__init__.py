@@ -8,7 +8,8 @@
     residual.py     norms of the residual stream, the logit lens as a figure
     tokens.py       losses of tokens, top activations of neurons over a data set
     beams.py        beam search as a tree
-    figures.py      helpers of all figures
+    figures.py      heat maps and their labels
+    results.py      how results print
 
 They read and change activations by `record` and `patch` of ftcore.study. Functions named `draw_...` return
 matplotlib figures and require the extra `plot`.
@@ -26,7 +27,7 @@ from ftcore.analysis.attention import (
 )
 from ftcore.analysis.attribution import draw_attribution, logit_attribution
 from ftcore.analysis.beams import beam_trace, draw_beams
-from ftcore.analysis.figures import draw_heads, save_figure
+from ftcore.analysis.figures import draw_heads
 from ftcore.analysis.heads import (
     copy_scores,
     draw_ablation,
@@ -40,3 +41,4 @@ from ftcore.analysis.inputs import inputs_of, token_names
 from ftcore.analysis.patching import activation_patching, draw_patched, logit_difference, path_patching
 from ftcore.analysis.residual import draw_lens, draw_residual_norms, residual_norms
 from ftcore.analysis.tokens import draw_token_losses, draw_top_activations, token_losses, top_activations
+from ftcore.figures import save_figure

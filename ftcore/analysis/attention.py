@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.analysis.figures import Axes, Figure, check_labels, draw_matrix, new_figure
+from ftcore.analysis.figures import check_labels, draw_matrix
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
@@ -19,10 +19,12 @@ from ftcore.analysis.inputs import (
     stack_blocks,
     stack_parameters,
 )
+from ftcore.analysis.results import Tensors, one_per_line
 from ftcore.cli import did_you_mean
 from ftcore.decoding import generate
 from ftcore.decoding.arguments import Arguments, arguments_for
 from ftcore.decoding.search import checked_source
+from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
 
@@ -34,7 +36,7 @@ def attention_maps(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     """
     kinds = {part: f"{prefix}pattern" for part, prefix in part_prefixes(model).items()}
     acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
-    return {part: stack_blocks(acts, kind) for part, kind in kinds.items()}
+    return Tensors({part: stack_blocks(acts, kind) for part, kind in kinds.items()})
 
 
 def attention_while_generating(
@@ -79,10 +81,10 @@ def hidden_states(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     prefixes = part_prefixes(model)
     streams = [f"{prefixes[stack]}resid_pre.*" for stack in final_norms]
     acts = activations_of(model, inputs, *streams, *final_norms.values())
-    return {
-        stack: torch.cat([stack_blocks(acts, f"{prefixes[stack]}resid_pre"), acts[norm][None]])
+    return Tensors(
+        (stack, torch.cat([stack_blocks(acts, f"{prefixes[stack]}resid_pre"), acts[norm][None]]))
         for stack, norm in final_norms.items()
-    }
+    )
 
 
 def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], title: str = "") -> Figure:
@@ -114,6 +116,9 @@ class BiasCurves(NamedTuple):
     buckets: Tensor  # (N) row of the table for each distance
     edges: list[int]  # distances at which the bucket changes
     biases: Tensor  # (tables, H, N) added to the scores; uMT5 has one table per block, others one in all
+
+    def __repr__(self) -> str:
+        return one_per_line(self._asdict())
 
 
 @torch.no_grad()

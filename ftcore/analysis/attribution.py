@@ -12,7 +12,7 @@ one; patching.py separates them.
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, draw_head_field, new_figure
+from ftcore.analysis.figures import draw_head_field
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
@@ -22,6 +22,8 @@ from ftcore.analysis.inputs import (
     stack_parameters,
     token_ids,
 )
+from ftcore.analysis.results import Tensors
+from ftcore.figures import Figure, new_figure
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.attention import at_least_float32
@@ -61,23 +63,24 @@ def logit_attribution(
         direction, bias = _gpt2_direction(model, stack_blocks(acts, "resid_post")[-1], unembedding)
         outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")  # (L, H * K, D)
         attention_bias = stack_parameters(model, "transformer.h.*.attn.c_proj.bias").sum(0)  # (D)
-        return {
-            "embedding": _dot(acts["transformer.wte"], direction),
-            "position": _dot(acts["transformer.wpe"], direction),
-            "heads": _head_contributions(model, stack_blocks(acts, "z"), outputs, direction),
-            "mlps": _dot(stack_blocks(acts, "mlp"), direction),
-            "biases": bias + _dot(attention_bias, direction),
-        }
+        return Tensors(
+            embedding=_dot(acts["transformer.wte"], direction),
+            position=_dot(acts["transformer.wpe"], direction),
+            heads=_head_contributions(model, stack_blocks(acts, "z"), outputs, direction),
+            mlps=_dot(stack_blocks(acts, "mlp"), direction),
+            biases=bias + _dot(attention_bias, direction),
+        )
 
     names = ("decoder.resid_pre.0", "decoder.z.*", "cross.z.*", "decoder.mlp.*", "decoder.resid_post.*")
     acts = activations_of(model, inputs, *names)
     direction = _t5_direction(model, stack_blocks(acts, "decoder.resid_post")[-1], unembedding)
-    shares = {"embedding": _dot(acts["decoder.resid_pre.0"], direction)}
+    shares = Tensors(embedding=_dot(acts["decoder.resid_pre.0"], direction))
     layers = (("heads", "decoder", "0.SelfAttention"), ("cross", "cross", "1.EncDecAttention"))
     for share, part, layer in layers:
         outputs = stack_parameters(model, f"decoder.block.*.layer.{layer}.o.weight").mT  # (L, H * K, D)
         shares[share] = _head_contributions(model, stack_blocks(acts, f"{part}.z"), outputs, direction)
-    return shares | {"mlps": _dot(stack_blocks(acts, "decoder.mlp"), direction)}
+    shares["mlps"] = _dot(stack_blocks(acts, "decoder.mlp"), direction)
+    return shares
 
 
 def total(shares: dict[str, Tensor]) -> Tensor:

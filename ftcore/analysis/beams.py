@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ftcore.analysis.figures import Axes, Figure, new_figure
 from ftcore.decoding import generate
 from ftcore.decoding.search import NEG_INF, Hypotheses
+from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import Model
 
 Status = Literal["running", "finished", "displaced", "pruned"]
@@ -57,6 +57,11 @@ class BeamTrace:
     def tokens(self, candidate: Candidate) -> list[int]:
         """The generated tokens, without prompt or start token."""
         return [one.token for one in self.path(candidate)]
+
+    def __repr__(self) -> str:
+        candidates = sum(map(len, self.steps))
+        head = f"{len(self.steps)} steps, {candidates} candidates; the finished hypotheses, score and tokens:"
+        return "\n".join([head, *(f"{one.final_score:.4f} {self.tokens(one)}" for one in self.finished)])
 
 
 def beam_trace(

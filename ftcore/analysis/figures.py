@@ -1,48 +1,14 @@
-"""Helpers of all figures. They require the extra `plot` (matplotlib)."""
+"""What the figures of the analyses share: heat maps and their labels."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ftcore.analysis.inputs import check_dims
-from ftcore.checkpoints.files import write_atomically
-
-Figure = Any  # matplotlib.figure.Figure; matplotlib is imported only when drawing
-Axes = Any  # matplotlib.axes.Axes
+from ftcore.figures import Axes, Figure, new_figure
 
 MOST_LABELS = 48  # more tick labels would overlap
-FORMATS = ("png", "pdf", "svg")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure  # without pyplot, which may need a display
-    except ImportError:
-        message = 'figures need matplotlib, which is not installed: pip install -e ".[plot]"'
-        raise ValueError(message) from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure atomically, in the format of the path's suffix; create the directory if it is missing.
-
-    Raises:
-        ValueError: another suffix than those of FORMATS.
-    """
-    path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise ValueError(f"{path}: expected a name that ends with .{', .'.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=130))
 
 
 def check_labels(argument: str, labels: Sequence[Any] | None, count: int) -> None:

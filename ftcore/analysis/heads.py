@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.analysis.attention import attention_maps
-from ftcore.analysis.figures import Figure, draw_heads
+from ftcore.analysis.figures import draw_heads
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
@@ -26,6 +26,8 @@ from ftcore.analysis.inputs import (
     stack_parameters,
 )
 from ftcore.analysis.patching import Metric, measure
+from ftcore.analysis.results import Tensors
+from ftcore.figures import Figure
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.non_finite import require_finite
@@ -130,14 +132,14 @@ def copy_scores(model: Model) -> dict[str, Tensor]:
         norms = stack_parameters(model, "transformer.h.*.ln_1.weight")  # (L, D)
         values = stack_parameters(model, "transformer.h.*.attn.c_attn.weight").chunk(3, dim=-1)[2]
         outputs = stack_parameters(model, "transformer.h.*.attn.c_proj.weight")
-        return {"decoder": _positive_share(model, circuit * norms[:, None], values, outputs)}
+        return Tensors(decoder=_positive_share(model, circuit * norms[:, None], values, outputs))
 
     circuit = (model.lm_head.weight * model.decoder.final_layer_norm.weight).T @ model.shared.weight
     norm_weights = {
         "decoder": stack_parameters(model, "decoder.block.*.layer.0.layer_norm.weight"),
         "cross": model.encoder.final_layer_norm.weight.expand(len(model.decoder.block), -1),
     }
-    scores = {}
+    scores = Tensors()
     for part, layer in (("decoder", "0.SelfAttention"), ("cross", "1.EncDecAttention")):
         values = stack_parameters(model, f"decoder.block.*.layer.{layer}.v.weight").mT
         outputs = stack_parameters(model, f"decoder.block.*.layer.{layer}.o.weight").mT
@@ -180,7 +182,7 @@ def head_ablation(
     kinds = {part: f"{prefix}z" for part, prefix in part_prefixes(model).items()}
     acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
     before = measure(metric, model, inputs)
-    changes: dict[str, Tensor] = {}
+    changes = Tensors()
     for part, kind in kinds.items():
         z = stack_blocks(acts, kind)  # (L, B, T, H * K)
         tokens = z[:, padding_mask(model, inputs, part)]  # (L, tokens, H * K)

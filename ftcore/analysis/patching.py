@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ftcore.analysis.figures import Figure, draw_matrix, new_figure
+from ftcore.analysis.figures import draw_matrix
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
@@ -29,6 +29,8 @@ from ftcore.analysis.inputs import (
     num_heads,
     token_ids,
 )
+from ftcore.analysis.results import one_per_line
+from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
 from ftcore.study import patch
 from ftcore.study.hooks import token_mask
@@ -81,6 +83,9 @@ class Patched:
     values: Tensor  # (activations, *axes of the sweep, *shape of the metric)
     clean: Tensor  # shape of the metric
     corrupted: Tensor
+
+    def __repr__(self) -> str:
+        return one_per_line(vars(self))
 
     @property
     def restored(self) -> Tensor:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, check_labels, draw_matrix, new_figure
+from ftcore.analysis.figures import check_labels, draw_matrix
 from ftcore.analysis.inputs import Inputs, activations_of, check_dims, part_prefixes, stack_blocks
+from ftcore.analysis.results import Tensors
+from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
 from ftcore.study.hooks import token_mask
 
@@ -19,7 +21,7 @@ def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     """
     prefixes = {part: prefix for part, prefix in part_prefixes(model).items() if part != "cross"}
     acts = activations_of(model, inputs, *(f"{prefix}resid_p*.*" for prefix in prefixes.values()))
-    norms = {}
+    norms = Tensors()
     for stack, prefix in prefixes.items():
         before, after = stack_blocks(acts, f"{prefix}resid_pre"), stack_blocks(acts, f"{prefix}resid_post")
         norms[stack] = torch.cat([before, after[-1:]]).norm(dim=-1)

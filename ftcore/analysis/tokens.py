@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.analysis.figures import Figure, check_labels, new_figure
+from ftcore.analysis.figures import check_labels
 from ftcore.analysis.inputs import (
     Inputs,
     activations_of,
@@ -18,6 +18,8 @@ from ftcore.analysis.inputs import (
     padding_mask,
     token_ids,
 )
+from ftcore.analysis.results import one_per_line
+from ftcore.figures import Figure, new_figure
 from ftcore.models import Model, T5ForConditionalGeneration
 
 
@@ -73,6 +75,9 @@ class TopActivations(NamedTuple):
     values: Tensor
     texts: Tensor  # index of the text, over all batches
     positions: Tensor  # index of the token in it
+
+    def __repr__(self) -> str:
+        return one_per_line(self._asdict())
 
 
 @torch.no_grad()

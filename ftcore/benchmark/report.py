@@ -13,7 +13,7 @@ from ftcore.benchmark.backends import version
 from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.roofline import BYTES, Machine
 from ftcore.benchmark.worker import Measurement
-from ftcore.checkpoints.files import write_atomically
+from ftcore.figures import new_figure, save_figure
 
 LOSS_TOL = 1e-4  # per step, in fp32
 
@@ -178,9 +178,7 @@ def save_growth(rows: Sequence[Row], path: Path) -> None:
 
     Lower bounds are dashed: the roofline, and the size of the weights.
     """
-    from matplotlib.figure import Figure  # without pyplot, which would need a display
-
-    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    figure = new_figure(14, 6.8)
     columns = figure.subplots(2, len(AXES)).T
     for (seconds, memory), axis in zip(columns, AXES, strict=True):
         curves: dict[str, list[tuple[float, ...]]] = {}  # points (x, seconds, gigabytes)
@@ -206,5 +204,6 @@ def save_growth(rows: Sequence[Row], path: Path) -> None:
             panel.set_xticks(ticks, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in ticks])
             panel.minorticks_off()
             panel.grid(alpha=0.3)
-    columns[-1][0].legend()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    handles, names = columns[-1][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    save_figure(figure, path)

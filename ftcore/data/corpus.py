@@ -18,7 +18,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +51,7 @@ class Corpus:
     text: Path  # the text file
     ids: Path  # the file of ids
     decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
-    header: bytes  # of the file of ids, with their checksum; compared at every read
+    header: bytes = field(repr=False)  # of the file of ids, with their checksum; compared at every read
     dtype: np.dtype  # of the ids in the file
     start: int  # index of the first id in the file
     stop: int  # index after the last id

@@ -43,6 +43,9 @@ class ExampleDataset(Protocol):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} examples>"
+
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def source(self, index: int) -> list[int]:

@@ -188,6 +188,9 @@ class DataLoader(torch.utils.data.DataLoader):
         self._resume_at = 0  # first batch of the next iteration
         self._taken = 0  # batches of this epoch that have been yielded
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} batches>"
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""

@@ -41,6 +41,9 @@ class Tokenizer:
         self._vocabulary = files.vocabulary
         self._clean_up = files.flag("clean_up_tokenization_spaces")
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.vocab_size} ids>"
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text. T5 and ByT5 append </s>, GPT-2 appends nothing.
 

@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ftcore.checkpoints.files import write_atomically
+from ftcore.figures import Figure, new_figure, save_figure
 
 # Title -> keys of metrics.jsonl, or their names from `scoring.named`, with their labels.
 PANELS = {
@@ -26,17 +26,15 @@ PANELS = {
 LOGARITHMIC = ("loss (nats per token)", "gradient norm")  # where values differ by more than a factor of 20
 
 
-def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Any:
-    """A matplotlib Figure of the lines of metrics.jsonl; None without matplotlib or without any line."""
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """A figure of the lines of metrics.jsonl; None without matplotlib or without any line."""
     keys = {key for line in metrics for key in line}
     panels = {title: labels for title, labels in PANELS.items() if keys & labels.keys()}
     if not panels or find_spec("matplotlib") is None:
         return None
-    from matplotlib.figure import Figure  # optional dependency; Figure alone needs no display
-
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    figure = new_figure(4 * columns, 3 * rows)
     for number, (title, labels) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         values = []
@@ -62,7 +60,7 @@ def save_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the figure as PNG; without matplotlib no file is written."""
     figure = draw_curves(metrics)
     if figure is not None:
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+        save_figure(figure, path)
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -35,8 +35,8 @@ from ftcore.analysis import (
     top_activations,
 )
 from ftcore.analysis.attribution import total
-from ftcore.analysis.figures import new_figure
 from ftcore.analysis.patching import Patched
+from ftcore.figures import new_figure
 from ftcore.study import compare_modules, logit_lens
 from tests.helpers.oracle import VOCAB
 from tests.helpers.tiny_models import FAMILIES, random_inputs, tiny
