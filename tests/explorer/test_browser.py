@@ -4,10 +4,7 @@ Skipped without Chromium or Playwright.
 """
 
 import json
-import os
-import shutil
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,24 +19,7 @@ from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
 from tests.helpers.packed_arrays import unpack
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed; it comes with the extra test"
-)
-
 SEARCH = Search(max_new_tokens=4, num_beams=3)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        names = ("chromium", "chromium-browser", "google-chrome")
-        path = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
-        # Chromium refuses to run as root with its sandbox.
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with driver.chromium.launch(executable_path=path, args=arguments) as chromium:
-            yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ function buildFrame() {
     setTheme();
     setState({});
   });
+  byId("copy-link").hidden = !hasAddress;
   byId("copy-link").addEventListener("click", async () => {
     writeAddress();
     try {

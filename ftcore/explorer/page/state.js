@@ -66,7 +66,11 @@ function clampState() {
   if (state.from !== null) state.from = within(state.from, 1e6);
 }
 
+// A page inside of a notebook is a frame without an address: writing one would throw.
+const hasAddress = location.protocol !== "about:";
+
 function writeAddress() {
+  if (!hasAddress) return;
   const address = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
     if (name !== "combine" && value !== "" && value !== null) address.set(name, value);
