@@ -25,6 +25,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -335,6 +336,17 @@ def log(line: str) -> None:
 
     if is_main_process():
         tqdm.write(line, file=sys.stdout)
+
+
+def progress_bar(*arguments: Any, **settings: Any) -> Any:
+    """Make tqdm's progress bar: a widget in a notebook with ipywidgets, else text as wide as the window."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: text will do
+        from tqdm.auto import tqdm
+
+    return tqdm(*arguments, dynamic_ncols=True, **settings)
 
 
 class _GuardedOutput(io.RawIOBase):

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, guard_output, option, parse
+from ftcore.cli import (
+    FAILED_RUN,
+    REQUIRED,
+    check_bounds,
+    cli_errors,
+    guard_output,
+    option,
+    parse,
+    progress_bar,
+)
 
 
 @dataclass
@@ -53,8 +62,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ftcore.checkpoints.files import write_text
 from ftcore.data import DataLoader
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
 
     with cli_errors("ftcore.evaluate", (FloatingPointError,), FAILED_RUN):
-        loss = score_loss(model, tqdm(loader, "loss", unit="batch", leave=False))
+        loss = score_loss(model, progress_bar(loader, "loss", unit="batch", leave=False))
         answers = score_answers(
             decoder,
             tokenizer,

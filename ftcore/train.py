@@ -2,7 +2,7 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, parse
+from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, parse, progress_bar
 from ftcore.training.options import TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
@@ -18,10 +18,10 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
@@ -117,7 +117,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
         validate(run)  # the untrained model
 
     meter = Meter(progress.losses)
-    with progress_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
+    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
@@ -127,7 +127,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
 
                 meter.add(loss, micro_batches)
                 bar.update()
-                bar.set_postfix(meter.postfix(lr), refresh=False)
+                bar.set_postfix_str(meter.postfix(), refresh=False)
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
                     log_metrics(run, **meter.flush(), learning_rate=lr, grad_norm=grad_norm)
@@ -143,9 +143,11 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
             progress.epoch += 1
 
 
-def progress_bar(run: Run) -> tqdm:
+def training_bar(run: Run) -> Any:
+    """A progress bar of the steps; at 80 columns its line leaves room for the bar."""
+    line = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     total, done = run.total_steps, run.progress.step
-    return tqdm(total=total, initial=done, desc="training", unit="step", file=sys.stdout, disable=rank() > 0)
+    return progress_bar(total=total, initial=done, bar_format=line, file=sys.stdout, disable=rank() > 0)
 
 
 def grouped(loader: DataLoader, grad_accum: int) -> Iterator[list[Batch]]:

@@ -13,6 +13,7 @@ from ftcore.cli import (
     one_line,
     option,
     parse,
+    progress_bar,
     to_argv,
 )
 from ftcore.training.options import TrainOptions
@@ -106,7 +107,6 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ftcore.checkpoints.files import write_atomically, write_json
 from ftcore.train import prepare, train
@@ -155,7 +155,7 @@ class Search:
 def tune(search: Search) -> None:
     """Train the remaining trials one after another, until the last one or an interrupt."""
     ended = len(finished_trials(search.study))
-    bar = tqdm(total=len(search.plan), initial=ended, desc="trials", unit="trial", file=sys.stdout)
+    bar = progress_bar(total=len(search.plan), initial=ended, desc="trials", unit="trial", file=sys.stdout)
     with bar, Interrupt() as interrupt:
         for settings in search.plan[ended:]:
             trial = run_trial(search, settings, bar)
@@ -169,7 +169,7 @@ def tune(search: Search) -> None:
                 return
 
 
-def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTrial | None:
+def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial | None:
     """Train with these settings and record the result. Returns None if the trial was interrupted."""
     optuna = import_optuna()
     search.study.enqueue_trial(settings)
@@ -181,7 +181,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: tqdm) -> FrozenTria
         """Report a validation to the pruner, by its number: steps per epoch depend on the batch size."""
         step = run.progress.step
         value = score(metrics, search.options.metric or default_metric(metrics))
-        bar.set_postfix_str(f"trial {trial.number + 1} at step {step} of {run.total_steps}")
+        bar.set_postfix_str(f"step {step}/{run.total_steps}")
         if not math.isfinite(value):
             raise FloatingPointError(f"the validation loss is {metrics['valid_loss']} after step {step}")
         validations.append((value, step, metrics))

@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
+from ftcore.cli import (
+    FAILED_RUN,
+    REQUIRED,
+    check_bounds,
+    cli_errors,
+    option,
+    parse,
+    progress_bar,
+    to_argv,
+    warn,
+)
+from tests.helpers.terminal import resize, terminal
 
 PACKAGE = Path(ftcore.__file__).parent
 COMMANDS = sorted(
@@ -327,3 +338,10 @@ def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture) -> None:
     warn("3 sources are cut")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "warning: 3 sources are cut\n")
+
+
+def test_a_progress_bar_follows_the_width_of_the_window() -> None:
+    with terminal(80) as stream, progress_bar(total=10, file=stream) as bar:
+        assert 75 < len(str(bar)) <= 80
+        resize(stream, 40)
+        assert 35 < len(str(bar)) <= 40

@@ -10,7 +10,6 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.figures import draw_heads
@@ -27,6 +26,7 @@ from ftcore.analysis.inputs import (
 )
 from ftcore.analysis.patching import Metric, measure
 from ftcore.analysis.results import Tensors
+from ftcore.cli import progress_bar
 from ftcore.figures import Figure
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
@@ -189,7 +189,7 @@ def head_ablation(
         replacements = tokens.mean(1) if mean else torch.zeros_like(tokens[:, 0])
         sweep = list(product(range(len(z)), range(heads)))
         after = []
-        for block, head in tqdm(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):
+        for block, head in progress_bar(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):
             replace = partial(_replace_head, head, replacements[block].unflatten(0, (heads, -1)))
             with patch(model, f"{kind}.{block}", replace):
                 after.append(measure(metric, model, inputs) - before)

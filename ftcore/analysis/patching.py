@@ -18,7 +18,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ftcore.analysis.figures import draw_matrix
 from ftcore.analysis.inputs import (
@@ -30,6 +29,7 @@ from ftcore.analysis.inputs import (
     token_ids,
 )
 from ftcore.analysis.results import one_per_line
+from ftcore.cli import progress_bar
 from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
 from ftcore.study import patch
@@ -142,7 +142,7 @@ def activation_patching(
         raise ValueError(f"{name!r} matches activations of different sizes: patch one kind at a time")
     sweep = list(product(points, *map(range, sizes)))
     values = []
-    for point, *index in tqdm(sweep, desc=f"patching {name}", leave=False, disable=not progress):
+    for point, *index in progress_bar(sweep, desc=f"patching {name}", leave=False, disable=not progress):
         write = partial(_write, model, point, acts[point.long_name], dict(zip(over, index, strict=True)))
         with patch(model, point.long_name, write):
             values.append(measure(metric, model, corrupted))
@@ -201,7 +201,7 @@ def path_patching(
     old = activations_of(model, corrupted, *held)
     sweep = list(product(points, range(num_heads(model))))
     values = []
-    for point, head in tqdm(sweep, desc=f"paths to {receiver}", leave=False, disable=not progress):
+    for point, head in progress_bar(sweep, desc=f"paths to {receiver}", leave=False, disable=not progress):
         with ExitStack() as patches:
             for name in held:
                 patches.enter_context(patch(model, name, old[name]))

@@ -24,9 +24,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from tqdm import tqdm
 
 from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
+from ftcore.cli import progress_bar
 from ftcore.data.dataset import check_family
 from ftcore.data.files import find_row_format, read_chunks, read_rows, text_of
 from ftcore.data.tasks import check_corpus_task
@@ -281,7 +281,7 @@ def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
     spaces = "".join(filter(can_cut_before, " \t\n"))
     inside_document = False
     size = text.stat().st_size
-    with tqdm(
+    with progress_bar(
         desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
         for chunk, ends_document in _chunks(read_documents(text, _CHUNK), spaces):

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ftcore.cli import progress_bar
 from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 
@@ -86,7 +86,7 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
         self.records = records
         self._sources, self._targets = _RaggedArray(), _RaggedArray()
 
-        progress = tqdm(records, "tokenizing", unit=" records", delay=2, leave=False)
+        progress = progress_bar(records, "tokenizing", unit=" records", delay=2, leave=False)
         for number, record in enumerate(progress, start=1):
             source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
             if decoder_only:

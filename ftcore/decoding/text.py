@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ftcore.cli import progress_bar
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
@@ -62,7 +62,7 @@ def generate_from_ids(
     check_prompts(model, chosen, sources)
     answers: list[list[str]] = [[] for _ in sources]
     longest_first = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    with tqdm(total=len(sources), unit="text", disable=not progress) as bar:
+    with progress_bar(total=len(sources), unit="text", disable=not progress) as bar:
         for start in range(0, len(sources), batch_size):
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])

@@ -38,11 +38,11 @@ class Meter:
         self._examples += sum(len(batch["index"]) for batch in batches)
         self._tokens += sum(int(batch["attention_mask"].sum()) for batch in batches if len(batch["index"]))
 
-    def postfix(self, lr: float) -> dict[str, str]:
-        """Smoothed loss, learning rate and tokens per second for the progress bar."""
+    def postfix(self) -> str:
+        """Smoothed loss and tokens per second, for the progress bar."""
         tokens = self._tokens * world_size()  # an estimate, without a collective at every step
         rate = tokens / (time.perf_counter() - self._start)
-        return {"loss": f"{self._smoothed_loss:.3f}", "lr": f"{lr:.1e}", "tok/s": f"{rate:,.0f}"}
+        return f"loss {self._smoothed_loss:.3f}, {rate:,.0f} tok/s"
 
     def flush(self) -> dict[str, float]:
         """Return the averages and reset them. Tokens are those of input_ids, without padding."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
 from ftcore.training import options as options_module
+from ftcore.training.metrics_log import Meter
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
+from tests.helpers.terminal import terminal
 
 QUICK = ("--batch-size", "4", "--max-target-length", "20", "--eval-answers", "2")
 
@@ -47,6 +50,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
+
+
+def test_the_progress_bar_has_room_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter([])
+    meter.add(2.345, [{"index": torch.zeros(16), "attention_mask": torch.ones(16, 256)}])
+    with terminal(80) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        run = SimpleNamespace(total_steps=10_000, progress=SimpleNamespace(step=0))
+        with ftcore.train.training_bar(run) as bar:
+            bar.set_postfix_str(meter.postfix())
+            bar.start_t -= 7200  # two hours for the first half
+            bar.update(5_000)
+            line = str(bar)
+    assert len(line) <= 80
+    assert line.startswith(" 50%|") and "| 5000/10000 [2:00:00<" in line
+    assert ", loss 2.345, " in line and line.endswith(" tok/s]")
+    assert len(line.split("|")[1]) >= 15  # the bar
 
 
 def train(files: Path, output: Path, *options: str, model: str = "t5", data: str = "qa.jsonl") -> int:
