@@ -30,7 +30,7 @@ CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported only where they are used
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LIBRARIES = {"__init__", "cli", "metrics"}
+LIBRARIES = {"__init__", "__main__", "cli", "metrics"}
 COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in LIBRARIES]
 
 # The training loop is where readers look for it, in the command's module; tune and benchmark run it too.
