@@ -31,7 +31,7 @@ CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported only where they are used
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LIBRARIES = {"__init__", "cli", "figures", "metrics"}
+LIBRARIES = {"__init__", "__main__", "cli", "figures", "metrics"}
 COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in LIBRARIES]
 
 # The training loop is where readers look for it, in the command's module; tune and benchmark run it too.
