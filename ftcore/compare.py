@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(head | report.to_dict() | {"fused": fused, "equal": equal}))
     else:
         print(
-            f"{architecture} of ftcore {ftcore.__version__} and of transformers {transformers.__version__}, "
-            f"float32, {options.batch} rows, all but the first padded.\n"
+            f"{architecture} of ftcore {ftcore.__version__} and of transformers {transformers.__version__}\n"
+            f"in float32, on {options.batch} rows, all but the first padded.\n"
             "ftcore's attention runs the explicit computation here, since it is hooked.\n"
         )
         print(report)
         print(
-            "Without hooks, with the fused attention kernel: relative difference of the logits "
-            f"{fused['relative']:.1e}, {'equal' if fused['equal'] else 'differs'}."
+            "Without hooks, with the fused attention kernel: logits "
+            f"{'equal' if fused['equal'] else 'differ'} (relative {fused['relative']:.1e})."
         )
     return 0 if equal else 1
 

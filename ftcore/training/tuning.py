@@ -8,7 +8,6 @@ import csv
 import math
 import os
 import typing
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from ftcore.checkpoints.files import read_json_lines, write_atomically
 from ftcore.cli import did_you_mean
+from ftcore.figures import Figure, new_figure, save_figure
 from ftcore.training.options import TrainOptions
 
 # Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics
@@ -230,6 +230,7 @@ def score(metrics: Mapping[str, float], metric: str) -> float:
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # in the order of the table
 NOT_PRINTED = ("token_accuracy", "perplexity")  # in the CSV file only
+NOT_IN_TABLE = ("best_step", "seconds", "error")  # in the line of the trial, too
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -271,12 +272,12 @@ def describe(trial: FrozenTrial) -> str:
 
 
 def table(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Lines of the printed table."""
+    """Lines of the printed table; with three settings and exact match they fit into 80 columns."""
     rows = [printed(trial) for trial in ranked(trials)]
-    columns = [name for name in _columns(rows) if name != "error"]
+    columns = [name for name in _columns(rows) if name not in NOT_IN_TABLE]
     lines = [columns, *([cells.get(name, "") for name in columns] for cells in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    return [" ".join(map(str.rjust, line, widths)) for line in lines]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -297,29 +298,45 @@ def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
 
 
 def save_picture(trials: Sequence[FrozenTrial], metric: str | None, path: Path) -> bool:
-    """Save Optuna's slice plot: each setting against the metric, for complete and pruned trials.
-
-    Returns False if matplotlib is not installed or no trial was validated.
-    """
+    """Save the figure of `draw_trials`. Returns False without matplotlib or a validated trial."""
     trials = [trial for trial in trials if trial.state.name != "FAIL"]
     if find_spec("matplotlib") is None or not trials:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")  # needs no display
-    from matplotlib import pyplot
-
-    optuna = import_optuna()
-    metric = metric or default_metric(trials[0].user_attrs["metrics"])
-    complete = optuna.create_study()  # plot_slice leaves out pruned trials
-    for trial in trials:
-        value = trial.user_attrs["metrics"][metric]
-        complete.add_trial(
-            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
-        )
-    with pyplot.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # plot_slice is experimental
-        optuna.visualization.matplotlib.plot_slice(complete, target_name=metric)
-        write_atomically(path, lambda file: pyplot.savefig(file, format="png", dpi=110, bbox_inches="tight"))
-    pyplot.close()
+    save_figure(draw_trials(trials, metric or default_metric(trials[0].user_attrs["metrics"])), path)
     return True
+
+
+def draw_trials(trials: Sequence[FrozenTrial], metric: str) -> Figure:
+    """A panel for each setting with a point for each validated trial, of which the best one is a star."""
+    best, space = best_trial(trials), trials[0].distributions
+    figure = new_figure(0.8 + 2.5 * len(space), 3.4)
+    panels = figure.subplots(1, len(space), sharey=True, squeeze=False)[0]
+    points: dict[str, list[FrozenTrial]] = {kind: [] for kind in _MARKS}
+    for trial in trials:
+        points["best" if trial is best else STATES[trial.state.name]].append(trial)
+    for axes, (name, distribution) in zip(panels, space.items(), strict=True):
+        choices = getattr(distribution, "choices", None)
+        for kind, chosen in points.items():
+            values = [trial.params[name] for trial in chosen]
+            x = [choices.index(value) for value in values] if choices else values
+            axes.scatter(x, [trial.user_attrs["metrics"][metric] for trial in chosen], **_MARKS[kind])
+        if choices:
+            axes.set_xticks(range(len(choices)), list(map(str, choices)))
+            axes.margins(x=0.2)
+        elif distribution.log:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    panels[0].set_ylabel(metric)
+    handles = [panels[0].collections[number] for number, chosen in enumerate(points.values()) if chosen]
+    names = [f"{kind} ({len(chosen)})" for kind, chosen in points.items() if chosen]
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    return figure
+
+
+_MARKS: dict[str, dict[str, Any]] = {
+    "pruned": {"marker": "o", "facecolors": "none", "edgecolors": "0.5"},
+    "complete": {"marker": "o", "color": "C0"},
+    "best": {"marker": "*", "color": "C1", "s": 150},
+}

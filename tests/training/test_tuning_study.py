@@ -13,6 +13,7 @@ from ftcore.training.tuning import (
     best_trial,
     default_metric,
     draw_settings,
+    draw_trials,
     finished_trials,
     open_journal,
     parse_search,
@@ -218,7 +219,7 @@ def test_the_best_come_first_then_pruned_then_failed_trials(tmp_path: Path) -> N
     assert best_trial(trials) is trials[4] and best_trial(trials[:2]) is None and best_trial([]) is None
 
     head, *lines = (line.split() for line in table(trials))
-    assert head == ["trial", "state", *SPACE, "valid_loss", "best_step", "steps", "seconds"]
+    assert head == ["trial", "state", *SPACE, "valid_loss", "steps"]
     assert [line[:2] for line in lines] == [
         ["5", "complete"],
         ["3", "complete"],
@@ -229,5 +230,35 @@ def test_the_best_come_first_then_pruned_then_failed_trials(tmp_path: Path) -> N
     write_csv(trials, tmp_path / "trials.csv")
     with (tmp_path / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [*head, "error"] and [row["trial"] for row in rows] == ["5", "3", "4", "2", "1"]
+    assert list(rows[0]) == [*head[:-1], "best_step", "steps", "seconds", "error"]
+    assert [row["trial"] for row in rows] == ["5", "3", "4", "2", "1"]
     assert (rows[4]["valid_loss"], rows[4]["best_step"], rows[4]["error"]) == ("", "", "the loss is nan")
+
+
+def scored(number: int, state: str, exact_match: float, loss: float = 1.5) -> Any:
+    metrics = {"valid_loss": loss, "exact_match": exact_match}
+    return frozen(number, state, score(metrics, "exact_match"), metrics=metrics)
+
+
+def test_the_table_fits_into_80_columns() -> None:
+    metrics = {"valid_loss": 1.464, "exact_match": 0.26, "f1": 0.3172}
+    distributions = parse_search(["lr=1e-3..1e-1", "batch_size=16,32,64", "dropout=0..0.2"])
+    settings = {"lr": 0.00376, "batch_size": 64, "dropout": 0.00847}
+    trial = optuna.trial.create_trial(
+        params=settings, distributions=distributions, value=0.26, user_attrs=ATTRIBUTES | {"metrics": metrics}
+    )
+    assert max(map(len, table([trial]))) <= 80
+
+
+def test_of_tied_trials_the_figure_stars_the_best_alone() -> None:
+    pytest.importorskip("matplotlib")
+    trials = [scored(0, "COMPLETE", 0.5, loss=2.0), scored(1, "COMPLETE", 0.5), scored(2, "PRUNED", 0.5)]
+    figure = draw_trials(trials, "exact_match")
+    assert [axes.get_xlabel() for axes in figure.axes] == list(SPACE)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["pruned (1)", "complete (1)", "best (1)"]
+    for axes, name in zip(figure.axes, SPACE, strict=True):
+        _, _, best = axes.collections
+        choices = getattr(SPACE[name], "choices", None)
+        value = trials[1].params[name]
+        assert best.get_offsets().tolist() == [[choices.index(value) if choices else value, 0.5]]
+    assert draw_trials([scored(0, "PRUNED", 0.5)], "exact_match").axes
