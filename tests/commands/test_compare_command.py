@@ -67,9 +67,9 @@ def test_random_weights_are_equal(name, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "lm_head" in output
     assert "Equal: no difference is larger than rounding explains." in output
-    head, *_, last = output.split("\n\n")
-    assert "Without hooks, with the fused attention kernel: logits equal" in last
-    assert max(map(len, [*head.splitlines(), *last.splitlines()])) <= 80
+    head, last = output.partition("\n\n")[0], output.splitlines()[-1]
+    assert last.startswith("Without hooks, with the fused attention kernel: logits equal")
+    assert all(len(line) <= 80 for line in [*head.splitlines(), last])
     assert "differs" not in output
 
 
