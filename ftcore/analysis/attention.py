@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -87,8 +88,11 @@ def hidden_states(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     )
 
 
+MAX_WIDTH = 10  # inches: the heads of one block take several rows beyond it
+
+
 def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], title: str = "") -> Figure:
-    """A grid of attention maps: a row for each block, a column for each head.
+    """A grid of attention maps: a row for each block, a column for each head. Wide heads of one block wrap.
 
     Args:
         maps: (L, H, T, S), of one text: `attention_maps(model, inputs)["cross"][:, 0]`, or `[3:4, 0]` for
@@ -100,13 +104,16 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
     check_labels("queries", queries, length)
     check_labels("keys", keys, width)
     panel = (max(1.8, min(5.0, 0.12 * width)), max(1.6, min(5.0, 0.12 * length)))
-    figure = new_figure(0.8 + heads * panel[0], 0.8 + blocks * panel[1])
-    panels = figure.subplots(blocks, heads, squeeze=False, sharex=True, sharey=True)
-    for block in range(blocks):
-        for head in range(heads):
-            axes = panels[block, head]
-            draw_matrix(axes, maps[block, head], rows=queries, columns=keys, high=1.0, bar=False)
-            axes.set_title(f"block {block}, head {head}" if blocks > 1 else f"head {head}", fontsize=8)
+    columns = heads
+    if blocks == 1:  # as many as fit, in full rows
+        fitting = max(1, int(MAX_WIDTH / panel[0]))
+        columns = max(n for n in range(1, fitting + 1) if heads % n == 0)
+    rows = blocks * heads // columns
+    figure = new_figure(0.8 + columns * panel[0], 0.8 + rows * panel[1])
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    for axes, (block, head) in zip(panels, product(range(blocks), range(heads)), strict=True):
+        draw_matrix(axes, maps[block, head], rows=queries, columns=keys, high=1.0, bar=False)
+        axes.set_title(f"block {block}, head {head}" if blocks > 1 else f"head {head}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -156,6 +156,17 @@ def test_draw_attention_with_special_characters():
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize(("blocks", "heads", "columns"), [(1, 4, 2), (1, 3, 1), (2, 4, 4)])
+def test_wide_heads_of_one_block_wrap(blocks, heads, columns):
+    pytest.importorskip("matplotlib")
+    maps, labels = torch.rand(blocks, heads, 3, 40), [str(n) for n in range(40)]
+    figure = draw_attention(maps, labels[:3], labels)
+    assert len(figure.axes) == blocks * heads
+    assert figure.axes[0].get_gridspec().ncols == columns
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[-1] == (f"head {heads - 1}" if blocks == 1 else f"block {blocks - 1}, head {heads - 1}")
+
+
 # ------------------------------------------------------------------------------------- relative position bias
 
 STACKS = ("encoder", "decoder")
