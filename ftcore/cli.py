@@ -346,6 +346,8 @@ def progress_bar(*arguments: Any, **settings: Any) -> Any:
         warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: text will do
         from tqdm.auto import tqdm
 
+    if "ipykernel" in sys.modules:  # notebooks show standard error in red
+        settings.setdefault("file", sys.stdout)
     return tqdm(*arguments, dynamic_ncols=True, **settings)
 
 

@@ -159,7 +159,7 @@ for text in (
 from ftcore.analysis import draw_lens, token_names
 from ftcore.study import logit_lens
 
-ids = torch.tensor([tokenizer.encode(f"Emotion: {MINE} ->")])
+ids = torch.tensor([tokenizer.encode("Emotion: i am scared of the storm ->")])
 lens = logit_lens(model, ids)[:, 0]  # (blocks, T, V)
 draw_lens(lens, token_names(tokenizer, ids[0]), lambda token: tokenizer.decode([token], False))
 

@@ -61,7 +61,7 @@ def without_what_varies(notebook: Any) -> Any:
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if output.get("name") != "stderr" and len(str(output)) < LARGEST_OUTPUT
+                if "\r" not in output.get("text", "") and len(str(output)) < LARGEST_OUTPUT
             ]
     return notebook
 

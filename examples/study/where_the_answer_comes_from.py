@@ -47,13 +47,17 @@ class Question(NamedTuple):
 
 class Seen(NamedTuple):
     ids: list[int]
-    attention: Tensor  # (L, H, S) of `cross` to each token of the passage, summed over the answer's tokens
+    attention: Tensor  # (L, H, S) of `cross` to each token of the passage, averaged over the answer's tokens
     is_answer: Tensor  # (S) bool: tokens of every occurrence of the answer in the passage
     is_right: bool
 
     def finds(self, heads: list[tuple[int, int]]) -> bool:
-        """Whether the summed attention of these heads is highest at a token of the answer."""
-        return bool(self.is_answer[sum(self.attention[head] for head in heads).argmax()])
+        """Whether the mean attention of these heads is highest at a token of the answer."""
+        return bool(self.is_answer[self.attention_of(heads).argmax()])
+
+    def attention_of(self, heads: list[tuple[int, int]]) -> Tensor:
+        """(S) the mean of these heads."""
+        return torch.stack([self.attention[head] for head in heads]).mean(0)
 
 
 def first_questions(split: str) -> list[Question]:
@@ -81,7 +85,7 @@ class Reader:
         answers, maps = attention_while_generating(self.model, torch.tensor([ids]), max_new_tokens=12)
         begin = word_mask(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
         in_passage = torch.arange(len(ids)) >= begin
-        attention = maps["cross"][:, 0].sum(2) * in_passage  # (L, H, S)
+        attention = maps["cross"][:, 0].mean(2) * in_passage  # (L, H, S)
         prediction = self.tokenizer.decode(answers[0])
         is_answer = word_mask(self.tokenizer, ids, question.answer) & in_passage
         return Seen(ids, attention, is_answer, prediction.lower() == question.answer.lower())
@@ -124,13 +128,14 @@ def best_heads(seen: list[Seen]) -> list[tuple[int, int]]:
 
 
 def draw_seen(axes, tokenizer, seen: Seen, heads: list[tuple[int, int]], title: str) -> None:
-    attention = sum(seen.attention[head] for head in heads)
+    attention = seen.attention_of(heads)
     shown = attention.nonzero()[:, 0].tolist()
     colours = ["C1" if seen.is_answer[position] else "C0" for position in shown]
     axes.bar(range(len(shown)), attention[shown], color=colours)
     names = token_names(tokenizer, [seen.ids[position] for position in shown])
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=6, parse_math=False)
     axes.margins(x=0.005)
+    axes.set_ylabel("mean attention weight", fontsize=8)
     axes.set_title(title, fontsize=9)
 
 

@@ -83,7 +83,7 @@ def test_times_and_large_outputs_are_left_out(maker):
     kept = new_output("stream", name="stdout", text="a")
     outputs = [
         kept,
-        new_output("stream", name="stderr", text="50%"),
+        new_output("stream", text="\r50%"),
         new_output("stream", text="x" * 200_000),
     ]
     cell = new_code_cell("1", outputs=outputs, metadata={"execution": {"iopub.execute_input": "now"}})
