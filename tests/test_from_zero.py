@@ -1,4 +1,4 @@
-"""docs/from_zero_to_t5.md prints what it shows, computes what it works by hand, and names code that exists."""
+"""docs/from_zero_to_t5.md: its outputs, its numbers worked by hand, and the functions it names."""
 
 import io
 import re
