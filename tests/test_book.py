@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted(path for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "weights/**/*.md") for path in ROOT.glob(pattern))
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "weights/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 GLOSSARY = ROOT / "docs" / "glossary.md"
 
 
