@@ -48,16 +48,15 @@ def label(axes: Axes, text: str, point: list[float], offset: tuple[float, float]
 
 
 def draw_mixture(axes: Axes, weights: Tensor, value: Tensor, outputs: Tensor) -> None:
-    """The triangle of the values, the outputs in it, and the last token's shares."""
+    """The triangle of the values, the outputs in it, and the shares of the last output as widths of lines."""
     axes.fill(*value.T.tolist(), color="0.93", zorder=0)
-    for row, (name, color) in enumerate(zip(TOKENS, COLORS, strict=True)):
-        for column in range(len(TOKENS)) if row == len(TOKENS) - 1 else ():
-            ends = torch.stack([value[column], outputs[row]])
-            axes.plot(*ends.T.tolist(), color=COLORS[column], lw=9 * float(weights[row, column]), alpha=0.35)
-        axes.plot(*value[row].tolist(), "s", color=color, markersize=8)
-        label(axes, f"value of {name}", value[row].tolist(), (0, 10), color)
-        axes.plot(*outputs[row].tolist(), "o", color=color, markersize=6)
-        label(axes, "output", outputs[row].tolist(), (-22, -12), color)
+    rows = zip(TOKENS, COLORS, value, outputs, weights[-1].tolist(), strict=True)
+    for name, color, corner, output, share in rows:
+        axes.plot(*torch.stack([corner, outputs[-1]]).T.tolist(), color=color, lw=9 * share, alpha=0.35)
+        axes.plot(*corner.tolist(), "s", color=color, markersize=8)
+        label(axes, f"value of {name}", corner.tolist(), (0, 10), color)
+        axes.plot(*output.tolist(), "o", color=color, markersize=6)
+        label(axes, "output", output.tolist(), (-22, -12), color)
     axes.set(xlim=(0.3, 4.7), ylim=(-0.3, 2.5), xticks=range(1, 5), yticks=range(3))
     axes.set_title("the mixture of the values", fontsize=9)
 
