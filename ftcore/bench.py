@@ -116,9 +116,10 @@ import torch
 from ftcore.benchmark.backends import installed_backends, version
 from ftcore.benchmark.cases import GPT2_CASES, SHAPES, T5_CASES, Case, Job, growth_cases
 from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
-from ftcore.benchmark.report import Row, report, require_matplotlib, save_growth
+from ftcore.benchmark.report import Row, draw_growth, report, require_matplotlib
 from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
 from ftcore.benchmark.worker import measure
+from ftcore.figures import save_figure
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.training.inputs import find_device
 
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with TemporaryDirectory(prefix="ftcore-bench-") as directory:
                 rows += measure_model(name, options, machine, Path(directory))
         if options.growth:
-            save_growth(rows, Path(options.growth))
+            save_figure(draw_growth(rows), options.growth)
     if options.json:
         versions = {backend: version(backend) for backend in ("torch", *rows[0].results)}
         results = [row.to_dict() for row in rows]

@@ -13,7 +13,7 @@ from ftcore.benchmark.backends import version
 from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.roofline import BYTES, Machine
 from ftcore.benchmark.worker import Measurement
-from ftcore.figures import new_figure, save_figure
+from ftcore.figures import Figure, new_figure
 
 LOSS_TOL = 1e-4  # per step, in fp32
 
@@ -162,25 +162,32 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     ]
 
 
-AXES = ("source", "rows", "beams", "parameters")
+AXES = {  # of `growth_cases`, with their labels
+    "source": "tokens of the input (one new token)",
+    "rows": "rows (16 tokens in, 32 out)",
+    "beams": "beams (16 tokens in, 32 out)",
+    "parameters": "parameters (16 tokens in, 32 out)",
+}
 
 
 def require_matplotlib(path: Path) -> None:
-    """Raise ValueError, before anything is measured, where `save_growth` could not save the figure."""
+    """Raise ValueError, before anything is measured, where the figure could not be drawn or saved."""
     if find_spec("matplotlib") is None:
         raise ValueError("`growth` draws with matplotlib, which is not installed: pip install matplotlib")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"`growth` {path}: its directory does not exist")
 
 
-def save_growth(rows: Sequence[Row], path: Path) -> None:
+def draw_growth(rows: Sequence[Row]) -> Figure:
     """Plot time and peak memory of `growth_cases`, one column per axis.
 
     Lower bounds are dashed: the roofline, and the size of the weights.
     """
+    from matplotlib.ticker import LogLocator
+
     figure = new_figure(14, 6.8)
     columns = figure.subplots(2, len(AXES)).T
-    for (seconds, memory), axis in zip(columns, AXES, strict=True):
+    for (seconds, memory), (axis, label) in zip(columns, AXES.items(), strict=True):
         curves: dict[str, list[tuple[float, ...]]] = {}  # points (x, seconds, gigabytes)
         for row in rows:
             if row.case.axis != axis:
@@ -198,12 +205,14 @@ def save_growth(rows: Sequence[Row], path: Path) -> None:
             memory.plot(xs, peaks, label=name, **style)
         ticks = sorted({point[0] for point in curves.get("lower bound", [])})
         seconds.set(ylabel="seconds", yscale="log")
+        seconds.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        seconds.yaxis.set_major_formatter("{x:g}")
         memory.set(ylabel="peak memory (GB)", ylim=(0, None))
         for panel in (seconds, memory):
-            panel.set(xlabel=axis, xscale="log")
+            panel.set(xlabel=label, xscale="log")
             panel.set_xticks(ticks, [f"{x / 1e6:.0f}M" if x >= 1e6 else str(x) for x in ticks])
             panel.minorticks_off()
             panel.grid(alpha=0.3)
     handles, names = columns[-1][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    save_figure(figure, path)
+    return figure

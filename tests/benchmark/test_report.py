@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.benchmark.cases import Case, Job
-from ftcore.benchmark.report import Quartiles, Row, report
+from ftcore.benchmark.cases import Case, Job, growth_cases
+from ftcore.benchmark.report import AXES, Quartiles, Row, draw_growth, report
 from ftcore.benchmark.roofline import Machine
 from ftcore.benchmark.worker import Measurement
 
@@ -138,3 +138,15 @@ def test_a_quarter_of_the_values_lies_on_either_side_of_the_quartiles(values):
 
 def test_the_quartiles_of_five_are_the_second_and_the_fourth():
     assert Quartiles.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
+
+
+def test_the_figure_of_growth_names_its_axes_and_has_its_legend_outside():
+    pytest.importorskip("matplotlib")
+    figure = draw_growth([make_row(case) for case in growth_cases(is_first=True)])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["ftcore", "transformers", "lower bound"]
+    assert len(figure.axes) == 2 * len(AXES)
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert axes.get_xlabel() in AXES.values() and axes.get_ylabel()
+    assert "0.5" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
