@@ -20,6 +20,7 @@ from ftcore.models.gpt2 import Conv1D, GPT2Attention
 from ftcore.study import compare_modules, randomize_weights
 
 os.chdir(Path(ftcore.__file__).parents[1])  # the clone, with the weights in it
+torch.manual_seed(0)
 
 # %% [markdown]
 # ## From memory
@@ -54,7 +55,7 @@ class MyAttention(nn.Module):
 # It runs, and its output has the right shape. That is why such mistakes survive.
 
 # %%
-hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
+hidden = torch.randn(2, 20, 48)
 MyAttention(48, 4)(hidden).shape
 
 # %% [markdown]

@@ -56,7 +56,7 @@ def print_answers(answers: Sequence[Answer]) -> None:
     """Print two of the model's answers with the gold answers, at each validation the same examples."""
     for answer in answers[:: max(1, len(answers) // 2)][:2]:
         source = printable(" ".join(answer.source.split()))
-        log(f"  {source if len(source) < 90 else source[:87] + '...'}")
+        log(f"  {source if len(source) <= 78 else source[:75] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
 
 
