@@ -58,7 +58,7 @@ class Record:
     source: str  # the input; "" is pure language modelling
     target: str  # the text to learn
     references: tuple[str, ...] = ()  # all correct answers, the target first
-    group: str | None = field(default=None, repr=False)  # of one passage; a split keeps it together
+    group: str | None = field(default=None, repr=False)  # equal within a passage; a split keeps it together
     where: str = field(default="", compare=False, repr=False)  # file and line, for error messages
 
 
