@@ -60,6 +60,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ftcore.checkpoints.files import write_text
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         for name, value in named(scores, options.task).items():
             form = {int: ",", float: ".4f"}.get(type(value), "")
-            print(f"{name:20} {value:{form}}")
+            print(fill(f"{name:20} {value:{form}}", 80, subsequent_indent=" " * 21))
     return 0
 
 

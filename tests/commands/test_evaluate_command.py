@@ -95,7 +95,9 @@ def test_predictions(files: Path, tmp_path: Path, model: str, capsys: pytest.Cap
 
 def test_table(files: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*on(files, "t5"), "--num-beams", "3"]) == 0
-    table = dict(re.split("  +", line) for line in capsys.readouterr().out.splitlines())
+    output = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in output.splitlines())
+    table = dict(re.split("  +", line) for line in output.replace("\n" + " " * 21, " ").splitlines())
     scores = ["examples", "tokens", "loss", "token_accuracy", "perplexity"]
     assert list(table) == [*scores, "exact_match (SQuAD)", "f1 (SQuAD)", "answers"]
     assert table["examples"] == "9"
