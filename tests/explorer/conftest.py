@@ -38,6 +38,10 @@ def family(request: pytest.FixtureRequest) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def browser():
+    """Chromium; the tests are skipped without it or Playwright.
+
+    Closed after each module: Playwright's event loop runs as long, and other tests start their own.
+    """
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed; it comes with the extra test"
     )
