@@ -1,0 +1,97 @@
+"""python -m ftcore.course: write T5 and GPT-2 yourself, in steps that are checked."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
+from ftcore.lessons.board import board, details
+from ftcore.lessons.runner import ERROR, STEP_FILES, TEMPLATES, WRONG, run_steps
+
+LAST = len(STEP_FILES)
+
+
+@dataclass
+class CourseOptions:
+    """Write T5 and GPT-2 yourself, in 14 steps, each checked against ftcore.
+
+    ftcore.course --start DIR writes the files to fill in; ftcore.course DIR checks them.
+    Exit status 0: nothing is wrong (steps may be to do); 1: a step is wrong; 2: invalid options.
+    """
+
+    directory: str | None = option(None, "folder of your files: check them", metavar="DIR", positional=True)
+
+    start: str | None = option(None, "write the files of all steps into a new folder", metavar="DIR")
+    step: int | None = option(None, f"check one step only, 1 to {LAST}", at_least=1, below=LAST + 1)
+    watch: bool = option(False, "check again whenever a file is saved, until Ctrl-C")
+
+    def __post_init__(self) -> None:
+        if (self.directory is None) == (self.start is None):
+            raise ValueError("give either a folder to check or --start with a new folder")
+        check_bounds(self)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(CourseOptions, argv, command="ftcore.course")
+    with cli_errors("ftcore.course"):
+        if options.start is not None:
+            start(Path(options.start))
+            return 0
+        assert options.directory is not None
+        folder = Path(options.directory)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; python -m ftcore.course --start {folder} makes it")
+    return watch(folder, options.step) if options.watch else check(folder, options.step)
+
+
+def start(folder: Path) -> None:
+    """Write the files of all steps into a new or empty folder.
+
+    Raises:
+        ValueError: the folder holds anything.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is not empty, and no file is overwritten: "
+            f"python -m ftcore.course {folder} checks it, --start with another folder writes new files"
+        )
+    shutil.copytree(
+        TEMPLATES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.toml")
+    )
+    print(f"{LAST} steps in {folder}: read README.md and step01_softmax.py, then run")
+    print(f"python -m ftcore.course {folder}")
+
+
+def check(folder: Path, step: int | None) -> int:
+    """Check all steps or one, and print the board or the step; returns the exit status."""
+    numbers = range(1, LAST + 1) if step is None else [step]
+    results = list(run_steps(folder, numbers))
+    print(board(results) if step is None else "\n".join(details(results[0])))
+    return int(any(result.status in (WRONG, ERROR) for result in results))
+
+
+def watch(folder: Path, step: int | None) -> int:
+    """Check again whenever a file changes, until Ctrl-C."""
+    status = 0
+    try:
+        while True:
+            seen = _saved(folder)
+            status = check(folder, step)
+            print(flush=True)
+            while _saved(folder) == seen:
+                time.sleep(0.3)
+    except KeyboardInterrupt:
+        return status
+
+
+def _saved(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Time and size of all files of the student."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*.py")}
+
+
+if __name__ == "__main__":
+    guard_output("ftcore.course")
+    sys.exit(main())

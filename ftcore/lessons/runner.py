@@ -1,0 +1,87 @@
+"""Check a student's files in a child process, which an endless loop or a crash may end."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Timer
+
+ROOT = Path(__file__).resolve().parents[2]  # what `import ftcore` needs in sys.path
+TEMPLATES = Path(__file__).parent / "templates"
+STEP_FILES = sorted(path.name for path in TEMPLATES.glob("step*.py"))
+
+DONE, WRONG, TO_DO, ERROR, RUNNING = "done", "wrong", "to do", "error", "running"
+
+TIME_LIMIT = 10.0  # seconds for one step, in the child
+NO_ANSWER = 60.0  # seconds until the child itself is killed; it also imports torch
+
+# Without the current directory in sys.path, where a student's file could hide a package of the same name.
+START = "import sys; sys.path = [entry for entry in sys.path if entry]; sys.path.insert(0, sys.argv.pop(1)); \
+from ftcore.lessons.child import main; main()"
+
+
+@dataclass
+class Result:
+    """Outcome of one step."""
+
+    number: int
+    title: str = ""
+    status: str = RUNNING
+    what: str = ""  # what is wrong, or what to do
+    report: str = ""  # numbers or a table
+    causes: list[str] = field(default_factory=list)
+    file: str = ""  # place of an error: name of the student's file, line, text of the line
+    line: int = 0
+    source: str = ""
+    printed: str = ""  # by the student's code
+    note: str = ""  # of a step that is done: what the student's model writes
+
+    @property
+    def name(self) -> str:
+        """ "softmax" """
+        return STEP_FILES[self.number - 1].removesuffix(".py").partition("_")[2]
+
+
+def run_steps(folder: Path, numbers: Sequence[int]) -> Iterator[Result]:
+    """Check these steps, one result each; after a step that ended the process, a new one continues."""
+    waiting = list(numbers)
+    while waiting:
+        for result in _run_child(folder, waiting):
+            waiting = [number for number in waiting if number > result.number]
+            yield result
+
+
+def _run_child(folder: Path, numbers: Sequence[int]) -> Iterator[Result]:
+    """The results of one process; if it ends early, an error of the step that it was in is the last."""
+    command = [sys.executable, "-c", START, str(ROOT), str(folder), *map(str, numbers)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout is not None
+    running = Result(numbers[0])
+    try:
+        while line := _read_line(process):
+            result = Result(**json.loads(line))
+            if result.status != RUNNING:
+                yield result
+            running = result
+    finally:
+        process.kill()
+        process.stdout.close()
+        status = process.wait()
+    if running.status == RUNNING:
+        running.status = ERROR
+        running.file = STEP_FILES[running.number - 1]
+        running.what = f"Python ended while it was checked (exit status {status})."
+        yield running
+
+
+def _read_line(process: "subprocess.Popen[str]") -> str:
+    """The next line of the process; empty once it has ended or was killed for not answering."""
+    timer = Timer(NO_ANSWER, process.kill)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        return process.stdout.readline()
+    finally:
+        timer.cancel()

@@ -1,0 +1,25 @@
+"""The reference solutions are done; with a planted mistake, the step, the place and the cause are named."""
+
+import pytest
+
+from ftcore.lessons.runner import DONE, STEP_FILES, WRONG
+from tests.helpers.course_checks import SOLUTIONS, Planted, check_step, edited_solutions
+from tests.lessons import gpt2_mistakes
+
+MISTAKES = [*gpt2_mistakes.MISTAKES]
+WRITTEN = [number for number, file in enumerate(STEP_FILES, 1) if (SOLUTIONS / file).exists()]
+
+
+@pytest.mark.parametrize("step", WRITTEN)
+def test_reference_solution_is_done(step):
+    result = check_step(SOLUTIONS, step)
+    assert result.status == DONE, (result.what, result.report, result.causes)
+
+
+@pytest.mark.parametrize("planted", MISTAKES, ids=lambda planted: f"{planted.step}: {planted.new}")
+def test_planted_mistake_is_named(planted: Planted, tmp_path):
+    result = check_step(edited_solutions(tmp_path, planted.step, planted.old, planted.new), planted.step)
+    assert result.status == WRONG, result
+    assert planted.found in f"{result.what}\n{result.report}", result
+    assert planted.cause in " ".join(result.causes), result
+    assert bool(planted.cause) == bool(result.causes), result
