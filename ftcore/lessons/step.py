@@ -60,18 +60,29 @@ def same(what: str, got: Any, expected: Any, mistakes: Mapping[str, Any] | None 
     if isinstance(expected, Tensor) and isinstance(got, int | float):
         got = torch.tensor(got, dtype=expected.dtype)
     if problem := _problem(got, expected):
-        values = {text: value() if callable(value) else value for text, value in (mistakes or {}).items()}
-        causes = [text for text, value in values.items() if not _problem(got, value)]
-        raise Wrong(f"{what} {problem}.", _numbers(got, expected), causes[:1])
+        raise Wrong(f"{what} {problem}.", _numbers(got, expected), named(got, mistakes or {}))
+
+
+def named(got: Any, mistakes: Mapping[str, Any]) -> list[str]:
+    """The first of these mistakes that computes `got`, if any; see `same`."""
+    values = {text: value() if callable(value) else value for text, value in mistakes.items()}
+    return [text for text, value in values.items() if not _problem(got, value)][:1]
 
 
 def same_module(
-    what: str, mine: nn.Module, reference: nn.Module, inputs: Any, load: bool = True, **options: Any
+    what: str,
+    mine: nn.Module,
+    reference: nn.Module,
+    inputs: Any,
+    mistakes: Mapping[str, Any] | None = None,
+    load: bool = True,
+    **options: Any,
 ) -> None:
     """Raise Wrong unless two modules compute the same from the same weights; see `compare_modules`.
 
     Args:
         what: the module that is checked, such as "Block".
+        mistakes: as in `same`, of the module's output; named in place of the causes of `compare_modules`.
         load: first load the reference's weights into `mine`, as from a checkpoint: tied weights once.
         options: of `compare_modules`. Gradients are not compared by default.
     """
@@ -86,7 +97,8 @@ def same_module(
     if not report.equal:
         bad = display_name(report.first_bad_module or report.first_divergent)
         where = "" if bad == display_name("") else f", first in {bad}"
-        causes = [
+        causes = named(mine(*inputs) if isinstance(inputs, tuple) else mine(inputs), mistakes or {})
+        causes = causes or [
             f"{cause.name}, in {display_name(cause.module)}: {cause.sentence}" for cause in report.causes
         ]
         raise Wrong(f"{what} computes something else than the reference{where}.", str(report), causes)

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from ftcore.lessons import attention_steps
+from ftcore.lessons import attention_steps, generation_steps, t5_steps, training_steps
 from ftcore.lessons.step import Step
 
 
@@ -17,12 +17,12 @@ STEPS = (
     Step("heads", "several heads", _not_written),
     Step("gpt2_block", "GPT-2's feed-forward layer, norm and block", _not_written),
     Step("gpt2", "GPT-2 whole: it loads a checkpoint and writes", _not_written),
-    Step("relative_position", "RMSNorm and T5's relative positions", _not_written),
-    Step("t5_encoder", "T5's encoder block, without the scale", _not_written),
-    Step("t5_decoder", "cross-attention and T5's decoder block", _not_written),
-    Step("t5", "T5 whole: it loads a checkpoint and answers", _not_written),
-    Step("cache", "the key-value cache", _not_written),
-    Step("search", "greedy and beam search", _not_written),
-    Step("training", "a training step", _not_written),
-    Step("lora", "low-rank adapters", _not_written),
+    Step("relative_position", "RMSNorm and T5's relative positions", t5_steps.relative_position),
+    Step("t5_encoder", "T5's encoder block, without the scale", t5_steps.t5_encoder),
+    Step("t5_decoder", "cross-attention and T5's decoder block", t5_steps.t5_decoder),
+    Step("t5", "T5 whole: it loads a checkpoint and answers", t5_steps.t5),
+    Step("cache", "the key-value cache", generation_steps.cache),
+    Step("search", "greedy and beam search", generation_steps.search),
+    Step("training", "a training step", training_steps.training),
+    Step("lora", "low-rank adapters", training_steps.lora),
 )
