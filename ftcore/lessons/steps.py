@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from ftcore.lessons import attention_steps
+from ftcore.lessons import attention_steps, gpt2_steps
 from ftcore.lessons.step import Step
 
 
@@ -12,11 +12,11 @@ def _not_written(module: ModuleType) -> None:
 
 STEPS = (
     Step("softmax", "softmax and cross-entropy by hand", attention_steps.softmax),
-    Step("attention", "scaled dot-product attention", _not_written),
-    Step("masks", "causal and padding masks", _not_written),
-    Step("heads", "several heads", _not_written),
-    Step("gpt2_block", "GPT-2's feed-forward layer, norm and block", _not_written),
-    Step("gpt2", "GPT-2 whole: it loads a checkpoint and writes", _not_written),
+    Step("attention", "scaled dot-product attention", attention_steps.attention),
+    Step("masks", "causal and padding masks", attention_steps.masks),
+    Step("heads", "several heads", attention_steps.heads),
+    Step("gpt2_block", "GPT-2's feed-forward layer, norm and block", gpt2_steps.gpt2_block),
+    Step("gpt2", "GPT-2 whole: it loads a checkpoint and writes", gpt2_steps.gpt2),
     Step("relative_position", "RMSNorm and T5's relative positions", _not_written),
     Step("t5_encoder", "T5's encoder block, without the scale", _not_written),
     Step("t5_decoder", "cross-attention and T5's decoder block", _not_written),
