@@ -1,22 +1,16 @@
 """The steps of the course, in order."""
 
-from types import ModuleType
-
-from ftcore.lessons import attention_steps, generation_steps, t5_steps, training_steps
+from ftcore.lessons import attention_steps, generation_steps, gpt2_steps, t5_steps, training_steps
 from ftcore.lessons.step import Step
-
-
-def _not_written(module: ModuleType) -> None:
-    raise NotImplementedError
 
 
 STEPS = (
     Step("softmax", "softmax and cross-entropy by hand", attention_steps.softmax),
-    Step("attention", "scaled dot-product attention", _not_written),
-    Step("masks", "causal and padding masks", _not_written),
-    Step("heads", "several heads", _not_written),
-    Step("gpt2_block", "GPT-2's feed-forward layer, norm and block", _not_written),
-    Step("gpt2", "GPT-2 whole: it loads a checkpoint and writes", _not_written),
+    Step("attention", "scaled dot-product attention", attention_steps.attention),
+    Step("masks", "causal and padding masks", attention_steps.masks),
+    Step("heads", "several heads", attention_steps.heads),
+    Step("gpt2_block", "GPT-2's feed-forward layer, norm and block", gpt2_steps.gpt2_block),
+    Step("gpt2", "GPT-2 whole: it loads a checkpoint and writes", gpt2_steps.gpt2),
     Step("relative_position", "RMSNorm and T5's relative positions", t5_steps.relative_position),
     Step("t5_encoder", "T5's encoder block, without the scale", t5_steps.t5_encoder),
     Step("t5_decoder", "cross-attention and T5's decoder block", t5_steps.t5_decoder),

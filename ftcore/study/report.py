@@ -39,11 +39,10 @@ def difference(mine: Tensor, reference: Tensor, scale: float | None = None) -> D
 
 
 def broadcast(mine: Tensor, reference: Tensor) -> Tensor:
-    """Expand dimensions of size 1 to the shape of the reference, e.g. position ids shared by all rows."""
-    if mine.dim() == reference.dim() and mine.shape != reference.shape:
-        sizes = zip(mine.shape, reference.shape, strict=True)
-        if all(size in (1, expected) for size, expected in sizes):
-            return mine.expand_as(reference)
+    """Expand to the shape of the reference where it fits, e.g. position ids shared by all rows."""
+    sizes = zip(reversed(mine.shape), reversed(reference.shape), strict=False)
+    if mine.dim() <= reference.dim() and all(size in (1, expected) for size, expected in sizes):
+        return mine.expand_as(reference)
     return mine
 
 

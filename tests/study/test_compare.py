@@ -179,6 +179,7 @@ def test_different_shape():
 def test_broadcast_over_rows():
     once, each = noise(1, 3, 4), noise(1, 3, 4).expand(2, 3, 4)
     assert broadcast(once, each).shape == (2, 3, 4)
+    assert broadcast(noise(3, 4), each).shape == (2, 3, 4)
     assert broadcast(noise(2, 1, 3), each).shape == (2, 1, 3)
 
 

@@ -3,12 +3,13 @@ from torch import Tensor
 
 
 def softmax(scores: Tensor) -> Tensor:
-    exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    exponentials = torch.exp(scores - scores.max(dim=-1, keepdim=True).values)
     return exponentials / exponentials.sum(dim=-1, keepdim=True)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    kept = labels != -100
-    shifted = logits[kept] - logits[kept].amax(dim=-1, keepdim=True)
-    log_probabilities = shifted - shifted.exp().sum(dim=-1, keepdim=True).log()
-    return -log_probabilities.gather(-1, labels[kept][:, None]).mean()
+    has_label = labels != -100
+    logits, labels = logits[has_label], labels[has_label]
+    shifted = logits - logits.max(dim=-1, keepdim=True).values
+    log_p = shifted - shifted.exp().sum(dim=-1, keepdim=True).log()
+    return -log_p[torch.arange(len(labels)), labels].mean()

@@ -1,0 +1,8 @@
+from torch import Tensor
+
+from step01_softmax import softmax
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    return softmax(scores) @ value
