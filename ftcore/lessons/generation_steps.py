@@ -1,4 +1,7 @@
-"""Checks of steps 11 and 12: the key-value cache; greedy and beam search."""
+"""Checks of steps 11 and 12: the key-value cache; greedy and beam search.
+
+`wrong` maps the sentence of a known mistake to what it computes.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ from ftcore.lessons.step import Wrong, load_weights, same
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import randomize_weights
 
-VOCABULARY = 30
+VOCABULARY, HEADS = 30, 4
 
 
 def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
@@ -25,69 +28,71 @@ def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
         n_positions=128,
         n_embd=24,
         n_layer=layers,
-        n_head=4,
+        n_head=HEADS,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         eos_token_id=None,
     )
-    model = GPT2LMHeadModel(config)
-    randomize_weights(model, seed)
-    return model.eval()
+    return randomize_weights(GPT2LMHeadModel(config), seed).eval()  # type: ignore[return-value]
+
+
+def random_ids(length: int) -> list[int]:
+    return torch.randint(VOCABULARY, (length,)).tolist()
 
 
 @torch.no_grad()
 def cache(module: ModuleType) -> None:
+    """Step 11."""
     reference = reference_model()
     model = import_module("step06_gpt2").GPT2(reference.config).eval()
     load_weights("GPT2", model, reference)
-    cached_logits(module, model, reference)
+    _cached_logits(module, model, reference)
     for length in (6, 9):
-        written(module, model, reference, torch.randint(0, VOCABULARY, (2, length)))
+        _write(module, model, reference, random_ids(length), 7)
 
 
-def cached_logits(module: ModuleType, model: Any, reference: GPT2LMHeadModel) -> None:
-    """16 tokens, fed as 7, 1, 3 and 5."""
-    ids = torch.randint(0, VOCABULARY, (2, 16))
+def _cached_logits(module: ModuleType, model: Any, reference: GPT2LMHeadModel) -> None:
+    """Two texts of 16 tokens, fed as 7, 1, 3 and 5."""
+    ids = torch.randint(VOCABULARY, (2, 16))
     past: list[tuple[Tensor, Tensor]] = []
     start = before = 0
     for new in (7, 1, 3, 5):
         end = start + new
-        got = module.cached_logits(model, ids[:, start:end], past)
-        mistakes = {
-            sentence: partial(logits_with, reference, ids[:, :end], start, **change)
-            for sentence, change in cache_mistakes(before, start, end).items()
+        wrong = {
+            sentence: partial(_logits_with, reference, ids[:, :end], start, **change)
+            for sentence, change in _wrong_caches(before, start, end).items()
         }
+        got = module.cached_logits(model, ids[:, start:end], HEADS, past)
         right = reference(ids[:, :end])[:, start:]
-        same(f"cached_logits of {new} tokens, with {start} in the cache,", got, right, mistakes)
+        same(f"cached_logits of {new} tokens, with {start} in the cache,", got, right, wrong)
         before, start = start, end
 
 
-def cache_mistakes(before: int, start: int, end: int) -> dict[str, dict[str, Tensor]]:
-    """Arguments of `logits_with`, by mistake; the last call fed `before` to `start`, this one up to `end`."""
-    new, query = end - start, torch.arange(start, end)[:, None]
-    key = torch.arange(end)[None]
+def _wrong_caches(before: int, start: int, end: int) -> dict[str, dict[str, Tensor]]:
+    """What `_logits_with` changes, by mistake. The call before fed `before` to `start`, this one the rest."""
+    new, key, query = end - start, torch.arange(end), torch.arange(start, end)[:, None]
     causal = key <= query  # (T, S)
     return {
-        "The positions of new tokens start at 0. They count on after those in the cache.": {
+        "The positions of the new tokens start at 0. They go on after those in the cache.": {
             "positions": torch.cat([torch.arange(start), torch.arange(new)])
         },
-        "New positions attend to later ones: no causal mask.": {"visible": causal | (key >= start)},
-        "New positions use the first rows of the causal mask, expected the last ones.": {
+        "A new position sees later ones: the causal mask is missing.": {"visible": causal | (key >= start)},
+        "The first rows of the causal mask are used, expected its last ones.": {
             "visible": key <= query - start
         },
-        "New positions do not attend to those in the cache.": {"visible": causal & (key >= start)},
-        "New positions attend only to those in the cache, not to themselves.": {"visible": key < start},
-        "The cache holds the keys and values of the last call alone. They are appended to it.": {
+        "The new positions do not see those in the cache.": {"visible": causal & (key >= start)},
+        "The new positions see those in the cache, but not themselves.": {"visible": key < start},
+        "The cache keeps the last call's keys and values only. Each call adds to it.": {
             "visible": causal & (key >= before)
         },
-        "New keys stand before those in the cache, expected after them.": {
+        "The new keys are put before those in the cache, expected after them.": {
             "visible": (key >= start) | (key <= query - new)
         },
     }
 
 
-def logits_with(
+def _logits_with(
     model: GPT2LMHeadModel,
     ids: Tensor,
     start: int,
@@ -96,50 +101,64 @@ def logits_with(
 ) -> Tensor:
     """Logits from `start` on, with other positions (S,), or with other visible keys (T, S) from there on."""
     body, length = model.transformer, ids.shape[1]
-    mask = torch.ones(length, length).tril().bool()
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
     if visible is not None:
         mask[start:] = visible
-    bias = torch.zeros(length, length).masked_fill(~mask, -torch.inf)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
     hidden = body.wte(ids) + body.wpe(torch.arange(length) if positions is None else positions)
     for block in body.h:
         hidden = block(hidden, bias, None)
     return model.lm_head(body.ln_f(hidden))[:, start:]
 
 
-def written(module: ModuleType, model: Any, reference: GPT2LMHeadModel, prompt: Tensor) -> None:
-    new, length = 7, prompt.shape[1]
-    write = partial(generate, reference, max_new_tokens=new)
-    right = write(prompt)
-    mistakes = {
-        "The prompt's last token is fed twice: first with the prompt, then alone.": lambda: torch.cat(
-            [prompt, write(torch.cat([prompt, prompt[:, -1:]], 1))[:, length + 1 :]], 1
+def _write(module: ModuleType, model: Any, reference: GPT2LMHeadModel, ids: list[int], count: int) -> None:
+    right = greedy(reference, ids, count)
+    wrong = {
+        "The prompt is returned too, expected the new ids only.": [*ids, *right],
+        "The prompt's last token is fed twice: with the prompt, and alone.": greedy(
+            reference, [*ids, ids[-1]], count
         ),
-        "The prompt's last token is not fed.": lambda: torch.cat(
-            [prompt, write(prompt[:, :-1])[:, length - 1 :]], 1
-        ),
-        "All tokens are fed again at every step, although the cache holds them.": lambda: fed_again(
-            reference, prompt, new
-        ),
-        "The prompt is missing in the result.": right[:, length:],
+        "The prompt's last token is not fed.": greedy(reference, ids[:-1], count),
+        "The last token is fed, but not the prompt before it.": greedy(reference, ids[-1:], count),
+        "All tokens are fed again, although the cache has them.": _fed_again(reference, ids, count),
+        "The first position's logits are used. The last position predicts the next token.": greedy(
+            reference, ids[:1], 1
+        )
+        + greedy(reference, ids + greedy(reference, ids[:1], 1), count - 1),
     }
-    with counted_positions(model) as computed:
-        got = module.write(model, prompt, new)
-    same(f"write(model, prompt, {new})", got, right, mistakes)
+    with _counted_positions(model) as computed:
+        got = module.write(model, list(ids), count, HEADS)
+    what = f"write(model, {ids}, {count}, {HEADS})"
+    same(what, got, right, wrong)
+    expected = len(ids) + count - 1  # the last new token is not fed
     name, most = max(computed.items(), key=lambda item: item[1])
-    if most > length + new - 1:
+    if most > expected:
         raise Wrong(
-            f"write(model, prompt, {new}) computes {most} positions in {name}, expected {length + new - 1}: "
-            f"{length} of the prompt and {new - 1} new ones.",
-            causes=["Positions that are in the cache are computed again: feed the new tokens alone."],
+            f"{what} computes {most} positions in {name}, expected {expected}: "
+            f"{len(ids)} of the prompt, and {count - 1} new ones.",
+            causes=["Positions that the cache has are computed again: feed the new token alone."],
         )
 
 
-@contextmanager
-def counted_positions(model: nn.Module) -> Iterator[Counter[str]]:
-    """Count the positions that pass each layer."""
-    computed: Counter[str] = Counter()
+def _fed_again(model: GPT2LMHeadModel, ids: list[int], count: int) -> list[int]:
+    new: list[int] = []
+    fed = list(ids)
+    for _ in range(count):
+        new += greedy(model, fed, 1)
+        fed += ids + new
+    return new
 
-    def count(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+
+def greedy(model: GPT2LMHeadModel, ids: list[int], most: int, end: int | None = None) -> list[int]:
+    return generate(model, torch.tensor([ids]), max_new_tokens=most, eos_token_id=end)[0, len(ids) :].tolist()
+
+
+@contextmanager
+def _counted_positions(model: nn.Module) -> Iterator[Counter[str]]:
+    """Count the positions that pass each layer."""
+    computed: Counter[str] = Counter({"a layer": 0})
+
+    def count(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         computed[name] += output.shape[-2]  # (B, T, D), or (T, D) of position vectors
 
     layers = {name: part for name, part in model.named_modules() if list(part.parameters(recurse=False))}
@@ -151,120 +170,107 @@ def counted_positions(model: nn.Module) -> Iterator[Counter[str]]:
             hook.remove()
 
 
-def fed_again(model: GPT2LMHeadModel, prompt: Tensor, new: int) -> Tensor:
-    ids, fed = prompt, prompt
-    for _ in range(new):
-        ids = torch.cat([ids, model(fed)[:, -1:].argmax(-1)], 1)
-        fed = torch.cat([fed, ids], 1)
-    return ids
-
-
 @torch.no_grad()
 def search(module: ModuleType) -> None:
-    for seed, length, new in ((1, 1, 5), (2, 4, 8), (3, 2, 10), (4, 3, 3)):
-        model = reference_model(seed, layers=1)
-        prompt = torch.randint(0, VOCABULARY, (1, length))
-        for eos_id in likely_ends(model, prompt, new):
-            greedy_search(module, model, prompt, new, eos_id)
-            for beams, length_penalty in ((2, 1.0), (2, 0.0), (3, 1.0), (4, 2.0)):
-                beam_search(module, model, prompt, new, eos_id, beams, length_penalty)
+    """Step 12."""
+    for seed, length, most in ((1, 1, 5), (2, 4, 8), (3, 2, 3)):
+        model, ids = reference_model(seed, layers=1), random_ids(length)
+        for end in _likely_ends(model, ids, most):
+            _greedy_search(module, model, ids, most, end)
+            for beams, length_penalty in ((2, 1.0), (3, 0.0), (4, 2.0)):
+                _beam_search(module, model, ids, most, end, beams, length_penalty)
 
 
-def likely_ends(model: GPT2LMHeadModel, prompt: Tensor, new: int) -> list[int]:
-    """Tokens that a search comes across: near the end the best, the second and the third choice."""
-    ids = generate(model, prompt, max_new_tokens=new)
-    best = model(ids)[0, -3:].topk(3).indices
-    return [int(best[0, 0]), int(best[1, 1]), int(best[2, 2])]
+def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]:
+    """Tokens that a search comes across: its last one, and the second choice one step before."""
+    text = torch.tensor([ids + greedy(model, ids, most)])
+    second = model(text[:, :-1])[0, -2].topk(2).indices[1]
+    return [int(text[0, -1]), int(second)]
 
 
-def greedy_search(module: ModuleType, model: Any, prompt: Tensor, new: int, eos_id: int) -> None:
-    right = generate(model, prompt, max_new_tokens=new, eos_token_id=eos_id)
-    mistakes = {
-        "The search goes on after the end token.": lambda: generate(model, prompt, max_new_tokens=new),
-        "The end token is missing.": right[:, :-1],
-        "The prompt is missing in the result.": right[:, prompt.shape[1] :],
+def _greedy_search(module: ModuleType, model: Any, ids: list[int], most: int, end: int) -> None:
+    right = greedy(model, ids, most, end)
+    wrong = {
+        "The search goes on after `end`.": greedy(model, ids, most),
+        "`end` is not returned.": right[:-1],
+        "The prompt is returned too, expected the new ids only.": [*ids, *right],
     }
-    what = f"greedy_search(logits, {prompt.tolist()}, {new}, eos_id={eos_id})"
-    same(what, module.greedy_search(model, prompt, new, eos_id), right, mistakes)
+    got = module.greedy_search(model, list(ids), most, end)
+    same(f"greedy_search(logits, {ids}, {most}, end={end})", got, right, wrong)
 
 
-def beam_search(
-    module: ModuleType, model: Any, prompt: Tensor, new: int, eos_id: int, beams: int, length_penalty: float
+def _beam_search(
+    module: ModuleType, model: Any, ids: list[int], most: int, end: int, beams: int, length_penalty: float
 ) -> None:
-    right = generate(
+    found = generate(
         model,
-        prompt,
-        max_new_tokens=new,
-        eos_token_id=eos_id,
+        torch.tensor([ids]),
+        max_new_tokens=most,
+        eos_token_id=end,
         num_beams=beams,
         length_penalty=length_penalty,
-        early_stopping="never",  # stops once the best sequence is certain
+        early_stopping="never",  # stops once the best text is certain
     )
+    right = found[0, len(ids) :].tolist()
 
     def divisor(length: int) -> float:
         return length**length_penalty
 
-    wrong = partial(beam_search_with, model, prompt, new, beams, eos_id=eos_id, divisor=divisor)
-    mistakes = {
-        "A beam's score is that of its last token, expected the sum of all.": partial(
-            wrong, carry=lambda totals, length: 0 * totals
+    beam_search = partial(_beam_search_with, model, ids, most, beams, end=end, divisor=divisor)
+    wrong = {
+        "A beam's score is log p of its last token, expected the sum of all.": partial(
+            beam_search, carry=lambda scores, length: 0 * scores
         ),
-        "Scores are divided by the length at every step, expected only those of complete sequences.": partial(
-            wrong, carry=lambda totals, length: totals / divisor(length)
+        "Scores are divided by the length at each step, expected those of complete texts only.": partial(
+            beam_search, carry=lambda scores, length: scores / divisor(length)
         ),
-        "A beam goes on after its end token. It is complete then and is set aside.": partial(
-            wrong, eos_id=-1
+        "A beam goes on after `end`. It is complete then.": partial(beam_search, end=-1),
+        "Texts that end before the last step are lost. Set them aside.": partial(
+            beam_search, keeps_complete=False
         ),
-        "Complete sequences are dropped. They are set aside and compete in the end.": partial(
-            wrong, keeps_complete=False
+        "The logits are summed, expected log p.": partial(beam_search, score=lambda logits: logits),
+        "p is summed, expected log p.": partial(beam_search, score=lambda logits: logits.softmax(-1)),
+        "The prompt counts as length, expected the new tokens only.": partial(
+            beam_search, divisor=lambda length: divisor(length + len(ids))
         ),
-        "Logits are summed, expected log-probabilities.": partial(wrong, score=lambda logits: logits),
-        "Probabilities are summed, expected log-probabilities.": partial(
-            wrong, score=lambda logits: logits.softmax(-1)
-        ),
-        "The prompt counts as length. Only new tokens do.": partial(
-            wrong, divisor=lambda length: divisor(length + prompt.shape[1])
-        ),
-        "length_penalty has no effect.": partial(wrong, divisor=lambda length: 1.0),
+        "length_penalty is not used.": partial(beam_search, divisor=lambda length: 1.0),
+        "The prompt is returned too, expected the new ids only.": [*ids, *right],
     }
-    arguments = f"{new}, eos_id={eos_id}, num_beams={beams}, length_penalty={length_penalty}"
-    got = module.beam_search(model, prompt, new, eos_id, beams, length_penalty)
-    same(f"beam_search(logits, {prompt.tolist()}, {arguments})", got, right, mistakes)
+    got = module.beam_search(model, list(ids), most, end, beams, length_penalty)
+    options = f"end={end}, beams={beams}, length_penalty={length_penalty}"
+    same(f"beam_search(logits, {ids}, {most}, {options})", got, right, wrong)
 
 
-def beam_search_with(
+def _beam_search_with(
     logits: Callable[[Tensor], Tensor],
-    prompt: Tensor,
-    new: int,
+    ids: list[int],
+    most: int,
     beams: int,
     *,
-    eos_id: int,
+    end: int,
     divisor: Callable[[int], float],
     score: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(-1),
-    carry: Callable[[Tensor, int], Tensor] = lambda totals, length: totals,
+    carry: Callable[[Tensor, int], Tensor] = lambda scores, length: scores,
     keeps_complete: bool = True,
-) -> Tensor:
-    """Beam search of one prompt, (1, T) -> (1, up to T + new), with these mistakes.
+) -> list[int]:
+    """The new ids of beam search, with these mistakes.
 
     Args:
-        divisor: of the sum of a complete sequence, from its number of new tokens.
-        score: logits (N, V) -> scores of the next token.
-        carry: sums and number of new tokens -> what the next step adds to.
-        keeps_complete: whether sequences that end before the last step compete.
+        divisor: number of new tokens -> what a complete text's score is divided by.
+        score: logits (N, V) -> scores of the next token (N, V).
+        carry: scores of the beams (N,), number of new tokens -> scores that the next step adds to.
+        keeps_complete: whether texts that end before the last step are set aside.
     """
-    running, scores = prompt, torch.zeros(1)  # (N, T), (N,)
-    complete: list[tuple[float, Tensor]] = []
-    for length in range(1, new + 1):
-        totals = (scores[:, None] + score(logits(running)[:, -1])).flatten()  # (N * V,)
-        best, index = totals.topk(2 * beams)
-        parents, tokens = index // VOCABULARY, index % VOCABULARY
-        ids = torch.cat([running[parents], tokens[:, None]], 1)  # (2N, T + 1)
-        ends = tokens == eos_id
+    running, scores = torch.tensor([ids]), torch.zeros(1)  # (N, T), (N,)
+    complete: list[tuple[float, list[int]]] = []
+    for length in range(1, most + 1):
+        best, index = (scores[:, None] + score(logits(running)[:, -1])).flatten().topk(2 * beams)
+        texts = torch.cat([running[index // VOCABULARY], index[:, None] % VOCABULARY], 1)  # (2N, T + 1)
+        ends = texts[:, -1] == end
         if keeps_complete:
-            complete += [
-                (float(best[rank]) / divisor(length), ids[rank]) for rank in range(beams) if ends[rank]
-            ]
-        running, best = ids[~ends][:beams], best[~ends][:beams]
+            first = ends & (torch.arange(2 * beams) < beams)
+            complete += zip((best[first] / divisor(length)).tolist(), texts[first].tolist(), strict=True)
+        running, best = texts[~ends][:beams], best[~ends][:beams]
         scores = carry(best, length)
-    complete += zip((best / divisor(new)).tolist(), running, strict=True)
-    return max(complete, key=lambda hypothesis: hypothesis[0])[1][None]
+    complete += zip((best / divisor(most)).tolist(), running.tolist(), strict=True)
+    return max(complete)[1][len(ids) :]

@@ -3,7 +3,6 @@
 from ftcore.lessons import attention_steps, generation_steps, gpt2_steps, t5_steps, training_steps
 from ftcore.lessons.step import Step
 
-
 STEPS = (
     Step("softmax", "softmax and cross-entropy by hand", attention_steps.softmax),
     Step("attention", "scaled dot-product attention", attention_steps.attention),

@@ -27,20 +27,20 @@ RATES = (0.03, 0.02, 0.01)  # learning rates of three steps
 
 
 def training(module: ModuleType) -> None:
-    loss(module)
+    _loss(module)
     for scale in (3.0, 0.1):  # above and below the limit
-        clipping(module, scale)
-    adamw(module)
+        _clipping(module, scale)
+    _adamw(module)
     for warmup, total in ((3, 10), (4, 7)):
-        schedule(module, warmup, total)
-    three_steps(module)
+        _schedule(module, warmup, total)
+    _three_steps(module)
 
 
-def loss(module: ModuleType) -> None:
+def _loss(module: ModuleType) -> None:
     logits, labels = torch.randn(2, 6, VOCABULARY), torch.randint(0, VOCABULARY, (2, 6))
     labels[0, 4:] = labels[1, :3] = -100
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")  # 0 at -100
-    mistakes = {
+    wrong = {
         "Logits at t are compared with the label at t: expected with the label at t + 1.": F.cross_entropy(
             logits.flatten(0, 1), labels.flatten()
         ),
@@ -54,10 +54,10 @@ def loss(module: ModuleType) -> None:
         "Losses are summed, expected their mean.": each.sum(),
     }
     right = each.sum() / (labels[:, 1:] != -100).sum()
-    same("next_token_loss(logits, labels)", module.next_token_loss(logits, labels), right, mistakes)
+    same("next_token_loss(logits, labels)", module.next_token_loss(logits, labels), right, wrong)
 
 
-def clipping(module: ModuleType, scale: float) -> None:
+def _clipping(module: ModuleType, scale: float) -> None:
     gradients = [scale * torch.randn(4, 3), scale * torch.randn(5)]
     parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
     parameters.append(nn.Parameter(torch.zeros(2)))  # unused: without a gradient
@@ -66,7 +66,7 @@ def clipping(module: ModuleType, scale: float) -> None:
     norm = flat(gradients).norm()
     got = module.clip_gradients(iter(parameters), MAX_NORM)
     clipped = flat([parameter.grad for parameter in parameters if parameter.grad is not None])
-    mistakes = {
+    wrong = {
         "Each parameter is clipped alone. The norm is that of all gradients together.": flat(
             [gradient * (MAX_NORM / gradient.norm()).clamp(max=1) for gradient in gradients]
         ),
@@ -81,13 +81,13 @@ def clipping(module: ModuleType, scale: float) -> None:
         "yields its items only once.": flat(gradients),
     }
     what = f"clip_gradients of gradients with norm {norm:.2f} to {MAX_NORM}"
-    same(f"After {what}, the gradient", clipped, flat(gradients) * (MAX_NORM / norm).clamp(max=1), mistakes)
+    same(f"After {what}, the gradient", clipped, flat(gradients) * (MAX_NORM / norm).clamp(max=1), wrong)
     same(what, got, norm, {"The norm after clipping is returned, expected that before.": clipped.norm()})
 
 
-def adamw(module: ModuleType) -> None:
+def _adamw(module: ModuleType) -> None:
     options: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 0.01, "weight_decay": 0.5}
-    mistakes: dict[str, dict[str, Any]] = {
+    wrong: dict[str, dict[str, Any]] = {
         "The bias correction is missing.": {"corrected": False},
         "t is 0 in the first step, expected 1.": {"t": -1},
         "Weight decay is added to the gradient (L2), expected apart from it.": {"decoupled": False},
@@ -105,14 +105,12 @@ def adamw(module: ModuleType) -> None:
             for weight, gradient in zip(mine, of_step, strict=True):
                 weight.grad = gradient.clone()
             optimizer.step(lr)
-        optimize = partial(optimized, flat(initial), [flat(of_step) for of_step in gradients[:steps]])
-        values = {
-            sentence: partial(optimize, **(options | change)) for sentence, change in mistakes.items()
-        }
+        optimize = partial(_optimized, flat(initial), [flat(of_step) for of_step in gradients[:steps]])
+        values = {sentence: partial(optimize, **(options | change)) for sentence, change in wrong.items()}
         same(f"The weights after AdamW's step {steps}", flat(mine), optimize(**options), values)
 
 
-def optimized(weights: Tensor, gradients: Iterable[Tensor], **options: Any) -> Tensor:
+def _optimized(weights: Tensor, gradients: Iterable[Tensor], **options: Any) -> Tensor:
     """The weights after a step of AdamW with each of these gradients."""
     optimizer = AdamW(**options)
     for lr, gradient in zip(RATES, gradients, strict=False):
@@ -152,18 +150,16 @@ class AdamW:
         return weights - decay - lr * mean / root
 
 
-def schedule(module: ModuleType, warmup: int, total: int) -> None:
+def _schedule(module: ModuleType, warmup: int, total: int) -> None:
     peak = 0.6
 
     def right(step: int, total: int = total) -> float:
-        return optim.learning_rate(
-            step, peak=peak, schedule="linear", warmup_steps=warmup, total_steps=total
-        )
+        return optim.learning_rate(step, peak=peak, schedule="linear", warmup_steps=warmup, total_steps=total)
 
     def rates(rate: Callable[[int], float]) -> Tensor:
         return torch.tensor([rate(step) for step in range(total)])
 
-    mistakes = {
+    wrong = {
         "The first step has the learning rate 0: expected (step + 1) / warmup.": rates(
             lambda step: peak * step / warmup if step < warmup else right(step)
         ),
@@ -175,18 +171,20 @@ def schedule(module: ModuleType, warmup: int, total: int) -> None:
             lambda step: right(step, total - 1)
         ),
         "There is no warm-up.": rates(lambda step: peak * (total - step) / total),
-        "There is no fall after the warm-up.": rates(lambda step: min(right(step), peak) if step < warmup else peak),
+        "There is no fall after the warm-up.": rates(
+            lambda step: min(right(step), peak) if step < warmup else peak
+        ),
     }
     got = rates(lambda step: module.learning_rate(step, peak, warmup, total))
-    same(f"learning_rate(step, {peak}, {warmup}, {total}) of all steps", got, rates(right), mistakes)
+    same(f"learning_rate(step, {peak}, {warmup}, {total}) of all steps", got, rates(right), wrong)
 
 
-def three_steps(module: ModuleType) -> None:
+def _three_steps(module: ModuleType) -> None:
     # float64, since AdamW divides a gradient that is 0 up to rounding, as a key bias's, by itself.
     initial = gpt2_model(layers=1).double()
     batches = [torch.randint(0, VOCABULARY, (2, 9)) for _ in RATES]
-    run = partial(trained, initial, batches)
-    mistakes = {
+    run = partial(_trained, initial, batches)
+    wrong = {
         "Gradients of the last step are added to the new ones: zero them before backward().": partial(
             run, zeroes=False
         ),
@@ -196,20 +194,20 @@ def three_steps(module: ModuleType) -> None:
     model = gpt2_model(layers=1).double()
     optimizer = module.AdamW(model.parameters())
     for lr, batch in zip(RATES, batches, strict=True):
-        expected = next_token_loss(model, batch)
+        expected = _next_token_loss(model, batch)
         got = module.training_step(model, optimizer, batch, batch.clone(), lr, MAX_NORM)
         if not isinstance(got, float):
             raise Wrong(f"training_step returns a {type(got).__name__}, expected a float: loss.item().")
         same("The loss that training_step returns", torch.tensor(got), torch.tensor(expected.item()))
     change = flat(model.parameters()) - flat(initial.parameters())
-    same("The change of the weights after three training steps", change, run(), mistakes)
+    same("The change of the weights after three training steps", change, run(), wrong)
 
 
-def next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
+def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(model(batch)[:, :-1].transpose(1, 2), batch[:, 1:])
 
 
-def trained(
+def _trained(
     model: nn.Module,
     batches: Sequence[Tensor],
     *,
@@ -223,7 +221,7 @@ def trained(
     for lr, batch in zip(rates, batches, strict=True):
         if zeroes:
             model.zero_grad()
-        next_token_loss(model, batch).backward()
+        _next_token_loss(model, batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         gradient = flat(weight.grad for weight in model.parameters() if weight.grad is not None)
         weights = optimizer.step(weights, gradient, lr)
@@ -237,7 +235,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def lora(module: ModuleType) -> str:
-    lora_linear(module)
+    _lora_linear(module)
     reference = t5_steps.reference_model()
     mine = import_module("step10_t5").T5(t5_steps.CONFIG).eval()
     load_weights("T5", mine, reference)
@@ -246,19 +244,19 @@ def lora(module: ModuleType) -> str:
 
     add_lora(reference, rank=3, alpha=12, targets=["q", "wo"])
     module.add_lora(mine, 3, 12.0, ["q", "wo"])
-    trains_adapters_alone(mine, reference)
+    _trains_adapters_alone(mine, reference)
     for layer in lora_layers(reference).values():
-        nn.init.normal_(layer.lora_B.weight)
+        nn.init.normal_(layer.lora_B.weight, std=0.1)
     same_module("T5 with LoRA", mine, reference, inputs)
     module.merge_lora(mine)
     left = [name for name, part in mine.named_modules() if isinstance(part, module.LoRALinear)]
     if left:
         raise Wrong(f"After merge_lora, {len(left)} layers are still LoRALinear: {few(left, 3)}.")
     same_module("T5 after merge_lora", mine, merge_lora(reference), inputs, load=False)
-    return shipped_adapter(module)
+    return _shipped_adapter(module)
 
 
-def lora_linear(module: ModuleType) -> None:
+def _lora_linear(module: ModuleType) -> None:
     base = nn.Linear(7, 5, bias=False)
     right = LoRALayer(copy.deepcopy(base), rank=3, alpha=12.0, dropout=0.0)
     mine, inputs = module.LoRALinear(copy.deepcopy(base), 3, 12.0), torch.randn(2, 6, 7)
@@ -273,7 +271,7 @@ def lora_linear(module: ModuleType) -> None:
     nn.init.normal_(right.lora_B.weight)
     load_weights("LoRALinear", mine, right)
     plain, update = base(inputs), right.lora_B(right.lora_A(inputs))  # W x, B A x
-    mistakes = {
+    wrong = {
         "alpha is not divided by r.": plain + 12 * update,
         "The update is not scaled by alpha / r.": plain + update,
         "The update is scaled by r / alpha.": plain + update / 4,
@@ -281,19 +279,19 @@ def lora_linear(module: ModuleType) -> None:
         "The sum is scaled, expected only B A x.": 4 * (plain + update),
     }
     expected = right(inputs)
-    same("LoRALinear(linear, 3, 12.0)(inputs)", mine(inputs), expected, mistakes)
+    same("LoRALinear(linear, 3, 12.0)(inputs)", mine(inputs), expected, wrong)
     merged = mine.merged()
     if not isinstance(merged, nn.Linear):
         raise Wrong(f"merged() returns a {type(merged).__name__}, expected the nn.Linear.")
-    mistakes = {
+    wrong = {
         "The update is not added to the weight.": plain,
         "The update is not scaled by alpha / r.": plain + update,
         "The update replaces the weight, expected added.": 4 * update,
     }
-    same("merged()(inputs)", merged(inputs), expected, mistakes)
+    same("merged()(inputs)", merged(inputs), expected, wrong)
 
 
-def trains_adapters_alone(mine: nn.Module, reference: nn.Module) -> None:
+def _trains_adapters_alone(mine: nn.Module, reference: nn.Module) -> None:
     """Raise Wrong unless `requires_grad` is that of the reference."""
     wrapped = {name for name, _ in reference.named_parameters() if "lora_" in name}
     own = {name: weight.requires_grad for name, weight in mine.named_parameters()}
@@ -309,7 +307,7 @@ def trains_adapters_alone(mine: nn.Module, reference: nn.Module) -> None:
         raise Wrong(f"After add_lora, requires_grad is False of {few(sorted(frozen), 3)}.", causes=[cause])
 
 
-def shipped_adapter(module: ModuleType) -> str:
+def _shipped_adapter(module: ModuleType) -> str:
     """Load t5-mini into the student's T5 and t5-mini-qa into its LoRA layers, and let it answer."""
     directory, adapter = shipped("t5-mini"), shipped("t5-mini-qa")
     if directory is None or adapter is None:

@@ -1,35 +1,38 @@
-"""Step 10: T5, whole. It reads the weights of this project and answers a question.
+"""Step 10: T5.
 
-    input_ids (B, S) -> encoder -> source (B, S, D)
-                                      |
-    decoder_input_ids (B, T) ----> decoder -> (B, T, D) -> * D^-0.5 -> lm_head -> logits (B, T, V)
+    input_ids (B, S) --> encoder --> source (B, S, D)
+                                        |
+    decoder_input_ids (B, T) -----> decoder --> (B, T, D) --> times D^-0.5 --> lm_head --> logits
+                                                                                          (B, T, V)
 
-One matrix, `shared` (V, D), is the embedding of both halves and the head as well: it is *tied*. As an
-embedding its numbers are about 1 in size, so a product of D of them would be about sqrt(D) too large: hence
-the factor D^-0.5 before the head (`scale_decoder_outputs` in config.json).
+One table, shared (V, D), is the embedding of both halves and the weight of the head: they are tied, as
+in GPT-2. But T5's embedding has numbers around 1, not 0.02, so a sum of D products would be about
+sqrt(D) too large. The decoder's output is therefore multiplied by D^-0.5 before the head.
 
-During training the decoder sees the right answer, moved one position to the right, and predicts at every
-position the token that it will see next:
+To learn, the decoder gets the right answer as its input, moved to the right by one position: at each
+position it sees the tokens before, and predicts the next one.
 
-    labels              The  cat  sat  </s>           -100 marks positions without a label (padding)
-    decoder input       <s>  The  cat  sat            T5's start token <s> is the pad token, id 0
+    labels               cats   sleep  </s>   -100      -100: no label here, padding
+    decoder_input_ids    start  cats   sleep  </s>      the start token is the pad token, id 0
 
-When answering there is no right answer to see. The decoder begins with the start token, and each token that
-it chooses is appended to its input, until it chooses the end token </s>, id 1.
+To answer, it starts with the start token alone. The most likely next token is appended to its input,
+again and again, until that token is </s>, the end of the answer, id 1.
 """
 
 import torch
-from step08_t5_encoder import Encoder
-from step09_t5_decoder import Decoder
+from ftcore.models import T5Config
 from torch import Tensor, nn
 
-from ftcore.models import T5Config
+from step08_t5_encoder import Encoder
+from step09_t5_decoder import Decoder
 
 
 class T5(nn.Module):
+    """Both halves and the head; complete but for forward."""
+
     def __init__(self, config: T5Config):
         super().__init__()
-        self.config = config
+        self.width = config.d_model
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = Encoder(config, self.shared)
         self.decoder = Decoder(config, self.shared)
@@ -37,21 +40,50 @@ class T5(nn.Module):
         self.lm_head.weight = self.shared.weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """(B, S), (B, S), (B, T) -> logits of the next token at every decoder position, (B, T, V)."""
+        """Scores of the next token at each position of the answer.
+
+        Args:
+            input_ids: (B, S)
+            attention_mask: (B, S), 1 for a token and 0 for padding.
+            decoder_input_ids: (B, T)
+
+        Returns:
+            (B, T, V)
+        """
         raise NotImplementedError
 
 
-def shift_right(labels: Tensor, start_id: int = 0, pad_id: int = 0) -> Tensor:
-    """Labels (B, T) -> decoder_input_ids (B, T). A label of -100 becomes the pad id."""
+def shift_right(labels: Tensor, start: int = 0, pad: int = 0) -> Tensor:
+    """Labels (B, T) -> decoder_input_ids (B, T), where -100 becomes `pad`."""
     raise NotImplementedError
 
 
-@torch.no_grad()
-def answer(
-    model: nn.Module, input_ids: Tensor, max_new_tokens: int, start_id: int = 0, eos_id: int = 1
-) -> Tensor:
-    """Greedy: (1, S) -> (1, up to 1 + max_new_tokens), the start token, the answer and its end token.
+def answer(model: nn.Module, ids: list[int], most: int, start: int = 0, end: int = 1) -> list[int]:
+    """Greedy search.
 
-    `model(input_ids, attention_mask, decoder_input_ids)` returns logits; take the most likely token.
+    Args:
+        model: such as a T5, called with (input_ids, attention_mask, decoder_input_ids).
+        ids: the source, without padding.
+        most: the largest number of tokens in the answer.
+        start, end: the start token, and the token that ends the answer.
+
+    Returns:
+        The answer's ids, without `start`; `end` is the last one, unless `most` was reached before.
     """
     raise NotImplementedError
+
+
+# region Hint
+# `torch.cat([a, b], dim=1)` joins (B, 1) and (B, T - 1); labels[:, :-1] is all but the last column.
+# In `answer`, the source is a batch of one: torch.tensor([ids]); its mask has ones everywhere.
+# endregion
+
+# Questions
+# 1. `answer` calls the whole model for each token. What need it compute only once?
+# 2. During training the decoder always sees the right answer so far. What does it see later?
+#
+# region Answers
+# 1. The encoder: the source does not change. ftcore's T5 has `encode` and `decode` for that, and a
+#    cache (step 11) for the rest.
+# 2. Its own answer so far, mistakes included, which it was never trained on.
+# endregion

@@ -1,4 +1,4 @@
-from step02_attention import attention
+from step01_softmax import softmax
 from step03_masks import padding_mask
 from step04_heads import merge_heads, split_heads
 from step05_gpt2_block import gelu
@@ -9,7 +9,7 @@ from ftcore.models import T5Config
 
 
 class T5Attention(nn.Module):
-    def __init__(self, config: T5Config, has_bias_table: bool = False):
+    def __init__(self, config: T5Config, has_table: bool = False):
         super().__init__()
         inner = config.num_heads * config.d_kv
         self.num_heads = config.num_heads
@@ -17,16 +17,20 @@ class T5Attention(nn.Module):
         self.k = nn.Linear(config.d_model, inner, bias=False)
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        if has_bias_table:
+        if has_table:
             self.relative_attention_bias = nn.Embedding(
                 config.relative_attention_num_buckets, config.num_heads
             )
 
-    def forward(self, hidden: Tensor, source: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, source: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
         query = split_heads(self.q(hidden), self.num_heads)
         key = split_heads(self.k(source), self.num_heads)
         value = split_heads(self.v(source), self.num_heads)
-        return self.o(merge_heads(attention(query, key, value, bias, scale=1.0)))
+        scores = query @ key.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        weights = softmax(scores.masked_fill(~visible, float("-inf")))
+        return self.o(merge_heads(weights @ value))
 
 
 class FeedForward(nn.Module):
@@ -41,14 +45,14 @@ class FeedForward(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    def __init__(self, config: T5Config, has_bias_table: bool):
+    def __init__(self, config: T5Config, has_table: bool):
         super().__init__()
-        self.SelfAttention = T5Attention(config, has_bias_table)
+        self.SelfAttention = T5Attention(config, has_table)
         self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor, bias: Tensor) -> Tensor:
         normed = self.layer_norm(hidden)
-        return hidden + self.SelfAttention(normed, normed, bias)
+        return hidden + self.SelfAttention(normed, normed, visible, bias)
 
 
 class FeedForwardLayer(nn.Module):
@@ -62,13 +66,13 @@ class FeedForwardLayer(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    def __init__(self, config: T5Config, has_bias_table: bool):
+    def __init__(self, config: T5Config, has_table: bool):
         super().__init__()
-        self.layer = nn.ModuleList([SelfAttentionLayer(config, has_bias_table), FeedForwardLayer(config)])
+        self.layer = nn.ModuleList([SelfAttentionLayer(config, has_table), FeedForwardLayer(config)])
 
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor, bias: Tensor) -> Tensor:
         self_attention, feed_forward = self.layer
-        return feed_forward(self_attention(hidden, bias))
+        return feed_forward(self_attention(hidden, visible, bias))
 
 
 class Encoder(nn.Module):
@@ -77,16 +81,15 @@ class Encoder(nn.Module):
         self.max_distance = config.relative_attention_max_distance
         self.embed_tokens = embed_tokens
         self.block = nn.ModuleList(
-            EncoderBlock(config, has_bias_table=layer == 0) for layer in range(config.num_layers)
+            EncoderBlock(config, has_table=number == 0) for number in range(config.num_layers)
         )
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        length = input_ids.shape[1]
+        visible = padding_mask(attention_mask)
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        bias = relative_position_bias(table, length, True, self.max_distance)
-        bias = bias + padding_mask(attention_mask)
+        bias = relative_position_bias(table, input_ids.shape[1], True, self.max_distance)
         hidden = self.embed_tokens(input_ids)
         for block in self.block:
-            hidden = block(hidden, bias)
+            hidden = block(hidden, visible, bias)
         return self.final_layer_norm(hidden)

@@ -12,25 +12,27 @@ class CrossAttentionLayer(nn.Module):
         self.EncDecAttention = T5Attention(config)
         self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
-    def forward(self, hidden: Tensor, source: Tensor, source_bias: Tensor | None) -> Tensor:
-        return hidden + self.EncDecAttention(self.layer_norm(hidden), source, source_bias)
+    def forward(self, hidden: Tensor, source: Tensor, source_visible: Tensor) -> Tensor:
+        return hidden + self.EncDecAttention(self.layer_norm(hidden), source, source_visible)
 
 
 class DecoderBlock(nn.Module):
-    def __init__(self, config: T5Config, has_bias_table: bool):
+    def __init__(self, config: T5Config, has_table: bool):
         super().__init__()
         self.layer = nn.ModuleList(
             [
-                SelfAttentionLayer(config, has_bias_table),
+                SelfAttentionLayer(config, has_table),
                 CrossAttentionLayer(config),
                 FeedForwardLayer(config),
             ]
         )
 
-    def forward(self, hidden: Tensor, bias: Tensor, source: Tensor, source_bias: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, visible: Tensor, bias: Tensor, source: Tensor, source_visible: Tensor
+    ) -> Tensor:
         self_attention, cross_attention, feed_forward = self.layer
-        hidden = self_attention(hidden, bias)
-        hidden = cross_attention(hidden, source, source_bias)
+        hidden = self_attention(hidden, visible, bias)
+        hidden = cross_attention(hidden, source, source_visible)
         return feed_forward(hidden)
 
 
@@ -40,16 +42,15 @@ class Decoder(nn.Module):
         self.max_distance = config.relative_attention_max_distance
         self.embed_tokens = embed_tokens
         self.block = nn.ModuleList(
-            DecoderBlock(config, has_bias_table=layer == 0) for layer in range(config.num_decoder_layers)
+            DecoderBlock(config, has_table=number == 0) for number in range(config.num_decoder_layers)
         )
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, decoder_input_ids: Tensor, source: Tensor, attention_mask: Tensor) -> Tensor:
         length = decoder_input_ids.shape[1]
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        bias = relative_position_bias(table, length, False, self.max_distance) + causal_mask(length)
-        source_bias = padding_mask(attention_mask)
+        bias = relative_position_bias(table, length, False, self.max_distance)
         hidden = self.embed_tokens(decoder_input_ids)
         for block in self.block:
-            hidden = block(hidden, bias, source, source_bias)
+            hidden = block(hidden, causal_mask(length), bias, source, padding_mask(attention_mask))
         return self.final_layer_norm(hidden)

@@ -6,40 +6,32 @@ from torch import Tensor
 Logits = Callable[[Tensor], Tensor]
 
 
-def greedy_search(logits: Logits, prompt: Tensor, max_new_tokens: int, eos_id: int) -> Tensor:
-    ids = prompt
-    for _ in range(max_new_tokens):
-        next_id = logits(ids)[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat([ids, next_id], dim=1)
-        if next_id.item() == eos_id:
-            break
-    return ids
+@torch.no_grad()
+def greedy_search(logits: Logits, ids: list[int], most: int, end: int) -> list[int]:
+    new: list[int] = []
+    while len(new) < most and end not in new:
+        new.append(int(logits(torch.tensor([ids + new]))[0, -1].argmax()))
+    return new
 
 
+@torch.no_grad()
 def beam_search(
-    logits: Logits,
-    prompt: Tensor,
-    max_new_tokens: int,
-    eos_id: int,
-    num_beams: int,
-    length_penalty: float = 1.0,
-) -> Tensor:
-    beams, scores = prompt, torch.zeros(1)
-    finished: list[tuple[float, Tensor]] = []
-    for length in range(1, max_new_tokens + 1):
-        log_probs = logits(beams)[:, -1].log_softmax(-1)
-        totals = scores[:, None] + log_probs
-        best = totals.flatten().topk(min(2 * num_beams, totals.numel()))
-        running = []
-        for rank, (total, index) in enumerate(zip(best.values, best.indices, strict=True)):
-            beam, token = divmod(index.item(), totals.shape[1])
-            ids = torch.cat([beams[beam], torch.tensor([token])])
-            if token != eos_id:
-                running.append((total, ids))
-            elif rank < num_beams:
-                finished.append((total.item() / length**length_penalty, ids))
-        running = running[:num_beams]
-        scores = torch.stack([total for total, _ in running])
-        beams = torch.stack([ids for _, ids in running])
-    finished += [(total.item() / max_new_tokens**length_penalty, ids) for total, ids in running]
-    return max(finished, key=lambda hypothesis: hypothesis[0])[1][None]
+    logits: Logits, ids: list[int], most: int, end: int, beams: int, length_penalty: float = 1.0
+) -> list[int]:
+    running, scores = torch.tensor([ids]), torch.zeros(1)
+    complete: list[tuple[float, list[int]]] = []
+    for length in range(1, most + 1):
+        log_p = logits(running)[:, -1].log_softmax(dim=-1)
+        candidates = scores[:, None] + log_p
+        best, index = candidates.flatten().topk(2 * beams)
+        parent, token = index // log_p.shape[1], index % log_p.shape[1]
+        texts = torch.cat([running[parent], token[:, None]], dim=1)
+        for rank in range(beams):
+            if token[rank] == end:
+                complete.append((float(best[rank]) / length**length_penalty, texts[rank].tolist()))
+        goes_on = token != end
+        running, scores = texts[goes_on][:beams], best[goes_on][:beams]
+    for score, text in zip(scores, running, strict=True):
+        complete.append((float(score) / most**length_penalty, text.tolist()))
+    _, text = max(complete)
+    return text[len(ids) :]

@@ -6,9 +6,7 @@ from torch import Tensor, nn
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    logits, labels = logits[:, :-1], labels[:, 1:]
-    is_label = labels != -100
-    return cross_entropy(logits[is_label], labels[is_label])
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -47,10 +45,10 @@ class AdamW:
             weight -= lr * corrected / (corrected_square.sqrt() + self.eps)
 
 
-def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (total_steps - step) / (total_steps - warmup_steps)
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (total - step) / (total - warmup)
 
 
 def training_step(

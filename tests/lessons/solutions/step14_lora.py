@@ -22,10 +22,10 @@ class LoRALinear(nn.Module):
         return self.base_layer
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] = ("q", "v")) -> None:
+def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
     model.requires_grad_(False)
     for name, layer in list(model.named_modules()):
-        if name.rpartition(".")[2] in targets:
+        if name.split(".")[-1] in targets:
             model.set_submodule(name, LoRALinear(layer, rank, alpha))
 
 
