@@ -47,22 +47,29 @@ class Wrong(Exception):  # noqa: N818 - it is a verdict, not an error
 
 
 def same(what: str, got: Any, expected: Any, mistakes: Mapping[str, Any] | None = None) -> None:
-    """Raise Wrong unless a result is the expected one, up to rounding.
+    """Raise Wrong unless a result is the expected one, up to rounding; a known mistake is named.
 
     Args:
         what: the call that was checked, such as "softmax(scores)".
         got, expected: tensors; or numbers and lists, such as ids, which must be equal.
-        mistakes: by the sentence that explains it, the value that a known mistake computes, or a function
-            that returns it. Named where it equals `got`.
+        mistakes: by the sentence that explains it, the value that a known mistake computes, a function that
+            returns it, or a tuple of values.
     """
     if isinstance(expected, list) and isinstance(got, Tensor):
         got = got.tolist()
     if isinstance(expected, Tensor) and isinstance(got, int | float):
         got = torch.tensor(got, dtype=expected.dtype)
     if problem := _problem(got, expected):
-        values = {text: value() if callable(value) else value for text, value in (mistakes or {}).items()}
-        causes = [text for text, value in values.items() if not _problem(got, value)]
-        raise Wrong(f"{what} {problem}.", _numbers(got, expected), causes[:1])
+        raise Wrong(f"{what} {problem}.", _numbers(got, expected), named(got, mistakes or {}))
+
+
+def named(got: Any, mistakes: Mapping[str, Any]) -> list[str]:
+    """The first of these mistakes that computes `got`, if any; see `same`."""
+    for sentence, value in mistakes.items():
+        values = value if isinstance(value, tuple) else (value() if callable(value) else value,)
+        if not all(_problem(got, each) for each in values):
+            return [sentence]
+    return []
 
 
 def same_module(
