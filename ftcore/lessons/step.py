@@ -164,4 +164,4 @@ def _short(value: Any) -> str:
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"({' x '.join(map(str, tensor.shape))})" if tensor.dim() else "of one number"
+    return f"({' x '.join(map(str, tensor.shape))})"
