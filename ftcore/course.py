@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
-from ftcore.lessons.board import board, details
-from ftcore.lessons.runner import ERROR, STEP_FILES, TEMPLATES, WRONG, run_steps
+from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse, warn
+from ftcore.lessons.board import board, details, is_wrong
+from ftcore.lessons.runner import STEP_FILES, TEMPLATES, run_steps
 
 LAST = len(STEP_FILES)
+HIDEABLE = {"torch", "ftcore", "numpy", *sys.stdlib_module_names}
 
 
 @dataclass
@@ -58,9 +59,9 @@ def start(folder: Path) -> None:
             f"{folder} is not empty, and no file is overwritten: "
             f"python -m ftcore.course {folder} checks it, --start with another folder writes new files"
         )
-    shutil.copytree(
-        TEMPLATES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.toml")
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("README.md", *STEP_FILES):
+        shutil.copyfile(TEMPLATES / name, folder / name)
     print(f"{LAST} steps in {folder}: read README.md and step01_softmax.py, then run")
     print(f"python -m ftcore.course {folder}")
 
@@ -69,8 +70,10 @@ def check(folder: Path, step: int | None) -> int:
     """Check all steps or one, and print the board or the step; returns the exit status."""
     numbers = range(1, LAST + 1) if step is None else [step]
     results = list(run_steps(folder, numbers))
-    print(board(results) if step is None else "\n".join(details(results[0])))
-    return int(any(result.status in (WRONG, ERROR) for result in results))
+    print("\n".join(board(results) if step is None else details(results[0])))
+    for name in sorted(HIDEABLE.intersection(path.stem for path in folder.glob("*.py"))):
+        warn(f"{folder / name}.py hides the module {name} from programs that run in this folder: rename it")
+    return int(any(map(is_wrong, results)))
 
 
 def watch(folder: Path, step: int | None) -> int:

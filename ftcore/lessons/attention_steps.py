@@ -5,6 +5,7 @@
 
 from math import inf, nan
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,17 @@ def softmax(module: ModuleType) -> None:
     """Step 1."""
     for shape in ((5,), (3, 4), (2, 3, 3)):
         scores = torch.randn(shape)
-        exp = scores.exp()
-        wrong = {
-            "The exponentials are not divided by their sum.": exp,
-            "The sum is that of the whole tensor. Each row has its own: dim=-1.": exp / exp.sum(),
+        exps = scores.exp(), (scores - scores.amax(-1, keepdim=True)).exp()
+        wrong: dict[str, Any] = {
+            "The exponentials are not divided by their sum.": exps,
+            "The sum is that of the whole tensor. Each row has its own: dim=-1.": tuple(
+                exp / exp.sum() for exp in exps
+            ),
             "The logarithm of the probabilities is returned.": scores.log_softmax(-1),
         }
         for dim in range(len(shape) - 1):
-            wrong[f"The sum runs over dimension {dim}, expected the last one: dim=-1."] = scores.softmax(dim)
+            sentence = f"The sum runs over dimension {dim}, expected the last one: dim=-1."
+            wrong[sentence] = tuple(exp / exp.sum(dim, keepdim=True) for exp in exps)
         same(f"softmax of scores {shape}", module.softmax(scores), scores.softmax(-1), wrong)
 
     scores = torch.tensor([[1000.0, 999.0, 0.0], [0.0, 1.0, 2.0]])
@@ -141,7 +145,7 @@ def _wrong_attention(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Ten
 def masks(module: ModuleType) -> None:
     """Step 3."""
     reversed_mask = "It is reversed: True means that a key may be seen."
-    for length in (1, 4, 7):
+    for length in (4, 7, 1):
         ones = torch.ones(length, length, dtype=torch.bool)
         wrong = {
             reversed_mask: ~ones.tril(),
@@ -170,37 +174,35 @@ def masks(module: ModuleType) -> None:
             )
 
 
-def _wrong_masks(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> dict[str, Tensor]:
+def _wrong_masks(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> dict[str, Any]:
     """What known mistakes compute from q, k, v (B, H, T, K) and a mask."""
     width, masked = query.shape[-1], ~visible
     scores = query @ key.mT / width**0.5  # (B, H, T, S)
     right = scores.masked_fill(masked, -inf)
-    weights = {
-        "The mask is not used: all keys are seen.": scores.softmax(-1),
-        "The mask is reversed: keys that may be seen are hidden.": scores.masked_fill(visible, -inf).softmax(
-            -1
+    weights: dict[str, Any] = {
+        "The mask has no effect. Is it used? Is -1e-9 added in place of -inf?": scores.softmax(-1),
+        "The mask is reversed: keys that may be seen are hidden.": (
+            scores.masked_fill(visible, -inf).softmax(-1),
+            scores.masked_fill(visible, -1e9).softmax(-1),
         ),
-        "The mask is reversed: -1e9 for the keys that may be seen.": scores.masked_fill(
-            visible, -1e9
-        ).softmax(-1),
         "The mask is added as 0 and 1. Masked scores must become -inf.": (scores + visible.float()).softmax(
             -1
         ),
         "The mask is added as 1 and 0. Masked scores must become -inf.": (scores + masked.float()).softmax(
             -1
         ),
-        "Masked scores become 0, and exp(0) is 1. They must become -inf.": (scores * visible).softmax(-1),
+        "Masked scores become nearly 0 (multiplied, or -1e-9 for -1e9), and exp(0) is 1. They must become "
+        "-inf.": (scores * visible).softmax(-1),
         "The mask comes after the softmax: the weights no longer have the sum 1.": scores.softmax(-1)
         * visible,
-        "-1e-9 is nearly 0. Meant was -1e9, and -inf is better.": scores.masked_fill(masked, -1e-9).softmax(
-            -1
-        ),
-        "-1e-9 is added, nearly 0. Meant was -1e9, and -inf is better.": (scores - 1e-9 * masked).softmax(-1),
         "The scores are not divided by sqrt(K).": (right * width**0.5).softmax(-1),
         "The scores are multiplied by sqrt(K), expected divided.": (right * width).softmax(-1),
         "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": right.softmax(-2),
     }
-    return {sentence: weight @ value for sentence, weight in weights.items()}
+    return {
+        sentence: tuple(weight @ value for weight in each) if isinstance(each, tuple) else each @ value
+        for sentence, each in weights.items()
+    }
 
 
 def heads(module: ModuleType) -> None:

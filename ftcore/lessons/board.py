@@ -4,42 +4,61 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from ftcore.cli import printable
-from ftcore.lessons.runner import DONE, ERROR, STEP_FILES, TO_DO, WRONG, Result
+from ftcore.lessons.runner import DONE, ERROR, TO_DO, WRONG, Result
 
 WIDTH = 80
 MOST_LINES = 20  # of what a step prints
 
 
-def board(results: Sequence[Result]) -> str:
-    """A line for each step, and the first that is wrong in detail."""
+def board(results: Sequence[Result]) -> Iterator[str]:
+    """A line for each step, what is worth knowing of those that are done, and the first wrong one."""
     done = sum(result.status == DONE for result in results)
-    lines = [f"Your own T5 and GPT-2: {done} of {len(results)} steps done", ""]
-    lines += [f"{r.number:2}  {r.status:5}  {r.name:17}  {r.title}"[:WIDTH] for r in results]
-    if first := first_wrong(results):
-        lines += ["", *details(first)]
-    elif next_step := next((r for r in results if r.status == TO_DO), None):
-        lines += ["", f"Next: {STEP_FILES[next_step.number - 1]}"]
-    return "\n".join(lines)
+    yield f"Your own T5 and GPT-2: {done} of {len(results)} steps done"
+    yield ""
+    for result in results:
+        yield f"{result.number:2}  {result.status:5}  {result.name:17}  {result.title}"[:WIDTH]
+    for result in results:
+        if result.note:
+            yield ""
+            yield from _wrapped(result.note)
+    bad = next((result for result in results if is_wrong(result)), None)
+    to_do = next((result for result in results if result.status == TO_DO), None)
+    yield ""
+    if bad is not None:
+        yield from details(bad)
+    elif to_do is not None:
+        yield f"Next: {place(to_do)}"
+    for result in results:
+        if result is not bad:
+            yield from _printed(result)
 
 
-def first_wrong(results: Sequence[Result]) -> Result | None:
-    return next((result for result in results if result.status in (WRONG, ERROR)), None)
+def is_wrong(result: Result) -> bool:
+    return result.status in (WRONG, ERROR)
 
 
 def details(result: Result) -> Iterator[str]:
     """The lines about one step."""
     yield f"Step {result.number}, {result.name}: {result.status}"
-    if result.line:
-        yield f"  {result.file}, line {result.line}: {printable(result.source)}"
+    if result.file:
+        yield f"  {place(result)}"
+    if result.source:
+        yield f"    {printable(result.source)}"[:WIDTH]
     yield from _wrapped(result.what)
     if result.report:
         yield ""
-        yield from (f"  {line}" for line in result.report.splitlines())
+        for line in result.report.splitlines():
+            yield from [line] if len(line) <= WIDTH else _wrapped(line)
     for cause in result.causes:
         yield ""
         yield from _wrapped(f"Likely mistake: {cause}")
     yield from _wrapped(result.note)
     yield from _printed(result)
+
+
+def place(result: Result) -> str:
+    """ "my-models/step01_softmax.py:12", which terminals and editors open at a click."""
+    return f"{result.file}:{result.line}" if result.line else result.file
 
 
 def _wrapped(text: str) -> Iterator[str]:
@@ -51,7 +70,7 @@ def _printed(result: Result) -> Iterator[str]:
     lines = result.printed.splitlines()
     if lines:
         yield ""
-        yield f"Printed by {STEP_FILES[result.number - 1]}:"
+        yield f"Printed by {result.step_file}:"
         yield from (f"  | {printable(line)}" for line in lines[:MOST_LINES])
         if len(lines) > MOST_LINES:
             yield f"  | ... ({len(lines) - MOST_LINES} more lines)"

@@ -13,29 +13,32 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from threading import Lock, Timer, get_ident
+from threading import Event, Lock, Thread, get_ident
+from time import monotonic, process_time
 from types import FrameType
 
 import torch
 
 from ftcore.cli import one_line
-from ftcore.lessons.runner import DONE, ERROR, STEP_FILES, TIME_LIMIT, TO_DO, WRONG, Result
+from ftcore.lessons.runner import DONE, ERROR, STEP_FILES, TO_DO, WRONG, Result
 from ftcore.lessons.step import Wrong
 from ftcore.lessons.steps import STEPS
 
 MOST_PRINTED = 4000  # characters kept of what a step prints
+WAITING = 5  # times the time limit may pass without computing
 
 
 def main() -> None:
-    """Check the steps named on the command line: FOLDER NUMBER ..."""
-    folder, numbers = Path(sys.argv[1]).resolve(), map(int, sys.argv[2:])
+    """Check the steps named on the command line: FOLDER TIME_LIMIT NUMBER ..."""
+    folder, time_limit, numbers = Path(sys.argv[1]), float(sys.argv[2]), map(int, sys.argv[3:])
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what is printed past sys.stdout does not mix with the results
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends this process
+    torch.set_num_threads(1)  # the tensors are small
     sys.dont_write_bytecode = True
-    sys.path.append(str(folder))  # at the end: no file of the student hides a package
+    sys.path.append(str(folder.resolve()))  # at the end: no file of the student hides a package
     for number in numbers:
-        Check(folder, number, results).run()
+        Check(folder, number, results).run(time_limit)
 
 
 class _Printed(io.StringIO):
@@ -47,7 +50,7 @@ class _Printed(io.StringIO):
 
 
 class Check:
-    """One step: its result is sent once, by the check itself or by the timer that ends an endless loop."""
+    """One step: its result is sent once, by the check itself or by the thread that ends an endless loop."""
 
     def __init__(self, folder: Path, number: int, results: io.TextIOBase):
         self.folder, self.results = folder, results
@@ -58,18 +61,19 @@ class Check:
         self.thread = get_ident()
         self.lock = Lock()
 
-    def run(self) -> None:
+    def run(self, time_limit: float) -> None:
+        """Send the result; end the process after `time_limit` seconds of computation."""
         self.send()
-        timer = Timer(TIME_LIMIT, self.end_process)
-        timer.daemon = True
-        timer.start()
+        finished = Event()
+        Thread(target=self.watch, args=(finished, time_limit), daemon=True).start()
         with redirect_stdout(self.printed), redirect_stderr(self.printed):
             self.check()
         with self.lock:
-            timer.cancel()
+            finished.set()
             self.send()
 
     def check(self) -> None:
+        """Set the result."""
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float32)
         result = self.result
@@ -107,16 +111,24 @@ class Check:
             result.what = "It ends Python: sys.exit() or exit() was called."
         self.point_to(place)
 
-    def end_process(self) -> None:
-        """Report the line of the student's code that runs, and exit; called by the timer."""
+    def watch(self, finished: Event, time_limit: float) -> None:
+        """Report the line that runs and exit, if the step is not finished in time; in its own thread.
+
+        CPU time, which other programs do not use up; the limit of waiting is longer.
+        """
+        cpu, clock = process_time() + time_limit, monotonic() + WAITING * time_limit
+        while process_time() < cpu and monotonic() < clock:
+            if finished.wait(0.1):
+                return
         with self.lock:
-            frame = sys._current_frames()[self.thread]
-            stack = reversed([(frame, frame.f_lineno) for frame in _outwards(frame)])
-            self.result.status = ERROR
-            self.result.what = f"It still runs after {TIME_LIMIT:.0f} seconds. Is there an endless loop?"
-            self.point_to(self.place_of(stack))
-            self.send()
-            os._exit(0)
+            if not finished.is_set():
+                frame = sys._current_frames()[self.thread]
+                stack = [(frame, frame.f_lineno) for frame in _outwards(frame)]
+                self.result.status = ERROR
+                self.result.what = f"It still runs after {time_limit:g} seconds. Is there an endless loop?"
+                self.point_to(self.place_of(reversed(stack)))
+                self.send()
+                os._exit(0)
 
     def place_of(self, stack: Iterable[tuple[FrameType, int]]) -> tuple[str, int] | None:
         """File and line of the innermost of these frames, outermost first, that is in the folder."""
@@ -132,11 +144,11 @@ class Check:
         return (code.co_filename, code.co_firstlineno) if code and self.is_own(code.co_filename) else None
 
     def is_own(self, file: str) -> bool:
-        return Path(file).parent == self.folder
+        return Path(file).parent == self.folder.resolve()
 
     def point_to(self, place: tuple[str, int] | None) -> None:
-        file, line = place or (str(self.folder / self.file), 0)
-        self.result.file, self.result.line = Path(file).name, line
+        file, line = place or (self.file, 0)
+        self.result.file, self.result.line = str(self.folder / Path(file).name), line
         self.result.source = linecache.getline(file, line).strip()
 
     def send(self) -> None:

@@ -59,7 +59,8 @@ def _wrong_gelus(x: Tensor) -> dict[str, Tensor]:
 
 
 def _layer_norm(module: ModuleType, width: int) -> None:
-    norm = randomize_weights(nn.LayerNorm(width))
+    norm = nn.LayerNorm(width)
+    randomize_weights(norm)
     mine = module.LayerNorm(width)
     load_weights("LayerNorm", mine, norm)
     small = torch.randn(2, 3, width) * 1e-3  # eps counts

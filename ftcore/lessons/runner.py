@@ -14,8 +14,8 @@ STEP_FILES = sorted(path.name for path in TEMPLATES.glob("step*.py"))
 
 DONE, WRONG, TO_DO, ERROR, RUNNING = "done", "wrong", "to do", "error", "running"
 
-TIME_LIMIT = 10.0  # seconds for one step, in the child
-NO_ANSWER = 60.0  # seconds until the child itself is killed; it also imports torch
+TIME_LIMIT = 10.0  # seconds of computation for one step
+NO_ANSWER = 90.0  # seconds without a result until the child is killed; it also imports torch
 
 # Without the current directory in sys.path, where a student's file could hide a package of the same name.
 START = "import sys; sys.path = [entry for entry in sys.path if entry]; sys.path.insert(0, sys.argv.pop(1)); \
@@ -32,30 +32,35 @@ class Result:
     what: str = ""  # what is wrong, or what to do
     report: str = ""  # numbers or a table
     causes: list[str] = field(default_factory=list)
-    file: str = ""  # place of an error: name of the student's file, line, text of the line
+    file: str = ""  # place of an error in the student's files: path, line, text of the line
     line: int = 0
     source: str = ""
     printed: str = ""  # by the student's code
     note: str = ""  # of a step that is done: what the student's model writes
 
     @property
+    def step_file(self) -> str:
+        """ "step01_softmax.py" """
+        return STEP_FILES[self.number - 1]
+
+    @property
     def name(self) -> str:
         """ "softmax" """
-        return STEP_FILES[self.number - 1].removesuffix(".py").partition("_")[2]
+        return self.step_file.removesuffix(".py").partition("_")[2]
 
 
-def run_steps(folder: Path, numbers: Sequence[int]) -> Iterator[Result]:
+def run_steps(folder: Path, numbers: Sequence[int], time_limit: float = TIME_LIMIT) -> Iterator[Result]:
     """Check these steps, one result each; after a step that ended the process, a new one continues."""
     waiting = list(numbers)
     while waiting:
-        for result in _run_child(folder, waiting):
-            waiting = [number for number in waiting if number > result.number]
+        for result in _run_child(folder, waiting, time_limit):
+            waiting.remove(result.number)
             yield result
 
 
-def _run_child(folder: Path, numbers: Sequence[int]) -> Iterator[Result]:
+def _run_child(folder: Path, numbers: Sequence[int], time_limit: float) -> Iterator[Result]:
     """The results of one process; if it ends early, an error of the step that it was in is the last."""
-    command = [sys.executable, "-c", START, str(ROOT), str(folder), *map(str, numbers)]
+    command = [sys.executable, "-c", START, str(ROOT), str(folder), str(time_limit), *map(str, numbers)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
     running = Result(numbers[0])
@@ -71,7 +76,7 @@ def _run_child(folder: Path, numbers: Sequence[int]) -> Iterator[Result]:
         status = process.wait()
     if running.status == RUNNING:
         running.status = ERROR
-        running.file = STEP_FILES[running.number - 1]
+        running.file = str(folder / running.step_file)
         running.what = f"Python ended while it was checked (exit status {status})."
         yield running
 

@@ -47,13 +47,13 @@ class Wrong(Exception):  # noqa: N818 - it is a verdict, not an error
 
 
 def same(what: str, got: Any, expected: Any, mistakes: Mapping[str, Any] | None = None) -> None:
-    """Raise Wrong unless a result is the expected one, up to rounding.
+    """Raise Wrong unless a result is the expected one, up to rounding; a known mistake is named.
 
     Args:
         what: the call that was checked, such as "softmax(scores)".
         got, expected: tensors; or numbers and lists, such as ids, which must be equal.
-        mistakes: by the sentence that explains it, the value that a known mistake computes, or a function
-            that returns it. Named where it equals `got`.
+        mistakes: by the sentence that explains it, the value that a known mistake computes, a function that
+            returns it, or a tuple of values.
     """
     if isinstance(expected, list) and isinstance(got, Tensor):
         got = got.tolist()
@@ -65,8 +65,11 @@ def same(what: str, got: Any, expected: Any, mistakes: Mapping[str, Any] | None 
 
 def named(got: Any, mistakes: Mapping[str, Any]) -> list[str]:
     """The first of these mistakes that computes `got`, if any; see `same`."""
-    values = {text: value() if callable(value) else value for text, value in mistakes.items()}
-    return [text for text, value in values.items() if not _problem(got, value)][:1]
+    for sentence, value in mistakes.items():
+        values = value if isinstance(value, tuple) else (value() if callable(value) else value,)
+        if not all(_problem(got, each) for each in values):
+            return [sentence]
+    return []
 
 
 def same_module(
@@ -169,4 +172,4 @@ def _short(value: Any) -> str:
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"({' x '.join(map(str, tensor.shape))})" if tensor.dim() else "of one number"
+    return f"({' x '.join(map(str, tensor.shape))})"

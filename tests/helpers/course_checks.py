@@ -45,7 +45,7 @@ def edited_solutions(folder: Path, step: int, old: str, new: str) -> Path:
 def check_step(folder: Path, step: int) -> Result:
     """The result of one step, without the child process and its time limit."""
     with student_folder(folder):
-        check = Check(folder.resolve(), step, io.StringIO())
+        check = Check(folder, step, io.StringIO())
         check.check()
         return check.result
 

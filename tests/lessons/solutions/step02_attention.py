@@ -1,6 +1,5 @@
-from torch import Tensor
-
 from step01_softmax import softmax
+from torch import Tensor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

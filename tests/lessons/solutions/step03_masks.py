@@ -1,7 +1,6 @@
 import torch
-from torch import Tensor
-
 from step01_softmax import softmax
+from torch import Tensor
 
 
 def causal_mask(length: int) -> Tensor:

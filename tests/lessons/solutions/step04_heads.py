@@ -1,7 +1,6 @@
 import torch
-from torch import Tensor, nn
-
 from step03_masks import masked_attention
+from torch import Tensor, nn
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

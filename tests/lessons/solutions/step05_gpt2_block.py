@@ -1,9 +1,8 @@
 import math
 
 import torch
-from torch import Tensor, nn
-
 from step04_heads import Conv1D, SelfAttention
+from torch import Tensor, nn
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -43,5 +42,4 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
         hidden = hidden + self.attn(self.ln_1(hidden), visible)
-        hidden = hidden + self.mlp(self.ln_2(hidden))
-        return hidden
+        return hidden + self.mlp(self.ln_2(hidden))

@@ -1,10 +1,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from step03_masks import causal_mask
 from step05_gpt2_block import Block, LayerNorm
+from torch import Tensor, nn
 
 
 class GPT2(nn.Module):

@@ -1,0 +1,124 @@
+"""python -m ftcore.course: starting, the board, one step, watching, wrong use."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ftcore.course
+from ftcore.lessons.board import WIDTH
+from ftcore.lessons.runner import STEP_FILES, TEMPLATES
+from tests.helpers.course_checks import SOLUTIONS
+
+COMMAND = [sys.executable, "-m", "ftcore.course"]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def solve(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.copy(SOLUTIONS / name, folder / name)
+
+
+def test_a_new_folder_is_all_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    status, out, err = run("--start", folder)
+    assert (status, err) == (0, "") and f"python -m ftcore.course {folder}" in out
+    assert {path.name for path in folder.iterdir()} == {"README.md", *STEP_FILES}
+    status, out, err = run(folder)
+    assert (status, err) == (0, "")
+    assert out.startswith("Your own T5 and GPT-2: 0 of 14 steps done") and out.count("  to do  ") == 14
+    assert f"Next: {folder}/step01_softmax.py:" in out
+
+
+def test_the_first_wrong_step_is_shown_in_detail(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    run("--start", folder)
+    solve(folder, "step01_softmax.py", "step02_attention.py", "step04_heads.py")
+    wrong = (SOLUTIONS / "step03_masks.py").read_text(encoding="utf-8").replace("tril()", "tril(1)")
+    (folder / "step03_masks.py").write_text(f'print("h\\x1bi")\n{wrong}', encoding="utf-8")
+    status, out, _ = run(folder)
+    assert status == 1 and "3 of 14 steps done" in out
+    board, _, detail = out.partition("\nStep 3, masks: wrong\n")
+    assert " 3  wrong  masks" in board and " 4  done   heads" in board and " 5  to do" in board
+    assert "Likely mistake: A position sees the one after it too." in detail
+    assert "Printed by step03_masks.py:\n  | h\\x1bi\n" in detail
+    assert max(map(len, out.splitlines())) <= WIDTH
+
+    status, out, _ = run(folder, "--step", 3)
+    assert (status, out) == (1, f"Step 3, masks: wrong\n{detail}")
+    assert run(folder, "--step", 2)[:2] == (0, "Step 2, attention: done\n")
+
+
+def test_table_of_a_wrong_module_fits(tmp_path: Path) -> None:
+    shutil.copytree(SOLUTIONS, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "step06_gpt2.py"
+    wrong = file.read_text(encoding="utf-8").replace("wte(input_ids) +", "wte(input_ids) * 4 +")
+    file.write_text(wrong, encoding="utf-8")
+    status, out, _ = run(tmp_path, "--step", 6)
+    assert status == 1 and "verdict" in out and "First divergent module: transformer.h.0.ln_1" in out
+    assert max(map(len, out.splitlines())) <= WIDTH
+
+
+def test_a_file_that_hides_a_module_is_named(tmp_path: Path) -> None:
+    ftcore.course.start(tmp_path / "mine")
+    (tmp_path / "mine" / "torch.py").write_text("raise SystemExit", encoding="utf-8")
+    status, _, err = run(tmp_path / "mine", "--step", 1)
+    assert status == 0 and "torch.py hides the module torch" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["step01_softmax.py", "notes.txt"])
+def test_nothing_is_overwritten(content: str, tmp_path: Path) -> None:
+    (tmp_path / content).write_text("mine", encoding="utf-8")
+    status, out, err = run("--start", tmp_path)
+    assert (status, out) == (2, "") and err.count("\n") == 1 and "is not empty" in err
+    assert [path.name for path in tmp_path.iterdir()] == [content]
+    assert (tmp_path / content).read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either a folder to check or --start"),
+        (["x", "--start", "y"], "give either a folder to check or --start"),
+        (["nowhere"], "nowhere: no such folder"),
+        ([".", "--step", "15"], "--step is 15, expected from 1 to below 15"),
+        ([".", "--stop"], "unknown argument '--stop', did you mean '--step'?"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    ftcore.course.start(folder)
+    command = [*COMMAND, str(folder), "--watch", "--step", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None and watching.stderr is not None
+        assert watching.stdout.readline() == "Step 1, softmax: to do\n"
+        time.sleep(1.0)
+        assert watching.poll() is None
+        solve(folder, "step01_softmax.py")
+        while (line := watching.stdout.readline()) != "Step 1, softmax: done\n":
+            assert line and "softmax: " not in line
+        watching.send_signal(2)  # Ctrl-C
+        assert watching.wait(timeout=30) == 0
+        assert watching.stderr.read() == ""
+
+
+def test_every_template_is_a_file_to_fill_in() -> None:
+    for file in STEP_FILES:
+        text = (TEMPLATES / file).read_text(encoding="utf-8")
+        assert text.startswith(f'"""Step {int(file[4:6])}: ') and "raise NotImplementedError" in text, file
+        for part in ("# region Hint\n", "# Questions\n", "# region Answers\n"):
+            assert text.count(part) == 1, (file, part)
+        assert text.count("# region ") == text.count("# endregion") == 2
+        assert file in (TEMPLATES / "README.md").read_text(encoding="utf-8")
