@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.decoding import generate
-from ftcore.lessons.step import Wrong, load_weights, same
+from ftcore.lessons.step import Wrong, load_weights, named, same
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import randomize_weights
 
 VOCABULARY, HEADS = 30, 4
+
+# model, ids, most, end, beams, length_penalty
+BeamSearchCase = tuple[GPT2LMHeadModel, list[int], int, int, int, float]
 
 
 def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
@@ -73,6 +76,7 @@ def _wrong_caches(before: int, start: int, end: int) -> dict[str, dict[str, Tens
     """What `_logits_with` changes, by mistake. The call before fed `before` to `start`, this one the rest."""
     new, key, query = end - start, torch.arange(end), torch.arange(start, end)[:, None]
     causal = key <= query  # (T, S)
+    newest_first = torch.cat([key[start:], key[before:start], key[:before]])
     return {
         "The positions of the new tokens start at 0. They go on after those in the cache.": {
             "positions": torch.cat([torch.arange(start), torch.arange(new)])
@@ -84,10 +88,11 @@ def _wrong_caches(before: int, start: int, end: int) -> dict[str, dict[str, Tens
         "The new positions do not see those in the cache.": {"visible": causal & (key >= start)},
         "The new positions see those in the cache, but not themselves.": {"visible": key < start},
         "The cache keeps the last call's keys and values only. Each call adds to it.": {
-            "visible": causal & (key >= before)
+            "visible": causal & (key >= before),
+            "positions": torch.cat([key[:start], key[start:] - before]),
         },
         "The new keys are put before those in the cache, expected after them.": {
-            "visible": (key >= start) | (key <= query - new)
+            "visible": newest_first.argsort() <= query
         },
     }
 
@@ -173,12 +178,13 @@ def _counted_positions(model: nn.Module) -> Iterator[Counter[str]]:
 @torch.no_grad()
 def search(module: ModuleType) -> None:
     """Step 12."""
+    cases = []
     for seed, length, most in ((1, 1, 5), (2, 4, 8), (3, 2, 3)):
         model, ids = reference_model(seed, layers=1), random_ids(length)
-        for end in _likely_ends(model, ids, most):
-            _greedy_search(module, model, ids, most, end)
-            for beams, length_penalty in ((2, 1.0), (3, 0.0), (4, 2.0)):
-                _beam_search(module, model, ids, most, end, beams, length_penalty)
+        cases += [(model, ids, most, end) for end in _likely_ends(model, ids, most)]
+    for case in cases:
+        _greedy_search(module, *case)
+    _beam_search(module, [(*case, *options) for case in cases for options in ((2, 1.0), (3, 0.0), (4, 2.0))])
 
 
 def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]:
@@ -188,7 +194,7 @@ def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]
     return [int(text[0, -1]), int(second)]
 
 
-def _greedy_search(module: ModuleType, model: Any, ids: list[int], most: int, end: int) -> None:
+def _greedy_search(module: ModuleType, model: GPT2LMHeadModel, ids: list[int], most: int, end: int) -> None:
     right = greedy(model, ids, most, end)
     wrong = {
         "The search goes on after `end`.": greedy(model, ids, most),
@@ -199,78 +205,93 @@ def _greedy_search(module: ModuleType, model: Any, ids: list[int], most: int, en
     same(f"greedy_search(logits, {ids}, {most}, end={end})", got, right, wrong)
 
 
-def _beam_search(
-    module: ModuleType, model: Any, ids: list[int], most: int, end: int, beams: int, length_penalty: float
-) -> None:
-    found = generate(
-        model,
-        torch.tensor([ids]),
-        max_new_tokens=most,
-        eos_token_id=end,
-        num_beams=beams,
-        length_penalty=length_penalty,
-        early_stopping="never",  # stops once the best text is certain
-    )
-    right = found[0, len(ids) :].tolist()
+def _beam_search(module: ModuleType, cases: list[BeamSearchCase]) -> None:
+    """Ids are few numbers: a mistake is named only if it explains the results of all cases."""
+    got = [module.beam_search(model, list(ids), *options) for model, ids, *options in cases]
+    for found, (model, ids, most, end, beams, penalty) in zip(got, cases, strict=True):
+        right = generate(
+            model,
+            torch.tensor([ids]),
+            max_new_tokens=most,
+            eos_token_id=end,
+            num_beams=beams,
+            length_penalty=penalty,
+            early_stopping="never",  # stops once the best text is certain
+        )[0, len(ids) :].tolist()
+        what = f"beam_search(logits, {ids}, {most}, end={end}, beams={beams}, length_penalty={penalty})"
+        try:
+            same(what, found, right)
+        except Wrong as error:
+            causes = named(
+                got,
+                {
+                    sentence: partial(_beam_searches, cases, **change)
+                    for sentence, change in WRONG_BEAMS.items()
+                },
+            )
+            raise Wrong(str(error), error.report, causes) from None
 
-    def divisor(length: int) -> float:
-        return length**length_penalty
 
-    beam_search = partial(_beam_search_with, model, ids, most, beams, end=end, divisor=divisor)
-    wrong = {
-        "A beam's score is log p of its last token, expected the sum of all.": partial(
-            beam_search, carry=lambda scores, length: 0 * scores
-        ),
-        "Scores are divided by the length at each step, expected those of complete texts only.": partial(
-            beam_search, carry=lambda scores, length: scores / divisor(length)
-        ),
-        "A beam goes on after `end`. It is complete then.": partial(beam_search, end=-1),
-        "Texts that end before the last step are lost. Set them aside.": partial(
-            beam_search, keeps_complete=False
-        ),
-        "The logits are summed, expected log p.": partial(beam_search, score=lambda logits: logits),
-        "p is summed, expected log p.": partial(beam_search, score=lambda logits: logits.softmax(-1)),
-        "The prompt counts as length, expected the new tokens only.": partial(
-            beam_search, divisor=lambda length: divisor(length + len(ids))
-        ),
-        "length_penalty is not used.": partial(beam_search, divisor=lambda length: 1.0),
-        "The prompt is returned too, expected the new ids only.": [*ids, *right],
-    }
-    got = module.beam_search(model, list(ids), most, end, beams, length_penalty)
-    options = f"end={end}, beams={beams}, length_penalty={length_penalty}"
-    same(f"beam_search(logits, {ids}, {most}, {options})", got, right, wrong)
+def _beam_searches(cases: list[BeamSearchCase], **mistake: Any) -> list[list[int]]:
+    return [_beam_search_with(*case, **mistake) for case in cases]
 
 
 def _beam_search_with(
     logits: Callable[[Tensor], Tensor],
     ids: list[int],
     most: int,
-    beams: int,
-    *,
     end: int,
-    divisor: Callable[[int], float],
+    beams: int,
+    penalty: float,
+    *,
     score: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(-1),
-    carry: Callable[[Tensor, int], Tensor] = lambda scores, length: scores,
+    carry: Callable[[Tensor, float], Tensor] = lambda scores, divisor: scores,
+    completes: bool = True,
     keeps_complete: bool = True,
+    goes_on: bool = False,
+    counts_prompt: bool = False,
+    uses_penalty: bool = True,
 ) -> list[int]:
     """The new ids of beam search, with these mistakes.
 
     Args:
-        divisor: number of new tokens -> what a complete text's score is divided by.
         score: logits (N, V) -> scores of the next token (N, V).
-        carry: scores of the beams (N,), number of new tokens -> scores that the next step adds to.
-        keeps_complete: whether texts that end before the last step are set aside.
+        carry: scores of the beams (N,), the divisor of complete texts -> scores that the next step adds to.
+        completes: whether a text with `end` is complete.
+        keeps_complete: whether texts that are complete before the last step are set aside.
+        goes_on: whether they stay beams.
+        counts_prompt: whether the length includes the prompt.
+        uses_penalty: whether complete texts are divided by length ** penalty.
     """
     running, scores = torch.tensor([ids]), torch.zeros(1)  # (N, T), (N,)
     complete: list[tuple[float, list[int]]] = []
     for length in range(1, most + 1):
+        divisor = (length + counts_prompt * len(ids)) ** penalty if uses_penalty else 1.0
         best, index = (scores[:, None] + score(logits(running)[:, -1])).flatten().topk(2 * beams)
         texts = torch.cat([running[index // VOCABULARY], index[:, None] % VOCABULARY], 1)  # (2N, T + 1)
-        ends = texts[:, -1] == end
+        ends = (texts[:, -1] == end) & completes
         if keeps_complete:
             first = ends & (torch.arange(2 * beams) < beams)
-            complete += zip((best[first] / divisor(length)).tolist(), texts[first].tolist(), strict=True)
-        running, best = texts[~ends][:beams], best[~ends][:beams]
-        scores = carry(best, length)
-    complete += zip((best / divisor(most)).tolist(), running.tolist(), strict=True)
+            complete += zip((best[first] / divisor).tolist(), texts[first].tolist(), strict=True)
+        is_beam = ~ends | goes_on
+        running, best = texts[is_beam][:beams], best[is_beam][:beams]
+        scores = carry(best, divisor)
+    complete += zip((best / divisor).tolist(), running.tolist(), strict=True)
     return max(complete)[1][len(ids) :]
+
+
+WRONG_BEAMS: dict[str, dict[str, Any]] = {
+    "A beam's score is log p of its last token, expected the sum of all.": {
+        "carry": lambda scores, divisor: 0 * scores
+    },
+    "Scores are divided by the length at each step, expected those of complete texts only.": {
+        "carry": lambda scores, divisor: scores / divisor
+    },
+    "A beam goes on after `end`. It is complete then.": {"completes": False},
+    "A complete text is set aside, but stays a beam too.": {"goes_on": True},
+    "Texts that end before the last step are lost. Set them aside.": {"keeps_complete": False},
+    "The logits are summed, expected log p.": {"score": lambda logits: logits},
+    "p is summed, expected log p.": {"score": lambda logits: logits.softmax(-1)},
+    "The prompt counts as length, expected the new tokens only.": {"counts_prompt": True},
+    "length_penalty is not used.": {"uses_penalty": False},
+}

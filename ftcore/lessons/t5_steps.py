@@ -180,12 +180,19 @@ def _t5_attention(module: ModuleType, attention: Any, hidden: Tensor, visible: T
         (hidden, hidden, visible, bias),
         reference_inputs=(hidden, *attention.keys_values(hidden), bias + mask_bias(visible)),
     )
-    source, everything = torch.randn(2, 9, 24), torch.ones(2, 1, 1, 9, dtype=torch.bool)
-    right, from_hidden = (
-        attention(hidden, *attention.keys_values(states), None) for states in (source, hidden)
+    source, everything = torch.randn(2, 7, 24), torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    (key, value), (own_key, own_value) = (attention.keys_values(states) for states in (source, hidden))
+    wrong = {
+        "Keys and values are computed from hidden, expected from source.": (own_key, own_value),
+        "Keys are computed from hidden, expected from source.": (own_key, value),
+        "Values are computed from hidden, expected from source.": (key, own_value),
+    }
+    same(
+        "T5Attention(hidden, source, visible)",
+        mine(hidden, source, everything),
+        attention(hidden, key, value, None),
+        {sentence: attention(hidden, *states, None) for sentence, states in wrong.items()},
     )
-    wrong = {"Keys and values are computed from hidden, expected from source.": from_hidden}
-    same("T5Attention(hidden, source, visible)", mine(hidden, source, everything), right, wrong)
 
 
 def _wrong_gates(hidden: Tensor, gated: Any) -> dict[str, Tensor]:

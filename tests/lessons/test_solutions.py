@@ -4,9 +4,14 @@ import pytest
 
 from ftcore.lessons.runner import DONE, STEP_FILES, WRONG
 from tests.helpers.course_checks import SOLUTIONS, Planted, check_step, edited_solutions
-from tests.lessons import gpt2_mistakes
+from tests.lessons import generation_mistakes, gpt2_mistakes, t5_mistakes, training_mistakes
 
-MISTAKES = [*gpt2_mistakes.MISTAKES]
+MISTAKES = [
+    *gpt2_mistakes.MISTAKES,
+    *t5_mistakes.MISTAKES,
+    *generation_mistakes.MISTAKES,
+    *training_mistakes.MISTAKES,
+]
 WRITTEN = [number for number, file in enumerate(STEP_FILES, 1) if (SOLUTIONS / file).exists()]
 
 
