@@ -4,9 +4,10 @@ import pytest
 
 from ftcore.lessons.runner import DONE, STEP_FILES, WRONG
 from tests.helpers.course_checks import SOLUTIONS, Planted, check_step, edited_solutions
-from tests.lessons import gpt2_mistakes
+from tests.lessons import gpt2_mistakes, gpt2_styles
 
 MISTAKES = [*gpt2_mistakes.MISTAKES]
+STYLES = [*gpt2_styles.STYLES]
 WRITTEN = [number for number, file in enumerate(STEP_FILES, 1) if (SOLUTIONS / file).exists()]
 
 
@@ -23,3 +24,9 @@ def test_planted_mistake_is_named(planted: Planted, tmp_path):
     assert planted.found in f"{result.what}\n{result.report}", result
     assert planted.cause in " ".join(result.causes), result
     assert bool(planted.cause) == bool(result.causes), result
+
+
+@pytest.mark.parametrize(("step", "old", "new"), STYLES, ids=[f"{step}: {new}" for step, _, new in STYLES])
+def test_another_style_is_done(step: int, old: str, new: str, tmp_path):
+    result = check_step(edited_solutions(tmp_path, step, old, new), step)
+    assert result.status == DONE, (result.what, result.report, result.causes)
