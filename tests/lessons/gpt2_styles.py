@@ -21,7 +21,11 @@ STYLES = [
     (1, NEGATIVE_MEAN, "return torch.nn.functional.cross_entropy(logits, labels)"),
     (1, NEGATIVE_MEAN, "return -torch.log_softmax(logits, 1).gather(1, labels[:, None]).mean()"),
     (1, NEGATIVE_MEAN, "return sum(-row[label] for row, label in zip(log_p, labels)) / len(labels)"),
-    (2, f"scores = {SCORES}", 'import torch\n    scores = torch.einsum("...tk,...sk->...ts", query, key / key.shape[-1] ** 0.5)'),
+    (
+        2,
+        f"scores = {SCORES}",
+        'import torch\n    scores = torch.einsum("...tk,...sk->...ts", query, key / key.shape[-1] ** 0.5)',
+    ),
     (2, SCORES, "(query / query.shape[-1] ** 0.5) @ key.mT"),
     (2, "return softmax(scores) @ value", "return (value.mT @ softmax(scores).mT).mT"),
     (
@@ -56,10 +60,14 @@ STYLES = [
     (5, NORM, "return nn.functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)"),
     (5, NORM, "return torch.addcmul(self.bias, centred * (variance + self.eps).rsqrt(), self.weight)"),
     (5, "class MLP", "LayerNorm = nn.LayerNorm\n\n\nclass MLP"),
-    (5, FIRST_HALF, "new = self.attn(self.ln_1(hidden), visible)\n        new += hidden\n        hidden = new"),
+    (
+        5,
+        FIRST_HALF,
+        "old = hidden\n        hidden = self.attn(self.ln_1(old), visible)\n        hidden += old",
+    ),
     (6, "self.transformer = nn.Module()", "self.transformer = nn.ModuleDict()"),
     (6, "wpe(torch.arange(length))", "wpe(torch.arange(length)[None])"),
     (6, "wpe(torch.arange(length))", "wpe.weight[:length]"),
     (6, TIED, "self.transformer.wte.weight = self.lm_head.weight"),
     (6, HEAD, "self.transformer.ln_f(hidden) @ self.transformer.wte.weight.T"),
-]  # fmt: skip
+]
