@@ -8,7 +8,7 @@ from itertools import permutations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore.study.fault_injection import Divergence, Line, Sublayer, is_norm
+from ftcore.study.fault_injection import Divergence, Line, Sublayer, is_norm, pre_norm
 from ftcore.study.recording import dotted
 from ftcore.study.report import Cause
 
@@ -49,7 +49,7 @@ def sublayers(divergence: Divergence) -> Iterator[Cause]:
         expected = f"Expected x = x + {inner}({norm}(x))"
         for name, (code, why, line) in LINES.items():
             sentence = f"{expected}, mine computes {code.format(norm=norm, inner=inner)}. {why}"
-            lines = dict.fromkeys(group, line)
+            lines = dict.fromkeys(divergence.sublayers, pre_norm) | dict.fromkeys(group, line)
             yield from divergence.try_mistake(name, sentence, lines=lines)
 
 
