@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse, warn
-from ftcore.lessons.board import board, details, is_wrong
-from ftcore.lessons.runner import STEP_FILES, TEMPLATES, run_steps
+from ftcore.lessons.board import board, details, final, is_wrong
+from ftcore.lessons.runner import DONE, FINAL, FINAL_LIMIT, GPT2, STEP_FILES, T5, TEMPLATES, run_steps
 
 LAST = len(STEP_FILES)
 HIDEABLE = {"torch", "ftcore", "numpy", *sys.stdlib_module_names}
@@ -70,7 +70,10 @@ def check(folder: Path, step: int | None) -> int:
     """Check all steps or one, and print the board or the step; returns the exit status."""
     numbers = range(1, LAST + 1) if step is None else [step]
     results = list(run_steps(folder, numbers))
-    print("\n".join(board(results) if step is None else details(results[0])))
+    print("\n".join(board(results) if step is None else details(results[0])), flush=True)
+    if step is None and results[GPT2 - 1].status == results[T5 - 1].status == DONE:
+        results += run_steps(folder, [FINAL], FINAL_LIMIT)
+        print("\n" + "\n".join(final(results[-1])))
     for name in sorted(HIDEABLE.intersection(path.stem for path in folder.glob("*.py"))):
         warn(f"{folder / name}.py hides the module {name} from programs that run in this folder: rename it")
     return int(any(map(is_wrong, results)))

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from ftcore.cli import printable
-from ftcore.lessons.runner import DONE, ERROR, TO_DO, WRONG, Result
+from ftcore.lessons.runner import DONE, ERROR, FINAL, TO_DO, WRONG, Result
 
 WIDTH = 80
 MOST_LINES = 20  # of what a step prints
@@ -39,7 +39,8 @@ def is_wrong(result: Result) -> bool:
 
 def details(result: Result) -> Iterator[str]:
     """The lines about one step."""
-    yield f"Step {result.number}, {result.name}: {result.status}"
+    heading = f"Step {result.number}, {result.name}" if result.number < FINAL else result.title
+    yield f"{heading}: {result.status}"
     if result.file:
         yield f"  {place(result)}"
     if result.source:
@@ -54,6 +55,11 @@ def details(result: Result) -> Iterator[str]:
         yield from _wrapped(f"Likely mistake: {cause}")
     yield from _wrapped(result.note)
     yield from _printed(result)
+
+
+def final(result: Result) -> Iterator[str]:
+    """The last lines of the board, about both models against transformers'."""
+    yield from _wrapped(result.note) if result.note else details(result)
 
 
 def place(result: Result) -> str:

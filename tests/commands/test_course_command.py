@@ -4,13 +4,15 @@ import shutil
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 import ftcore.course
 from ftcore.lessons.board import WIDTH
-from ftcore.lessons.runner import STEP_FILES, TEMPLATES
+from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES
 from tests.helpers.course_checks import SOLUTIONS
 
 COMMAND = [sys.executable, "-m", "ftcore.course"]
@@ -112,6 +114,14 @@ def test_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
         watching.send_signal(2)  # Ctrl-C
         assert watching.wait(timeout=30) == 0
         assert watching.stderr.read() == ""
+
+
+def test_templates_are_package_data() -> None:
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    patterns = settings["options.package_data"]["ftcore.lessons"].split(", ")
+    for name in ("README.md", *STEP_FILES):
+        assert any(fnmatch(f"templates/{name}", pattern) for pattern in patterns), name
 
 
 def test_every_template_is_a_file_to_fill_in() -> None:

@@ -22,14 +22,14 @@ MISTAKES = [
         1,
         "torch.exp(scores - scores.max(dim=-1, keepdim=True).values)",
         "torch.exp(scores)",
-        "softmax([[1000",
-        "exp(1000) is infinite",
+        "softmax([[100",
+        "exp(100) is infinite",
     ),
     Planted(
         1,
         "torch.exp(scores - scores.max(dim=-1, keepdim=True).values)",
         "torch.exp(scores - scores.max())",
-        "softmax([[1000",
+        "softmax([[100",
         "largest score of all rows",
     ),
     Planted(

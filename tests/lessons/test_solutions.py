@@ -4,13 +4,28 @@ import pytest
 
 from ftcore.lessons.runner import DONE, STEP_FILES, WRONG
 from tests.helpers.course_checks import SOLUTIONS, Planted, check_step, edited_solutions
-from tests.lessons import generation_mistakes, gpt2_mistakes, t5_mistakes, training_mistakes
+from tests.lessons import (
+    generation_mistakes,
+    generation_styles,
+    gpt2_mistakes,
+    gpt2_styles,
+    t5_mistakes,
+    t5_styles,
+    training_mistakes,
+    training_styles,
+)
 
 MISTAKES = [
     *gpt2_mistakes.MISTAKES,
     *t5_mistakes.MISTAKES,
     *generation_mistakes.MISTAKES,
     *training_mistakes.MISTAKES,
+]
+STYLES = [
+    *gpt2_styles.STYLES,
+    *t5_styles.STYLES,
+    *generation_styles.STYLES,
+    *training_styles.STYLES,
 ]
 WRITTEN = [number for number, file in enumerate(STEP_FILES, 1) if (SOLUTIONS / file).exists()]
 
@@ -28,3 +43,9 @@ def test_planted_mistake_is_named(planted: Planted, tmp_path):
     assert planted.found in f"{result.what}\n{result.report}", result
     assert planted.cause in " ".join(result.causes), result
     assert bool(planted.cause) == bool(result.causes), result
+
+
+@pytest.mark.parametrize(("step", "old", "new"), STYLES, ids=[f"{step}: {new}" for step, _, new in STYLES])
+def test_another_style_is_done(step: int, old: str, new: str, tmp_path):
+    result = check_step(edited_solutions(tmp_path, step, old, new), step)
+    assert result.status == DONE, (result.what, result.report, result.causes)

@@ -8,7 +8,7 @@ Softmax turns the scores of a row into probabilities, which are positive and hav
       scores            exp              divided by their sum
     [2, 1, 0]  ->  [7.39, 2.72, 1]  ->  [0.67, 0.24, 0.09]
 
-exp(1000) is infinite in float32. Subtract the largest score of the row from all its scores
+exp(100) is infinite in float32. Subtract the largest score of the row from all its scores
 first: the result is the same (question 1), and no exponent is above 0.
 
 Cross-entropy is the loss of a model that is trained to predict a label, the right next word:
