@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftcore.cli import did_you_mean, few
 from ftcore.lessons.runner import ROOT
 from ftcore.study import compare_modules
-from ftcore.study.report import difference, display_name
+from ftcore.study.report import EQUAL, difference, display_name
 
 TOLERANCE = 1e-5  # relative difference of two results that are equal up to float32's rounding
 
@@ -81,7 +81,7 @@ def same_module(
     load: bool = True,
     **options: Any,
 ) -> None:
-    """Raise Wrong unless two modules compute the same from the same weights; see `compare_modules`.
+    """Raise Wrong unless two modules return the same from the same weights; see `compare_modules`.
 
     Args:
         what: the module that is checked, such as "Block".
@@ -97,7 +97,7 @@ def same_module(
         if "mine returns no tensor" in str(error):
             raise Wrong(f"{what}.forward returns no tensor. Is a `return` missing?") from None
         raise
-    if not report.equal:
+    if report.rows[-1].verdict != EQUAL:  # the whole module's: a part may compute something else
         bad = display_name(report.first_bad_module or report.first_divergent)
         where = "" if bad == display_name("") else f", first in {bad}"
         causes = named(mine(*inputs) if isinstance(inputs, tuple) else mine(inputs), mistakes or {})

@@ -70,7 +70,7 @@ STYLES = [
     (
         8,
         GATED,
-        "gate, wide = self.wi_0(hidden), self.wi_1(hidden)\n        return (gelu(gate) * wide) @ self.wo.weight.T",
+        "return (gelu(self.wi_0(hidden)) * self.wi_1(hidden)) @ self.wo.weight.T",
     ),
     (8, NORMED, "return self.SelfAttention(*[self.layer_norm(hidden)] * 2, visible, bias).add(hidden)"),
     (
