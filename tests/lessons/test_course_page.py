@@ -9,7 +9,7 @@ from ftcore.course import start
 from tests.helpers.course_checks import edited_solutions
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "course.md"
-BLOCKS = re.compile(r"^```(?:python)?\n(.*?)^```$", re.M | re.S)
+BLOCKS = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
 def printed(folder: Path, *options: str) -> list[str]:
@@ -25,7 +25,8 @@ def without_numbers(text: str) -> list[str]:
 
 
 def test_transcripts_are_what_the_command_prints(tmp_path: Path) -> None:
-    wrong_softmax, board, wrong_block = BLOCKS.findall(PAGE.read_text(encoding="utf-8"))
+    found = BLOCKS.findall(PAGE.read_text(encoding="utf-8"))
+    wrong_softmax, board, wrong_block = (text for language, text in found if language != "bash")
     start(tmp_path / "my-models")
     (tmp_path / "my-models" / "step01_softmax.py").write_text(wrong_softmax, encoding="utf-8")
     assert printed(tmp_path) == without_numbers(board)
