@@ -100,7 +100,8 @@ class Check:
         elif place is None and (name := re.match(r"([\w.]+)\(\)", str(error))):
             place = self.definition(name[1])  # called with other arguments than it takes
         result.status = ERROR
-        result.what = f"{type(error).__name__}: {one_line(error)}".removesuffix(f": {type(error).__name__}")
+        kind, message = type(error).__name__, getattr(error, "msg", "") or one_line(error)
+        result.what = kind if message == kind else f"{kind}: {message}"
         if isinstance(error, NotImplementedError) and place is not None:
             result.status, result.what = TO_DO, ""
         elif isinstance(error, ModuleNotFoundError) and f"{error.name}.py" in STEP_FILES:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftcore.cli import did_you_mean, few
 from ftcore.lessons.runner import ROOT
 from ftcore.study import compare_modules
-from ftcore.study.report import EQUAL, difference, display_name
+from ftcore.study.report import EQUAL, Report, difference
 
 TOLERANCE = 1e-5  # relative difference of two results that are equal up to float32's rounding
 
@@ -98,13 +98,23 @@ def same_module(
             raise Wrong(f"{what}.forward returns no tensor. Is a `return` missing?") from None
         raise
     if report.rows[-1].verdict != EQUAL:  # the whole module's: a part may compute something else
-        bad = display_name(report.first_bad_module or report.first_divergent)
-        where = "" if bad == display_name("") else f", first in {bad}"
+        table, _, _ = str(report).partition("\n\n")
         causes = named(mine(*inputs) if isinstance(inputs, tuple) else mine(inputs), mistakes or {})
         causes = causes or [
-            f"{cause.name}, in {display_name(cause.module)}: {cause.sentence}" for cause in report.causes
+            f"{cause.name}, in {cause.module or what}: {cause.sentence}" for cause in report.causes
         ]
-        raise Wrong(f"{what} computes something else than the reference{where}.", str(report), causes)
+        raise Wrong(_where(what, report, reference), table, causes)
+
+
+def _where(what: str, report: Report, reference: nn.Module) -> str:
+    """Where a module differs from the reference, in sentences."""
+    first, bad = (name or what for name in (report.first_divergent, report.first_bad_module))
+    text = f"{what} differs from the reference" + (f", first in {first}." if first != what else ".")
+    if bad != first:
+        text += f" Its input already differs: the mistake is before it, in {bad}."
+    modules = {name: reference.get_submodule(name.partition(" #")[0]) for name in report.only_reference}
+    unused = [name for name, module in modules.items() if list(module.parameters(recurse=False))]
+    return f"{text} Not called: {few(unused)}." if unused else text
 
 
 def load_weights(what: str, mine: nn.Module, reference: nn.Module) -> None:
