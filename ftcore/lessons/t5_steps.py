@@ -303,7 +303,7 @@ def t5(module: ModuleType) -> str:
     _shift_right(module, model)
     for length in (4, 7):
         _answer(module, model, torch.randint(2, 50, (length,)).tolist())
-    return _shipped_answer(module)
+    return _answer_with_shipped_weights(module)
 
 
 def _shift_right(module: ModuleType, model: T5ForConditionalGeneration) -> None:
@@ -341,7 +341,7 @@ def reference_answer(
     return found[0, 1:].tolist()
 
 
-def _shipped_answer(module: ModuleType) -> str:
+def _answer_with_shipped_weights(module: ModuleType) -> str:
     """Load t5-mini-qa, merged with its base model, into the student's T5."""
     directory, adapter = shipped("t5-mini"), shipped("t5-mini-qa")
     if directory is None or adapter is None:
@@ -349,13 +349,14 @@ def _shipped_answer(module: ModuleType) -> str:
     model = load_model(adapter)
     mine = module.T5(model.config).eval()
     load_weights("T5", mine, model)
-    return question_and_answer(module, mine, model, directory)
+    found = shipped_answer(module, mine, model, directory)
+    return f"{CONTEXT}\n{QUESTION}\nYour T5 with the weights of t5-mini-qa answers: {found}"
 
 
-def question_and_answer(module: ModuleType, mine: nn.Module, model: Any, directory: Path) -> str:
-    """The student's answer, by `module.answer`, to a question; raises Wrong if it is not the reference's."""
+def shipped_answer(module: ModuleType, mine: nn.Module, model: Any, directory: Path) -> str:
+    """The student's answer to QUESTION, by `module.answer`; raises Wrong if it is not the reference's."""
     tokenizer = load_tokenizer(directory)
     ids = tokenizer.encode(prompt("qa", decoder_only=False, context=CONTEXT, question=QUESTION))
     got = module.answer(mine, list(ids), 20)
     same("The answer with the weights of t5-mini-qa", got, reference_answer(model, ids, 20))
-    return f"{CONTEXT}\n{QUESTION}\nYour T5 with the weights of t5-mini-qa answers: {tokenizer.decode(got)}"
+    return tokenizer.decode(got)

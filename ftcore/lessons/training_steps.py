@@ -320,5 +320,8 @@ def _shipped_adapter(module: ModuleType) -> str:
     module.add_lora(mine, 8, 16.0, ["q", "k", "v", "o", "wi_0", "wi_1", "wo"])
     load_weights("T5 with LoRA", mine, reference)
     trained = sum(weight.numel() for weight in mine.parameters() if weight.requires_grad)
-    note = f"t5-mini-qa: {trained:,} trained weights beside {frozen:,} frozen ones."
-    return f"{note}\n{t5_steps.question_and_answer(t5, mine, reference, directory)}"
+    found = t5_steps.shipped_answer(t5, mine, reference, directory)
+    return (
+        f"Your T5 with your LoRA layers and the weights of t5-mini-qa, {trained:,} beside {frozen:,} frozen "
+        f"ones, answers the same: {found}"
+    )

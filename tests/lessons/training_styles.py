@@ -80,6 +80,7 @@ STYLES = [
     (
         14,
         "model.set_submodule(name, LoRALinear(layer, rank, alpha))",
-        'parent, _, last = name.rpartition(".")\n            setattr(model.get_submodule(parent), last, LoRALinear(layer, rank, alpha))',
+        'parent, _, last = name.rpartition(".")\n'
+        "            setattr(model.get_submodule(parent), last, LoRALinear(layer, rank, alpha))",
     ),
 ]

@@ -18,7 +18,7 @@ The decoder only looks back. With n = 8 buckets and max_distance = 16 it has the
 
     distance  ... -13 -12 -11 -10  -9  -8  -7  -6  -5  -4  -3  -2  -1   0   1   2 ...
     bucket          7   7   6   6   6   6   5   5   4   4   3   2   1   0   0   0
-                    \\_____ wider and wider _____/      \\___ exact ___/  later keys: bucket 0
+                  |-------- wider and wider --------| |-- one each --|  later keys: 0
 
 With d for how far the key is behind (0 for later keys), and a // b for whole division:
 
@@ -26,8 +26,8 @@ With d for how far the key is behind (0 for later keys), and a // b for whole di
     otherwise:     bucket = n // 2 + int(log(d / (n // 2)) / log(max_distance / (n // 2)) * (n - n // 2))
                    but at most n - 1
 
-The encoder looks both ways (bidirectional=True), and each direction has half of the buckets: the same
-rule with n // 2 in place of n, and d = |distance|. Keys after the query then add n // 2.
+The encoder looks both ways (bidirectional=True), and each direction has half of the buckets: halve n,
+apply the same rule to d = |distance|, and add this half of n for keys after the query.
 
     distance  ...  -7  -6  -5  -4  -3  -2  -1   0   1   2   3   4   5   6   7 ...
     bucket          3   3   2   2   2   2   1   0   5   6   6   6   6   7   7

@@ -21,7 +21,7 @@ With P positions in the cache and T new ones, S = P + T:
     query 3         x  x  x | x  .      P = 3, T = 2: the last two rows of the causal mask
     query 4         x  x  x | x  x      of all 5 positions
 
-Positions go on counting: the first new token is at position P.
+So wpe must be asked for position P + i too, not i.
 
 You run your GPT-2 of step 6 once more, part by part: model.transformer has wte, wpe, h and ln_f; a
 block of h has ln_1, attn, ln_2 and mlp; attn has c_attn and c_proj.
@@ -43,7 +43,7 @@ def cached_attention(attn: nn.Module, hidden: Tensor, heads: int, cache: Cache, 
     Args:
         attn: a SelfAttention of step 4, for its c_attn and c_proj.
         hidden: (B, T, D), the new positions only.
-        cache: its entry number `layer` is extended by the new positions.
+        cache: its entry number `layer` is extended by the new positions, or appended if missing.
 
     Returns:
         (B, T, D)

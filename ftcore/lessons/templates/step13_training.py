@@ -1,7 +1,7 @@
 """Step 13: a training step.
 
     1. loss        mean of -log p of the next tokens: logits at t predict the label at t + 1
-    2. backward    the gradient g of each weight w: autograd computes it
+    2. backward    loss.backward() puts the gradient g of each weight w in its .grad
     3. clip        norm = sqrt(sum of g^2 over all weights of the model)
                    if norm > max_norm, multiply every g by max_norm / norm
     4. AdamW       change each weight, with a learning rate lr from the schedule
@@ -19,11 +19,13 @@ So a weight moves by about lr each step, however large its gradients are.
 
 The schedule rises to its peak and falls to 0, both linearly. The steps are 0, 1, ..., total - 1:
 
-    lr   peak  ......../\\                    step < warmup:  peak * (step + 1) / warmup
-                    /      \\
-                 /             \\             afterwards:     peak * (total - step) / (total - warmup)
-              /                    \\
-             0     warmup           total    step
+    lr
+    peak |      o
+         |    o    o           step < warmup:  peak * (step + 1) / warmup
+         |  o         o        afterwards:     peak * (total - step) / (total - warmup)
+         |o              o
+       0 +------+-----------o--> step
+              warmup     total
 """
 
 from collections.abc import Iterable
