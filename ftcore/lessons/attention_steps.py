@@ -193,6 +193,7 @@ def _wrong_masks(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> 
         ),
         "Masked scores become nearly 0 (multiplied, or -1e-9 for -1e9), and exp(0) is 1. They must become "
         "-inf.": (scores * visible).softmax(-1),
+        "0 * -inf is NaN. Use masked_fill or torch.where.": torch.full_like(scores, nan),
         "The mask comes after the softmax: the weights no longer have the sum 1.": scores.softmax(-1)
         * visible,
         "The scores are not divided by sqrt(K).": (right * width**0.5).softmax(-1),

@@ -49,7 +49,7 @@ def details(result: Result) -> Iterator[str]:
     if result.report:
         yield ""
         for line in result.report.splitlines():
-            yield from [line] if len(line) <= WIDTH else _wrapped(line)
+            yield from textwrap.wrap(line, WIDTH, subsequent_indent="    ", replace_whitespace=False)
     for cause in result.causes:
         yield ""
         yield from _wrapped(f"Likely mistake: {cause}")

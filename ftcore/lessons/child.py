@@ -8,16 +8,17 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from threading import Event, Lock, Thread, get_ident
 from time import monotonic, process_time
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
+from torch import Tensor
 
 from ftcore.cli import one_line
 from ftcore.lessons.final import against_transformers
@@ -93,17 +94,17 @@ class Check:
     def describe(self, error: BaseException) -> None:
         """Set the result to the error and the student's line that raised it."""
         result = self.result
-        frames = traceback.walk_tb(error.__traceback__)
-        place = self.place_of((frame, line) for frame, line in frames)
-        if isinstance(error, SyntaxError) and error.filename:
-            place = (error.filename, error.lineno or 0)
-        elif place is None and (name := re.match(r"([\w.]+)\(\)", str(error))):
-            place = self.definition(name[1])  # called with other arguments than it takes
-        result.status = ERROR
         kind, message = type(error).__name__, getattr(error, "msg", "") or one_line(error)
+        result.status = ERROR
         result.what = kind if message == kind else f"{kind}: {message}"
-        if isinstance(error, NotImplementedError) and place is not None:
-            result.status, result.what = TO_DO, ""
+        self.point_to_innermost(traceback.walk_tb(error.__traceback__))
+        if isinstance(error, SyntaxError) and error.filename:
+            self.point_to(error.filename, error.lineno or 0)
+        elif not result.line and (name := re.match(r"([\w.]+)\(\)", str(error))):
+            self.point_to_definition(name[1])  # called with other arguments than it takes
+
+        if isinstance(error, NotImplementedError) and result.line:
+            result.status, result.what, result.report = TO_DO, "", ""
         elif isinstance(error, ModuleNotFoundError) and f"{error.name}.py" in STEP_FILES:
             result.what = (
                 f"{error.name}.py is missing. `python -m ftcore.course --start NEW` writes all files."
@@ -112,7 +113,6 @@ class Check:
             result.what = f"{self.file} defines no {error.name}."
         elif isinstance(error, SystemExit):
             result.what = "It ends Python: sys.exit() or exit() was called."
-        self.point_to(place)
 
     def watch(self, finished: Event, time_limit: float) -> None:
         """Report the line that runs and exit, if the step is not finished in time; in its own thread.
@@ -125,42 +125,46 @@ class Check:
                 return
         with self.lock:
             if not finished.is_set():
-                frame = sys._current_frames()[self.thread]
-                stack = [(frame, frame.f_lineno) for frame in _outwards(frame)]
+                stack = traceback.walk_stack(sys._current_frames()[self.thread])
                 self.result.status = ERROR
                 self.result.what = f"It still runs after {time_limit:g} seconds. Is there an endless loop?"
-                self.point_to(self.place_of(reversed(stack)))
+                self.point_to_innermost(reversed([*stack]))
                 self.send()
                 os._exit(0)
 
-    def place_of(self, stack: Iterable[tuple[FrameType, int]]) -> tuple[str, int] | None:
-        """File and line of the innermost of these frames, outermost first, that is in the folder."""
-        places = [(frame.f_code.co_filename, line) for frame, line in stack]
-        return next((place for place in reversed(places) if self.is_own(place[0])), None)
+    def point_to_innermost(self, stack: Iterable[tuple[FrameType, int]]) -> None:
+        """Point to the innermost of these frames, outermost first, that runs the student's code."""
+        own = [(frame, line) for frame, line in stack if self.is_own(frame.f_code)]
+        if not own:
+            self.point_to(self.file, 0)
+            return
+        frame, line = own[-1]
+        self.point_to(frame.f_code.co_filename, line)
+        shapes = [
+            f"{name} {tuple(value.shape)}"
+            for name, value in frame.f_locals.items()
+            if isinstance(value, Tensor)
+        ]
+        self.result.report = f"There: {', '.join(shapes)}" if shapes else ""
 
-    def definition(self, name: str) -> tuple[str, int] | None:
-        """Where the student's module defines a function, such as "softmax" or "Block.forward"."""
+    def point_to_definition(self, name: str) -> None:
+        """Point to the step's function "softmax" or "Block.forward", if the student defines it."""
         found: object = sys.modules.get(self.file.removesuffix(".py"))
         for part in name.split("."):
             found = getattr(found, part, None)
         code = getattr(found, "__code__", None)
-        return (code.co_filename, code.co_firstlineno) if code and self.is_own(code.co_filename) else None
+        if code is not None and self.is_own(code):
+            self.point_to(code.co_filename, code.co_firstlineno)
 
-    def is_own(self, file: str) -> bool:
-        return Path(file).parent == self.folder.resolve()
+    def is_own(self, code: CodeType) -> bool:
+        return Path(code.co_filename).parent == self.folder.resolve()
 
-    def point_to(self, place: tuple[str, int] | None) -> None:
-        file, line = place or (self.file, 0)
+    def point_to(self, file: str, line: int) -> None:
         self.result.file, self.result.line = str(self.folder / Path(file).name), line
         self.result.source = linecache.getline(file, line).strip()
 
     def send(self) -> None:
+        """Write the result as a line of JSON."""
         self.result.printed = self.printed.getvalue()
         self.results.write(json.dumps(asdict(self.result)) + "\n")
         self.results.flush()
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

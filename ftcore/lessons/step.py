@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ftcore.cli import did_you_mean, few
 from ftcore.lessons.runner import ROOT
 from ftcore.study import compare_modules
-from ftcore.study.report import EQUAL, Report, difference
+from ftcore.study.report import EQUAL, Report, difference, display_name
 
+ROWS_BEFORE, MOST_ROWS = 3, 12  # of the table of modules
 TOLERANCE = 1e-5  # relative difference of two results that are equal up to float32's rounding
 
 
@@ -98,12 +99,11 @@ def same_module(
             raise Wrong(f"{what}.forward returns no tensor. Is a `return` missing?") from None
         raise
     if report.rows[-1].verdict != EQUAL:  # the whole module's: a part may compute something else
-        table, _, _ = str(report).partition("\n\n")
         causes = named(mine(*inputs) if isinstance(inputs, tuple) else mine(inputs), mistakes or {})
         causes = causes or [
             f"{cause.name}, in {cause.module or what}: {cause.sentence}" for cause in report.causes
         ]
-        raise Wrong(_where(what, report, reference), table, causes)
+        raise Wrong(_where(what, report, reference), _table(report), causes)
 
 
 def _where(what: str, report: Report, reference: nn.Module) -> str:
@@ -115,6 +115,24 @@ def _where(what: str, report: Report, reference: nn.Module) -> str:
     modules = {name: reference.get_submodule(name.partition(" #")[0]) for name in report.only_reference}
     unused = [name for name, module in modules.items() if list(module.parameters(recurse=False))]
     return f"{text} Not called: {few(unused)}." if unused else text
+
+
+def _table(report: Report) -> str:
+    """The rows of a report near the first divergent module, in fewer columns than its own table."""
+    names = [row.name for row in report.rows]
+    first = names.index(report.first_divergent or "")
+    start = max(0, min(first - ROWS_BEFORE, len(names) - MOST_ROWS))
+    lines = [("module", "shape", "difference", "")]
+    for row in report.rows[start : start + MOST_ROWS]:
+        shape = " x ".join(map(str, row.shape))
+        lines.append((display_name(row.name), shape, f"{row.relative:.1e}", f"{row.verdict} {row.note}"))
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in lines]
+    if start:
+        table.insert(1, f"... {start} before, equal")
+    if (after := len(names) - start - MOST_ROWS) > 0:
+        table.append(f"... {after} after")
+    return "\n".join(table)
 
 
 def load_weights(what: str, mine: nn.Module, reference: nn.Module) -> None:
@@ -177,9 +195,9 @@ def _short(value: Any) -> str:
     values = value.tolist() if isinstance(value, Tensor) else value
     if not isinstance(values, list):
         return f"{values:.4g}" if isinstance(values, float) else repr(values)[:60]
-    shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values[:8]]
-    return f"[{', '.join(shown)}{', ...' if len(values) > 8 else ''}]"
+    shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values[:6]]
+    return f"[{', '.join(shown)}{', ...' if len(values) > 6 else ''}]"
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"({' x '.join(map(str, tensor.shape))})"
+    return str(tuple(tensor.shape))

@@ -61,8 +61,8 @@ BROKEN = {
     "not a function": Broken("softmax = 3", ERROR, "", "'int' object is not callable"),
     "to do": Broken(SOFTMAX + "raise NotImplementedError", TO_DO, "raise NotImplementedError", ""),
     "nothing returned": Broken(SOFTMAX + "scores.exp()", WRONG, "", "returns None"),
-    "a list": Broken(SOFTMAX + "return scores.tolist()", WRONG, "", "returns a list, expected a tensor (5)"),
-    "another shape": Broken(SOFTMAX + "return scores.sum()", WRONG, "", "expected (5)"),
+    "a list": Broken(SOFTMAX + "return scores.tolist()", WRONG, "", "returns a list, expected a tensor (5,)"),
+    "another shape": Broken(SOFTMAX + "return scores.sum()", WRONG, "", "has shape (), expected (5,)"),
     "another dtype": Broken(SOFTMAX + "return scores.long()", WRONG, "", "dtype int64, expected float32"),
     "NaN": Broken(SOFTMAX + "return scores * float('nan')", WRONG, "", "contains NaN"),
     "infinity": Broken(SOFTMAX + "return scores / 0", WRONG, "", "differs from the reference"),
@@ -89,6 +89,12 @@ def test_an_error_in_an_earlier_file_is_reported_there(tmp_path: Path) -> None:
     result = check_step(tmp_path, 4)
     assert (result.status, result.file) == (ERROR, str(tmp_path / "step01_softmax.py"))
     assert (result.line, result.source) == (2, "return scores.foo")
+
+
+def test_shapes_of_the_tensors_at_the_line_are_shown(tmp_path: Path) -> None:
+    text = "def softmax(scores):\n    two = scores.new_zeros(3, 9)\n    return two + scores\n"
+    (tmp_path / "step01_softmax.py").write_text(text, encoding="utf-8")
+    assert check_step(tmp_path, 1).report == "There: scores (5,), two (3, 9)"
 
 
 def test_missing_file(tmp_path: Path) -> None:
