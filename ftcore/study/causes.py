@@ -35,7 +35,8 @@ AS_GOOD = 10  # a cause that leaves more than this times the difference of the b
 def likely_causes(divergence: Divergence) -> list[Cause]:
     """The confirmed causes, best first, each name once. Usually one or none."""
     found = [cause for hypothesis in HYPOTHESES for cause in hypothesis(divergence)]
-    found.sort(key=lambda cause: cause.after)
+    most = max((cause.explained for cause in found), default=0)
+    found = sorted((cause for cause in found if cause.explained == most), key=lambda cause: cause.after)
     best: dict[str, Cause] = {}
     for cause in found:
         best.setdefault(cause.name, cause)
