@@ -15,7 +15,7 @@ from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.models.gpt2 import GPT2MLP, GPT2Block
 from ftcore.study import randomize_weights
 
-PROMPT = "I feel"
+PROMPT = "Emotion: i"
 
 
 def gpt2_block(module: ModuleType) -> None:

@@ -65,7 +65,10 @@ def test_all_done(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     assert out.startswith("Your own T5 and GPT-2: 14 of 14 steps done\n") and out.count("  done   ") == 14
     notes = " ".join(out.split())
-    assert "weights of gpt2-mini continues 'I feel'" in notes and "weights of t5-mini-qa answers: " in notes
+    assert (
+        "weights of gpt2-mini continues 'Emotion: i': ' feel" in notes
+        and "weights of t5-mini-qa answers: " in notes
+    )
     assert out.splitlines()[-1].startswith("  Your GPT-2 and your T5 equal those of transformers")
     assert max(map(len, out.splitlines())) <= WIDTH
 
