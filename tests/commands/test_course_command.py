@@ -8,6 +8,7 @@ import time
 from configparser import ConfigParser
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -127,6 +128,8 @@ def test_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
     command = [*COMMAND, str(folder), "--watch", "--step", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
+        give_up = Timer(90.0, watching.kill)
+        give_up.start()
         assert watching.stdout.readline() == "Step 1, softmax: to do\n"
         time.sleep(1.0)
         assert watching.poll() is None
@@ -134,7 +137,8 @@ def test_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
         while (line := watching.stdout.readline()) != "Step 1, softmax: done\n":
             assert line and "softmax: " not in line
         watching.send_signal(2)  # Ctrl-C
-        assert watching.wait(timeout=30) == 0
+        assert watching.wait() == 0
+        give_up.cancel()
         assert watching.stderr.read() == ""
 
 
