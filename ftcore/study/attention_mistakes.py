@@ -276,6 +276,11 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
         """A line for the mask applies to this part; the other is right."""
         return call.masked_by(part.visible(call), part.others(call))
 
+    def multiplied_last(call: AttentionCall) -> AttentionCall:
+        """What this part hides is 0, although the other part has hidden it before."""
+        visible = part.visible(call)
+        return call.masked_by(visible, part.others(call) | ~visible)
+
     def mistake(name: str, sentence: str, **lines: Any) -> AttentionMistake:
         return AttentionMistake(f"{part.name} {name}", sentence, with_lines(alone, **lines), part.applies)
 
@@ -291,6 +296,9 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
     )
     yield mistake("multiplied", zero, mask=fill_with(0))
     yield mistake("multiplied", zero, mask=fill_with(-1e-9))
+    yield AttentionMistake(
+        f"{part.name} multiplied", zero, with_lines(multiplied_last, mask=fill_with(0)), part.applies
+    )
     for small in (-1e-4, -10.0):
         still = "so that hidden keys still get weight. Use -inf."
         yield mistake("too small", f"{small:g} is added to hidden scores, {still}", mask=add(0, small))
@@ -369,8 +377,8 @@ def _position_bias(max_distance: int) -> Iterator[AttentionMistake]:
 
     yield AttentionMistake(
         "position bias missing",
-        "T5's relative position bias has no effect: it is not added to the scores (all blocks share the table "
-        "of the first), or the distances to earlier keys have the wrong sign.",
+        "T5's relative position bias has no effect: it is not added to the scores (all blocks share the "
+        "table of the first), or the distances to earlier keys have the wrong sign.",
         with_lines(lambda call: replace(call, position_bias=None)),
         has_bias,
     )

@@ -162,7 +162,7 @@ def _compare(
     note = "" if mine.dtype == reference.dtype else f"(mine is {dtypes[0]}, not {dtypes[1]})"
     if mine.shape != reference.shape:
         gap, verdict = Difference(float("inf"), float("inf")), SHAPE
-        note = f"(mine is {' x '.join(map(str, mine.shape))})"
+        note = f"(mine is {'x'.join(map(str, mine.shape))})"
     else:
         one, other = select_tokens(mine, where), select_tokens(reference, where)
         gap = difference(one, other, scale)

@@ -148,14 +148,14 @@ def embedding_scale(divergence: Divergence) -> Iterator[Cause]:
     }
     tokens = {name: table for name, table in tables.items() if not name.endswith("wpe")}
     for scaled in (tokens, tables) if tables != tokens else (tokens,):
-        if scaled:
-            factor = next(iter(scaled.values())).shape[1] ** 0.5
-            sentence = (
-                f"The embeddings are multiplied by sqrt({factor**2:.0f}), as in Vaswani et al. 2017; GPT-2 and "
-                "T5 use them as they are."
-            )
-            outputs = {
-                name: lambda ids, table=table: F.embedding(ids, table) * factor
-                for name, table in scaled.items()
-            }
-            yield from divergence.try_mistake("embedding scaled", sentence, outputs=outputs)
+        width = next((table.shape[1] for table in scaled.values()), 0)
+        sentence = (
+            f"The embeddings are multiplied by sqrt({width}), as in Vaswani et al. 2017. GPT-2 and T5 use them "
+            "as they are."
+        )
+        outputs = {name: partial(_embed_scaled, table=table) for name, table in scaled.items()}
+        yield from divergence.try_mistake("embedding scaled", sentence, outputs=outputs)
+
+
+def _embed_scaled(ids: Tensor, table: Tensor) -> Tensor:
+    return F.embedding(ids, table) * table.shape[1] ** 0.5
