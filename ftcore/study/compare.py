@@ -128,8 +128,10 @@ def compare_modules(
     for name, (my_call, call) in pairs.items():
         if my_call.value is None or call.value is None:
             continue
-        value = my_call.value if name == "" else broadcast(my_call.value, call.value)
-        row = _compare(name, value, call.value, limit(call.value, variances[name]), where)
+        mine_value, value = my_call.value, call.value
+        if name:
+            mine_value, value = broadcast(mine_value, value), broadcast(value, mine_value)
+        row = _compare(name, mine_value, value, limit(value, variances[name]), where)
         one, other = my_gradients.get(my_call.name), gradients.get(name)
         if one is not None and other is not None and one.shape == other.shape:
             relative = difference(select_tokens(one, where), select_tokens(other, where)).relative
@@ -251,7 +253,8 @@ def _find_first_bad_module(
         one, other = (call.main_input for call in pairs[name])
         if one is None or other is None:
             return one is other
-        return _compare(name, one.detach(), other.detach(), rows[name].tolerance, where).verdict == EQUAL
+        one, other = broadcast(one, other).detach(), broadcast(other, one).detach()
+        return _compare(name, one, other, rows[name].tolerance, where).verdict == EQUAL
 
     parts = first.split(".")
     enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -142,7 +142,10 @@ class Divergence:
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
         """Infinite if a tensor is missing, the shapes differ or nothing is finite."""
-        if mine is None or other is None or (mine := broadcast(mine, other)).shape != other.shape:
+        if mine is None or other is None:
+            return math.inf
+        mine, other = broadcast(mine, other), broadcast(other, mine)
+        if mine.shape != other.shape:
             return math.inf
         mine, other = self.select(mine), self.select(other)
         return difference(mine, other).relative if mine.isfinite().any() else math.inf

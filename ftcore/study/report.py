@@ -42,13 +42,13 @@ def difference(mine: Tensor, reference: Tensor, scale: float | None = None) -> D
     return Difference(absolute, absolute / scale if scale else math.inf if absolute else 0.0)
 
 
-def broadcast(mine: Tensor, reference: Tensor) -> Tensor:
-    """Expand dimensions of size 1 to the shape of the reference, e.g. position ids shared by all rows."""
-    if mine.dim() == reference.dim() and mine.shape != reference.shape:
-        sizes = zip(mine.shape, reference.shape, strict=True)
-        if all(size in (1, expected) for size, expected in sizes):
-            return mine.expand_as(reference)
-    return mine
+def broadcast(tensor: Tensor, other: Tensor) -> Tensor:
+    """Expand dimensions of size 1 to those of another tensor, e.g. position ids shared by all rows."""
+    if tensor.dim() == other.dim() and tensor.shape != other.shape:
+        sizes = [*zip(tensor.shape, other.shape, strict=True)]
+        if all(size == expected or 1 in (size, expected) for size, expected in sizes):
+            return tensor.expand([expected if size == 1 else size for size, expected in sizes])
+    return tensor
 
 
 def largest(tensor: Tensor) -> float:

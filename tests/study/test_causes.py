@@ -32,6 +32,7 @@ from tests.helpers.oracle import (
     gpt2_pair,
     gpt2_settings,
     padding,
+    positions,
     seeds,
     sides,
     t5_pair,
@@ -252,19 +253,22 @@ STUDENT_MISTAKES = [
 def student_report(
     family: str, way: Way, is_ours: bool, *, rename: object = None, length: int = 24, seed: int = 0
 ) -> Report:
-    """A student's whole model against ftcore's or transformers'. GPT-2 has padding if the mistake needs it."""
+    """A student's model against ftcore's or transformers'; GPT-2's input is padded for mistakes in that mask."""
     theirs, ours = {"t5": t5_pair, "gpt2": gpt2_pair}[family](SIZES[family], seed)
     mine = {"t5": T5Student, "gpt2": GPT2Student}[family](ours, way)
     has_padding = family == "t5" or way.mistake.startswith("padding")
-    mask = padding(seed, 3, length, "right") if has_padding else None
+    mask = padding(seed, 3, length, "left" if family == "gpt2" else "right") if has_padding else None
     inputs: dict[str, object] = {"input_ids": tokens(seed, 3, length), "attention_mask": mask}
     if family == "t5":
         inputs["decoder_input_ids"] = tokens(seed + 1, 3, 17)
+    for_theirs = inputs | {"use_cache": False}
+    if family == "gpt2" and mask is not None:
+        for_theirs["position_ids"] = positions(mask)
     return compare_modules(
         mine,
         ours if is_ours else theirs,
         inputs,
-        reference_inputs=inputs if is_ours else inputs | {"use_cache": False},
+        reference_inputs=inputs if is_ours else for_theirs,
         rename=rename,
         where=mask if family == "gpt2" else None,
         backward=False,
@@ -292,7 +296,6 @@ def test_mistake_of_a_student_is_named_and_located(family, mistake, name, is_our
     way = Way(HEADS, mistake, style, scaled=family == "gpt2")
     report = student_report(family, way, is_ours, rename=t5_name if family == "t5" else None)
     assert [cause.name for cause in report.causes] == [name], str(report)
-    # Its scores compare heads, and the first token has only itself to attend to in both models.
     assert report.first_bad_module == module_of(family, mistake), str(report)
 
 
@@ -338,19 +341,19 @@ def layer_report(
         path = "encoder.block.0" + (".layer.0.SelfAttention" if level == "attention" else "")
         right = ours.get_submodule(path)
         table = ours.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-        positions = relative_position_bias(table, length, length, 128, bidirectional=True).detach()
-        both = positions if bias is None else positions + bias
+        distances = relative_position_bias(table, length, length, 128, bidirectional=True).detach()
+        both = distances if bias is None else distances + bias
         if level == "attention":
-            mine, inputs = Attention5(right, way, causal=False), (hidden, None, mask, positions)
+            mine, inputs = Attention5(right, way, causal=False), (hidden, None, mask, distances)
             for_ours = (hidden, *right.keys_values(hidden), both)
-            for_theirs = {"hidden_states": hidden, "mask": bias, "position_bias": positions}
+            for_theirs = {"hidden_states": hidden, "mask": bias, "position_bias": distances}
         else:
             mine, inputs, for_ours = (
                 Block5(right, way, causal=False),
-                (hidden, positions, mask),
+                (hidden, distances, mask),
                 (hidden, both),
             )
-            for_theirs = {"hidden_states": hidden, "attention_mask": bias, "position_bias": positions}
+            for_theirs = {"hidden_states": hidden, "attention_mask": bias, "position_bias": distances}
     return compare_modules(
         mine,
         right if is_ours else theirs.get_submodule(path),

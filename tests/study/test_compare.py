@@ -135,7 +135,7 @@ def test_table_fits_80_columns_and_names_stay_distinct():
     names = [line.split("  ")[0] for line in table[1:]]
     assert len(set(names)) == len(names) == len(report.rows)
     for row, line in zip(report.rows, table[1:], strict=True):
-        assert f"{row.absolute:.1e}  {row.relative:.1e}" in line
+        assert f"{row.absolute:.1e}   {row.relative:.1e}" in line
     assert all(len(line) <= 80 for line in str(report).splitlines() if "layer." not in line)
 
 
