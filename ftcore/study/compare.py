@@ -29,7 +29,7 @@ from ftcore.study.matching import (
     renaming,
     unequal_weights,
 )
-from ftcore.study.recording import Call, record_calls
+from ftcore.study.recording import Call, configured, record_calls
 from ftcore.study.report import (
     DIFFERS,
     EQUAL,
@@ -96,7 +96,13 @@ def compare_modules(
     my_inputs = copy_inputs(inputs, backward)
     their_inputs = copy_inputs(inputs if reference_inputs is None else reference_inputs, backward)
 
-    with eval_mode(reference), torch.set_grad_enabled(backward), torch.random.fork_rng():
+    with (
+        eval_mode(reference),
+        configured(mine, use_cache=False),  # one of transformers would grow when a module runs again
+        configured(reference, use_cache=False),
+        torch.set_grad_enabled(backward),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(0)  # for dropout in `mine`
         my_calls = record_calls(mine, *my_inputs)
         calls = record_calls(reference, *their_inputs)

@@ -253,7 +253,7 @@ STUDENT_MISTAKES = [
 def student_report(
     family: str, way: Way, is_ours: bool, *, rename: object = None, length: int = 24, seed: int = 0
 ) -> Report:
-    """A student's model against ftcore's or transformers'; GPT-2's input is padded for mistakes in that mask."""
+    """A student's model against ftcore's or transformers'; GPT-2 has padding if it matters."""
     theirs, ours = {"t5": t5_pair, "gpt2": gpt2_pair}[family](SIZES[family], seed)
     mine = {"t5": T5Student, "gpt2": GPT2Student}[family](ours, way)
     has_padding = family == "t5" or way.mistake.startswith("padding")
@@ -301,6 +301,17 @@ def test_mistake_of_a_student_is_named_and_located(family, mistake, name, is_our
 
 def hidden_names(name: str) -> str:
     return f"student.{name}"
+
+
+@pytest.mark.parametrize("rename", [None, hidden_names], ids=["modules", "logits"])
+def test_cache_of_transformers_is_not_used(rename):
+    """A cache would grow whenever the reference runs with a mistake."""
+    theirs, ours = gpt2_pair(SIZES["gpt2"], 0)
+    theirs.config.use_cache = True
+    mine = GPT2Student(ours, Way(HEADS, "scale twice"))
+    report = compare_modules(mine, theirs, tokens(0, 3, 24), rename=rename, backward=False)
+    assert [cause.name for cause in report.causes] == ["extra 1/sqrt(d)"], str(report)
+    assert theirs.config.use_cache
 
 
 UNNAMED = [
