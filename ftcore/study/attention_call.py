@@ -155,4 +155,6 @@ def _position_bias(tables: list[Call], mask: Tensor, unmasked: Tensor) -> tuple[
             bias = call.value.permute(2, 0, 1)[None]  # (T, S, H) -> (1, H, T, S)
             if bias.shape[1:] == mask.shape[1:] and torch.where(unmasked, bias == mask, True).all():
                 return bias, cast(nn.Embedding, call.module)
-    return mask.masked_fill(~unmasked, 0.0), None
+    # A bias that is masked in one row of the batch may be visible in another.
+    bias = mask.masked_fill(~unmasked, -math.inf).amax(0, keepdim=True)
+    return bias.masked_fill(bias == -math.inf, 0.0), None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -104,12 +105,18 @@ def split_per_head(call: AttentionCall) -> AttentionCall:
     return replace(call, query=query, key=key, value=value)
 
 
-def between_heads(call: AttentionCall, causal: bool) -> Tensor:
-    """Attention over q, k and v (B, T, H, K): (B, T, H, K)."""
-    query, key, value = (states.transpose(1, 2) for states in (call.query, call.key, call.value))
-    visible = torch.ones(1, 1, *[query.shape[2]] * 2, dtype=torch.bool, device=query.device)
-    visible = visible.tril() if causal else visible
-    return replace(call, query=query, key=key, value=value, visible=visible).compute()
+def between_heads(merge: Callable[[Tensor], Tensor], *, causal: bool) -> Compute:
+    """Attention over q, k and v (B, T, H, K), then `merge` of outputs that are taken for (B, H, T, K)."""
+
+    def compute(call: AttentionCall) -> Tensor:
+        query, key, value = (states.transpose(1, 2) for states in (call.query, call.key, call.value))
+        heads = query.shape[2]
+        visible = torch.ones(1, 1, heads, heads, dtype=torch.bool, device=query.device)
+        visible = visible.tril() if causal else visible
+        mixed = replace(call, query=query, key=key, value=value, visible=visible).compute()  # (B, T, H, K)
+        return split_heads(merge(mixed.transpose(1, 2)), heads)
+
+    return compute
 
 
 def _heads() -> Iterator[AttentionMistake]:
@@ -145,18 +152,14 @@ def _heads() -> Iterator[AttentionMistake]:
         lambda call: with_heads(call, 1),
         lambda call: not has_bias(call),
     )
-    for causal in (False, True):
-        for merge in (merge_heads, view_merged):
-            yield AttentionMistake(
-                "attention between heads",
-                "q, k and v are ({B}, {T}, {H}, {K}), so the scores compare the {H} heads of one token. "
-                "transpose(1, 2) gives ({B}, {H}, {T}, {K}).",
-                # as (B, H, T, K), what `merge` is given: transposed once more, or not at all
-                lambda call, causal=causal, merge=merge: split_heads(
-                    merge(between_heads(call, causal).transpose(1, 2)), call.shapes["H"]
-                ),
-                lambda call: is_square(call) and not has_bias(call) and not has_padding(call),
-            )
+    for causal, merge in product((False, True), (merge_heads, view_merged)):
+        yield AttentionMistake(
+            "attention between heads",
+            "q, k and v are ({B}, {T}, {H}, {K}), so the scores compare the {H} heads of one token. "
+            "transpose(1, 2) gives ({B}, {H}, {T}, {K}).",
+            between_heads(merge, causal=causal),
+            lambda call: is_square(call) and not has_bias(call) and not has_padding(call),
+        )
     yield AttentionMistake(
         "q, k, v split per head",
         "The 3 * {D} outputs are split into heads, and each head into q, k and v. The first {D} are q, then "
@@ -176,6 +179,8 @@ def scaled(factor: Callable[[dict[str, int]], float]) -> Change:
 
 def bias_divided(call: AttentionCall) -> AttentionCall:
     """The position bias is added to the scores before both are divided by sqrt(K)."""
+    if call.position_bias is None:
+        return call
     factor = call.shapes["K"] ** -0.5
     return replace(call, scale=call.scale * factor, position_bias=call.position_bias * factor)
 
@@ -276,6 +281,11 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
         """A line for the mask applies to this part; the other is right."""
         return call.masked_by(part.visible(call), part.others(call))
 
+    def multiplied_last(call: AttentionCall) -> AttentionCall:
+        """What this part hides is 0, although the other part has hidden it before."""
+        visible = part.visible(call)
+        return call.masked_by(visible, part.others(call) | ~visible)
+
     def mistake(name: str, sentence: str, **lines: Any) -> AttentionMistake:
         return AttentionMistake(f"{part.name} {name}", sentence, with_lines(alone, **lines), part.applies)
 
@@ -291,6 +301,9 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
     )
     yield mistake("multiplied", zero, mask=fill_with(0))
     yield mistake("multiplied", zero, mask=fill_with(-1e-9))
+    yield AttentionMistake(
+        f"{part.name} multiplied", zero, with_lines(multiplied_last, mask=fill_with(0)), part.applies
+    )
     for small in (-1e-4, -10.0):
         still = "so that hidden keys still get weight. Use -inf."
         yield mistake("too small", f"{small:g} is added to hidden scores, {still}", mask=add(0, small))
@@ -345,32 +358,38 @@ def _causal_mask() -> Iterator[AttentionMistake]:
 
 
 def _softmax() -> Iterator[AttentionMistake]:
-    for axis, name, over in (
-        (-2, "queries", "the {T} queries"),
-        (1, "heads", "the {H} heads"),
-        (0, "the batch", "the {B} rows of the batch"),
-    ):
-        for hidden in (-math.inf, LOWEST, -1e4):
-            yield AttentionMistake(
-                f"softmax over {name}",
-                f"Softmax runs over {over} (dim={axis}), expected the {{S}} keys (dim=-1).",
-                with_lines(
-                    mask=add(0, hidden), softmax=lambda scores, visible, axis=axis: scores.softmax(axis)
-                ),
-            )
+    def softmax_over(axis: int) -> MaskedLine:
+        return lambda scores, visible: scores.softmax(axis)
+
+    axes = {"queries": (-2, "{T} queries"), "heads": (1, "{H} heads"), "the batch": (0, "{B} rows")}
+    for (name, (axis, over)), hidden in product(axes.items(), (-math.inf, LOWEST, -1e4)):
+        yield AttentionMistake(
+            f"softmax over {name}",
+            f"Softmax runs over the {over} (dim={axis}), expected the {{S}} keys (dim=-1).",
+            with_lines(mask=add(0, hidden), softmax=softmax_over(axis)),
+        )
 
 
 # --------------------------------------------------------------------------------------- T5's position bias
+
+
+def bias_transposed(call: AttentionCall) -> AttentionCall:
+    return replace(call, position_bias=None if call.position_bias is None else call.position_bias.mT)
 
 
 def _position_bias(max_distance: int) -> Iterator[AttentionMistake]:
     def with_buckets(bidirectional: bool) -> Compute:
         return with_lines(lambda call: call.with_buckets(max_distance, bidirectional=bidirectional))
 
+    def shifted(ahead: int) -> Compute:
+        return with_lines(
+            lambda call: call.with_buckets(max_distance, bidirectional=not call.is_causal, ahead=ahead)
+        )
+
     yield AttentionMistake(
         "position bias missing",
-        "T5's relative position bias has no effect: it is not added to the scores (all blocks share the table "
-        "of the first), or the distances to earlier keys have the wrong sign.",
+        "T5's relative position bias has no effect: it is not added to the scores (all blocks share the "
+        "table of the first), or the distances to earlier keys have the wrong sign.",
         with_lines(lambda call: replace(call, position_bias=None)),
         has_bias,
     )
@@ -390,17 +409,13 @@ def _position_bias(max_distance: int) -> Iterator[AttentionMistake]:
     yield AttentionMistake(
         "position bias transposed",
         "The distances have the wrong sign: expected the key's position minus the query's.",
-        with_lines(lambda call: replace(call, position_bias=call.position_bias.mT)),
-        lambda call: has_table(call) and is_square(call) and not call.is_causal,  # else without effect
+        with_lines(bias_transposed),
+        lambda call: has_bias(call) and is_square(call) and not call.is_causal,  # else without effect
     )
     for ahead in (1, -1):
         yield AttentionMistake(
             "position bias off by one",
             f"The distance from a query to its own position is {ahead}, expected 0.",
-            with_lines(
-                lambda call, ahead=ahead: call.with_buckets(
-                    max_distance, bidirectional=not call.is_causal, ahead=ahead
-                )
-            ),
+            shifted(ahead),
             has_table,
         )

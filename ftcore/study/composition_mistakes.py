@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
-from itertools import permutations
+from itertools import product
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,12 +65,20 @@ def _groups(found: list[Sublayer]) -> list[list[Sublayer]]:
 
 
 def norm_used_twice(divergence: Divergence) -> Iterator[Cause]:
-    """In each block, one norm in the place of another."""
+    """In each block, one norm in the place of another, or of all others."""
     blocks: dict[str, list[Sublayer]] = defaultdict(list)
     for part in divergence.sublayers:
         blocks[_block(part, divergence.sublayers)].append(part)
-    for used, right in permutations(range(max(map(len, blocks.values()), default=0)), 2):
-        pairs = [(parts[used], parts[right]) for parts in blocks.values() if len(parts) > max(used, right)]
+    indices = range(max(map(len, blocks.values()), default=0))
+    for used, right in product(indices, (*indices, None)):
+        pairs = [
+            (parts[used], part)
+            for parts in blocks.values()
+            for index, part in enumerate(parts)
+            if used < len(parts) and index != used and right in (index, None)
+        ]
+        if not pairs:
+            continue
         weights = {
             dotted(wrong.norm, name): weight
             for other, wrong in pairs
@@ -148,14 +156,14 @@ def embedding_scale(divergence: Divergence) -> Iterator[Cause]:
     }
     tokens = {name: table for name, table in tables.items() if not name.endswith("wpe")}
     for scaled in (tokens, tables) if tables != tokens else (tokens,):
-        if scaled:
-            factor = next(iter(scaled.values())).shape[1] ** 0.5
-            sentence = (
-                f"The embeddings are multiplied by sqrt({factor**2:.0f}), as in Vaswani et al. 2017; GPT-2 and "
-                "T5 use them as they are."
-            )
-            outputs = {
-                name: lambda ids, table=table: F.embedding(ids, table) * factor
-                for name, table in scaled.items()
-            }
-            yield from divergence.try_mistake("embedding scaled", sentence, outputs=outputs)
+        width = next((table.shape[1] for table in scaled.values()), 0)
+        sentence = (
+            f"The embeddings are multiplied by sqrt({width}), as in Vaswani et al. 2017. GPT-2 and T5 use "
+            "them as they are."
+        )
+        outputs = {name: partial(_embed_scaled, table=table) for name, table in scaled.items()}
+        yield from divergence.try_mistake("embedding scaled", sentence, outputs=outputs)
+
+
+def _embed_scaled(ids: Tensor, table: Tensor) -> Tensor:
+    return F.embedding(ids, table) * table.shape[1] ** 0.5

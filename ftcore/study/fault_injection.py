@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ftcore.decoding.state import eval_mode
 from ftcore.models.attention import Softmax
 from ftcore.study.attention_call import AttentionCall, parse_sdpa
-from ftcore.study.recording import Call, dotted, first_tensor, record_calls
+from ftcore.study.recording import Call, configured, dotted, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, display_name
 
 VANISHES = 1 / 4  # a cause must reduce the difference below this share, and to what rounding explains
@@ -41,7 +41,7 @@ class Sublayer:
 
 
 # hidden, norm, inner -> hidden: the line of code that adds a sublayer to the residual stream
-Line = Callable[[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]], Tensor]
+Line = Callable[[Any, Callable[..., Any], Callable[..., Any]], Any]
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -54,8 +54,8 @@ def epsilon(norm: nn.Module) -> float | None:
     return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
 
 
-def pre_norm(hidden: Tensor, norm: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Tensor:
-    return hidden + inner(norm(hidden))
+def pre_norm(x: Tensor, norm: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Tensor:
+    return x + inner(norm(x))
 
 
 @dataclass
@@ -144,7 +144,10 @@ class Divergence:
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
         """Infinite if a tensor is missing, the shapes differ or nothing is finite."""
-        if mine is None or other is None or (mine := broadcast(mine, other)).shape != other.shape:
+        if mine is None or other is None:
+            return math.inf
+        mine, other = broadcast(mine, other), broadcast(other, mine)
+        if mine.shape != other.shape:
             return math.inf
         mine, other = self.select(mine), self.select(other)
         return difference(mine, other).relative if mine.isfinite().any() else math.inf
@@ -167,7 +170,7 @@ class Divergence:
             F.dropout: lambda input, *args, **kwargs: input,
             F.scaled_dot_product_attention: _sdpa_without_dropout,
         }
-        with eval_mode(self.mine), _Intercept(replacements):
+        with eval_mode(self.mine), configured(self.mine, use_cache=False), _Intercept(replacements):
             calls = record_calls(call.module, call.args, call.kwargs, prefix=call.module_name)
         return {call.name: call.value for call in calls}
 
@@ -194,15 +197,13 @@ class Divergence:
         # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
         hooks = {leaf: _replace_output(function) for leaf, function in (outputs or {}).items()}
-        for block in {sublayer.block for sublayer in lines or ()}:
-            parts = [part for part in self._sublayers if part.block == block]
-            hooks[block] = self._compose({part: lines.get(part, pre_norm) for part in parts})
-        with eval_mode(self.reference), ExitStack() as stack:
+        hooks |= self._compose(lines or {})
+        with eval_mode(self.reference), configured(self.reference, use_cache=False), ExitStack() as stack:
             for part, hook in hooks.items():
                 stack.enter_context(_hooked(self.modules[part], hook))
             if attention is not None:
                 tables = [call for call in self.calls.values() if isinstance(call.module, nn.Embedding)]
-                stack.enter_context(_use_sdpa(self.reference))
+                stack.enter_context(configured(self.reference, _attn_implementation="sdpa"))
                 indices = count()
 
                 def changed(*args: Any, **kwargs: Any) -> Tensor:
@@ -213,33 +214,40 @@ class Divergence:
                 call.module, call.args, call.kwargs, prefix=name, weights=own, exclude=exclude
             )
 
-    def _compose(self, lines: dict[Sublayer, Line]) -> Hook:
-        """A forward hook that computes a block's output from its sublayers, one line for each."""
+    def _compose(self, lines: dict[Sublayer, Line]) -> dict[str, Hook]:
+        """Forward hooks that compute the output of blocks from their sublayers."""
+        blocks: dict[str, list[tuple[nn.Module, nn.Module, Line]]] = {part.block: [] for part in lines}
+        for part in self._sublayers:
+            if part.block in blocks:
+                modules = self.modules[part.norm], self.modules[part.inner]
+                blocks[part.block].append((*modules, lines.get(part, pre_norm)))
+        return {block: _compose_block(parts) for block, parts in blocks.items()}
 
-        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            hidden = first_tensor((*args, *kwargs.values()))
-            for sublayer, line in lines.items():
-                norm, inner = self.modules[sublayer.norm], self.modules[sublayer.inner]
 
-                def normed(hidden: Tensor, norm: nn.Module = norm) -> Tensor:
-                    return norm.forward(hidden)
+def _compose_block(parts: list[tuple[nn.Module, nn.Module, Line]]) -> Hook:
+    """A forward hook that adds sublayers, each a norm and a module, to a block's input, by their lines."""
 
-                def sublayer_output(
-                    hidden: Tensor, norm: nn.Module = norm, inner: nn.Module = inner
-                ) -> Tensor:
-                    """The block calls `inner` with more arguments than `hidden`, so the block runs."""
-                    outputs: list[Any] = []
-                    with (
-                        _hooked(norm, lambda *_: hidden),
-                        _hooked(inner, lambda *call: outputs.append(call[-1])),
-                    ):
-                        block.forward(*args, **kwargs)
-                    return first_tensor(outputs)
+    def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = first_tensor((*args, *kwargs.values()))
+        for norm, inner, line in parts:
+            hidden = line(hidden, norm.forward, partial(run_inner, block, args, kwargs, norm, inner))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-                hidden = line(hidden, normed, sublayer_output)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def run_inner(
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        norm: nn.Module,
+        inner: nn.Module,
+        normed: Tensor,
+    ) -> Any:
+        """The output of `inner` for another input. The block runs, since it knows the other arguments."""
+        outputs: list[Any] = []
+        with _hooked(norm, lambda *_: normed), _hooked(inner, lambda *call: outputs.append(call[-1])):
+            block.forward(*args, **kwargs)
+        return first_tensor(outputs)
 
-        return hook
+    return hook
 
 
 @contextmanager
@@ -280,19 +288,3 @@ def _sdpa_without_dropout(
     **kw: Any,
 ) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kw)
-
-
-@contextmanager
-def _use_sdpa(model: nn.Module) -> Iterator[None]:
-    """Configure transformers' modules to call F.scaled_dot_product_attention."""
-    configs: list[Any] = [getattr(part, "config", None) for part in model.modules()]
-    before = [
-        (config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")
-    ]
-    for config, _ in before:
-        config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation

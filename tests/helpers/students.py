@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from ftcore.models.t5 import relative_position_bucket
 
 STYLES = ("matmul", "einsum", "sdpa")
+UNKNOWN_MISTAKES = (  # to ftcore.study.causes; `Way.strength` is their size
+    *["temperature", "quieter head", "shifted values", "recency"],
+    *["scaled residual", "scaled sublayer", "shifted norm"],
+)
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -24,6 +28,7 @@ class Way:
     mistake: str = ""
     style: str = "matmul"
     scaled: bool = True  # GPT-2; T5 does not scale
+    strength: float = 0.3  # of an unknown mistake
 
     def split(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, K)"""
@@ -83,6 +88,11 @@ class Way:
             return torch.where(torch.ones_like(seen).tril(1), scores, LOWEST)
         return torch.where(seen, scores, LOWEST)
 
+    def see(self, seen: Tensor, part: str) -> Tensor:
+        """The keys that F.scaled_dot_product_attention is told to attend to."""
+        how = self.mistake.removeprefix(f"{part} mask ")
+        return {"missing": torch.ones_like(seen), "reversed": ~seen}.get(how, seen)
+
     def attend(
         self,
         query: Tensor,  # (B, T, D)
@@ -96,6 +106,15 @@ class Way:
         width = query.shape[-1]
         q, k, v = (self.split(states) for states in (query, key, value))
         scale = self.scale(width)
+        if self.mistake == "temperature":
+            scale *= 1 + self.strength
+        if self.mistake == "quieter head":
+            v = torch.cat([v[:, :1] * (1 - self.strength), v[:, 1:]], dim=1)
+        if self.mistake == "shifted values":
+            v = v + self.strength * v.roll(1, dims=2)
+        if self.mistake == "recency":
+            places = self.strength * torch.arange(key.shape[1])
+            bias = places if bias is None else bias + places
         if self.style == "sdpa" and self.mistake.startswith("between heads"):
             return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal), width)
 
@@ -104,6 +123,7 @@ class Way:
         is_token = torch.ones(1, 1, 1, key.shape[1], dtype=torch.bool)
         is_token = is_token if tokens is None else tokens[:, None, None].bool()
         if self.style == "sdpa":
+            past, is_token = self.see(past, "causal"), self.see(is_token, "padding")
             hidden = torch.zeros(past.shape).masked_fill(~(past & is_token), LOWEST)
             hidden = hidden if bias is None else hidden + bias
             return self.merge(F.scaled_dot_product_attention(q, k, v, hidden, scale=scale), width)
@@ -146,8 +166,15 @@ class Norm(nn.Module):
         return x if self.bias is None else x + self.bias
 
 
-def add(x: Tensor, norm: nn.Module, inner: nn.Module, mistake: str, *others: object) -> Tensor:
-    """A sublayer of a block, `mistake` being what is wrong in it."""
+def add(x: Tensor, norm: nn.Module, inner: nn.Module, way: Way, where: str, *others: object) -> Tensor:
+    """A sublayer of a block."""
+    mistake = way.mistake.removesuffix(f" in {where}")
+    if mistake == "scaled residual":
+        return x * (1 - way.strength) + inner(norm(x), *others)
+    if mistake == "scaled sublayer":
+        return x + inner(norm(x), *others) * (1 + way.strength)
+    if mistake == "shifted norm":
+        return x + inner(norm(x) + way.strength, *others)
     if mistake == "no residual":
         return inner(norm(x), *others)
     if mistake == "norm over residual":
@@ -198,12 +225,12 @@ class Block2(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = Norm(right.ln_1), Norm(right.ln_2)
         self.attn, self.mlp = Attention2(right.attn, way), MLP2(right.mlp)
-        self.mistake = way.mistake
+        self.way = way
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        x = add(x, self.ln_1, self.attn, self.mistake.removesuffix(" in attention"), tokens)
-        norm = self.ln_1 if self.mistake == "one norm" else self.ln_2
-        return add(x, norm, self.mlp, self.mistake.removesuffix(" in mlp"))
+        x = add(x, self.ln_1, self.attn, self.way, "attention", tokens)
+        norm = self.ln_1 if self.way.mistake == "one norm" else self.ln_2
+        return add(x, norm, self.mlp, self.way, "mlp")
 
 
 class Transformer2(nn.Module):
@@ -274,7 +301,7 @@ class Block5(nn.Module):
     def __init__(self, right: nn.Module, way: Way, causal: bool) -> None:
         super().__init__()
         first, *cross, last = right.layer
-        self.mistake = way.mistake
+        self.way = way
         self.norm1, self.attn = Norm(first.layer_norm), Attention5(first.SelfAttention, way, causal)
         if cross:
             self.norm2, self.cross = (
@@ -291,14 +318,12 @@ class Block5(nn.Module):
         source: Tensor | None = None,
         source_tokens: Tensor | None = None,
     ) -> Tensor:
-        mistake = self.mistake
-        x = add(x, self.norm1, self.attn, mistake.removesuffix(" in attention"), None, tokens, bias)
+        has_one_norm = self.way.mistake == "one norm"
+        x = add(x, self.norm1, self.attn, self.way, "attention", None, tokens, bias)
         if source is not None:
-            norm = self.norm1 if mistake == "one norm" else self.norm2
-            how = mistake.removesuffix(" in cross-attention")
-            x = add(x, norm, self.cross, how, source, source_tokens, None)
-        norm = self.norm1 if mistake == "one norm" else self.norm3
-        return add(x, norm, self.ff, mistake.removesuffix(" in mlp"))
+            norm = self.norm1 if has_one_norm else self.norm2
+            x = add(x, norm, self.cross, self.way, "cross-attention", source, source_tokens, None)
+        return add(x, self.norm1 if has_one_norm else self.norm3, self.ff, self.way, "mlp")
 
 
 class Stack5(nn.Module):
@@ -359,7 +384,7 @@ class T5Student(nn.Module):
 
 def t5_name(name: str) -> str:
     """A module of T5Student -> the name in the reference."""
-    last = 2 if name.startswith("decoder") or name.startswith("layer.2") else 1
+    last = 2 if name.startswith(("decoder", "layer.2")) else 1
     theirs = {
         "norm1": "layer.0.layer_norm",
         "attn": "layer.0.SelfAttention",
