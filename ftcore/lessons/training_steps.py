@@ -260,6 +260,9 @@ def _lora_linear(module: ModuleType) -> None:
     base = nn.Linear(7, 5, bias=False)
     right = LoRALayer(copy.deepcopy(base), rank=3, alpha=12.0, dropout=0.0)
     mine, inputs = module.LoRALinear(copy.deepcopy(base), 3, 12.0), torch.randn(2, 6, 7)
+    if (shape := tuple(mine.lora_A.weight.shape)) == (5, 3):
+        cause = "A and B are exchanged. A, (r, in), comes first: it maps in to r; B, (out, r), maps r to out."
+        raise Wrong(f"lora_A.weight is {shape}, expected (3, 7).", causes=[cause])
     load_weights("LoRALinear", copy.deepcopy(mine), right)  # names and shapes
     if mine.lora_B.weight.any():
         cause = "lora_B starts at 0, so that the model is unchanged before training."

@@ -73,7 +73,8 @@ MISTAKES = [
         "        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False)\n",
         "        self.lora_B = nn.Linear(base_layer.in_features, rank, bias=False)\n"
         "        self.lora_A = nn.Linear(rank, base_layer.out_features, bias=False)\n",
-        "lora_A.weight is (5 x 3)",
+        "lora_A.weight is (5, 3)",
+        "A and B are exchanged",
     ),
     Planted(14, "self.scale * self.lora_B.weight @", "self.lora_B.weight @", "merged()", "not scaled"),
     Planted(14, "    model.requires_grad_(False)\n", "", "still True", "base is not frozen"),
