@@ -184,7 +184,9 @@ def search(module: ModuleType) -> None:
         cases += [(model, ids, most, end) for end in _likely_ends(model, ids, most)]
     for case in cases:
         _greedy_search(module, *case)
-    _beam_search(module, [(*case, *options) for case in cases for options in ((2, 1.0), (3, 0.0), (4, 2.0))])
+    searches = [(*case, *options) for case in cases for options in ((2, 1.0), (3, 0.0), (4, 2.0))]
+    searches.append((reference_model(16, layers=1), [1], 4, 0, 2, -1.0))  # a third candidate would win
+    _beam_search(module, searches)
 
 
 def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]:
@@ -248,6 +250,7 @@ def _beam_search_with(
     carry: Callable[[Tensor, float], Tensor] = lambda scores, divisor: scores,
     completes: bool = True,
     keeps_complete: bool = True,
+    keeps_all: bool = False,
     goes_on: bool = False,
     counts_prompt: bool = False,
     uses_penalty: bool = True,
@@ -259,6 +262,7 @@ def _beam_search_with(
         carry: scores of the beams (N,), the divisor of complete texts -> scores that the next step adds to.
         completes: whether a text with `end` is complete.
         keeps_complete: whether texts that are complete before the last step are set aside.
+        keeps_all: whether those below the N best candidates are too.
         goes_on: whether they stay beams.
         counts_prompt: whether the length includes the prompt.
         uses_penalty: whether complete texts are divided by length ** penalty.
@@ -271,7 +275,7 @@ def _beam_search_with(
         texts = torch.cat([running[index // VOCABULARY], index[:, None] % VOCABULARY], 1)  # (2N, T + 1)
         ends = (texts[:, -1] == end) & completes
         if keeps_complete:
-            first = ends & (torch.arange(2 * beams) < beams)
+            first = ends & ((torch.arange(2 * beams) < beams) | keeps_all)
             complete += zip((best[first] / divisor).tolist(), texts[first].tolist(), strict=True)
         is_beam = ~ends | goes_on
         running, best = texts[is_beam][:beams], best[is_beam][:beams]
@@ -290,6 +294,7 @@ WRONG_BEAMS: dict[str, dict[str, Any]] = {
     "A beam goes on after `end`. It is complete then.": {"completes": False},
     "A complete text is set aside, but stays a beam too.": {"goes_on": True},
     "Texts that end before the last step are lost. Set them aside.": {"keeps_complete": False},
+    "All complete texts are set aside, expected those among the first N candidates.": {"keeps_all": True},
     "The logits are summed, expected log p.": {"score": lambda logits: logits},
     "p is summed, expected log p.": {"score": lambda logits: logits.softmax(-1)},
     "The prompt counts as length, expected the new tokens only.": {"counts_prompt": True},

@@ -86,6 +86,9 @@ MISTAKES = [
         "beam_search",
         "are lost",
     ),
+    Planted(
+        12, "for rank in range(beams)", "for rank in range(2 * beams)", "[1], 4, end=0", "among the first N"
+    ),
     Planted(12, ".log_softmax(dim=-1)", "", "beam_search", "logits are summed"),
     Planted(12, ".log_softmax(dim=-1)", ".softmax(dim=-1)", "beam_search", "p is summed"),
     Planted(
