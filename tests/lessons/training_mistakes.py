@@ -47,10 +47,28 @@ MISTAKES = [
     ),
     Planted(
         13,
-        "            mean += (1 - beta1) * (weight.grad - mean)\n",
-        "            weight.grad += self.weight_decay * weight\n"
-        "            mean += (1 - beta1) * (weight.grad - mean)\n",
+        "            mean += (1 - beta1) * (weight.grad - mean)\n"
+        "            mean_square += (1 - beta2) * (weight.grad**2 - mean_square)\n"
+        "            corrected = mean / (1 - beta1**self.steps)\n"
+        "            corrected_square = mean_square / (1 - beta2**self.steps)\n"
+        "            weight -= lr * self.weight_decay * weight\n",
+        "            gradient = weight.grad + self.weight_decay * weight\n"
+        "            mean += (1 - beta1) * (gradient - mean)\n"
+        "            mean_square += (1 - beta2) * (gradient**2 - mean_square)\n"
+        "            corrected = mean / (1 - beta1**self.steps)\n"
+        "            corrected_square = mean_square / (1 - beta2**self.steps)\n",
         "AdamW",
+        "added to the gradient (L2)",
+    ),
+    Planted(13, "        self.steps += 1\n", "", "AdamW", "t is 0"),
+    Planted(13, "beta1, beta2 = self.betas", "beta2, beta1 = self.betas", "AdamW", "are exchanged"),
+    Planted(13, "step < warmup", "False", "learning_rate"),
+    Planted(
+        13,
+        "    return norm\n",
+        "    return min(norm, torch.tensor(max_norm))\n",
+        "clip_gradients",
+        "expected that before",
     ),
     Planted(13, "corrected_square.sqrt() + self.eps", "(corrected_square + self.eps).sqrt()", "AdamW", "eps"),
     Planted(13, "peak * (step + 1) / warmup", "peak * step / warmup", "learning_rate", "rate 0"),
