@@ -1,5 +1,6 @@
 """python -m ftcore.course: write T5 and GPT-2 yourself, in steps that are checked."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert options.directory is not None
         folder = Path(options.directory)
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; python -m ftcore.course --start {folder} makes it")
+            raise ValueError(f"{folder}: no such folder; {command('--start', folder)} makes it")
     return watch(folder, options.step) if options.watch else check(folder, options.step)
 
 
@@ -57,13 +58,18 @@ def start(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} is not empty, and no file is overwritten: "
-            f"python -m ftcore.course {folder} checks it, --start with another folder writes new files"
+            f"{command(folder)} checks it, --start with another folder writes new files"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("README.md", *STEP_FILES):
         shutil.copyfile(TEMPLATES / name, folder / name)
     print(f"{LAST} steps in {folder}: read README.md and step01_softmax.py, then run")
-    print(f"python -m ftcore.course {folder}")
+    print(command(folder))
+
+
+def command(*arguments: object) -> str:
+    """A command line of the course, for a shell."""
+    return shlex.join(["python", "-m", "ftcore.course", *map(str, arguments)])
 
 
 def check(folder: Path, step: int | None) -> int:

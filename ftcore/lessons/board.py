@@ -23,10 +23,11 @@ def board(results: Sequence[Result]) -> Iterator[str]:
             yield from _wrapped(result.note)
     bad = next((result for result in results if is_wrong(result)), None)
     to_do = next((result for result in results if result.status == TO_DO), None)
-    yield ""
     if bad is not None:
+        yield ""
         yield from details(bad)
     elif to_do is not None:
+        yield ""
         yield f"Next: {place(to_do)}"
     for result in results:
         if result is not bad:

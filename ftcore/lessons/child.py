@@ -106,9 +106,7 @@ class Check:
         if isinstance(error, NotImplementedError) and result.line:
             result.status, result.what, result.report = TO_DO, "", ""
         elif isinstance(error, ModuleNotFoundError) and f"{error.name}.py" in STEP_FILES:
-            result.what = (
-                f"{error.name}.py is missing. `python -m ftcore.course --start NEW` writes all files."
-            )
+            result.what = f"{error.name}.py is missing: ftcore.course --start writes it into a new folder."
         elif isinstance(error, AttributeError) and error.obj is sys.modules.get(self.file[:-3]):
             result.what = f"{self.file} defines no {error.name}."
         elif isinstance(error, SystemExit):

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore import load_model, load_tokenizer
+from ftcore.checkpoints.checkpoint import load_model
+from ftcore.data.tokenizer import load_tokenizer
 from ftcore.lessons.attention_steps import mask_bias, padded_causal_mask
 from ftcore.lessons.step import load_weights, same, same_module, shipped
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.models.gpt2 import GPT2MLP, GPT2Block
 from ftcore.study import randomize_weights
 
-PROMPT = "I feel"
+PROMPT = "Emotion: i"
 
 
 def gpt2_block(module: ModuleType) -> None:

@@ -96,7 +96,7 @@ def same_module(
         report = compare_modules(mine.eval(), reference, inputs, **{"backward": False} | options)
     except ValueError as error:
         if "mine returns no tensor" in str(error):
-            raise Wrong(f"{what}.forward returns no tensor. Is a `return` missing?") from None
+            raise Wrong(f"{what}.forward returns no tensor. Is its return missing?") from None
         raise
     if report.rows[-1].verdict != EQUAL:  # the whole module's: a part may compute something else
         causes = named(mine(*inputs) if isinstance(inputs, tuple) else mine(inputs), mistakes or {})
@@ -161,7 +161,7 @@ def shipped(name: str) -> Path | None:
 def _problem(got: Any, expected: Any) -> str:
     """How a result differs from the expected one, as the end of a sentence; empty if it does not."""
     if got is None:
-        return "returns None. Is a `return` missing?".removesuffix(".")
+        return "returns None: is its return missing"
     if not isinstance(expected, Tensor):
         return "" if got == expected else "returns something else than the reference"
     if not isinstance(got, Tensor):

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore import load_model, load_tokenizer
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.cli import few
 from ftcore.data.tasks import prompt
+from ftcore.data.tokenizer import load_tokenizer
 from ftcore.decoding import generate
 from ftcore.lessons.attention_steps import mask_bias
 from ftcore.lessons.step import Wrong, load_weights, same, same_module, shipped

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftcore import load_model
+from ftcore.checkpoints.checkpoint import load_model
 from ftcore.cli import few
 from ftcore.lessons import t5_steps
 from ftcore.lessons.generation_steps import VOCABULARY

@@ -33,9 +33,18 @@ AS_GOOD = 10  # a cause that leaves more than this times the difference of the b
 
 
 def likely_causes(divergence: Divergence) -> list[Cause]:
-    """The confirmed causes, best first, each name once. Usually one or none."""
-    found = [cause for hypothesis in HYPOTHESES for cause in hypothesis(divergence)]
-    found.sort(key=lambda cause: cause.after)
+    """The confirmed causes that explain most modules, best first, each name once. Usually one or none.
+
+    The search ends with the first hypothesis that explains every module.
+    """
+    found: list[Cause] = []
+    most = 0
+    for hypothesis in HYPOTHESES:
+        found += hypothesis(divergence)
+        most = max((cause.explained for cause in found), default=0)
+        if most == len(divergence.observed):
+            break
+    found = sorted((cause for cause in found if cause.explained == most), key=lambda cause: cause.after)
     best: dict[str, Cause] = {}
     for cause in found:
         best.setdefault(cause.name, cause)
@@ -210,19 +219,20 @@ def half_precision(divergence: Divergence) -> Iterator[Cause]:
                 )
 
 
+# Those with few runs of the reference first.
 HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
-    attention,
-    transposed_weight,
-    order_of_q_k_v,
     activation_function,
     norms,
-    missing_bias,
-    sublayers,
-    norm_used_twice,
-    final_norm,
+    head,
     positions,
     embedding_scale,
-    head,
+    final_norm,
+    norm_used_twice,
+    sublayers,
+    attention,
+    order_of_q_k_v,
+    transposed_weight,
+    missing_bias,
     dropout_left_on,
     half_precision,
 )

@@ -101,20 +101,27 @@ class Divergence:
 
     @cached_property
     def sublayers(self) -> list[Sublayer]:
-        """The pre-norm sublayers in the first bad module, in execution order."""
+        """The pre-norm sublayers in the first bad module, in execution order.
+
+        Empty if the module's output is not composed of them.
+        """
+        found = self._sublayers
+        return found if self._is_right(self._run(lines=dict.fromkeys(found, pre_norm))) else []
+
+    @cached_property
+    def _sublayers(self) -> list[Sublayer]:
         children: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls.values():
             if call.module_name and call.module_name in self.modules and list(call.module.parameters()):
                 children[call.module_name.rpartition(".")[0]].append(call)
         name = self.call.module_name
-        found = [
+        return [
             Sublayer(block, norm.module_name, inner.module_name)
             for block, calls in children.items()
             if block in self.modules and block.startswith(name)
             for norm, inner in pairwise(calls)
             if is_norm(norm.module) and not is_norm(inner.module)
         ]
-        return found if self._is_right(self._run(lines=dict.fromkeys(found, pre_norm))) else []
 
     def _is_right(self, calls: list[Call]) -> bool:
         """Whether a run of the first bad module gives the recorded output."""
@@ -127,11 +134,13 @@ class Divergence:
     def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
         """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
         values = {call.name: call.value for call in self._run(**mistake)}
+        explained = []
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
             if after <= row.tolerance and after < row.relative * VANISHES:
-                yield self.cause(name, sentence, row, after)
-                return
+                explained.append((row, after))
+        if explained:
+            yield self.cause(name, sentence, *explained[0], explained=len(explained))
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
         """Infinite if a tensor is missing, the shapes differ or nothing is finite."""
@@ -140,12 +149,14 @@ class Divergence:
         mine, other = self.select(mine), self.select(other)
         return difference(mine, other).relative if mine.isfinite().any() else math.inf
 
-    def cause(self, name: str, sentence: str, row: Row, after: float, evidence: str = "") -> Cause:
+    def cause(
+        self, name: str, sentence: str, row: Row, after: float, evidence: str = "", explained: int = 1
+    ) -> Cause:
         evidence = evidence or (
             f"in {display_name(row.name)} the relative difference is {row.relative:.1e}, and {after:.1e} "
             "when the reference makes the same mistake"
         )
-        return Cause(name, self.call.name, sentence, row.relative, after, evidence)
+        return Cause(name, self.call.name, sentence, row.relative, after, evidence, explained)
 
     @torch.no_grad()
     def mine_without_dropout(self) -> dict[str, Tensor | None]:
@@ -184,7 +195,8 @@ class Divergence:
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
         hooks = {leaf: _replace_output(function) for leaf, function in (outputs or {}).items()}
         for block in {sublayer.block for sublayer in lines or ()}:
-            hooks[block] = self._compose({part: line for part, line in lines.items() if part.block == block})
+            parts = [part for part in self._sublayers if part.block == block]
+            hooks[block] = self._compose({part: lines.get(part, pre_norm) for part in parts})
         with eval_mode(self.reference), ExitStack() as stack:
             for part, hook in hooks.items():
                 stack.enter_context(_hooked(self.modules[part], hook))

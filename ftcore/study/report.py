@@ -105,6 +105,7 @@ class Cause:
     before: float  # relative difference between mine and the reference
     after: float  # relative difference between mine and the reference with this mistake
     evidence: str
+    explained: int = 1  # modules whose output in mine is that of the reference with this mistake
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """python -m ftcore.course: starting, the board, one step, watching, wrong use."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import ftcore.course
 from ftcore.lessons.board import WIDTH
 from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES
-from tests.helpers.course_checks import SOLUTIONS
+from tests.helpers.course_checks import SOLUTIONS, edited_solutions
 
 COMMAND = [sys.executable, "-m", "ftcore.course"]
 
@@ -58,13 +59,34 @@ def test_the_first_wrong_step_is_shown_in_detail(tmp_path: Path) -> None:
     assert run(folder, "--step", 2)[:2] == (0, "Step 2, attention: done\n")
 
 
-def test_table_of_a_wrong_module_fits(tmp_path: Path) -> None:
+def test_all_done(tmp_path: Path) -> None:
     shutil.copytree(SOLUTIONS, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "step06_gpt2.py"
-    wrong = file.read_text(encoding="utf-8").replace("wte(input_ids) +", "wte(input_ids) * 4 +")
-    file.write_text(wrong, encoding="utf-8")
-    status, out, _ = run(tmp_path, "--step", 6)
-    assert status == 1 and "verdict" in out and "First divergent module: transformer.h.0.ln_1" in out
+    status, out, err = run(tmp_path)
+    assert (status, err) == (0, "")
+    assert out.startswith("Your own T5 and GPT-2: 14 of 14 steps done\n") and out.count("  done   ") == 14
+    notes = " ".join(out.split())
+    assert (
+        "weights of gpt2-mini continues 'Emotion: i': ' feel" in notes
+        and "weights of t5-mini-qa answers: " in notes
+    )
+    assert out.splitlines()[-1].startswith("  Your GPT-2 and your T5 equal those of transformers")
+    assert max(map(len, out.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("step", "edited", "old", "new", "first"),
+    [
+        (6, 6, "wte(input_ids) +", "wte(input_ids) * 4 +", "transformer.h.0.ln_1"),
+        (10, 8, "* self.wi_1(hidden)", "+ self.wi_1(hidden)", "encoder.block.0.layer.1.DenseReluDense.wo"),
+    ],
+)
+def test_table_of_a_wrong_module_fits(
+    step: int, edited: int, old: str, new: str, first: str, tmp_path: Path
+) -> None:
+    edited_solutions(tmp_path, edited, old, new)
+    status, out, _ = run(tmp_path, "--step", step)
+    assert status == 1 and f"first in {first}" in " ".join(out.split())
+    assert re.search(rf"^{first} .* differs$", out, re.M)
     assert max(map(len, out.splitlines())) <= WIDTH
 
 
