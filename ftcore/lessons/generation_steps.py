@@ -37,7 +37,11 @@ def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
         attn_pdrop=0.0,
         eos_token_id=None,
     )
-    return randomize_weights(GPT2LMHeadModel(config), seed).eval()  # type: ignore[return-value]
+    model = GPT2LMHeadModel(config).eval()
+    randomize_weights(model, seed)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(0.2)  # with large embeddings, a tied head repeats the last token
+    return model
 
 
 def random_ids(length: int) -> list[int]:
@@ -181,28 +185,32 @@ def search(module: ModuleType) -> None:
     cases = []
     for seed, length, most in ((1, 1, 5), (2, 4, 8), (3, 2, 3)):
         model, ids = reference_model(seed, layers=1), random_ids(length)
-        cases += [(model, ids, most, end) for end in _likely_ends(model, ids, most)]
+        cases += [(model, ids, most, end) for end in _likely_ends(model, ids)]
     for case in cases:
         _greedy_search(module, *case)
-    searches = [(*case, *options) for case in cases for options in ((2, 1.0), (3, 0.0), (4, 2.0))]
-    searches.append((reference_model(16, layers=1), [1], 4, 0, 2, -1.0))  # a third candidate would win
-    _beam_search(module, searches)
+    options = ((2, 0.0), (3, 1.0), (4, 2.0))  # beams, length_penalty
+    _beam_search(module, [(*case, *option) for case in cases for option in options])
 
 
-def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]:
-    """Tokens that a search comes across: its last one, and the second choice one step before."""
-    text = torch.tensor([ids + greedy(model, ids, most)])
-    second = model(text[:, :-1])[0, -2].topk(2).indices[1]
-    return [int(text[0, -1]), int(second)]
+def _likely_ends(model: GPT2LMHeadModel, ids: list[int]) -> list[int]:
+    """Tokens that a search comes across: its second one, and the second choice for it."""
+    text = torch.tensor([ids + greedy(model, ids, 2)])
+    return model(text)[0, -2].topk(2).indices.tolist()
 
 
 def _greedy_search(module: ModuleType, model: GPT2LMHeadModel, ids: list[int], most: int, end: int) -> None:
-    right = greedy(model, ids, most, end)
+    endless = greedy(model, ids, most)
+    never = min(set(range(VOCABULARY)) - set(endless))
     wrong = {
-        "The search goes on after `end`.": greedy(model, ids, most),
-        "`end` is not returned.": right[:-1],
-        "The prompt is returned too, expected the new ids only.": [*ids, *right],
+        "It is a token too short.": endless[:-1],
+        "It is a token too long.": greedy(model, ids, most + 1),
+        "The prompt is returned too, expected the new ids only.": [*ids, *endless],
     }
+    got = module.greedy_search(model, list(ids), most, never)
+    same(f"greedy_search(logits, {ids}, {most}, end={never})", got, endless, wrong)
+
+    right = greedy(model, ids, most, end)
+    wrong = {"The search goes on after `end`.": endless, "`end` is not returned.": right[:-1]}
     got = module.greedy_search(model, list(ids), most, end)
     same(f"greedy_search(logits, {ids}, {most}, end={end})", got, right, wrong)
 
