@@ -37,7 +37,11 @@ def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
         attn_pdrop=0.0,
         eos_token_id=None,
     )
-    return randomize_weights(GPT2LMHeadModel(config), seed).eval()  # type: ignore[return-value]
+    model = GPT2LMHeadModel(config).eval()
+    randomize_weights(model, seed)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(0.2)  # with large embeddings, a tied head repeats the last token
+    return model
 
 
 def random_ids(length: int) -> list[int]:
@@ -181,26 +185,32 @@ def search(module: ModuleType) -> None:
     cases = []
     for seed, length, most in ((1, 1, 5), (2, 4, 8), (3, 2, 3)):
         model, ids = reference_model(seed, layers=1), random_ids(length)
-        cases += [(model, ids, most, end) for end in _likely_ends(model, ids, most)]
+        cases += [(model, ids, most, end) for end in _likely_ends(model, ids)]
     for case in cases:
         _greedy_search(module, *case)
-    _beam_search(module, [(*case, *options) for case in cases for options in ((2, 1.0), (3, 0.0), (4, 2.0))])
+    options = ((2, 0.0), (3, 1.0), (4, 2.0))  # beams, length_penalty
+    _beam_search(module, [(*case, *option) for case in cases for option in options])
 
 
-def _likely_ends(model: GPT2LMHeadModel, ids: list[int], most: int) -> list[int]:
-    """Tokens that a search comes across: its last one, and the second choice one step before."""
-    text = torch.tensor([ids + greedy(model, ids, most)])
-    second = model(text[:, :-1])[0, -2].topk(2).indices[1]
-    return [int(text[0, -1]), int(second)]
+def _likely_ends(model: GPT2LMHeadModel, ids: list[int]) -> list[int]:
+    """Tokens that a search comes across: its second one, and the second choice for it."""
+    text = torch.tensor([ids + greedy(model, ids, 2)])
+    return model(text)[0, -2].topk(2).indices.tolist()
 
 
 def _greedy_search(module: ModuleType, model: GPT2LMHeadModel, ids: list[int], most: int, end: int) -> None:
-    right = greedy(model, ids, most, end)
+    endless = greedy(model, ids, most)
+    never = min(set(range(VOCABULARY)) - set(endless))
     wrong = {
-        "The search goes on after `end`.": greedy(model, ids, most),
-        "`end` is not returned.": right[:-1],
-        "The prompt is returned too, expected the new ids only.": [*ids, *right],
+        "It is a token too short.": endless[:-1],
+        "It is a token too long.": greedy(model, ids, most + 1),
+        "The prompt is returned too, expected the new ids only.": [*ids, *endless],
     }
+    got = module.greedy_search(model, list(ids), most, never)
+    same(f"greedy_search(logits, {ids}, {most}, end={never})", got, endless, wrong)
+
+    right = greedy(model, ids, most, end)
+    wrong = {"The search goes on after `end`.": endless, "`end` is not returned.": right[:-1]}
     got = module.greedy_search(model, list(ids), most, end)
     same(f"greedy_search(logits, {ids}, {most}, end={end})", got, right, wrong)
 
@@ -248,6 +258,7 @@ def _beam_search_with(
     carry: Callable[[Tensor, float], Tensor] = lambda scores, divisor: scores,
     completes: bool = True,
     keeps_complete: bool = True,
+    keeps_all: bool = False,
     goes_on: bool = False,
     counts_prompt: bool = False,
     uses_penalty: bool = True,
@@ -259,6 +270,7 @@ def _beam_search_with(
         carry: scores of the beams (N,), the divisor of complete texts -> scores that the next step adds to.
         completes: whether a text with `end` is complete.
         keeps_complete: whether texts that are complete before the last step are set aside.
+        keeps_all: whether those below the N best candidates are too.
         goes_on: whether they stay beams.
         counts_prompt: whether the length includes the prompt.
         uses_penalty: whether complete texts are divided by length ** penalty.
@@ -271,7 +283,7 @@ def _beam_search_with(
         texts = torch.cat([running[index // VOCABULARY], index[:, None] % VOCABULARY], 1)  # (2N, T + 1)
         ends = (texts[:, -1] == end) & completes
         if keeps_complete:
-            first = ends & (torch.arange(2 * beams) < beams)
+            first = ends & ((torch.arange(2 * beams) < beams) | keeps_all)
             complete += zip((best[first] / divisor).tolist(), texts[first].tolist(), strict=True)
         is_beam = ~ends | goes_on
         running, best = texts[is_beam][:beams], best[is_beam][:beams]
@@ -290,6 +302,7 @@ WRONG_BEAMS: dict[str, dict[str, Any]] = {
     "A beam goes on after `end`. It is complete then.": {"completes": False},
     "A complete text is set aside, but stays a beam too.": {"goes_on": True},
     "Texts that end before the last step are lost. Set them aside.": {"keeps_complete": False},
+    "All complete texts are set aside, expected those among the first N candidates.": {"keeps_all": True},
     "The logits are summed, expected log p.": {"score": lambda logits: logits},
     "p is summed, expected log p.": {"score": lambda logits: logits.softmax(-1)},
     "The prompt counts as length, expected the new tokens only.": {"counts_prompt": True},

@@ -302,6 +302,8 @@ def t5(module: ModuleType) -> str:
     ids, mask = padded_ids(14)
     same_module("T5", module.T5(CONFIG), model, (ids, mask, torch.randint(2, 50, (2, 9))))
     _shift_right(module, model)
+    with torch.no_grad():
+        model.shared.weight.mul_(0.3)  # with large embeddings, a tied head repeats the last token
     for length in (4, 7):
         _answer(module, model, torch.randint(2, 50, (length,)).tolist())
     return _answer_with_shipped_weights(module)
@@ -322,17 +324,19 @@ def _shift_right(module: ModuleType, model: T5ForConditionalGeneration) -> None:
 
 def _answer(module: ModuleType, model: T5ForConditionalGeneration, ids: list[int]) -> None:
     endless = reference_answer(model, ids, 12, end=None)
-    for end in (1, endless[5]):
-        right = reference_answer(model, ids, 12, end)
-        wrong = {
-            "The answer goes on after its end.": endless,
-            "The token that ends the answer is not returned.": right[:-1],
-            "The start token is returned too.": [0, *right],
-            "The answer is a token too long.": reference_answer(model, ids, 13, end),
-            "The answer is a token too short.": reference_answer(model, ids, 11, end),
-        }
-        got = module.answer(model, list(ids), 12, end=end)
-        same(f"answer(model, {ids}, 12, end={end})", got, right, wrong)
+    never = min(set(range(50)) - set(endless))
+    wrong = {
+        "The start token is returned too.": [0, *endless],
+        "It is a token too short. The start token does not count.": endless[:-1],
+        "It is a token too long.": reference_answer(model, ids, 13, end=None),
+    }
+    got = module.answer(model, list(ids), 12, end=never)
+    same(f"answer(model, {ids}, 12, end={never})", got, endless, wrong)
+
+    end = endless[5]
+    right = reference_answer(model, ids, 12, end)
+    wrong = {"It goes on after `end`.": endless, "`end` is not returned.": right[:-1]}
+    same(f"answer(model, {ids}, 12, end={end})", module.answer(model, list(ids), 12, end=end), right, wrong)
 
 
 def reference_answer(

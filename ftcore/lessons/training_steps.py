@@ -1,4 +1,7 @@
-"""Checks of steps 13 and 14: a training step; low-rank adapters."""
+"""Checks of steps 13 and 14: a training step; low-rank adapters.
+
+`wrong` maps the sentence of a known mistake to what it computes.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +30,7 @@ RATES = (0.03, 0.02, 0.01)  # learning rates of three steps
 
 
 def training(module: ModuleType) -> None:
+    """Step 13."""
     _loss(module)
     for scale in (3.0, 0.1):  # above and below the limit
         _clipping(module, scale)
@@ -66,22 +70,20 @@ def _clipping(module: ModuleType, scale: float) -> None:
     norm = flat(gradients).norm()
     got = module.clip_gradients(iter(parameters), MAX_NORM)
     clipped = flat([parameter.grad for parameter in parameters if parameter.grad is not None])
+    all_gradients, factor = flat(gradients), MAX_NORM / norm
+    alone = [gradient * (MAX_NORM / gradient.norm()).clamp(max=1) for gradient in gradients]
     wrong = {
-        "Each parameter is clipped alone. The norm is that of all gradients together.": flat(
-            [gradient * (MAX_NORM / gradient.norm()).clamp(max=1) for gradient in gradients]
-        ),
-        "Gradients with a norm below max_norm are scaled up. They stay as they are.": flat(gradients)
-        * MAX_NORM
-        / norm,
-        "Each number is clipped alone, which changes the direction.": flat(gradients).clamp(
+        "Each parameter is clipped alone. The norm is that of all gradients together.": flat(alone),
+        "Gradients with a norm below max_norm are scaled up. They stay as they are.": all_gradients * factor,
+        "Each number is clipped alone, which changes the direction.": all_gradients.clamp(
             -MAX_NORM, MAX_NORM
         ),
-        "The square root of the norm is missing.": flat(gradients) * (MAX_NORM / norm**2).clamp(max=1),
+        "The square root of the norm is missing.": all_gradients * (MAX_NORM / norm**2).clamp(max=1),
         "The gradients are unchanged. Scale `.grad` in place; and `parameters` may be a generator, which "
-        "yields its items only once.": flat(gradients),
+        "yields its items only once.": all_gradients,
     }
     what = f"clip_gradients of gradients with norm {norm:.2f} to {MAX_NORM}"
-    same(f"After {what}, the gradient", clipped, flat(gradients) * (MAX_NORM / norm).clamp(max=1), wrong)
+    same(f"After {what}, the gradient", clipped, all_gradients * factor.clamp(max=1), wrong)
     same(what, got, norm, {"The norm after clipping is returned, expected that before.": clipped.norm()})
 
 
@@ -171,12 +173,13 @@ def _schedule(module: ModuleType, warmup: int, total: int) -> None:
             lambda step: right(step, total - 1)
         ),
         "There is no warm-up.": rates(lambda step: peak * (total - step) / total),
-        "There is no fall after the warm-up.": rates(
-            lambda step: min(right(step), peak) if step < warmup else peak
-        ),
+        "There is no fall after the warm-up.": rates(lambda step: right(min(step, warmup))),
     }
-    got = rates(lambda step: module.learning_rate(step, peak, warmup, total))
-    same(f"learning_rate(step, {peak}, {warmup}, {total}) of all steps", got, rates(right), wrong)
+    what = f"learning_rate(step, {peak}, {warmup}, {total})"
+    got = [module.learning_rate(step, peak, warmup, total) for step in range(total)]
+    if None in got:
+        raise Wrong(f"{what} returns None for step {got.index(None)}. Is a `return` missing?")
+    same(f"{what} of all steps", torch.tensor(got), rates(right), wrong)
 
 
 def _three_steps(module: ModuleType) -> None:
@@ -235,6 +238,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def lora(module: ModuleType) -> str:
+    """Step 14."""
     _lora_linear(module)
     reference = t5_steps.reference_model()
     mine = import_module("step10_t5").T5(t5_steps.CONFIG).eval()
@@ -260,6 +264,9 @@ def _lora_linear(module: ModuleType) -> None:
     base = nn.Linear(7, 5, bias=False)
     right = LoRALayer(copy.deepcopy(base), rank=3, alpha=12.0, dropout=0.0)
     mine, inputs = module.LoRALinear(copy.deepcopy(base), 3, 12.0), torch.randn(2, 6, 7)
+    if (shape := tuple(mine.lora_A.weight.shape)) == (5, 3):
+        cause = "A and B are exchanged. A, (r, in), comes first: it maps in to r; B, (out, r), maps r to out."
+        raise Wrong(f"lora_A.weight is {shape}, expected (3, 7).", causes=[cause])
     load_weights("LoRALinear", copy.deepcopy(mine), right)  # names and shapes
     if mine.lora_B.weight.any():
         cause = "lora_B starts at 0, so that the model is unchanged before training."

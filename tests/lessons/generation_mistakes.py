@@ -61,6 +61,7 @@ MISTAKES = [
     ),
     Planted(11, "or ids\n", "or ids[:-1]\n", "write(model", "is not fed"),
     # --- 12: greedy search, beam search
+    Planted(12, "len(new) < most", "len(new) < most - 1", "greedy_search", "a token too short"),
     Planted(12, " and end not in new", "", "greedy_search", "goes on after"),
     Planted(
         12,
@@ -85,6 +86,9 @@ MISTAKES = [
         "            if False:\n",
         "beam_search",
         "are lost",
+    ),
+    Planted(
+        12, "for rank in range(beams)", "for rank in range(2 * beams)", "beam_search", "among the first N"
     ),
     Planted(12, ".log_softmax(dim=-1)", "", "beam_search", "logits are summed"),
     Planted(12, ".log_softmax(dim=-1)", ".softmax(dim=-1)", "beam_search", "p is summed"),

@@ -176,6 +176,14 @@ MISTAKES = [
         "shift_right",
     ),
     Planted(10, "shifted.masked_fill(shifted == -100, pad)", "shifted", "shift_right", "-100"),
+    Planted(10, "len(found) <= most", "len(found) < most", "answer(model", "a token too short"),
+    Planted(
+        10,
+        "return found[1:]",
+        "return [token for token in found[1:] if token != end]",
+        "answer(model",
+        "is not returned",
+    ),
     Planted(10, "found[-1] != end", "True", "answer(model", "goes on"),
     Planted(10, "return found[1:]", "return found", "answer(model", "start token is returned"),
 ]

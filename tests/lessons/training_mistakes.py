@@ -47,10 +47,28 @@ MISTAKES = [
     ),
     Planted(
         13,
-        "            mean += (1 - beta1) * (weight.grad - mean)\n",
-        "            weight.grad += self.weight_decay * weight\n"
-        "            mean += (1 - beta1) * (weight.grad - mean)\n",
+        "            mean += (1 - beta1) * (weight.grad - mean)\n"
+        "            mean_square += (1 - beta2) * (weight.grad**2 - mean_square)\n"
+        "            corrected = mean / (1 - beta1**self.steps)\n"
+        "            corrected_square = mean_square / (1 - beta2**self.steps)\n"
+        "            weight -= lr * self.weight_decay * weight\n",
+        "            gradient = weight.grad + self.weight_decay * weight\n"
+        "            mean += (1 - beta1) * (gradient - mean)\n"
+        "            mean_square += (1 - beta2) * (gradient**2 - mean_square)\n"
+        "            corrected = mean / (1 - beta1**self.steps)\n"
+        "            corrected_square = mean_square / (1 - beta2**self.steps)\n",
         "AdamW",
+        "added to the gradient (L2)",
+    ),
+    Planted(13, "        self.steps += 1\n", "", "AdamW", "t is 0"),
+    Planted(13, "beta1, beta2 = self.betas", "beta2, beta1 = self.betas", "AdamW", "are exchanged"),
+    Planted(13, "step < warmup", "False", "learning_rate"),
+    Planted(
+        13,
+        "    return norm\n",
+        "    return min(norm, torch.tensor(max_norm))\n",
+        "clip_gradients",
+        "expected that before",
     ),
     Planted(13, "corrected_square.sqrt() + self.eps", "(corrected_square + self.eps).sqrt()", "AdamW", "eps"),
     Planted(13, "peak * (step + 1) / warmup", "peak * step / warmup", "learning_rate", "rate 0"),
@@ -74,6 +92,7 @@ MISTAKES = [
         "        self.lora_B = nn.Linear(base_layer.in_features, rank, bias=False)\n"
         "        self.lora_A = nn.Linear(rank, base_layer.out_features, bias=False)\n",
         "lora_A.weight is (5, 3)",
+        "A and B are exchanged",
     ),
     Planted(14, "self.scale * self.lora_B.weight @", "self.lora_B.weight @", "merged()", "not scaled"),
     Planted(14, "    model.requires_grad_(False)\n", "", "still True", "base is not frozen"),

@@ -18,9 +18,8 @@ class T5Attention(nn.Module):
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         if has_table:
-            self.relative_attention_bias = nn.Embedding(
-                config.relative_attention_num_buckets, config.num_heads
-            )
+            buckets = config.relative_attention_num_buckets
+            self.relative_attention_bias = nn.Embedding(buckets, config.num_heads)
 
     def forward(self, hidden: Tensor, source: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
         query = split_heads(self.q(hidden), self.num_heads)

@@ -9,7 +9,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     if norm > max_norm:
