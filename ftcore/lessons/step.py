@@ -1,7 +1,7 @@
 """What a check is made of: a step, what is wrong with it, and comparisons with the reference."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftcore.cli import did_you_mean, few
 from ftcore.lessons.runner import ROOT
 from ftcore.study import compare_modules
-from ftcore.study.report import EQUAL, Report, difference, display_name
+from ftcore.study.report import EQUAL, Report, difference
 
 ROWS_BEFORE, MOST_ROWS = 3, 12  # of the table of modules
 TOLERANCE = 1e-5  # relative difference of two results that are equal up to float32's rounding
@@ -118,21 +118,17 @@ def _where(what: str, report: Report, reference: nn.Module) -> str:
 
 
 def _table(report: Report) -> str:
-    """The rows of a report near the first divergent module, in fewer columns than its own table."""
+    """The table of a report, without the rows far from the first divergent module."""
     names = [row.name for row in report.rows]
     first = names.index(report.first_divergent or "")
     start = max(0, min(first - ROWS_BEFORE, len(names) - MOST_ROWS))
-    lines = [("module", "shape", "difference", "")]
-    for row in report.rows[start : start + MOST_ROWS]:
-        shape = " x ".join(map(str, row.shape))
-        lines.append((display_name(row.name), shape, f"{row.relative:.1e}", f"{row.verdict} {row.note}"))
-    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in lines]
+    rows = report.rows[start : start + MOST_ROWS]
+    lines = str(replace(report, rows=rows)).partition("\n\n")[0].splitlines()
     if start:
-        table.insert(1, f"... {start} before, equal")
-    if (after := len(names) - start - MOST_ROWS) > 0:
-        table.append(f"... {after} after")
-    return "\n".join(table)
+        lines.insert(1, f"... {start} before, equal")
+    if (after := len(names) - start - len(rows)) > 0:
+        lines.append(f"... {after} after")
+    return "\n".join(lines)
 
 
 def load_weights(what: str, mine: nn.Module, reference: nn.Module) -> None:
