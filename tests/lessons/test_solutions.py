@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftcore.lessons import generation_steps, t5_steps, training_steps
 from ftcore.lessons.runner import DONE, STEP_FILES, WRONG
 from tests.helpers.course_checks import SOLUTIONS, Planted, check_step, edited_solutions
 from tests.lessons import (
@@ -34,6 +35,21 @@ WRITTEN = [number for number, file in enumerate(STEP_FILES, 1) if (SOLUTIONS / f
 def test_reference_solution_is_done(step):
     result = check_step(SOLUTIONS, step)
     assert result.status == DONE, (result.what, result.report, result.causes)
+
+
+@pytest.mark.parametrize(
+    ("step", "module", "note"),
+    [
+        (10, t5_steps, t5_steps.NOT_SHIPPED),
+        (11, generation_steps, ""),
+        (12, generation_steps, ""),
+        (14, training_steps, t5_steps.NOT_SHIPPED),
+    ],
+)
+def test_steps_are_checked_without_the_shipped_weights(step, module, note, monkeypatch):
+    monkeypatch.setattr(module, "shipped", lambda name: None)
+    result = check_step(SOLUTIONS, step)
+    assert (result.status, result.note) == (DONE, note)
 
 
 @pytest.mark.parametrize("planted", MISTAKES, ids=lambda planted: f"{planted.step}: {planted.new}")
