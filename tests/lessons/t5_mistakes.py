@@ -42,6 +42,9 @@ MISTAKES = [
         "distance -1: bucket 7",
         "sign is reversed",
     ),
+    Planted(
+        7, "return offset + torch.where", "return 1.0 * offset + torch.where", "dtype float32, expected int64"
+    ),
     Planted(7, "num_buckets * (distance > 0)", "0", "distance 1: bucket", "upper half"),
     Planted(
         7,
