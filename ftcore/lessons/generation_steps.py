@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from time import perf_counter
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ftcore import load_model, load_tokenizer
 from ftcore.decoding import generate
-from ftcore.lessons.step import Wrong, load_weights, named, same
+from ftcore.lessons.gpt2_steps import PROMPT
+from ftcore.lessons.step import Wrong, load_weights, named, same, shipped
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import randomize_weights
 
@@ -49,14 +52,38 @@ def random_ids(length: int) -> list[int]:
 
 
 @torch.no_grad()
-def cache(module: ModuleType) -> None:
+def cache(module: ModuleType) -> str:
     """Step 11."""
     reference = reference_model()
-    model = import_module("step06_gpt2").GPT2(reference.config).eval()
-    load_weights("GPT2", model, reference)
+    model = _own_gpt2(reference)
     _cached_logits(module, model, reference)
     for length in (6, 9):
         _write(module, model, reference, random_ids(length), 7)
+    return _speed(module)
+
+
+def _own_gpt2(reference: Any) -> Any:
+    """The student's GPT-2 with the weights of the reference."""
+    model = import_module("step06_gpt2").GPT2(reference.config).eval()
+    load_weights("GPT2", model, reference)
+    return model
+
+
+def _speed(module: ModuleType) -> str:
+    """How long the student's GPT-2 writes with the shipped weights, with and without a cache."""
+    directory, count = shipped("gpt2-mini"), 80
+    if directory is None:
+        return ""
+    reference: Any = load_model(directory)
+    model, ids = _own_gpt2(reference), load_tokenizer(directory).encode(PROMPT)
+    start = perf_counter()
+    right = import_module("step06_gpt2").write(model, ids, count)
+    middle = perf_counter()
+    got = module.write(model, ids, count, reference.config.n_head)
+    end = perf_counter()
+    same("The text with the weights of gpt2-mini", got, right)
+    seconds = f"{end - middle:.2f} s with your cache, {middle - start:.2f} s without"
+    return f"Your GPT-2 writes {count} tokens in {seconds}."
 
 
 def _cached_logits(module: ModuleType, model: Any, reference: GPT2LMHeadModel) -> None:
@@ -72,7 +99,7 @@ def _cached_logits(module: ModuleType, model: Any, reference: GPT2LMHeadModel) -
         }
         got = module.cached_logits(model, ids[:, start:end], HEADS, past)
         right = reference(ids[:, :end])[:, start:]
-        same(f"cached_logits of {new} tokens, with {start} in the cache,", got, right, wrong)
+        same(f"cached_logits of ids {(2, new)} with {start} in the cache", got, right, wrong)
         before, start = start, end
 
 
@@ -180,7 +207,7 @@ def _counted_positions(model: nn.Module) -> Iterator[Counter[str]]:
 
 
 @torch.no_grad()
-def search(module: ModuleType) -> None:
+def search(module: ModuleType) -> str:
     """Step 12."""
     cases = []
     for seed, length, most in ((1, 1, 5), (2, 4, 8), (3, 2, 3)):
@@ -190,6 +217,19 @@ def search(module: ModuleType) -> None:
         _greedy_search(module, *case)
     options = ((2, 0.0), (3, 1.0), (4, 2.0))  # beams, length_penalty
     _beam_search(module, [(*case, *option) for case in cases for option in options])
+    return _texts(module)
+
+
+def _texts(module: ModuleType) -> str:
+    """What both searches find with the shipped GPT-2."""
+    directory = shipped("gpt2-mini")
+    if directory is None:
+        return ""
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    ids, end = tokenizer.encode(PROMPT), model.config.eos_token_id
+    greedy, beams = module.greedy_search(model, ids, 24, end), module.beam_search(model, ids, 24, end, 4)
+    found = f"greedy: {tokenizer.decode(greedy)!r}, with 4 beams: {tokenizer.decode(beams)!r}"
+    return f"Your searches continue {PROMPT!r}, {found}"
 
 
 def _likely_ends(model: GPT2LMHeadModel, ids: list[int]) -> list[int]:
