@@ -5,10 +5,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse, warn
+from ftcore.cli import INTERRUPTED, check_bounds, cli_errors, guard_output, option, parse, warn
 from ftcore.lessons.board import board, details, final, is_wrong
 from ftcore.lessons.runner import DONE, FINAL, FINAL_LIMIT, GPT2, STEP_FILES, T5, TEMPLATES, run_steps
 
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(options.directory)
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; {command('--start', folder)} makes it")
-    return watch(folder, options.step) if options.watch else check(folder, options.step)
+    try:
+        return watch(folder, options.step) if options.watch else check(folder, options.step)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def start(folder: Path) -> None:
@@ -101,7 +105,11 @@ def watch(folder: Path, step: int | None) -> int:
 
 def _saved(folder: Path) -> dict[Path, tuple[int, int]]:
     """Time and size of all files of the student."""
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*.py")}
+    saved = {}
+    for path in folder.glob("*.py"):
+        with suppress(FileNotFoundError):  # while an editor replaces it
+            saved[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return saved
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checks of steps 1 to 4: softmax, attention, masks, heads.
 
-`wrong` maps the sentence of a known mistake to what it computes.
+`wrong` maps the sentence of a known mistake to what it computes. The student's functions get copies of the
+inputs, since they may change them in place.
 """
 
 from math import inf, nan
@@ -33,7 +34,7 @@ def softmax(module: ModuleType) -> None:
         for dim in range(len(shape) - 1):
             sentence = f"The sum runs over dimension {dim}, expected the last one: dim=-1."
             wrong[sentence] = tuple(exp / exp.sum(dim, keepdim=True) for exp in exps)
-        same(f"softmax of scores {shape}", module.softmax(scores), scores.softmax(-1), wrong)
+        same(f"softmax of scores {shape}", module.softmax(scores.clone()), scores.softmax(-1), wrong)
 
     scores = torch.tensor([[100.0, 99.0, 0.0], [0.0, 1.0, 2.0]])
     exp, exp_of_all = scores.exp(), (scores - scores.max()).exp()
@@ -43,7 +44,7 @@ def softmax(module: ModuleType) -> None:
         "exp(100) is infinite. Subtract the row's largest score first.": overflow,
         "The largest score of all rows is subtracted. Each row needs its own: dim=-1.": underflow,
     }
-    same("softmax([[100, 99, 0], [0, 1, 2]])", module.softmax(scores), scores.softmax(-1), wrong)
+    same("softmax([[100, 99, 0], [0, 1, 2]])", module.softmax(scores.clone()), scores.softmax(-1), wrong)
     _cross_entropy(module)
 
 
@@ -65,7 +66,12 @@ def _cross_entropy(module: ModuleType) -> None:
                 -1
             ).mean(),
         }
-        same("cross_entropy(logits, labels)", module.cross_entropy(logits, labels), losses.mean(), wrong)
+        same(
+            "cross_entropy(logits, labels)",
+            module.cross_entropy(logits.clone(), labels.clone()),
+            losses.mean(),
+            wrong,
+        )
 
         labels[1::3] = -100
         kept = losses[labels != -100]
@@ -77,7 +83,7 @@ def _cross_entropy(module: ModuleType) -> None:
         }
         same(
             "cross_entropy where some labels are -100",
-            module.cross_entropy(logits, labels),
+            module.cross_entropy(logits.clone(), labels.clone()),
             kept.mean(),
             wrong,
         )
@@ -89,7 +95,7 @@ def _cross_entropy(module: ModuleType) -> None:
     }
     same(
         "cross_entropy([[200, 0], [1, 1]], [1, 0])",
-        module.cross_entropy(logits, labels),
+        module.cross_entropy(logits.clone(), labels.clone()),
         F.cross_entropy(logits, labels),
         wrong,
     )
@@ -102,7 +108,7 @@ def attention(module: ModuleType) -> None:
         key, value = torch.randn(2, *batch, keys, width)
         same(
             f"attention of query {tuple(query.shape)}, key and value {tuple(key.shape)}",
-            module.attention(query, key, value),
+            module.attention(query.clone(), key.clone(), value.clone()),
             F.scaled_dot_product_attention(query, key, value),
             _wrong_attention(query, key, value),
         )
@@ -168,7 +174,7 @@ def masks(module: ModuleType) -> None:
         for name, visible in (("causal", causal), ("padding", padding), ("combined", causal & padding)):
             same(
                 f"masked_attention with a {name} mask",
-                module.masked_attention(query, key, value, visible),
+                module.masked_attention(query.clone(), key.clone(), value.clone(), visible.clone()),
                 F.scaled_dot_product_attention(query, key, value, visible),
                 _wrong_masks(query, key, value, visible),
             )
@@ -221,7 +227,7 @@ def heads(module: ModuleType) -> None:
             "The heads are behind the positions: transpose(1, 2) is missing.": split.transpose(1, 2),
         }
         what = f"split_heads of {tuple(states.shape)} in {count} heads"
-        same(what, module.split_heads(states, count), split, wrong)
+        same(what, module.split_heads(states.clone(), count), split, wrong)
         wrong = {
             "The positions are not moved back in front of the heads: transpose first.": split.reshape(
                 states.shape
@@ -230,7 +236,7 @@ def heads(module: ModuleType) -> None:
                 0, 2, 3, 1
             ).flatten(2),
         }
-        same(f"merge_heads of {tuple(split.shape)}", module.merge_heads(split), states, wrong)
+        same(f"merge_heads of {tuple(split.shape)}", module.merge_heads(split.clone()), states, wrong)
 
     for count, width in ((3, 5), (4, 8)):
         layer = randomize_weights(GPT2Attention(GPT2Config(n_embd=count * width, n_head=count), layer=0))

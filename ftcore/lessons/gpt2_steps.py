@@ -21,7 +21,7 @@ PROMPT = "Emotion: i"
 def gpt2_block(module: ModuleType) -> None:
     """Step 5."""
     x = torch.linspace(-4, 4, 33)
-    same("gelu(x)", module.gelu(x), F.gelu(x, approximate="tanh"), _wrong_gelus(x))
+    same("gelu(x)", module.gelu(x.clone()), F.gelu(x, approximate="tanh"), _wrong_gelus(x))
     for width in (6, 16):
         _layer_norm(module, width)
     for width, heads in ((6, 2), (20, 4)):
@@ -68,7 +68,7 @@ def _layer_norm(module: ModuleType, width: int) -> None:
     with torch.no_grad():
         for hidden in (torch.randn(2, width, width) * 3 + 1, small):
             wrong = _wrong_norms(hidden, norm.weight, norm.bias)
-            same(f"LayerNorm({width}) of {tuple(hidden.shape)}", mine(hidden), norm(hidden), wrong)
+            same(f"LayerNorm({width}) of {tuple(hidden.shape)}", mine(hidden.clone()), norm(hidden), wrong)
 
 
 def _wrong_norms(hidden: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ def gpt2(module: ModuleType) -> str:
                     model, ids, 6, window=1
                 ),
             }
-            same(f"write(model, {ids}, 6)", module.write(model, ids, 6), new, wrong)
+            same(f"write(model, {ids}, 6)", module.write(model, [*ids], 6), new, wrong)
     return _continuation(module)
 
 
@@ -130,7 +130,7 @@ def _continuation(module: ModuleType) -> str:
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     mine, ids = module.GPT2(model.config), tokenizer.encode(PROMPT)
     same_module("GPT2 with the weights of gpt2-mini", mine, model, torch.tensor([ids]))
-    new = module.write(mine, ids, 20)
+    new = module.write(mine, [*ids], 20)
     same("write(gpt2-mini, ...)", new, _greedy(model, ids, 20))
     return f"Your GPT-2 with the weights of gpt2-mini continues {PROMPT!r}: {tokenizer.decode(new)!r}"
 

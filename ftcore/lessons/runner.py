@@ -20,9 +20,15 @@ TIME_LIMIT = 10.0  # seconds of computation for one step
 FINAL_LIMIT = 60.0  # importing transformers takes long
 NO_ANSWER = 90.0  # seconds without a result until the child is killed; it also imports torch
 
-# Without the current directory in sys.path, where a student's file could hide a package of the same name.
-START = "import sys; sys.path = [entry for entry in sys.path if entry]; sys.path.insert(0, sys.argv.pop(1)); \
-from ftcore.lessons.child import main; main()"
+# On Ctrl-C, the parent ends the child. The current directory is taken out of sys.path, since a file of the
+# student there could hide a package of the same name.
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path = [sys.argv.pop(1), *filter(None, sys.path)]
+from ftcore.lessons.child import main
+main()
+"""
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """python -m ftcore.course: starting, the board, one step, watching, wrong use."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from threading import Timer
 import pytest
 
 import ftcore.course
+from ftcore.cli import INTERRUPTED
 from ftcore.lessons.board import WIDTH
 from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES
 from tests.helpers.course_checks import SOLUTIONS, edited_solutions
@@ -136,10 +139,28 @@ def test_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
         solve(folder, "step01_softmax.py")
         while (line := watching.stdout.readline()) != "Step 1, softmax: done\n":
             assert line and "softmax: " not in line
-        watching.send_signal(2)  # Ctrl-C
+        watching.send_signal(signal.SIGINT)  # Ctrl-C
         assert watching.wait() == 0
         give_up.cancel()
         assert watching.stderr.read() == ""
+
+
+def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    text = f"open({str(runs)!r}, 'w').close()\nwhile True:\n    pass\n"
+    (tmp_path / "step01_softmax.py").write_text(text, encoding="utf-8")
+    command = [*COMMAND, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as checking:
+        give_up = Timer(90.0, checking.kill)
+        give_up.start()
+        while not runs.exists() and checking.poll() is None:
+            time.sleep(0.05)
+        os.killpg(checking.pid, signal.SIGINT)  # as a terminal does, parent and child
+        assert checking.communicate()[0] == ""
+        give_up.cancel()
+    assert checking.returncode == INTERRUPTED
 
 
 def test_templates_are_package_data() -> None:
