@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftcore import load_model, load_tokenizer
+from ftcore.checkpoints.checkpoint import load_model
+from ftcore.data.tokenizer import load_tokenizer
 from ftcore.decoding import generate
 from ftcore.lessons.gpt2_steps import PROMPT
 from ftcore.lessons.step import Wrong, load_weights, named, same, shipped

@@ -178,7 +178,7 @@ def _schedule(module: ModuleType, warmup: int, total: int) -> None:
     what = f"learning_rate(step, {peak}, {warmup}, {total})"
     got = [module.learning_rate(step, peak, warmup, total) for step in range(total)]
     if None in got:
-        raise Wrong(f"{what} returns None for step {got.index(None)}. Is a `return` missing?")
+        raise Wrong(f"{what} returns None for step {got.index(None)}. Is its return missing?")
     same(f"{what} of all steps", torch.tensor(got), rates(right), wrong)
 
 
