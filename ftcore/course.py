@@ -1,4 +1,4 @@
-"""python -m ftcore.course: write T5 and GPT-2 yourself, in steps that are checked."""
+"""Write T5 and GPT-2 yourself, in steps that are checked: `python -m ftcore.course`."""
 
 import shlex
 import shutil
