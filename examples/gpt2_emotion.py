@@ -22,7 +22,7 @@ from ftcore.training.optim import adamw, learning_rate, set_learning_rate
 
 # 1. Settings ------------------------------------------------------------------------------------------------
 #
-# To use the real GPT-2, change one line: MODEL = "openai-community/gpt2" (needs `pip install ftcore[hub]`),
+# To use the real GPT-2, change one line: MODEL = "openai-community/gpt2" (needs huggingface_hub),
 # or the path of a directory with its files.
 
 ROOT = Path(__file__).resolve().parent.parent

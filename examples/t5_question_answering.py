@@ -23,7 +23,7 @@ from ftcore.training.optim import adamw, learning_rate, set_learning_rate
 
 # 1. Settings ------------------------------------------------------------------------------------------------
 #
-# To use the real T5-small, change one line: MODEL = "google-t5/t5-small" (needs `pip install ftcore[hub]`),
+# To use the real T5-small, change one line: MODEL = "google-t5/t5-small" (needs huggingface_hub),
 # or the path of a directory with its files.
 
 ROOT = Path(__file__).resolve().parent.parent

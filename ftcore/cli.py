@@ -33,6 +33,10 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
 
+# Threads that wait for each other sleep. By default libgomp, which runs torch's CPU threads, lets them spin:
+# beside busy processes, a step then takes ten to a hundred times as long. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Options = TypeVar("Options")
 
 REQUIRED: Any = dataclasses.MISSING

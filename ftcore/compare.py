@@ -1,4 +1,4 @@
-"""python -m ftcore.compare: compare ftcore with transformers, module by module."""
+"""Compare ftcore with transformers, module by module: `python -m ftcore.compare`."""
 
 from dataclasses import dataclass
 
@@ -108,7 +108,7 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError('the reference, transformers, is not installed: pip install -e ".[test]"') from None
+        raise ValueError("the reference, transformers, is not installed: pip install transformers") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers

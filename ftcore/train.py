@@ -54,6 +54,7 @@ from ftcore.training.setup import (
     make_directory,
     make_loader,
     make_model,
+    naming_saved_options,
     seed_rank,
 )
 
@@ -68,7 +69,7 @@ def prepare(options: TrainOptions) -> Run:
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
     """
-    with sync_errors():
+    with sync_errors(), naming_saved_options(options):
         strategy, device = connect(options), local_device(options.device)
         torch.manual_seed(options.seed)
         files = find_files(options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,15 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ftcore
+from ftcore.__main__ import find_commands
 from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, option, parse, to_argv, warn
 
-PACKAGE = Path(ftcore.__file__).parent
-COMMANDS = sorted(
-    path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
-)
 OPTION_CLASSES = [
-    getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in COMMANDS
+    getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in find_commands()
 ]
 
 
@@ -278,7 +275,7 @@ def test_every_option_of_every_command_has_a_help_text(options: type) -> None:
         assert not text.endswith((",", ".", " a")), f"{field.name}: {text!r}"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", find_commands())
 def test_help_does_not_import_torch(command: str) -> None:
     """Importing torch takes seconds."""
     code = (
@@ -348,3 +345,19 @@ def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture) -> None:
     warn("3 sources are cut")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "warning: 3 sources are cut\n")
+
+
+@pytest.mark.parametrize("name", find_commands())
+def test_threads_sleep_while_they_wait(name: str) -> None:
+    """OMP_WAIT_POLICY has an effect only if it is set before torch is imported."""
+    code = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'torch': print(os.environ.get('OMP_WAIT_POLICY')); sys.exit()\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        f"import ftcore.{name}\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "PASSIVE\n"

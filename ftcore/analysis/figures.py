@@ -26,7 +26,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # without pyplot, which may need a display
     except ImportError:
-        message = 'figures need matplotlib, which is not installed: pip install -e ".[plot]"'
+        message = "figures need matplotlib, which is not installed: pip install matplotlib"
         raise ValueError(message) from None
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -168,7 +168,7 @@ AXES = ("source", "rows", "beams", "parameters")
 def require_matplotlib(path: Path) -> None:
     """Raise ValueError, before anything is measured, where `save_growth` could not save the figure."""
     if find_spec("matplotlib") is None:
-        raise ValueError('`growth` draws with matplotlib, which is not installed: pip install -e ".[plot]"')
+        raise ValueError("`growth` draws with matplotlib, which is not installed: pip install matplotlib")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"`growth` {path}: its directory does not exist")
 

@@ -50,7 +50,7 @@ def _download(name: str, weights: bool) -> Path:
     except ImportError:
         raise FileNotFoundError(
             f"{name}: no such directory; if it is a name on the Hugging Face hub, "
-            f"`pip install ftcore[hub]` to download it, or {by_hand}"
+            f"`pip install huggingface_hub` to download it, or {by_hand}"
         ) from None
     safetensors = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
     pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]

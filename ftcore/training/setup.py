@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftcore.checkpoints.checkpoint import new_model, save_model
-from ftcore.cli import fits, log, warn
+from ftcore.cli import fits, log, one_line, warn
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
@@ -175,6 +175,18 @@ class Run:
         if saved is None:
             return f"{here}, before the first save; start again with --overwrite"
         return f"{here}; resume from step {saved} with {self.resume_command}"
+
+
+@contextmanager
+def naming_saved_options(options: TrainOptions) -> Iterator[None]:
+    """Let errors of a resumed run name train_config.json, which most of its options come from."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not options.resume:
+            raise
+        config = RunDirectory(Path(options.output or "")).config
+        raise ValueError(f"{one_line(error)} (options of {config})") from None
 
 
 def make_directory(options: TrainOptions) -> RunDirectory:

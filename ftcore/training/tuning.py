@@ -38,7 +38,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ValueError('a search needs optuna, which is not installed: pip install -e ".[tune]"') from None
+        raise ValueError("a search needs optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

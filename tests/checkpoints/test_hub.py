@@ -195,7 +195,9 @@ def test_an_unknown_hub_name_is_one_line(hub: Hub, tmp_path: Path) -> None:
 def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # import fails, as where it is not installed
-    with pytest.raises(FileNotFoundError, match=r"`pip install ftcore\[hub\]` to download it, or put config"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`pip install huggingface_hub` to download it, or put config"
+    ):
         resolve_directory("google-t5/t5-small")
     with pytest.raises(FileNotFoundError, match=r"^gpt2: no such directory; if it is a name on the Hugging"):
         load_model("gpt2")

@@ -630,6 +630,27 @@ def test_the_output_of_another_run(files: Path, tmp_path: Path, capsys: pytest.C
     assert tiny_runs.metrics(run)[-1]["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("device", "x"),
+        ("model", "nowhere/t5"),
+        ("train", "nowhere.jsonl"),
+        ("valid", "nowhere.jsonl"),
+        ("freeze", ["nothing"]),
+        ("precision", "fp8"),
+    ],
+)
+def test_a_wrong_option_of_a_resumed_run_names_its_file(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, key: str, value: object
+) -> None:
+    run = tmp_path / "run"
+    train(files, run, "--max-steps", "1")
+    config = run / "train_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    assert str(config) in refusal(capsys, "--output", str(run), "--resume")
+
+
 def test_the_default_run_outside_a_clone(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

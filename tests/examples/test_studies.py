@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "examples" / "study"
 # Settings that make a study short enough for a test.
 SMALL = {
+    "attention_by_hand": {},
     "where_the_answer_comes_from": {"PASSAGES": 12, "PATCHED_PASSAGES": 1, "BEHIND_ANOTHER": 2},
     "how_beams_disagree": {"QUESTIONS": 10},
     "what_span_corruption_taught": {"PASSAGES": 4},
