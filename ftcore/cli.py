@@ -53,6 +53,7 @@ def option(
     below: float | None = None,
     resumable: bool = False,
     searchable: bool | Literal["log"] = False,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that is a command-line option. Its type is the field's annotation.
 
@@ -64,6 +65,7 @@ def option(
         at_least, below: bounds, checked by `check_bounds`.
         resumable: whether a resumed run may change it.
         searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
+        positional: given without its name; it may be left out.
     """
     metadata = {
         "help": help,
@@ -73,6 +75,7 @@ def option(
         "below": below,
         "resumable": resumable,
         "searchable": searchable,
+        "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -189,7 +192,11 @@ def _parser(options: type, command: str) -> _Parser:
     for field in _fields(options):
         if title := field.metadata["group"]:
             group = parser.add_argument_group(title)
-        group.add_argument(flag(field.name), **_argument(types_of[field.name], field))
+        arguments = _argument(types_of[field.name], field)
+        if field.metadata["positional"]:
+            group.add_argument(field.name, nargs="?", **arguments)
+        else:
+            group.add_argument(flag(field.name), **arguments)
     if _takes_config_file(options):
         parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
     return parser

@@ -24,13 +24,15 @@ LAYERS = [
     {"study"},
     {"analysis"},
     {"explorer"},
+    {"lessons"},
 ]
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
 EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported only where they are used
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+TEMPLATES = PACKAGE / "lessons" / "templates"  # a student's files, which import each other by name
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != TEMPLATES)
 LIBRARIES = {"__init__", "__main__", "cli", "figures", "metrics"}
 COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in LIBRARIES]
 

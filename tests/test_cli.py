@@ -129,6 +129,27 @@ class LongTrip(Trip):
     stops: int = option(2, "on the way")
 
 
+@dataclass
+class WalkTo:
+    """Walk."""
+
+    goal: str | None = option(None, "where to go", metavar="PLACE", positional=True)
+    days: int = option(3, "how long it takes", at_least=1)
+
+
+def test_a_positional_option_has_no_flag_and_may_be_left_out(capsys: pytest.CaptureFixture) -> None:
+    for arguments in (["Rome", "--days", "5"], ["--days", "5", "Rome"]):
+        assert parse(WalkTo, arguments, command="walk") == WalkTo("Rome", 5)
+    assert parse(WalkTo, [], command="walk") == WalkTo(None, 3)
+    for wrong in (["--goal", "Rome"], ["Rome", "Paris"]):
+        with pytest.raises(SystemExit):
+            parse(WalkTo, wrong, command="walk")
+        assert (
+            f"walk: unknown argument {wrong[0] if '--goal' in wrong else 'Paris'!r}"
+            in capsys.readouterr().err
+        )
+
+
 def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixture) -> None:
     assert parse(LongTrip, ["--goal", "x", "--stops", "3"], command="trip") == LongTrip("x", stops=3)
     fields = dataclasses.fields(LongTrip)

@@ -194,6 +194,7 @@ SHORT = {
     "generate": [],
     "compare": ["--length", "8"],
     "explore": ["--max-new-tokens", "2", "--num-beams", "2"],
+    "course": [],
     "bench": ["--rows", "load", "--quick", "--runs", "1", "--threads", "1"],
 }
 

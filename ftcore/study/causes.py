@@ -5,9 +5,7 @@ A hypothesis makes one mistake in the reference: other weights, another output o
 reported. To add a hypothesis, write a function and list it in HYPOTHESES.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
 from typing import Any, cast
@@ -17,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.models.config import ACTIVATIONS
-from ftcore.study.fault_injection import VANISHES, AttentionCall, Divergence
+from ftcore.study.attention_call import AttentionCall
+from ftcore.study.attention_mistakes import AttentionMistake, attention_mistakes
+from ftcore.study.composition_mistakes import (
+    embedding_scale,
+    final_norm,
+    norm_used_twice,
+    positions,
+    sublayers,
+)
+from ftcore.study.fault_injection import VANISHES, Divergence, epsilon, is_norm
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, display_name
 
@@ -26,9 +33,18 @@ AS_GOOD = 10  # a cause that leaves more than this times the difference of the b
 
 
 def likely_causes(divergence: Divergence) -> list[Cause]:
-    """The confirmed causes, best first, each name once. Usually one or none."""
-    found = [cause for hypothesis in HYPOTHESES for cause in hypothesis(divergence)]
-    found.sort(key=lambda cause: cause.after)
+    """The confirmed causes that explain most modules, best first, each name once. Usually one or none.
+
+    The search ends with the first hypothesis that explains every module.
+    """
+    found: list[Cause] = []
+    most = 0
+    for hypothesis in HYPOTHESES:
+        found += hypothesis(divergence)
+        most = max((cause.explained for cause in found), default=0)
+        if most == len(divergence.observed):
+            break
+    found = sorted((cause for cause in found if cause.explained == most), key=lambda cause: cause.after)
     best: dict[str, Cause] = {}
     for cause in found:
         best.setdefault(cause.name, cause)
@@ -37,54 +53,46 @@ def likely_causes(divergence: Divergence) -> list[Cause]:
 
 
 def attention(divergence: Divergence) -> Iterator[Cause]:
-    """Mistakes in the arguments of attention: scale, masks, position bias."""
+    """Mistakes in all attention calls; if none explains it, in those of one kind."""
     calls = divergence.attentions
-    if not calls:
-        return
-    width = calls[0].query.shape[-1]
-    mistakes: list[tuple[str, str, Callable[[AttentionCall], AttentionCall]]] = [
-        (
-            "missing 1/sqrt(d)",
-            f"The scores are not divided by sqrt({width}), the square root of the width of a head.",
-            lambda right: replace(right, scale=right.scale * width**0.5),
-        ),
-        (
-            "extra 1/sqrt(d)",
-            f"The scores are divided by sqrt({width}) once too often. T5 does not divide them at all, but "
-            "F.scaled_dot_product_attention does unless called with scale=1.0.",
-            lambda right: replace(right, scale=right.scale / width**0.5),
-        ),
-    ]
-    if any(call.is_causal for call in calls):
-        sentence = "Every position attends to the positions after it."
-        mistakes.append(("causal mask missing", sentence, AttentionCall.without_causal_mask))
-        shifts = {1: "A position attends to the next one.", -1: "A position does not attend to itself."}
-        for ahead, sentence in shifts.items():
-            for masked in (torch.finfo(torch.float32).min, -math.inf):  # differ in fully masked rows
-                shift = partial(AttentionCall.with_causal_mask, ahead=ahead, masked=masked)
-                mistakes.append(("causal mask off by one", sentence, shift))
-    if any(call.padding.any() for call in calls):
-        sentence = "Padding is attended to like text."
-        mistakes.append(("padding mask missing", sentence, AttentionCall.without_padding_mask))
-    if any(call.position_bias is not None for call in calls):
-        sentence = (
-            "T5's relative position bias is not added to the scores. All blocks share the table of the first."
-        )
-        without = partial(replace, position_bias=None)
-        mistakes.append(("position bias missing", sentence, without))
-        configs = (getattr(part, "config", part) for part in divergence.reference.modules())
-        distances = (getattr(config, "relative_attention_max_distance", None) for config in configs)
-        max_distance = next(filter(None, distances), 128)
-        sentence = (
-            "The encoder splits the buckets between both directions, the decoder uses all for the past."
-        )
-        with_buckets = partial(AttentionCall.with_buckets, max_distance=max_distance)
-        mistakes += [
-            ("encoder's buckets in the decoder", sentence, partial(with_buckets, bidirectional=True)),
-            ("decoder's buckets in the encoder", sentence, partial(with_buckets, bidirectional=False)),
-        ]
-    for name, sentence, change in mistakes:
-        yield from divergence.try_mistake(name, sentence, attention=change)
+    configs = (getattr(part, "config", part) for part in divergence.reference.modules())
+    distances = (getattr(config, "relative_attention_max_distance", None) for config in configs)
+    mistakes = list(attention_mistakes(max_distance=next(filter(None, distances), 128)))
+    tried: set[tuple[AttentionMistake, frozenset[int]]] = set()
+    for label, kind in _kinds_of_attention(calls).items():
+        found = False
+        for mistake in mistakes:
+            wrong = frozenset(index for index in kind if mistake.applies(calls[index]))
+            if not wrong or (mistake, wrong) in tried:
+                continue
+            tried.add((mistake, wrong))
+            sentence = label + mistake.sentence.format(**calls[min(wrong)].shapes)
+            compute = partial(_compute_attention, mistake=mistake, wrong=wrong)
+            for cause in divergence.try_mistake(mistake.name, sentence, attention=compute):
+                found = True
+                yield cause
+        if found:
+            return
+
+
+def _compute_attention(
+    index: int, call: AttentionCall, mistake: AttentionMistake, wrong: frozenset[int]
+) -> Tensor:
+    return mistake.compute(call) if index in wrong else call.compute()
+
+
+def _kinds_of_attention(calls: list[AttentionCall]) -> dict[str, list[int]]:
+    """Indices of all calls; of those of one kind; of all but the first of each kind."""
+    kinds: dict[str, list[int]] = {}
+    for index, call in enumerate(calls):
+        is_self = call.position_bias is not None
+        name = ("Decoder self-attention" if call.is_causal else "Encoder") if is_self else "Cross-attention"
+        kinds.setdefault(f"{name}: ", []).append(index)
+    everything = {"": list(range(len(calls)))}
+    if len(kinds) < 2:
+        kinds = {}
+    later = sorted(index for kind in kinds.values() for index in kind[1:])
+    return everything | kinds | {"After the first block: ": later}
 
 
 def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
@@ -127,7 +135,7 @@ def norms(divergence: Divergence) -> Iterator[Cause]:
         parts = {name: part for name, part in divergence.leaves.items() if _norm_name(part) == right}
         if not parts:
             continue
-        own_eps = _epsilon(next(iter(parts.values())))
+        own_eps = epsilon(next(iter(parts.values())))
         for wrong, eps in product(NORMS, (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)):
             if (wrong, eps) != (right, own_eps):
                 norm = partial(_norm, kind=wrong, eps=eps)
@@ -145,16 +153,6 @@ def missing_bias(divergence: Divergence) -> Iterator[Cause]:
         if isinstance(bias := getattr(part, "bias", None), Tensor)
     }
     yield from _in_one_or_all(divergence, "bias missing", " is not added.", zeros)
-
-
-def positions(divergence: Divergence) -> Iterator[Cause]:
-    for name, part in divergence.leaves.items():
-        if isinstance(part, nn.Embedding) and name.endswith("wpe"):
-            yield from divergence.try_mistake(
-                "positions ignore left padding",
-                "Positions are counted from the left edge, expected from the first token.",
-                outputs={name: partial(_embed_from_left_edge, table=part)},
-            )
 
 
 def head(divergence: Divergence) -> Iterator[Cause]:
@@ -221,15 +219,20 @@ def half_precision(divergence: Divergence) -> Iterator[Cause]:
                 )
 
 
+# Those with few runs of the reference first.
 HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
-    attention,
-    transposed_weight,
-    order_of_q_k_v,
     activation_function,
     norms,
-    missing_bias,
-    positions,
     head,
+    positions,
+    embedding_scale,
+    final_norm,
+    norm_used_twice,
+    sublayers,
+    attention,
+    order_of_q_k_v,
+    transposed_weight,
+    missing_bias,
     dropout_left_on,
     half_precision,
 )
@@ -251,10 +254,6 @@ def _matrix(part: nn.Module) -> Tensor | None:
     weight = getattr(part, "weight", None)
     is_matrix = isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
     return cast(Tensor, weight) if is_matrix else None
-
-
-def _embed_from_left_edge(ids: Tensor, table: nn.Embedding) -> Tensor:
-    return table.weight[: ids.shape[-1]].expand(*ids.shape, -1)
 
 
 def _reordered(name: str, part: nn.Module, order: tuple[str, ...]) -> dict[str, Tensor]:
@@ -285,14 +284,9 @@ def _computes(call: Call | None, function: nn.Module) -> bool:
     return difference(call.value, function(given.detach())).relative <= 16 * torch.finfo(given.dtype).eps
 
 
-def _epsilon(norm: nn.Module) -> float | None:
-    return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
-
-
 def _norm_name(part: nn.Module) -> str | None:
     """One of NORMS; None for other modules."""
-    weight = getattr(part, "weight", None)
-    if _epsilon(part) is None or not isinstance(weight, Tensor) or weight.dim() != 1:
+    if not is_norm(part):
         return None
     return "LayerNorm" if isinstance(part, nn.LayerNorm) else "RMSNorm"
 

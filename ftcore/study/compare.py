@@ -29,7 +29,7 @@ from ftcore.study.matching import (
     renaming,
     unequal_weights,
 )
-from ftcore.study.recording import Call, record_calls
+from ftcore.study.recording import Call, configured, record_calls
 from ftcore.study.report import (
     DIFFERS,
     EQUAL,
@@ -96,7 +96,13 @@ def compare_modules(
     my_inputs = copy_inputs(inputs, backward)
     their_inputs = copy_inputs(inputs if reference_inputs is None else reference_inputs, backward)
 
-    with eval_mode(reference), torch.set_grad_enabled(backward), torch.random.fork_rng():
+    with (
+        eval_mode(reference),
+        configured(mine, use_cache=False),  # one of transformers would grow when a module runs again
+        configured(reference, use_cache=False),
+        torch.set_grad_enabled(backward),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(0)  # for dropout in `mine`
         my_calls = record_calls(mine, *my_inputs)
         calls = record_calls(reference, *their_inputs)
@@ -128,8 +134,10 @@ def compare_modules(
     for name, (my_call, call) in pairs.items():
         if my_call.value is None or call.value is None:
             continue
-        value = my_call.value if name == "" else broadcast(my_call.value, call.value)
-        row = _compare(name, value, call.value, limit(call.value, variances[name]), where)
+        mine_value, value = my_call.value, call.value
+        if name:
+            mine_value, value = broadcast(mine_value, value), broadcast(value, mine_value)
+        row = _compare(name, mine_value, value, limit(value, variances[name]), where)
         one, other = my_gradients.get(my_call.name), gradients.get(name)
         if one is not None and other is not None and one.shape == other.shape:
             relative = difference(select_tokens(one, where), select_tokens(other, where)).relative
@@ -162,7 +170,7 @@ def _compare(
     note = "" if mine.dtype == reference.dtype else f"(mine is {dtypes[0]}, not {dtypes[1]})"
     if mine.shape != reference.shape:
         gap, verdict = Difference(float("inf"), float("inf")), SHAPE
-        note = f"(mine is {' x '.join(map(str, mine.shape))})"
+        note = f"(mine is {'x'.join(map(str, mine.shape))})"
     else:
         one, other = select_tokens(mine, where), select_tokens(reference, where)
         gap = difference(one, other, scale)
@@ -251,7 +259,8 @@ def _find_first_bad_module(
         one, other = (call.main_input for call in pairs[name])
         if one is None or other is None:
             return one is other
-        return _compare(name, one.detach(), other.detach(), rows[name].tolerance, where).verdict == EQUAL
+        one, other = broadcast(one, other).detach(), broadcast(other, one).detach()
+        return _compare(name, one, other, rows[name].tolerance, where).verdict == EQUAL
 
     parts = first.split(".")
     enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

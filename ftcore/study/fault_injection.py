@@ -6,11 +6,13 @@ transformers call. Neither model is changed.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, cast
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import count, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,75 +20,42 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ftcore.decoding.state import eval_mode
-from ftcore.models.attention import Softmax, attend
-from ftcore.models.t5 import relative_position_bias
-from ftcore.study.recording import Call, dotted, first_tensor, record_calls
+from ftcore.models.attention import Softmax
+from ftcore.study.attention_call import AttentionCall, parse_sdpa
+from ftcore.study.recording import Call, configured, dotted, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, display_name
 
 VANISHES = 1 / 4  # a cause must reduce the difference below this share, and to what rounding explains
 
 
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]  # module, args, kwargs, output
+
+
 @dataclass(frozen=True)
-class AttentionCall:
-    """The arguments of one scaled dot-product attention, with the mask split into its parts."""
+class Sublayer:
+    """`hidden + inner(norm(hidden))`, computed by the module `block`; all three are dotted names."""
 
-    query: Tensor  # (B, H, T, K)
-    key: Tensor  # (B, H, S, K)
-    value: Tensor  # (B, H, S, K)
-    visible: Tensor  # (1 or B, 1 or H, T, S), True where a query attends
-    position_bias: Tensor | None  # (1, H, T, S); if its table is known, also at masked positions
-    table: nn.Embedding | None  # of T5's position bias
-    scale: float
-    masked: float = torch.finfo(torch.float32).min  # additive bias at masked positions
+    block: str
+    norm: str
+    inner: str
 
-    def __call__(self) -> Tensor:
-        bias = torch.zeros(()) if self.position_bias is None else self.position_bias
-        return attend(
-            self.query,
-            self.key,
-            self.value,
-            bias=torch.where(self.visible, bias.to(self.query), self.masked),
-            scale=self.scale,
-            softmax=nn.Softmax(dim=-1),
-            dropout=nn.Dropout(0.0),
-        )
 
-    @property
-    def padding(self) -> Tensor:
-        """(1 or B, 1 or H, 1, S), True for masked keys: those that the last query does not attend to."""
-        return ~self.visible[:, :, -1:]
+# hidden, norm, inner -> hidden: the line of code that adds a sublayer to the residual stream
+Line = Callable[[Any, Callable[..., Any], Callable[..., Any]], Any]
 
-    @property
-    def is_causal(self) -> bool:
-        future = torch.ones_like(self.visible).triu(1 + self._cached)
-        return bool((future & ~self.visible & ~self.padding).any())
 
-    def with_causal_mask(self, ahead: int, masked: float) -> "AttentionCall":
-        """A causal mask shifted by `ahead` positions; bidirectional attention is unchanged."""
-        if not self.is_causal:
-            return self
-        visible = (~self.padding).expand_as(self.visible).tril(ahead + self._cached)
-        return replace(self, visible=visible, masked=masked)
+def is_norm(part: nn.Module) -> bool:
+    """Whether it is a LayerNorm or an RMSNorm."""
+    weight, eps = getattr(part, "weight", None), epsilon(part)
+    return eps is not None and isinstance(weight, Tensor) and weight.dim() == 1
 
-    def without_causal_mask(self) -> "AttentionCall":
-        return replace(self, visible=(~self.padding).expand_as(self.visible))
 
-    def without_padding_mask(self) -> "AttentionCall":
-        visible = torch.ones_like(self.visible)
-        return replace(self, visible=visible.tril(self._cached) if self.is_causal else visible)
+def epsilon(norm: nn.Module) -> float | None:
+    return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
 
-    def with_buckets(self, max_distance: int, *, bidirectional: bool) -> "AttentionCall":
-        """The position bias with the buckets of T5's encoder (bidirectional) or decoder."""
-        if self.table is None:
-            return self
-        queries, keys = self.visible.shape[-2:]
-        bias = relative_position_bias(self.table, queries, keys, max_distance, bidirectional=bidirectional)
-        return replace(self, position_bias=bias)
 
-    @property
-    def _cached(self) -> int:
-        """Number of keys before the first query."""
-        return self.visible.shape[-1] - self.visible.shape[-2]
+def pre_norm(x: Tensor, norm: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Tensor:
+    return x + inner(norm(x))
 
 
 @dataclass
@@ -121,37 +90,76 @@ class Divergence:
 
     @cached_property
     def attentions(self) -> list[AttentionCall]:
-        """The attention calls in the first bad module."""
+        """The attention calls in the first bad module; none if it computes attention in another way."""
         found: list[AttentionCall] = []
 
-        def keep(attention: AttentionCall) -> AttentionCall:
+        def keep(index: int, attention: AttentionCall) -> Tensor:
             found.append(attention)
-            return attention
+            return attention.compute()
 
-        self._run(attention=keep)
-        return found
+        return found if self._is_right(self._run(attention=keep)) else []
+
+    @cached_property
+    def sublayers(self) -> list[Sublayer]:
+        """The pre-norm sublayers in the first bad module, in execution order.
+
+        Empty if the module's output is not composed of them.
+        """
+        found = self._sublayers
+        return found if self._is_right(self._run(lines=dict.fromkeys(found, pre_norm))) else []
+
+    @cached_property
+    def _sublayers(self) -> list[Sublayer]:
+        children: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls.values():
+            if call.module_name and call.module_name in self.modules and list(call.module.parameters()):
+                children[call.module_name.rpartition(".")[0]].append(call)
+        name = self.call.module_name
+        return [
+            Sublayer(block, norm.module_name, inner.module_name)
+            for block, calls in children.items()
+            if block in self.modules and block.startswith(name)
+            for norm, inner in pairwise(calls)
+            if is_norm(norm.module) and not is_norm(inner.module)
+        ]
+
+    def _is_right(self, calls: list[Call]) -> bool:
+        """Whether a run of the first bad module gives the recorded output."""
+        if self.call.name not in self.observed:  # it is equal, although a part of it differs
+            return False
+        _, row = self.observed[self.call.name]
+        values = {call.name: call.value for call in calls}
+        return self.relative_difference(values.get(self.call.name), self.call.value) <= row.tolerance
 
     def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
         """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
         values = {call.name: call.value for call in self._run(**mistake)}
+        explained = []
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
             if after <= row.tolerance and after < row.relative * VANISHES:
-                yield self.cause(name, sentence, row, after)
-                return
+                explained.append((row, after))
+        if explained:
+            yield self.cause(name, sentence, *explained[0], explained=len(explained))
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
-        """Infinite if a tensor is missing or the shapes differ."""
-        if mine is None or other is None or (mine := broadcast(mine, other)).shape != other.shape:
+        """Infinite if a tensor is missing, the shapes differ or nothing is finite."""
+        if mine is None or other is None:
             return math.inf
-        return difference(self.select(mine), self.select(other)).relative
+        mine, other = broadcast(mine, other), broadcast(other, mine)
+        if mine.shape != other.shape:
+            return math.inf
+        mine, other = self.select(mine), self.select(other)
+        return difference(mine, other).relative if mine.isfinite().any() else math.inf
 
-    def cause(self, name: str, sentence: str, row: Row, after: float, evidence: str = "") -> Cause:
+    def cause(
+        self, name: str, sentence: str, row: Row, after: float, evidence: str = "", explained: int = 1
+    ) -> Cause:
         evidence = evidence or (
             f"in {display_name(row.name)} the relative difference is {row.relative:.1e}, and {after:.1e} "
             "when the reference makes the same mistake"
         )
-        return Cause(name, self.call.name, sentence, row.relative, after, evidence)
+        return Cause(name, self.call.name, sentence, row.relative, after, evidence, explained)
 
     @torch.no_grad()
     def mine_without_dropout(self) -> dict[str, Tensor | None]:
@@ -162,7 +170,7 @@ class Divergence:
             F.dropout: lambda input, *args, **kwargs: input,
             F.scaled_dot_product_attention: _sdpa_without_dropout,
         }
-        with eval_mode(self.mine), _Intercept(replacements):
+        with eval_mode(self.mine), configured(self.mine, use_cache=False), _Intercept(replacements):
             calls = record_calls(call.module, call.args, call.kwargs, prefix=call.module_name)
         return {call.name: call.value for call in calls}
 
@@ -172,38 +180,86 @@ class Divergence:
         *,
         weights: dict[str, Tensor] | None = None,
         outputs: dict[str, Callable[[Tensor], Tensor]] | None = None,
-        attention: Callable[[AttentionCall], AttentionCall] | None = None,
+        attention: Callable[[int, AttentionCall], Tensor] | None = None,
+        lines: dict[Sublayer, Line] | None = None,
     ) -> list[Call]:
         """Run the reference's first bad module with a mistake; return the calls in it.
 
         Args:
             weights: replacements of parameters, by dotted name.
             outputs: by dotted name, a function from a module's input to its wrong output.
-            attention: changes every attention call.
+            attention: computes every attention call, given its index in the run.
+            lines: how sublayers are added to the residual stream; those of one block together.
         """
         call, name = self.call, self.call.module_name
         prefix = f"{name}." if name else ""
         own = {key.removeprefix(prefix): w for key, w in (weights or {}).items() if key.startswith(prefix)}
         # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
-        with eval_mode(self.reference), ExitStack() as stack:
-            for leaf, function in (outputs or {}).items():
-                hook = self.leaves[leaf].register_forward_hook(_replace_output(function), with_kwargs=True)
-                stack.callback(hook.remove)
+        hooks = {leaf: _replace_output(function) for leaf, function in (outputs or {}).items()}
+        hooks |= self._compose(lines or {})
+        with eval_mode(self.reference), configured(self.reference, use_cache=False), ExitStack() as stack:
+            for part, hook in hooks.items():
+                stack.enter_context(_hooked(self.modules[part], hook))
             if attention is not None:
                 tables = [call for call in self.calls.values() if isinstance(call.module, nn.Embedding)]
-                stack.enter_context(_use_sdpa(self.reference))
+                stack.enter_context(configured(self.reference, _attn_implementation="sdpa"))
+                indices = count()
 
                 def changed(*args: Any, **kwargs: Any) -> Tensor:
-                    return attention(_parse_sdpa(tables, *args, **kwargs))()
+                    return attention(next(indices), parse_sdpa(tables, *args, **kwargs))
 
                 stack.enter_context(_Intercept({F.scaled_dot_product_attention: changed}))
             return record_calls(
                 call.module, call.args, call.kwargs, prefix=name, weights=own, exclude=exclude
             )
 
+    def _compose(self, lines: dict[Sublayer, Line]) -> dict[str, Hook]:
+        """Forward hooks that compute the output of blocks from their sublayers."""
+        blocks: dict[str, list[tuple[nn.Module, nn.Module, Line]]] = {part.block: [] for part in lines}
+        for part in self._sublayers:
+            if part.block in blocks:
+                modules = self.modules[part.norm], self.modules[part.inner]
+                blocks[part.block].append((*modules, lines.get(part, pre_norm)))
+        return {block: _compose_block(parts) for block, parts in blocks.items()}
 
-def _replace_output(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor | None]:
+
+def _compose_block(parts: list[tuple[nn.Module, nn.Module, Line]]) -> Hook:
+    """A forward hook that adds sublayers, each a norm and a module, to a block's input, by their lines."""
+
+    def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = first_tensor((*args, *kwargs.values()))
+        for norm, inner, line in parts:
+            hidden = line(hidden, norm.forward, partial(run_inner, block, args, kwargs, norm, inner))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def run_inner(
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        norm: nn.Module,
+        inner: nn.Module,
+        normed: Tensor,
+    ) -> Any:
+        """The output of `inner` for another input. The block runs, since it knows the other arguments."""
+        outputs: list[Any] = []
+        with _hooked(norm, lambda *_: normed), _hooked(inner, lambda *call: outputs.append(call[-1])):
+            block.forward(*args, **kwargs)
+        return first_tensor(outputs)
+
+    return hook
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _replace_output(function: Callable[[Tensor], Tensor]) -> Hook:
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Tensor | None:
         given = first_tensor((*args, *kwargs.values()))
         return None if given is None else function(given)
@@ -232,55 +288,3 @@ def _sdpa_without_dropout(
     **kw: Any,
 ) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kw)
-
-
-def _parse_sdpa(
-    tables: list[Call],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    **_: Any,
-) -> AttentionCall:
-    """The arguments of F.scaled_dot_product_attention; `tables` are the calls of embeddings."""
-    visible = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-    if is_causal:
-        visible = visible.tril()
-    bias, table = None, None
-    if attn_mask is not None:
-        is_bool = attn_mask.dtype == torch.bool
-        unmasked = attn_mask if is_bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
-        visible = visible & unmasked
-        if not is_bool and attn_mask.masked_fill(~unmasked, 0.0).any():
-            bias, table = _position_bias(tables, attn_mask, unmasked)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return AttentionCall(query, key, value, visible, bias, table, scale)
-
-
-def _position_bias(tables: list[Call], mask: Tensor, unmasked: Tensor) -> tuple[Tensor, nn.Embedding | None]:
-    """The position bias in an additive mask, and its table if one of the recorded calls produced it."""
-    for call in tables:
-        if call.value is not None and call.value.dim() == 3:
-            bias = call.value.permute(2, 0, 1)[None]  # (T, S, H) -> (1, H, T, S)
-            if bias.shape[1:] == mask.shape[1:] and torch.where(unmasked, bias == mask, True).all():
-                return bias, cast(nn.Embedding, call.module)
-    return mask.masked_fill(~unmasked, 0.0), None
-
-
-@contextmanager
-def _use_sdpa(model: nn.Module) -> Iterator[None]:
-    """Configure transformers' modules to call F.scaled_dot_product_attention."""
-    configs: list[Any] = [getattr(part, "config", None) for part in model.modules()]
-    before = [
-        (config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")
-    ]
-    for config, _ in before:
-        config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation

@@ -1,7 +1,8 @@
 """Record every module call of a model in execution order, by forward hooks."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,25 @@ def record_calls(
         for handle in handles:
             handle.remove()
     return calls
+
+
+@contextmanager
+def configured(model: nn.Module, **settings: Any) -> Iterator[None]:
+    """Change settings in the configurations of transformers' modules that have them."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    changed = [
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name in settings
+        if hasattr(config, name)
+    ]
+    for config, name, _ in changed:
+        setattr(config, name, settings[name])
+    try:
+        yield
+    finally:
+        for config, name, value in changed:
+            setattr(config, name, value)
 
 
 def first_tensor(value: Any) -> Tensor | None:

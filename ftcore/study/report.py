@@ -1,6 +1,8 @@
 """The result of a comparison: differences, the tolerance that rounding explains, and the table."""
 
+import html
 import math
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from ftcore.cli import few
 from ftcore.study.recording import Call
+
+COLUMNS, SHORTEST_NAME = 80, 24  # of the table, and of its names where they are longer
 
 EQUAL, DIFFERS, NOT_FINITE, SHAPE, GRADIENT = "equal", "differs", "not finite", "shape", "gradient differs"
 
@@ -38,13 +42,12 @@ def difference(mine: Tensor, reference: Tensor, scale: float | None = None) -> D
     return Difference(absolute, absolute / scale if scale else math.inf if absolute else 0.0)
 
 
-def broadcast(mine: Tensor, reference: Tensor) -> Tensor:
-    """Expand dimensions of size 1 to the shape of the reference, e.g. position ids shared by all rows."""
-    if mine.dim() == reference.dim() and mine.shape != reference.shape:
-        sizes = zip(mine.shape, reference.shape, strict=True)
-        if all(size in (1, expected) for size, expected in sizes):
-            return mine.expand_as(reference)
-    return mine
+def broadcast(tensor: Tensor, other: Tensor) -> Tensor:
+    """Expand to the shape that both have by PyTorch's rules, e.g. position ids shared by all rows."""
+    try:
+        return tensor.expand(torch.broadcast_shapes(tensor.shape, other.shape))
+    except RuntimeError:  # there is none
+        return tensor
 
 
 def largest(tensor: Tensor) -> float:
@@ -106,11 +109,15 @@ class Cause:
     before: float  # relative difference between mine and the reference
     after: float  # relative difference between mine and the reference with this mistake
     evidence: str
+    explained: int = 1  # modules whose output in mine is that of the reference with this mistake
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """Result of `compare_modules`: `report.equal` is the answer, `str(report)` the table."""
+    """Result of `compare_modules`: `report.equal` is the answer, `str(report)` the table.
+
+    As the last line of a notebook's cell it is shown as the table, too.
+    """
 
     rows: list[Row]  # in execution order
     gradients: list[Row]  # of the main input and of the parameters
@@ -130,15 +137,21 @@ class Report:
         return {"equal": self.equal} | _to_json(asdict(self))
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        """The table and the conclusion, in 80 columns where names allow."""
+        return "\n".join([*_table(self.rows), "", *self._conclusion()])
 
-    def _lines(self) -> Iterator[str]:
-        yield from _table(self.rows)
-        yield ""
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        lines = html.escape("\n".join(self._conclusion()))
+        return f"{_html_table(self.rows)}<pre>{lines}</pre>"
+
+    def _conclusion(self) -> Iterator[str]:
         yield from self._gradient_lines()
         for side, names in (("mine", self.only_mine), ("the reference", self.only_reference)):
             if names:
-                yield f"Not compared, only in {side}: {few(list(map(display_name, names)), 6)}"
+                yield _wrap(f"Not compared, only in {side}: {few(list(map(display_name, names)), 6)}")
         if self.equal:
             yield "Equal: no difference is larger than rounding explains."
             return
@@ -146,17 +159,17 @@ class Report:
             yield f"First divergent module: {display_name(self.first_divergent)}"
         if self.first_bad_module not in (None, self.first_divergent):
             bad = display_name(self.first_bad_module)
-            yield f"  Its input already differs: the mistake is in {bad}, between its submodules."
+            yield _wrap(f"  Its input already differs: the mistake is in {bad}, between its submodules.")
         if self.unequal_weights:
             listed = [f"{name} ({how})" for name, how in self.unequal_weights.items()]
-            yield f"Weights that differ from the reference: {few(listed, 6)}"
+            yield _wrap(f"Weights that differ from the reference: {few(listed, 6)}")
             yield "  copy_weights=True compares the computation alone."
         if self.first_bad_module is not None and not self.causes:
             yield "Likely cause: no known cause explains it."
         for cause in self.causes:
             yield f"Likely cause: {cause.name}, in {display_name(cause.module)}"
-            yield f"  {cause.sentence}"
-            yield f"  Evidence: {cause.evidence}."
+            yield _wrap(f"  {cause.sentence}")
+            yield _wrap(f"  Evidence: {cause.evidence}.")
 
     def _gradient_lines(self) -> Iterator[str]:
         wrong = [row for row in self.gradients if row.verdict != EQUAL]
@@ -175,18 +188,71 @@ def display_name(name: str | None) -> str:
     return name or "(whole module)"
 
 
-def _table(rows: Iterable[Row]) -> Iterator[str]:
-    lines = [("module", "shape", "absolute", "relative", "gradient", "verdict")]
-    for row in rows:
-        shape = " x ".join(map(str, row.shape)) or "scalar"
-        gradient = "" if row.gradient is None else f"{row.gradient:.1e}"
-        numbers = (f"{row.absolute:.1e}", f"{row.relative:.1e}", gradient)
-        lines.append((display_name(row.name), shape, *numbers, f"{row.verdict} {row.note}".rstrip()))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[2:5], widths[2:], strict=False)]
-        yield "  ".join([*left, *right, line[5]])
+def _wrap(text: str) -> str:
+    return textwrap.fill(
+        text, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+HEADER = ("module", "shape", "absolute", "relative", "gradient", "verdict")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    shape = "x".join(map(str, row.shape)) or "scalar"
+    gradient = "" if row.gradient is None else f"{row.gradient:.1e}"
+    numbers = f"{row.absolute:.1e}", f"{row.relative:.1e}", gradient
+    return display_name(row.name), shape, *numbers, "gradient" if row.verdict == GRADIENT else row.verdict
+
+
+def _columns(rows: list[Row]) -> list[tuple[str, ...]]:
+    """Header and cells, column by column. The gradients are left out if there are none."""
+    columns = [*zip(HEADER, *map(_cells, rows), strict=True)]
+    return [column for column in columns if any(column[1:]) or column[0] != "gradient"]
+
+
+def _table(rows: list[Row]) -> Iterator[str]:
+    """Long names are shortened, and a note that does not fit stands below its line."""
+    names, shapes, *numbers, verdicts = _columns(rows)
+    widths = [max(map(len, column)) for column in (shapes, *numbers, verdicts)]
+    room = max(COLUMNS - sum(width + 2 for width in widths), SHORTEST_NAME)
+    names = tuple(shorten(name, room) for name in names)
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in (names, shapes)]
+    padded += [[cell.rjust(max(map(len, column))) for cell in column] for column in numbers]
+    lines = map("  ".join, zip(*padded, verdicts, strict=True))
+    for line, note in zip(lines, ["", *(row.note for row in rows)], strict=True):
+        separator = " " if len(line) + len(note) < COLUMNS else "\n    "
+        yield f"{line}{separator}{note}" if note else line
+
+
+def shorten(name: str, width: int) -> str:
+    """A dotted name with its longest parts cut in the middle, so that it fits if it can."""
+    short, limit = name, max(map(len, name.split(".")))
+    while len(short) > width and limit > len("a~b"):
+        limit -= 1
+        short = ".".join(_cut(part, limit) for part in name.split("."))
+    return short
+
+
+def _cut(part: str, limit: int) -> str:
+    if len(part) <= limit:
+        return part
+    left, right = limit // 2, (limit - 1) // 2
+    return f"{part[:left]}~{part[-right:]}"
+
+
+def _html_table(rows: list[Row]) -> str:
+    """Rows that differ are bold."""
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+
+    header, *cells = zip(*_columns(rows), strict=True)
+    body = "".join(
+        f'<tr style="font-weight: {"normal" if row.verdict == EQUAL else "bold"}">'
+        f"{line('td', (*row_cells[:-1], f'{row_cells[-1]} {row.note}'))}</tr>"
+        for row, row_cells in zip(rows, cells, strict=True)
+    )
+    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _to_json(value: Any) -> Any:

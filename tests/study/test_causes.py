@@ -16,16 +16,40 @@ from ftcore.models.gpt2 import GPT2Block
 from ftcore.models.t5 import relative_position_bias
 from ftcore.study import compare_modules, randomize_weights
 from ftcore.study.report import Report
-from tests.helpers.mistakes import HEADS, MISTAKES, WIDTH, Case, case, exact_gelu, other_epsilon, wrong_scale
+from tests.helpers.mistakes import (
+    HEADS,
+    MISTAKES,
+    SIZES,
+    WIDTH,
+    Case,
+    case,
+    exact_gelu,
+    other_epsilon,
+    wrong_scale,
+)
 from tests.helpers.oracle import (
     LENGTHS,
     gpt2_pair,
     gpt2_settings,
     padding,
+    positions,
     seeds,
     sides,
     t5_pair,
     t5_settings,
+    tokens,
+)
+from tests.helpers.students import (
+    STYLES,
+    UNKNOWN_MISTAKES,
+    Attention2,
+    Attention5,
+    Block2,
+    Block5,
+    GPT2Student,
+    T5Student,
+    Way,
+    t5_name,
 )
 
 
@@ -133,6 +157,253 @@ def test_mistake_is_named_without_submodules_to_compare(mistake):
     assert [cause.name for cause in report.causes] == [mistake] * (mistake is not None), str(report)
 
 
+# ------------------------------------------------------------------------ models as a student writes them
+
+# What is wrong -> the name of the cause
+HEAD_MISTAKES = {
+    "view heads": "heads split without transpose",
+    "never transpose": "heads split without transpose",
+    "view merged": "heads merged without transpose",
+    "width first": "heads and width exchanged",
+    "width first out": "heads and width exchanged",
+    "width first everywhere": "heads and width exchanged",
+}
+MASKS = {
+    "missing": "missing",
+    "tiny": "missing",
+    "reversed": "reversed",
+    "added": "added as 0/1",
+    "multiplied": "multiplied",
+    "ten": "too small",
+    "after softmax": "after softmax",
+}
+CAUSAL_MISTAKES = {f"causal mask {how}": f"causal mask {name}" for how, name in MASKS.items()} | {
+    "causal mask triu": "causal mask reversed",
+    "causal mask ahead": "causal mask off by one",
+}
+PADDING_MISTAKES = {f"padding mask {how}": f"padding mask {name}" for how, name in MASKS.items()}
+SOFTMAX_MISTAKES = {
+    "softmax over queries": "softmax over queries",
+    "softmax over heads": "softmax over heads",
+}
+ATTENTION_MISTAKES = {
+    "gpt2": HEAD_MISTAKES
+    | CAUSAL_MISTAKES
+    | PADDING_MISTAKES
+    | SOFTMAX_MISTAKES
+    | {
+        "K heads": "heads and width exchanged",
+        "one head": "a single head",
+        "between heads": "attention between heads",
+        "between heads, transposed back": "attention between heads",
+        "qkv per head": "q, k, v split per head",
+        "scale by D": "sqrt(D) for sqrt(d)",
+        "no scale": "missing 1/sqrt(d)",
+        "scale twice": "extra 1/sqrt(d)",
+        "late scale": "scale after softmax",
+    },
+    "t5": HEAD_MISTAKES
+    | CAUSAL_MISTAKES
+    | PADDING_MISTAKES
+    | SOFTMAX_MISTAKES
+    | {
+        "scale by D": "extra 1/sqrt(D)",
+        "scale twice": "extra 1/sqrt(d)",
+        "scale after bias": "extra 1/sqrt(d)",
+        "no bias": "position bias missing",
+        "bias in first block": "position bias missing",
+        "bias off by one": "position bias off by one",
+        "transposed bias": "position bias transposed",
+        "encoder's buckets": "encoder's buckets in the decoder",
+    },
+}
+WRONG_LINES = {
+    "no residual": "residual missing",
+    "norm over residual": "norm over the residual",
+    "post-norm": "post-norm",
+    "norm after": "norm after the sublayer",
+    "no norm": "norm missing",
+}
+BLOCK_MISTAKES = (
+    {f"{how}{where}": name for how, name in WRONG_LINES.items() for where in ("", " in attention", " in mlp")}
+) | {"one norm": "norm used twice"}
+MODEL_MISTAKES = {
+    "gpt2": {
+        "positions from 1": "positions off by one",
+        "no positions": "positions missing",
+        "no final norm": "final norm missing",
+        "scaled embedding": "embedding scaled",
+        "scaled embeddings": "embedding scaled",
+    },
+    "t5": {
+        "no final norm in encoder": "final norm missing",
+        "no final norm in decoder": "final norm missing",
+        "scaled embedding": "embedding scaled",
+        "no residual in cross-attention": "residual missing",
+        "post-norm in cross-attention": "post-norm",
+    },
+}
+STUDENT_MISTAKES = [
+    pytest.param(family, mistake, name, id=f"{family}-{mistake}".replace(" ", "_"))
+    for family in ("gpt2", "t5")
+    for mistake, name in (ATTENTION_MISTAKES[family] | BLOCK_MISTAKES | MODEL_MISTAKES[family]).items()
+]
+
+
+def student_report(
+    family: str, way: Way, is_ours: bool, *, rename: object = None, length: int = 24, seed: int = 0
+) -> Report:
+    """A student's model against ftcore's or transformers'; GPT-2 has padding if it matters."""
+    theirs, ours = {"t5": t5_pair, "gpt2": gpt2_pair}[family](SIZES[family], seed)
+    mine = {"t5": T5Student, "gpt2": GPT2Student}[family](ours, way)
+    has_padding = family == "t5" or way.mistake.startswith("padding")
+    mask = padding(seed, 3, length, "left" if family == "gpt2" else "right") if has_padding else None
+    inputs: dict[str, object] = {"input_ids": tokens(seed, 3, length), "attention_mask": mask}
+    if family == "t5":
+        inputs["decoder_input_ids"] = tokens(seed + 1, 3, 17)
+    for_theirs = inputs | {"use_cache": False}
+    if family == "gpt2" and mask is not None:
+        for_theirs["position_ids"] = positions(mask)
+    return compare_modules(
+        mine,
+        ours if is_ours else theirs,
+        inputs,
+        reference_inputs=inputs if is_ours else for_theirs,
+        rename=rename,
+        where=mask if family == "gpt2" else None,
+        backward=False,
+    )
+
+
+def module_of(family: str, mistake: str) -> str:
+    """The smallest module of the reference around the mistake."""
+    if mistake in MODEL_MISTAKES[family] and "cross" not in mistake:
+        first = "decoder" if mistake.endswith("decoder") else "encoder"
+        return {"gpt2": "transformer", "t5": first}[family]
+    in_decoder = mistake.startswith("causal") or "cross" in mistake or mistake == "encoder's buckets"
+    stack = "transformer.h" if family == "gpt2" else f"{'decoder' if in_decoder else 'encoder'}.block"
+    block = f"{stack}.{1 if mistake == 'bias in first block' else 0}"
+    if mistake not in ATTENTION_MISTAKES[family]:
+        return block
+    return f"{block}.attn" if family == "gpt2" else f"{block}.layer.0.SelfAttention"
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize(("family", "mistake", "name"), STUDENT_MISTAKES)
+def test_mistake_of_a_student_is_named_and_located(family, mistake, name, is_ours):
+    """Modules have the reference's names, by `rename` for T5."""
+    style = "sdpa" if mistake.startswith("between") else "einsum" if is_ours else "matmul"
+    way = Way(HEADS, mistake, style, scaled=family == "gpt2")
+    report = student_report(family, way, is_ours, rename=t5_name if family == "t5" else None)
+    assert [cause.name for cause in report.causes] == [name], str(report)
+    assert report.first_bad_module == module_of(family, mistake), str(report)
+
+
+def hidden_names(name: str) -> str:
+    return f"student.{name}"
+
+
+@pytest.mark.parametrize("rename", [None, hidden_names], ids=["modules", "logits"])
+def test_cache_of_transformers_is_not_used(rename):
+    """A cache would grow whenever the reference runs with a mistake."""
+    theirs, ours = gpt2_pair(SIZES["gpt2"], 0)
+    theirs.config.use_cache = True
+    mine = GPT2Student(ours, Way(HEADS, "scale twice"))
+    report = compare_modules(mine, theirs, tokens(0, 3, 24), rename=rename, backward=False)
+    assert [cause.name for cause in report.causes] == ["extra 1/sqrt(d)"], str(report)
+    assert theirs.config.use_cache
+
+
+UNNAMED = [
+    *["view heads", "view merged", "causal mask tiny", "causal mask multiplied", "padding mask added"],
+    *["softmax over heads", "scale by D", "no residual in attention", "post-norm", "one norm"],
+    *["norm over residual in mlp", "scaled embedding"],
+]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("mistake", UNNAMED)
+def test_mistake_is_named_by_the_logits_alone(family, mistake):
+    """No module has a name of the reference."""
+    way = Way(HEADS, mistake, "einsum", scaled=family == "gpt2")
+    report = student_report(family, way, mistake in UNNAMED[::2], rename=hidden_names)
+    names = ATTENTION_MISTAKES[family] | BLOCK_MISTAKES | MODEL_MISTAKES[family]
+    assert [row.name for row in report.rows] == [""]
+    assert [cause.name for cause in report.causes] == [names[mistake]], str(report)
+
+
+def layer_report(
+    family: str, level: str, way: Way, is_ours: bool, *, seed: int = 0, length: int = 24, where: str = ""
+) -> Report:
+    """A student's attention or block alone, whose modules have no name of the reference, on random states."""
+    sizes = SIZES[family] | ({"n_head": way.heads} if family == "gpt2" else {"num_heads": way.heads})
+    theirs, ours = {"t5": t5_pair, "gpt2": gpt2_pair}[family](sizes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(3, length, WIDTH, generator=generator)
+    mask = padding(seed, 3, length, "right") if where == "padding" else None
+    bias = attention_mask_bias(mask, length, length, causal=family == "gpt2", like=hidden)
+    if family == "gpt2":
+        path = "transformer.h.0" + (".attn" if level == "attention" else "")
+        right = ours.get_submodule(path)
+        mine = {"attention": Attention2, "block": Block2}[level](right, way)
+        inputs, for_ours = (hidden, mask), (hidden, bias, None)
+        for_theirs = {"hidden_states": hidden, "attention_mask": bias}
+    else:
+        path = "encoder.block.0" + (".layer.0.SelfAttention" if level == "attention" else "")
+        right = ours.get_submodule(path)
+        table = ours.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        distances = relative_position_bias(table, length, length, 128, bidirectional=True).detach()
+        both = distances if bias is None else distances + bias
+        if level == "attention":
+            mine, inputs = Attention5(right, way, causal=False), (hidden, None, mask, distances)
+            for_ours = (hidden, *right.keys_values(hidden), both)
+            for_theirs = {"hidden_states": hidden, "mask": bias, "position_bias": distances}
+        else:
+            mine, inputs, for_ours = (
+                Block5(right, way, causal=False),
+                (hidden, distances, mask),
+                (hidden, both),
+            )
+            for_theirs = {"hidden_states": hidden, "attention_mask": bias, "position_bias": distances}
+    return compare_modules(
+        mine,
+        right if is_ours else theirs.get_submodule(path),
+        inputs,
+        reference_inputs=for_ours if is_ours else for_theirs,
+        rename=hidden_names if list(mine.children()) else None,
+        where=mask,
+        backward=False,
+    )
+
+
+SDPA_MISTAKES = {
+    "gpt2": ["view heads", "qkv per head", "no scale", "causal mask missing", "causal mask reversed"],
+    "t5": ["view merged", "width first", "scale twice", "padding mask missing", "padding mask reversed"],
+}
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize("level", ["attention", "block"])
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    ("family", "mistake"),
+    [(family, mistake) for family in SDPA_MISTAKES for mistake in SDPA_MISTAKES[family]],
+)
+def test_mistake_in_a_layer_alone_is_named_in_any_style(family, mistake, style, level, is_ours):
+    way = Way(HEADS, mistake, style, scaled=family == "gpt2")
+    report = layer_report(family, level, way, is_ours, where=mistake.split()[0])
+    assert [cause.name for cause in report.causes] == [ATTENTION_MISTAKES[family][mistake]], str(report)
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("mistake", BLOCK_MISTAKES)
+def test_mistake_in_a_block_alone_is_named(family, mistake, is_ours):
+    way = Way(HEADS, mistake, "matmul", scaled=family == "gpt2")
+    report = layer_report(family, "block", way, is_ours)
+    assert [cause.name for cause in report.causes] == [BLOCK_MISTAKES[mistake]], str(report)
+
+
 # -------------------------------------------------------------------------- correct layers, unknown changes
 
 UNKNOWN_CHANGES = {
@@ -187,6 +458,29 @@ def test_unknown_change_between_modules_has_no_cause(family, monkeypatch):
     part.register_forward_hook(lambda module, args, weights: weights * 1.05)
     report = report_of(broken, backward=False)
     assert not report.equal
+    assert report.causes == [], str(report)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    family=st.sampled_from(["gpt2", "t5"]),
+    level=st.sampled_from(["attention", "block"]),
+    heads=st.sampled_from([1, 2, 4]),
+    style=st.sampled_from(STYLES),
+    unknown=st.sampled_from(["", *UNKNOWN_MISTAKES]),
+    strength=st.sampled_from([1e-6, 1e-5, 1e-3, 0.3]),
+    length=st.sampled_from([1, 2, 7, 20]),
+    seed=seeds,
+    where=st.sampled_from(["", "padding"]),
+    is_ours=st.booleans(),
+)
+def test_unknown_mistake_in_any_style_has_no_cause(
+    family, level, heads, style, unknown, strength, length, seed, where, is_ours
+):
+    """Of any size, down to that of rounding errors."""
+    way = Way(heads, unknown, style, scaled=family == "gpt2", strength=strength)
+    report = layer_report(family, level, way, is_ours, seed=seed, length=length, where=where)
+    assert report.equal or unknown, str(report)
     assert report.causes == [], str(report)
 
 
@@ -276,5 +570,8 @@ def test_docs_page_lists_all_known_mistakes():
     page = Path(__file__).resolve().parents[2] / "docs" / "test_your_own_layer.md"
     table = page.read_text(encoding="utf-8").split("## Known mistakes")[1].split("Each is")[0]
     listed = set(re.findall(r"[a-z_]{4,}", table.lower()))
-    for name in {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}:
+    names = {name for mistakes in MISTAKES.values() for name in mistakes.values()} | {"tied head"}
+    for family in MISTAKES:
+        names |= set((ATTENTION_MISTAKES[family] | BLOCK_MISTAKES | MODEL_MISTAKES[family]).values())
+    for name in names:
         assert set(re.findall(r"[a-z_]{4,}", name.lower())) <= listed, name

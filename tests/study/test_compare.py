@@ -12,7 +12,7 @@ from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditiona
 from ftcore.models.gpt2 import GPT2MLP, GPT2Attention
 from ftcore.study import assert_same_as_reference, compare_modules, randomize_weights, spread_weights
 from ftcore.study.compare import select_tokens
-from ftcore.study.report import broadcast, difference, rounding
+from ftcore.study.report import Report, broadcast, difference, rounding, shorten
 from tests.helpers.oracle import gpt2_pair, padding, t5_pair, tokens
 
 GPT2 = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_head=4, n_layer=2)
@@ -117,6 +117,52 @@ def test_assert_same_as_reference_raises_with_the_table():
     assert "copy_weights=True" in message
 
 
+# --------------------------------------------------------------------------------------------------- display
+
+
+def t5_report() -> Report:
+    reference = randomize_weights(T5ForConditionalGeneration(T5).eval())
+    mine = randomize_weights(T5ForConditionalGeneration(T5).eval(), seed=1)
+    return compare_modules(
+        mine, reference, {"input_ids": tokens(0, 2, 130), "decoder_input_ids": tokens(1, 2, 120)}
+    )
+
+
+def test_table_fits_80_columns_and_names_stay_distinct():
+    report = t5_report()
+    table = str(report).partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) == 80
+    names = [line.split("  ")[0] for line in table[1:]]
+    assert len(set(names)) == len(names) == len(report.rows)
+    for row, line in zip(report.rows, table[1:], strict=True):
+        assert f"{row.absolute:.1e}   {row.relative:.1e}" in line
+    assert all(len(line) <= 80 for line in str(report).splitlines() if "layer." not in line)
+
+
+def test_only_long_parts_of_a_name_are_shortened():
+    assert shorten("transformer.h.0.attn.c_attn", 27) == "transformer.h.0.attn.c_attn"
+    assert shorten("transformer.h.0.attn.c_attn", 24) == "tran~mer.h.0.attn.c_attn"
+    assert shorten("transformer.h.0.attn.resid_dropout", 30) == "trans~rmer.h.0.attn.resid~pout"
+    assert shorten("a.b.c", 2) == "a.b.c"
+
+
+def test_column_of_gradients_is_left_out_without_gradients():
+    inputs = noise(2, 6)
+    assert "gradient" not in str(compare_modules(MLP(), MLP(), inputs, copy_weights=True, backward=False))
+    assert "  gradient  " in str(compare_modules(MLP(), MLP(), inputs, copy_weights=True))
+
+
+def test_report_is_its_table_in_a_notebook():
+    report = compare_modules(nn.Linear(6, 7), nn.Linear(6, 8), noise(2, 6))
+    report.only_mine.append("<b>")
+    assert repr(report) == str(report)
+    page = report._repr_html_()
+    assert page.count("<tr") == 1 + len(report.rows)
+    assert ">2x8<" in page and "shape (mine is 2x7)" in page and "font-weight: bold" in page
+    assert "First divergent module: (whole module)" in page
+    assert "only in mine: &lt;b&gt;" in page
+
+
 # ---------------------------------------------------------------------------------------- inputs and outputs
 
 
@@ -172,13 +218,14 @@ def test_shared_modules_are_named_by_their_caller():
 def test_different_shape():
     report = compare_modules(nn.Linear(6, 7), nn.Linear(6, 8), noise(2, 6))
     assert report.rows[0].verdict == "shape"
-    assert "shape (mine is 2 x 7)" in str(report)
+    assert "shape (mine is 2x7)" in str(report)
     assert "weight ((7, 6), expected (8, 6))" in str(report)
 
 
 def test_broadcast_over_rows():
     once, each = noise(1, 3, 4), noise(1, 3, 4).expand(2, 3, 4)
     assert broadcast(once, each).shape == (2, 3, 4)
+    assert broadcast(noise(3, 4), each).shape == (2, 3, 4)
     assert broadcast(noise(2, 1, 3), each).shape == (2, 1, 3)
 
 
@@ -189,7 +236,7 @@ def test_different_dtype_is_noted():
         mine, reference, noise(2, 6).double(), reference_inputs=noise(2, 6), copy_weights=True
     )
     assert report.equal
-    assert "equal (mine is float64, not float32)" in str(report)
+    assert "equal\n    (mine is float64, not float32)" in str(report)
 
 
 def test_first_non_finite_module_is_named():
