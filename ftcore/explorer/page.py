@@ -20,8 +20,8 @@ from ftcore.explorer.serialize import find_token_ids, to_json, token_texts
 from ftcore.models import Model
 
 # Joined in this order into one script.
-SCRIPTS = ["elements", "recording", "state", "text", "network", "panels", "attention", "next_token", "lens"]
-SCRIPTS += ["beams", "interventions", "server", "start"]
+SCRIPTS = ["elements", "recording", "help", "state", "text", "network", "panels", "attention", "next_token", "lens"]
+SCRIPTS += ["beams", "interventions", "server", "tour", "start"]
 
 
 def record_page(

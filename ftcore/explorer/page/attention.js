@@ -58,7 +58,7 @@ function buildNorms(root, part) {
   const table = element("tbody");
   appendAll(
     root,
-    element("h3", {}, title(part)),
+    headLine("forward", element("h3", {}, title(part))),
     element(
       "p",
       { class: "soft" },
@@ -104,7 +104,7 @@ function buildAllHeads(root, part) {
   const canvases = [];
   appendAll(
     root,
-    element("h3", {}, `${title(part)}: all heads`),
+    headLine("heads", element("h3", {}, `${title(part)}: all heads`)),
     element("p", { class: "soft" }, mapHint(part)),
     element(
       "div",
@@ -191,6 +191,7 @@ function buildHead(root, part) {
         { click: () => setState({ tab: "interventions", interventions: `${part.z}:${state.head}` }) },
         "Ablate",
       ),
+      ...help("attention"),
     ),
     element("p", { class: "soft" }, mapHint(part)),
     element(

@@ -115,7 +115,7 @@ panels.interventions = {
     };
     appendAll(
       root,
-      element("h3", {}, "Ablate a head or patch an activation"),
+      headLine("interventions", element("h3", {}, "What changes the answer")),
       element(
         "p",
         { class: "soft" },
@@ -155,7 +155,7 @@ panels.interventions = {
     return element(
       "div",
       {},
-      element("h3", {}, "Head ablation"),
+      headLine("ablation", element("h3", {}, "Head ablation")),
       element("p", { class: "soft" }, "The head’s output is zero at every position."),
       this.sweepNote("head_ablations", "head-ablations", "Measure all heads"),
       effectTable(
@@ -182,7 +182,7 @@ panels.interventions = {
   buildPatches() {
     const kinds = patchKinds();
     const kind = kinds[state.patchKind];
-    const heading = element("h3", {}, "Activation patching");
+    const heading = headLine("patching", element("h3", {}, "Activation patching"));
     if (!content.other) {
       const hint = live
         ? "Enter a second text above to patch activations from it."

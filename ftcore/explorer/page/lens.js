@@ -11,7 +11,7 @@ panels.lens = {
     this.caption = element("caption");
     appendAll(
       root,
-      element("h3", {}, "Logit lens"),
+      headLine("lens", element("h3", {}, "Logit lens")),
       element(
         "p",
         { class: "soft" },

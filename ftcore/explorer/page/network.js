@@ -36,8 +36,7 @@ function buildNetwork() {
   );
   document.documentElement.style.setProperty("--network-width", isT5 ? "35rem" : "25rem");
   byId("network-hint").textContent =
-    "The residual stream runs upwards. Each sublayer reads it and adds its output: the wider the curve, the " +
-    "larger the output at the current token. Click a head or a sublayer.";
+    "The residual stream of the current token runs upwards. Click a head or a sublayer.";
   new ResizeObserver(drawCrossAttention).observe(byId("stacks"));
 }
 

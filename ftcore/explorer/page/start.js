@@ -71,6 +71,8 @@ function buildFrame() {
 Object.assign(tokenTexts, content.pieces, content.other?.pieces, recording.pieces);
 await unpackAll(content);
 buildFrame();
+buildHelp();
+buildTour();
 setTheme();
 buildTabs();
 buildNetwork();

@@ -33,6 +33,7 @@ function resetState() {
     patchKind: 0,
     from: null,
     combine: false,
+    tour: "",
   });
   // Start with the head that adds most.
   const norms = Array.from({ length: model.heads }, (_, head) => headNormAt(parts[state.part], head, at));
@@ -64,6 +65,7 @@ function clampState() {
   if (!["answer", "token"].includes(state.effect)) state.effect = "answer";
   state.patchKind = within(state.patchKind, patchKinds().length - 1);
   if (state.from !== null) state.from = within(state.from, 1e6);
+  if (state.tour !== "") state.tour = within(state.tour - 1, tourStops.length - 1) + 1;
 }
 
 function writeAddress() {
@@ -88,6 +90,8 @@ async function readAddress() {
       await record(address.get("text"), other, recording.search);
     }
   }
+  if (address.has("tour")) await openStop(address.get("tour"));
+  else resetState();
   for (const name of Object.keys(state)) if (address.has(name)) state[name] = address.get(name);
   if (["light", "dark"].includes(address.get("theme"))) chosenTheme = address.get("theme");
   setTheme();
@@ -118,5 +122,6 @@ function render() {
     renderText();
     renderNetwork();
     renderPanel();
+    renderTour();
   });
 }

@@ -19,6 +19,7 @@ function buildText() {
         ` ${each.name}`,
       ),
     ),
+    ...help("runs"),
   );
   buildTokens();
 }
