@@ -409,3 +409,23 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     assert all("400 (Bad Request)" in error for error in tab.errors)  # logged by the browser
     restored.context.close()
     tab.context.close()
+
+
+def test_the_tour_of_a_live_page_is_about_its_current_text(browser, family, served):
+    tab = Visit(browser, served)
+    tab.click("#start")
+    first = tab.text("#tour-text")
+    tab.click("#form summary")
+    tab.page.locator('textarea[name="text"]').fill("Zoe runs")
+    tab.click("#form button.primary")
+    tab.page.wait_for_selector("#tour", state="hidden")
+    tab.click("#start")
+    count = len(family.tokenizer.encode("Zoe runs"))
+    assert f"reads {count} tokens" in tab.text("#tour-text") and f"reads {count} tokens" not in first
+    assert int(tab.text("#tour-count").split()[-1]) == 7  # interventions are not measured
+    address = tab.state() and tab.page.url
+    opened = Visit(browser, address)
+    assert f"reads {count} tokens" in opened.text("#tour-text")
+    assert tab.errors == opened.errors == []
+    opened.context.close()
+    tab.context.close()

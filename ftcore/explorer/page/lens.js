@@ -75,7 +75,7 @@ panels.lens = {
                     title: `${truncate(piece(id), 200)}: ${percent(probability)}`,
                     "aria-label":
                       `Block ${block}, position ${at}: ${truncate(piece(id), 60)}, ` + percent(probability),
-                    "aria-pressed": block === state.block && at === state.at,
+                    "aria-pressed": String(block === state.block && at === state.at),
                   },
                   label(id, 20),
                 ),
