@@ -11,7 +11,7 @@ import torch
 
 from ftcore import explore
 from ftcore.decoding import generate
-from ftcore.explorer.interventions import ActivationPatch, Baseline, HeadAblation, outcome
+from ftcore.explorer.interventions import Baseline, every_activation_patch, every_head_ablation
 from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import (
     Search,
@@ -56,7 +56,9 @@ def shown(request, tmp_path_factory):
     is_t5 = model.config.is_encoder_decoder
     ids = greedy_search(model, source, search.max_new_tokens)
     decoder = stacks(model)[-1]
-    names = [name for part in decoder.sublayers for name in (part.output, part.residual, part.pattern) if name]
+    names = [
+        name for part in decoder.sublayers for name in (part.output, part.residual, part.pattern) if name
+    ]
     names += [part.pattern for part in stacks(model)[0].sublayers if part.pattern]
     with torch.no_grad(), record(model, *names) as acts:
         logits = decoder_logits(model, source, ids[:-1])
@@ -68,8 +70,10 @@ def shown(request, tmp_path_factory):
         search=search,
         label=lambda token: re.sub("^ ", "␣", escape_invisible(token_text(tokenizer, int(token)))),
         source=source,
-        other=source_ids(model, tokenizer, other, search.max_new_tokens),
         ids=ids,
+        baseline=Baseline(
+            source, ids, source_ids(model, tokenizer, other, search.max_new_tokens), search.max_new_tokens
+        ),
         start=prompt_length(model, source),
         logits=logits,
         acts=acts,
@@ -106,7 +110,7 @@ def tour(browser, shown):
                 )
             },
             ranks=tab.page.locator(".beams .best[aria-label]").evaluate_all(
-                '(nodes) => nodes.map((node) => Number(node.ariaLabel.match(/rank (\\d+)/)[1]))'
+                "(nodes) => nodes.map((node) => Number(node.ariaLabel.match(/rank (\\d+)/)[1]))"
             ),
             pressed=tab.page.locator('#panel [aria-pressed="true"]').evaluate_all(
                 "(nodes) => nodes.map((node) => node.dataset.key)"
@@ -198,20 +202,26 @@ def test_the_stop_of_the_head_that_looks_at_the_answer(shown, tour):
     key = int(numbers(stop.text)[-1])
     weight = weights[block, head, key].item()
     assert weight >= weights.max().item() - 0.004  # the page's weights have 256 levels
-    assert numbers(stop.text.replace(f"head {head} of block {block}", ""))[0] == pytest.approx(weight, abs=0.01)
+    assert numbers(stop.text.replace(f"head {head} of block {block}", ""))[0] == pytest.approx(
+        weight, abs=0.01
+    )
     assert stop.quoted[-1] == shown.label(read[key])
     assert stop.tab == "Attention" and stop.heading.endswith(f"head {head}")
 
 
 def test_the_stop_of_the_head_that_looks_one_token_back(shown, tour):
-    stop = tour["A head that looks one token back"]
+    stop = tour["Looking one token back"]
     patterns = [part.pattern for part in stacks(shown.model)[0].sublayers if part.kind == "self-attention"]
     weights = torch.stack([shown.acts[name][0] for name in patterns])  # (L, H, T, T)
-    means = weights.diagonal(-1, -2, -1).mean(-1)  # (L, H)
+    previous = weights.diagonal(-1, -2, -1)  # (L, H, T - 1)
+    means = previous.mean(-1)
+    even = (weights > 0).sum(-1)[0, 0, 1:].reciprocal().mean().item()
     block, head = int(stop.part.rpartition(".")[2]), int(stop.state["head"])
     assert means[block, head] >= means.max() - 0.004
-    assert numbers(stop.text)[-1] == pytest.approx(means[block, head].item(), abs=0.01)
-    assert f"head {head} of block {block}" in stop.text
+    assert numbers(stop.text)[-2:] == pytest.approx([means[block, head].item(), even], rel=0.06, abs=0.004)
+    assert f"Head {head} of block {block}" in stop.text
+    query = int(stop.state["src" if shown.is_t5 else "at"])
+    assert previous[block, head, query - 1] >= previous[block, head].max() - 0.004
     assert stop.heading.endswith(f"head {head}") and f"block {block}, self-attention" in stop.heading
 
 
@@ -219,51 +229,46 @@ def test_the_stop_of_beams(shown, tour):
     stop = tour["Beams"]
     assert stop.tab == "Beams"
     worst = max(stop.ranks)
-    expected = "in front at every step" if worst == 1 else f"number {worst} at step {stop.ranks.index(worst) + 1} "
+    expected = (
+        "in front at every step" if worst == 1 else f"number {worst} at step {stop.ranks.index(worst) + 1} "
+    )
     assert expected in stop.text
     sizes = {"max_new_tokens": shown.search.max_new_tokens, "num_beams": shown.search.num_beams}
     same = generate(shown.model, shown.source, **sizes)[0].tolist() == shown.ids.tolist()
     assert ("the same as" in stop.text) == same
 
 
-def check_intervention(shown, stop, changes):
-    """The stop's change has the largest effect of all, and its consequence is the one that the text names."""
-    baseline = Baseline(shown.source, shown.ids, shown.other, shown.search.max_new_tokens)
+def check_strongest(shown, stop, sweep):
+    """The stop's change has the largest effect of the sweep, with the consequence that its text names."""
     answer = shown.ids[shown.start :]
     before = shown.logits[shown.start - 1 :].log_softmax(-1).gather(1, answer[:, None]).sum()
-    outcomes = [outcome(shown.model, baseline, [change]) for change in changes]
-    effects = [(before - each["log_probs"].sum()).item() for each in outcomes]
-    chosen = effects.index(max(effects))
-    left = torch.tensor(-effects[chosen]).exp().item()
-    assert share(stop.text) == pytest.approx([left], rel=0.06, abs=1.1e-5)
-    now = outcomes[chosen]["ids"]
+    effects = before - sweep["log_probs"].sum(-1)  # (N,)
+    index = effects.argmax().item()
+    assert share(stop.text) == pytest.approx([effects[index].neg().exp().item()], rel=0.06, abs=1.1e-5)
+    now = sweep["answers"][sweep["answer"][index]]
     stays = now == answer.tolist()
     assert ("stays the same" in stop.text) == stays
     assert stays or stop.quoted[-1] == words(shown, now)
     assert stop.tab == "Interventions"
-    return changes[chosen]
+    return index
 
 
 def test_the_stop_of_the_ablated_head(shown, tour):
     stop = tour["Without a head"]
-    change = check_intervention(shown, stop, [HeadAblation(*each) for each in all_heads(shown.model)])
-    assert stop.pressed == [f"{change.z}:{change.head}"]
-    assert f"head {change.head} of block {change.z.rpartition('.')[2]}’s" in stop.text
-    assert f"head {change.head} ablated" in stop.panel
+    index = check_strongest(shown, stop, every_head_ablation(shown.model, shown.baseline))
+    z, head = all_heads(shown.model)[index]
+    assert stop.pressed == [f"{z}:{head}"]
+    assert f"head {head} of block {z.rpartition('.')[2]}’s" in stop.text
+    assert f"head {head} ablated" in stop.panel
 
 
 def test_the_stop_of_the_patched_vector(shown, tour):
     stop = tour["A vector from another text"]
-    names = [block[-1].residual for block in stacks(shown.model)[0].blocks]
-    change = check_intervention(
-        shown,
-        stop,
-        [ActivationPatch(name, at, at) for name in names for at in range(shown.source.shape[1])],
-    )
-    at = change.position
-    assert stop.pressed == [f"{change.name}@{at}<{at}"]
-    assert stop.quoted[:2] == [shown.label(text[0, at]) for text in (shown.source, shown.other)]
-    assert f"(position {at}), after block {change.name.rpartition('.')[2]}" in stop.text
+    sweep = every_activation_patch(shown.model, shown.baseline)
+    block, at = divmod(check_strongest(shown, stop, sweep), shown.source.shape[1])
+    assert stop.pressed == [f"{sweep['names'][block]}@{at}<{at}"]
+    assert stop.quoted[:2] == [shown.label(text[0, at]) for text in (shown.source, shown.baseline.other)]
+    assert f"(position {at}), after block {block}" in stop.text
 
 
 def test_the_url_opens_a_stop(browser, shown, tour):
@@ -280,9 +285,21 @@ def test_the_url_opens_a_stop(browser, shown, tour):
     opened.context.close()
 
 
+@pytest.fixture(scope="module")
+def page(family, tmp_path_factory):
+    """The URL of a tiny model's page."""
+    search = Search(max_new_tokens=4, num_beams=3)
+    content = record_page(
+        family.model, family.tokenizer, "tiny", family.text, family.other, search, live=False
+    )
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    return path.as_uri()
+
+
 @pytest.fixture
-def visit(browser, shown):
-    tab = Visit(browser, shown.address)
+def visit(browser, page):
+    tab = Visit(browser, page)
     yield tab
     tab.context.close()
     assert tab.errors == []
@@ -303,14 +320,15 @@ def test_the_keyboard_leads_through_the_tour(visit):
     assert "tour" not in visit.state()
 
 
-def test_a_stop_does_not_depend_on_what_was_open_before(visit, tour):
-    visit.click("#tab-next")
-    visit.set("#temperature", 3)
-    visit.set("#position", 0)
+def test_a_stop_does_not_depend_on_what_was_open_before(visit):
     visit.click("#start")
     visit.click("#tour-next")
-    assert visit.text("#tour-text") == tour["The next token"].text
-    assert visit.state() == tour["The next token"].state
+    before = visit.text("#tour-text"), visit.state()
+    visit.set("#temperature", 3)
+    visit.set("#position", 0)
+    visit.click("#tour-back")
+    visit.click("#tour-next")
+    assert (visit.text("#tour-text"), visit.state()) == before
 
 
 def test_the_tour_stays_open_while_the_page_is_used(visit):
@@ -332,8 +350,8 @@ def test_a_bookmark_opened_in_an_open_page_restores_its_state(visit):
     assert "interventions" not in visit.state()
 
 
-def test_each_question_mark_opens_its_text(visit, shown):
-    decoder = "decoder." if shown.is_t5 else ""
+def test_each_question_mark_opens_its_text(visit, family):
+    decoder = "decoder." if family.name == "t5" else ""
     views = {
         "#tab-attention": {"text", "runs", "network", "tabs", "attention"},
         f'[data-part="{decoder}attn.0"] .name': {"heads"},
@@ -346,7 +364,9 @@ def test_each_question_mark_opens_its_text(visit, shown):
     opened = set()
     for view, expected in views.items():
         visit.click(view)
-        keys = visit.page.locator("button.help").evaluate_all("(nodes) => nodes.map((node) => node.dataset.key)")
+        keys = visit.page.locator("button.help").evaluate_all(
+            "(nodes) => nodes.map((node) => node.dataset.key)"
+        )
         assert len(keys) == len(set(keys))
         for key in keys:
             visit.click(f'[data-key="{key}"]')
@@ -369,19 +389,31 @@ def test_an_open_explanation_stays_open_at_the_next_head(visit):
     assert visit.page.locator("#help-attention").is_visible()
 
 
-def test_help_and_tour_fit_a_phone_and_are_not_printed(browser, shown):
-    phone = Visit(browser, shown.address, viewport={"width": 390, "height": 740})
+def test_the_selected_sublayer_is_in_view_on_a_phone(browser, page):
+    phone = Visit(browser, page, viewport={"width": 390, "height": 740})
+    phone.click("#start")
+    phone.press("ArrowRight", "ArrowRight")
+    assert phone.text("#tour-name") == "The residual stream"
+    selected, network, tour = (
+        phone.page.locator(name).bounding_box() for name in (".box.selected", "#network", "#tour")
+    )
+    assert network["y"] <= selected["y"] and selected["y"] + selected["height"] <= tour["y"]
+    phone.context.close()
+
+
+def test_help_and_tour_fit_a_phone_and_are_not_printed(browser, page):
+    phone = Visit(browser, page, viewport={"width": 390, "height": 740})
     phone.click('[data-key="help-attention"]')
     phone.click("#start")
     for _ in range(int(phone.text("#tour-count").split()[-1])):
         assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-        network, selected = map(phone.page.locator, ("#network", ".box.selected"))
-        inside = selected.bounding_box()["y"] - network.bounding_box()["y"]
-        assert 0 <= inside <= network.bounding_box()["height"] / 2 + 1
         box = phone.page.locator("#tour").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] < 740 / 2
         phone.page.emulate_media(media="print")
-        assert phone.page.locator(".help:visible, .help-text:visible, #tour:visible, #start:visible").count() == 0
+        assert (
+            phone.page.locator(".help:visible, .help-text:visible, #tour:visible, #start:visible").count()
+            == 0
+        )
         phone.page.emulate_media(media="screen")
         phone.click("#tour-next")
     assert phone.errors == []

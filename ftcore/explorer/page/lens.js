@@ -15,8 +15,8 @@ panels.lens = {
       element(
         "p",
         { class: "soft" },
-        "The most likely token after each block: the final norm and head applied to the residual stream there. ",
-        "The top row is the model’s prediction. Framed: the chosen token. Color: the probability.",
+        "The most likely next token if the model ended after that block; the top row is its prediction. ",
+        "Framed: the chosen token. Color: the probability.",
       ),
       element("div", { class: "scroller", id: "lens-grid" }, this.table),
       element(

@@ -36,13 +36,14 @@ function textStop() {
   const reads = isT5
     ? `The encoder reads ${source().length} tokens at once, and the decoder writes the answer token by token: ${answer}.`
     : `The model reads ${promptLength()} tokens and continues them token by token: ${answer}.`;
+  const isStart = isT5 && state.at === 0;
   return {
     name: "The text",
     section: "text",
     state: {},
     text:
-      `${reads} The framed token ${quote(run().ids[state.at])} is the current one: the page shows how ` +
-      `${quote(writtenToken())} comes to follow it.`,
+      `${reads} The framed token ${quote(run().ids[state.at])}${isStart ? ", T5’s start token," : ""} is the ` +
+      `current one: the page shows how ${quote(writtenToken())} comes to follow it.`,
   };
 }
 
@@ -132,20 +133,21 @@ function previousTokenStop() {
   if (length < 2) return null;
   const places = Array.from({ length: length - 1 }, (_, key) => key + 1); // without the first
   const weight = ({ part, head }, query) => fromLevel(attentionLevels(part, head, query)[query - 1]);
-  const mean = (each) => places.reduce((sum, query) => sum + weight(each, query), 0) / places.length;
+  const mean = (value) => places.reduce((sum, query) => sum + value(query), 0) / places.length;
   const best = largest(
     heads.filter(({ part }) => part.stack === stack && part.kind === "self-attention"),
-    mean,
+    (each) => mean((query) => weight(each, query)),
   );
-  const average = mean(best);
-  const example = places.find((query) => weight(best, query) >= average) ?? 1;
+  const average = mean((query) => weight(best, query));
+  const even = mean((query) => 1 / (isT5 ? length : query + 1));
   return {
-    name: "A head that looks one token back",
+    name: "Looking one token back",
     section: "panels",
-    state: { part: best.part.output, head: best.head, [isT5 ? "src" : "at"]: example },
+    state: { part: best.part.output, head: best.head, [isT5 ? "src" : "at"]: largest(places, (query) => weight(best, query)) },
     text:
-      `Some heads go by position. This one, head ${best.head} of ${inWords(best.part)}, gives the token before ` +
-      `each token the largest weight of all heads, ${number(average)} on average: the line beside the diagonal.`,
+      `Some heads go by position. Head ${best.head} of ${inWords(best.part)} looks most at the token before each ` +
+      `token, with a weight of ${number(average)} on average, where equal weights would be ${number(even)}: ` +
+      `the larger, the clearer the line beside the diagonal.`,
   };
 }
 
