@@ -27,7 +27,7 @@ const HELP = {
   tabs: [
     "The views",
     "Where heads look, what may come next, after which block that is settled, how beam search got there, and " +
-      "what changes the answer: five views of the same pass through the model. ",
+      "what changes the answer: views of the same pass through the model. ",
     "Choose a token or head anywhere: every view follows.",
   ],
   attention: [

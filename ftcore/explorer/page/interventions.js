@@ -202,7 +202,7 @@ panels.interventions = {
       element(
         "p",
         { class: "soft" },
-        "At one position, the activation takes its value from the second text.",
+        "Columns are blocks. At one position, the activation takes its value from the second text.",
       ),
       live
         ? this.select(
@@ -355,5 +355,8 @@ function describeIntervention(code) {
     return part ? `${title(part)}, head ${change.head} ablated` : code;
   }
   const { name, position, other_position } = change;
-  return `${name} at position ${position} from the second text’s position ${other_position}`;
+  const kind = patchKinds().find((each) => each.names.includes(name));
+  if (!kind) return code;
+  const where = `${kind.title} block ${kind.names.indexOf(name)}, position ${position}`;
+  return `${where}: from the second text, position ${other_position}`;
 }
