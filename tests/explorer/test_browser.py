@@ -281,14 +281,14 @@ def test_the_keyboard_reaches_everything(visit, recorded):
     visit.press("Home", "ArrowRight", "Enter")
     assert visit.page.locator("#position").input_value() == "1"
     visit.page.locator("#tab-attention").focus()
-    visit.press("ArrowRight", "ArrowRight")
+    visit.press("ArrowRight", "ArrowRight", "ArrowRight")
     assert visit.page.evaluate("document.activeElement.id") == "tab-lens"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert visit.page.evaluate(outline) == "solid"
 
 
 def test_every_control_has_an_accessible_name(visit):
-    for tab in ("attention", "next", "lens", "beams", "interventions"):
+    for tab in ("attention", "computation", "next", "lens", "beams", "interventions"):
         visit.click(f"#tab-{tab}")
         nameless = visit.page.evaluate(
             """() => [...document.querySelectorAll("button, input, select, canvas, [role=img]")]
@@ -301,7 +301,7 @@ def test_every_control_has_an_accessible_name(visit):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_does_not_scroll_sideways(browser, recorded, theme):
     phone = Visit(browser, recorded.address, viewport={"width": 360, "height": 740}, color_scheme=theme)
-    for tab in ("attention", "next", "lens", "beams", "interventions"):
+    for tab in ("attention", "computation", "next", "lens", "beams", "interventions"):
         phone.click(f"#tab-{tab}")
         assert phone.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
     assert phone.page.evaluate("document.documentElement.dataset.theme") == theme
@@ -339,7 +339,7 @@ def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
     path = tmp_path / "hostile.html"
     path.write_text(as_html(content), encoding="utf-8")
     tab = Visit(browser, path.as_uri(), viewport={"width": 800, "height": 700})
-    for name in ("attention", "next", "lens", "beams", "interventions"):
+    for name in ("attention", "computation", "next", "lens", "beams", "interventions"):
         tab.click(f"#tab-{name}")
         assert (
             tab.page.evaluate("document.querySelectorAll('script, img, iframe, object, embed').length") == 1

@@ -2,6 +2,7 @@
 
 const TABS = {
   attention: "Attention",
+  computation: "Computation",
   next: "Next token",
   lens: "Logit lens",
   beams: "Beams",
@@ -24,6 +25,9 @@ function resetState() {
     part: stack.blocks.at(-1).find((part) => part.kind === kind).output,
     head: 0,
     tab: "attention",
+    open: "", // what the computation shows, a key of OPENABLE; by default the sublayer itself
+    key: null, // key position of the computation; null: the largest weight
+    neuron: null, // neuron of the computation; null: the largest activation
     block: stack.blocks.length - 1,
     temperature: 1,
     k: 0,
@@ -57,6 +61,9 @@ function clampState() {
   state.src = within(state.src, source().length - 1);
   if (!Object.hasOwn(parts, state.part)) state.part = Object.keys(parts)[0];
   state.head = Math.max(-1, Math.min(Math.round(Number(state.head)) || 0, model.heads - 1));
+  if (state.key !== null) state.key = within(state.key, keys(parts[state.part]).length - 1);
+  if (state.neuron !== null) state.neuron = within(state.neuron, 1e9);
+  if (!Object.hasOwn(OPENABLE, state.open)) state.open = "";
   state.block = within(state.block, stacks.at(-1).blocks.length - 1);
   if (!Object.hasOwn(TABS, state.tab)) state.tab = "attention";
   const nearby = recording.temperatures.map((value) => Math.abs(value - Number(state.temperature)));

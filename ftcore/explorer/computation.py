@@ -1,0 +1,221 @@
+"""The vectors from which the page shows a computation step by step, each as `record` has it.
+
+Shapes: T positions from `start` on, S key positions, H heads of width K, D model width, N neurons of F.
+Recorded tensors have no batch dimension.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftcore.explorer.recorder import Stack, Sublayer, decoder_logits, stacks
+from ftcore.explorer.source import sizes
+from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.models.t5 import relative_position_bucket
+from ftcore.study import record
+from ftcore.study.names import find_hook_points
+
+TOP_NEURONS = 4  # of each position
+MAX_NUMBERS = 2_000_000  # of a page: about 10 MB
+
+
+def record_computations(
+    model: Model, source: Tensor, runs: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The computations of the encoder and of each run, see `record_computation`; None if they are too large.
+
+    A run is recorded from where it differs from the first run: before that, both compute the same.
+    """
+    *encoder, decoder = stacks(model)
+    lengths = [source.shape[1]] * len(encoder) + [len(run["ids"]) - 1 - run["start"] for run in runs]
+    sizes = [_numbers_per_position(model, stack) for stack in [*encoder, *(decoder for _ in runs)]]
+    if sum(length * size for length, size in zip(lengths, sizes, strict=True)) > MAX_NUMBERS:
+        return None
+    computations = []
+    for run in runs:
+        ids = torch.tensor(run["ids"], device=source.device)
+        start = _common_prefix(runs[0]["ids"][:-1], run["ids"][:-1]) if computations else 0
+        computations.append(record_computation(model, source, ids, start))
+    for computation in computations[1:]:
+        for part in computation["parts"].values():
+            if part.get("is_cross"):
+                del part["k"], part["v"]  # of the encoder's output: those of the first run
+    return {"encoder": record_computation(model, source, None) if encoder else None, "runs": computations}
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+def _numbers_per_position(model: Model, stack: Stack) -> int:
+    size = sizes(model)
+    attention = 3 * size["H"] * size["K"] + (size["H"] + 1) * size["D"]  # q, k, v, head_out and the residual
+    feed_forward = (3 * TOP_NEURONS + 1) * size["D"]  # at most: neurons are shared by positions
+    return sum(attention if part.pattern else feed_forward for part in stack.sublayers)
+
+
+@torch.no_grad()
+def record_computation(
+    model: Model, source: Tensor, ids: Tensor | None, start: int = 0, only: str | None = None
+) -> dict[str, Any]:
+    """Record the computation of T5's encoder, or of the decoder that reads `ids` (T + 1,), from `start` on.
+
+    Args:
+        ids: None for the encoder.
+        only: the output of one sublayer, such as "attn.3"; by default all.
+
+    Returns:
+        `start`; `input`: token and position embeddings; `final`: the final norm; `parts`: by the output of the
+        sublayer, see `_attention` and `_feed_forward`.
+
+    Raises:
+        ValueError: there is no such sublayer.
+    """
+    stack = stacks(model)[0 if ids is None else -1]
+    befores = [stack.input, *(part.residual for part in stack.sublayers)]
+    chosen = [pair for pair in zip(stack.sublayers, befores, strict=False) if only in (None, pair[0].output)]
+    if not chosen:
+        raise ValueError(f"the {stack.name} has no sublayer {only!r}")
+    prefix = stack.input.removesuffix("resid_pre.0")
+    embeddings = [f"{prefix}embed"] + (["pos_embed"] if isinstance(model, GPT2LMHeadModel) else [])
+    names = [*embeddings, befores[-1], f"{prefix}norm_final"]
+    for part, before in chosen:
+        names += [before, *_names(model, part)]
+    with record(model, *names) as acts:
+        if ids is None:
+            model.encode(source)
+        else:
+            decoder_logits(model, source, ids[:-1])
+        final = model.get_submodule(_module_name(model, f"{prefix}norm_final"))
+        return {
+            "start": start,
+            "input": {name.removeprefix(prefix): acts[name][0, start:] for name in embeddings},
+            "final": {"residual": acts[befores[-1]][0, start:], "norm": _norm(final)},
+            "parts": {
+                part.output: {"residual": acts[before][0, start:]}
+                | (_attention if part.pattern else _feed_forward)(model, part, acts, start)
+                for part, before in chosen
+            },
+        }
+
+
+def _sibling(part: Sublayer, kind: str) -> str:
+    """Another activation of a sublayer: "cross.q.0" for "cross.attn.0"."""
+    *prefix, _, block = part.output.split(".")
+    return ".".join([*prefix, kind, block])
+
+
+def _module_name(model: Model, name: str) -> str:
+    (point,) = find_hook_points(model, name)
+    return point.module_name
+
+
+def _names(model: Model, part: Sublayer) -> list[str]:
+    if part.pattern:
+        return [_sibling(part, kind) for kind in ("q", "k", "v", "head_out")]
+    layer = _module_name(model, part.output)
+    gate = [f"{layer}.wi_1"] if _is_gated(model.get_submodule(layer)) else []
+    return [f"{layer}.act@in", f"{layer}.act", *gate, _sibling(part, "neurons")]
+
+
+def _is_gated(layer: Any) -> bool:
+    return bool(getattr(layer, "is_gated", False))
+
+
+def _norm(norm: Any) -> dict[str, Any]:
+    """Weight (D,), bias (D,) or None, and epsilon."""
+    bias = getattr(norm, "bias", None)
+    return {
+        "weight": norm.weight.detach(),
+        "bias": None if bias is None else bias.detach(),
+        "eps": norm.eps,
+    }
+
+
+def _attention(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str, Any]:
+    """q (H, T, K), k and v (H, S, K), head_out (H, T, D), and what is done to the scores.
+
+    `bias` is T5's position bias: `buckets` (2 * n - 1,) of the distances 1 - n to n - 1, key minus query, and
+    the `table` (buckets, H).
+    """
+    attention: Any = model.get_submodule(_module_name(model, part.output))
+    is_cross = part.kind == "cross-attention"
+    q, k, v = (
+        acts[_sibling(part, kind)][0].unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        for kind in ("q", "k", "v")
+    )
+    return {
+        "is_cross": is_cross,
+        "norm": _norm(model.get_submodule(_module_name(model, _sibling(part, "norm_attn")))),
+        "q": q[:, start:],
+        "k": k if is_cross else k[:, start:],
+        "v": v if is_cross else v[:, start:],
+        "head_out": acts[_sibling(part, "head_out")][0, :, start:],
+        "scale": getattr(attention, "scale", 1.0),
+        "bias": None if is_cross else _position_bias(model, part, q.shape[1]),
+    }
+
+
+def _position_bias(model: Model, part: Sublayer, length: int) -> dict[str, Any] | None:
+    if isinstance(model, GPT2LMHeadModel):
+        return None
+    encodes = part.output.startswith("encoder.")
+    blocks: Any = (model.encoder if encodes else model.decoder).block
+    number = int(part.output.rpartition(".")[2])
+    tables = [block.layer[0].SelfAttention.relative_attention_bias for block in blocks[: number + 1]]
+    table = next(table for table in reversed(tables) if table is not None)  # T5: that of block 0
+    buckets = relative_position_bucket(
+        torch.arange(1 - length, length),
+        bidirectional=encodes,
+        num_buckets=table.num_embeddings,
+        max_distance=model.config.relative_attention_max_distance,
+    )
+    return {"buckets": buckets, "table": table.weight.detach()}
+
+
+def _feed_forward(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str, Any]:
+    """The neurons with the largest activations at each position, and their weights.
+
+    All (T, n): `neurons`; `inputs` and `outputs` of the activation function; `gates` (T5 v1.1, else None);
+    and `activations`, outputs times gates. `rows` has the N different neurons among them: `neurons` (N,), the
+    input weights `into` (N, D) with `bias` (N,), the weights of the `gate`, and the output weights `out`
+    (N, D).
+    """
+    name = _module_name(model, part.output)
+    layer: Any = model.get_submodule(name)
+    is_gated = _is_gated(layer)
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    into = layer.c_fc if is_gpt2 else layer.wi_0 if is_gated else layer.wi
+    out = layer.c_proj if is_gpt2 else layer.wo
+    neurons = acts[_sibling(part, "neurons")][0, start:]  # (T, F)
+    ids = neurons.abs().topk(min(TOP_NEURONS, neurons.shape[-1])).indices  # (T, n)
+    distinct = ids.unique()
+    norm = model.get_submodule(_module_name(model, _sibling(part, "norm_mlp")))
+    width = norm.weight.numel()
+    return {
+        "norm": _norm(norm),
+        "size": neurons.shape[-1],
+        "function": str(model.config.activation_function if is_gpt2 else model.config.dense_act_fn),
+        "neurons": ids,
+        "inputs": acts[f"{name}.act@in"][0, start:].gather(1, ids),
+        "outputs": acts[f"{name}.act"][0, start:].gather(1, ids),
+        "gates": acts[f"{name}.wi_1"][0, start:].gather(1, ids) if is_gated else None,
+        "activations": neurons.gather(1, ids),
+        "rows": {
+            "neurons": distinct,
+            "into": _matrix(into, width)[:, distinct].T,
+            "bias": into(norm.weight.new_zeros(1, width))[0, distinct],
+            "gate": _matrix(layer.wi_1, width)[:, distinct].T if is_gated else None,
+            "out": _matrix(out, neurons.shape[-1])[distinct],
+        },
+    }
+
+
+def _matrix(layer: nn.Module, width: int) -> Tensor:
+    """(width, out) of a linear layer of either storage order, adapters included."""
+    weight: Any = layer.weight
+    rows = torch.eye(width, dtype=weight.dtype, device=weight.device)
+    return layer(rows) - layer(torch.zeros_like(rows[:1]))
