@@ -60,6 +60,7 @@ def shown(request, tmp_path_factory):
         name for part in decoder.sublayers for name in (part.output, part.residual, part.pattern) if name
     ]
     names += [part.pattern for part in stacks(model)[0].sublayers if part.pattern]
+    names += [name.replace("pattern", kind) for name in names if "pattern" in name for kind in ("q", "k")]
     with torch.no_grad(), record(model, *names) as acts:
         logits = decoder_logits(model, source, ids[:-1])
         acts = dict(acts)
@@ -124,7 +125,7 @@ def tour(browser, shown):
 
 
 def numbers(text):
-    return [float(value) for value in re.findall(r"(?<![\w.])\d+\.?\d*(?![\w.]*\d)", QUOTED.sub("", text))]
+    return [float(value) for value in re.findall(r"(?<![\w.])-?\d+\.?\d*(?![\w.]*\d)", QUOTED.sub("", text))]
 
 
 def share(text):
@@ -207,6 +208,23 @@ def test_the_stop_of_the_head_that_looks_at_the_answer(shown, tour):
     )
     assert stop.quoted[-1] == shown.label(read[key])
     assert stop.tab == "Attention" and stop.heading.endswith(f"head {head}")
+
+
+def test_the_stop_of_the_computation(shown, tour):
+    stop = tour["How a weight is computed"]
+    (looked,) = [each for each in tour.values() if each.number == stop.number - 1]
+    assert (stop.part, stop.state["head"]) == (looked.part, looked.state["head"])
+    key, head = int(stop.state["key"]), int(stop.state["head"])
+    q, k = (
+        shown.acts[stop.part.replace("attn", kind)][0, head, at] for kind, at in (("q", stop.at), ("k", key))
+    )
+    product = (q @ k).item()
+    weight = shown.acts[stop.part.replace("attn", "pattern")][0, head, stop.at, key].item()
+    scaled = [] if shown.is_t5 else [product * len(q) ** -0.5]
+    text = stop.text.replace("−", "-")
+    assert numbers(text) == pytest.approx([product, *scaled, weight], rel=0.01, abs=0.001)
+    assert stop.quoted == [shown.label(shown.ids[stop.at]), looked.quoted[-1]]
+    assert stop.tab == "Computation" and f"weight {weight:.3f}" in stop.panel
 
 
 def test_the_stop_of_the_head_that_looks_one_token_back(shown, tour):
@@ -356,6 +374,10 @@ def test_each_question_mark_opens_its_text(visit, family):
         "#tab-attention": {"text", "runs", "network", "tabs", "attention"},
         f'[data-part="{decoder}attn.0"] .name': {"heads"},
         f'[data-part="{decoder}mlp.0"] .name': {"forward"},
+        "#tab-computation": {"neurons"},
+        f'[data-part="{decoder}attn.0"] .head': {"computation"},
+        '[data-key="open norm"]': {"norm"},
+        '[data-key="open input"]': {"embedding"},
         "#tab-next": {"next"},
         "#tab-lens": {"lens"},
         "#tab-beams": {"beams"},

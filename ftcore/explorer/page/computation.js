@@ -95,7 +95,10 @@ function openers(part) {
   const names = { ...OPENABLE, "": part.pattern ? "Attention" : "Neurons" };
   const order = ["input", "norm", "", "final"];
   return [
-    element("h3", {}, `${title(part)}${part.pattern && state.open === "" ? `, head ${shownHead()}` : ""}`),
+    headLine(
+      { "": part.pattern ? "computation" : "neurons", input: "embedding", norm: "norm", final: "norm" }[state.open],
+      element("h3", {}, `${title(part)}${part.pattern && state.open === "" ? `, head ${shownHead()}` : ""}`),
+    ),
     element(
       "div",
       { class: "openers", role: "group", "aria-label": "What is computed" },

@@ -26,8 +26,8 @@ const HELP = {
   ],
   tabs: [
     "The views",
-    "Where heads look, what may come next, after which block that is settled, how beam search got there, and " +
-      "what changes the answer: views of the same pass through the model. ",
+    "Where heads look and how that is computed, what may come next and after which block it is settled, how " +
+      "beam search got there, and what changes the answer: views of the same pass through the model. ",
     "Choose a token or head anywhere: every view follows.",
   ],
   attention: [
@@ -47,6 +47,37 @@ const HELP = {
     "It works on each token alone, where attention moves information between tokens; a bar is the norm, " +
       "the length, of the vector that it adds there. ",
     "Look for the tokens to which it adds much compared with their residual stream.",
+  ],
+  computation: [
+    "One attention weight, computed",
+    "Every step from the query and the key of two tokens to what the head adds to the stream, with this input’s " +
+      "numbers, beside the lines of code. ",
+    "Look which terms make the product large, what the softmax makes of a lead, and whose values the mix has.",
+  ],
+  neurons: [
+    "Neurons",
+    "A neuron multiplies the normed stream by its input weights; the larger the product, the more of its output " +
+      "weights it adds to the stream. ",
+    "Look how much of the layer’s output a few neurons write, and whether others do at the next token.",
+  ],
+  embedding: [
+    "The embedding",
+    isT5
+      ? "The vector that the residual stream starts with: the token’s row of the embedding table. "
+      : "The vector that the residual stream starts with: the token’s row of the embedding table plus the row of " +
+        "its position. ",
+    isT5
+      ? "Compare the same word at two positions: it starts with the same vector, and only attention tells the " +
+        "places apart."
+      : "Compare the same word at two positions: only the position’s vector differs.",
+  ],
+  norm: [
+    "A norm",
+    isT5
+      ? "RMSNorm divides the stream by the root of its mean square and multiplies each number by a learned weight. "
+      : "LayerNorm subtracts the stream’s mean, divides by its standard deviation, and multiplies each number by " +
+        "a learned weight and adds a learned bias. ",
+    "Look for single large numbers in the stream, and what the weights leave of them.",
   ],
   next: [
     "The next token",

@@ -16,8 +16,8 @@ async function openStop(number) {
 
 /** The stops of the greedy answer, in the first state of the page. Those without a subject are left out. */
 function findStops() {
-  const stops = [textStop, nextStop, streamStop, lensStop, lookupStop, previousTokenStop, beamsStop];
-  return [...stops, ablationStop, patchingStop].map((stop) => stop()).filter(Boolean);
+  const first = [textStop, nextStop, streamStop, lensStop, lookupStop, computationStop, previousTokenStop];
+  return [...first, beamsStop, ablationStop, patchingStop].map((stop) => stop()).filter(Boolean);
 }
 
 const inWords = (part) => `block ${part.block}’s ${part.kind}${isT5 ? ` in the ${part.stack}` : ""}`;
@@ -98,31 +98,62 @@ function lensStop() {
   };
 }
 
-/** The head that looks most at the token about to be written, or else at any earlier token. */
-function lookupStop() {
+/** The head that looks most at the token about to be written, or else at any earlier token; null without one. */
+function findLookup() {
   const kind = isT5 ? "cross-attention" : "self-attention";
   const read = isT5 ? source() : run().ids.slice(0, state.at); // without the current token
   const places = [...read.keys()];
   const same = places.filter((key) => read[key] === writtenToken());
-  const keys = same.length ? same : places;
-  if (!keys.length) return null;
   const candidates = heads
     .filter(({ part }) => part.stack === "decoder" && part.kind === kind)
-    .flatMap(({ part, head }) => keys.map((key) => ({ part, head, key })));
-  const level = ({ part, head, key }) => attentionLevels(part, head, state.at)[key];
-  const best = largest(candidates, level);
-  const weight = number(fromLevel(level(best)));
-  const target = `${quote(read[best.key])} at position ${best.key}`;
+    .flatMap(({ part, head }) => (same.length ? same : places).map((key) => ({ part, head, key })));
+  if (!candidates.length) return null;
+  const weight = ({ part, head, key }) => fromLevel(attentionLevels(part, head, state.at)[key]);
+  const best = largest(candidates, weight);
+  return { ...best, kind, weight: weight(best), token: read[best.key], isWritten: same.length > 0 };
+}
+
+function lookupStop() {
+  const found = findLookup();
+  if (!found) return null;
+  const { part, head, key, kind, isWritten } = found;
+  const where = `head ${head} of block ${part.block}`;
+  const target = `${quote(found.token)} at position ${key}`;
+  const weight = number(found.weight);
   return {
-    name: same.length ? "A head that looks at the answer" : "The head that looks hardest",
+    name: isWritten ? "A head that looks at the answer" : "The head that looks hardest",
     section: "panels",
-    state: { part: best.part.output, head: best.head, ...(isT5 ? { src: best.key } : {}) },
-    text: same.length
-      ? `${quote(writtenToken())}, which is written next, is in the text. Of all ${kind} heads, head ${best.head} ` +
-        `of block ${best.part.block} looks at it most: weight ${weight} on ${target}.`
+    state: { part: part.output, head, ...(isT5 ? { src: key } : {}) },
+    text: isWritten
+      ? `${quote(writtenToken())}, which is written next, is in the text. Of all ${kind} heads, ${where} looks at ` +
+        `it most: weight ${weight} on ${target}.`
       : `${quote(writtenToken())}, which is written next, is not in the text, so no head can find it there. The ` +
-        `largest ${kind} weight on ${isT5 ? "any" : "an earlier"} token is ${weight}: head ${best.head} of ` +
-        `block ${best.part.block}, on ${target}.`,
+        `largest ${kind} weight on ${isT5 ? "any" : "an earlier"} token is ${weight}: ${where}, on ${target}.`,
+  };
+}
+
+/** The same weight, step by step. Its text has numbers once the vectors are unpacked or requested. */
+function computationStop() {
+  const found = findLookup();
+  if (!found || !(live || recording.computations)) return null;
+  const { part, head, key } = found;
+  const { at } = state;
+  const tokens = `The query of ${quote(run().ids[at])} times the key of ${quote(found.token)}`;
+  let row = null;
+  return {
+    name: "How a weight is computed",
+    section: "panels",
+    state: { tab: "computation", part: part.output, head, key },
+    get text() {
+      if (state.run === 0 && computations(part)) row ??= attentionRow(part, head, at);
+      if (!row) return `${tokens} …`;
+      const scaled = row.scale === 1 ? "" : `; scaled, it is ${decimal(row.scores[key])}`;
+      return (
+        `${tokens} is ${decimal(row.products[key])}${scaled}. The softmax over the row makes it the weight ` +
+        `${decimal(row.weights[key])}; then the values are mixed and written to the stream, each step beside its ` +
+        `lines of code.`
+      );
+    },
   };
 }
 
@@ -225,13 +256,14 @@ function renderTour() {
   for (const section of document.querySelectorAll("main > section"))
     section.classList.toggle("toured", section.id === stop?.section);
   root.hidden = !stop;
+  const { text } = stop ?? { text: "" };
+  if (byId("tour-text").textContent !== text) byId("tour-text").textContent = text;
   const shown = stop ? `${recording.id} ${state.tour}` : null;
   if (renderTour.shown === shown) return;
   renderTour.shown = shown;
   if (!stop) return;
   byId("tour-count").textContent = `${state.tour} of ${tourStops.length}`;
   byId("tour-name").textContent = stop.name;
-  byId("tour-text").textContent = stop.text;
   byId("tour-back").disabled = state.tour === 1;
   byId("tour-next").textContent = state.tour === tourStops.length ? "Done" : "Next";
   const section = byId(stop.section);
