@@ -58,7 +58,12 @@ function buildNorms(root, part) {
   const table = element("tbody");
   appendAll(
     root,
-    element("h3", {}, title(part)),
+    element(
+      "div",
+      { class: "head-line" },
+      element("h3", {}, title(part)),
+      button({ click: () => setState({ tab: "computation", open: "" }) }, "Neurons"),
+    ),
     element(
       "p",
       { class: "soft" },
