@@ -154,6 +154,9 @@ const others = (list) => `${list.length} other${list.length > 1 ? "s" : ""}`;
 
 const sentence = (...items) => element("p", { class: "soft" }, ...items);
 
+/** A table that scrolls sideways on a narrow screen. */
+const inScroller = (...contents) => element("div", { class: "scroller" }, element("table", ...contents));
+
 /** Rows "name, number" of a sum, with the total below a line. */
 const sumTable = (rows, total) =>
   element(
@@ -304,8 +307,7 @@ function buildSoftmax(part, row, strongest, key) {
       element("td", { class: "number" }, value(`weight-${each}`, row.weights[each])),
       element("td", { class: "share" }, bar(row.weights[each])),
     );
-  const table = element(
-    "table",
+  const table = inScroller(
     { class: "bars softmax" },
     tableHead("", "key", "score", "e^(score − max)", "weight", ""),
     element(

@@ -137,8 +137,7 @@ function buildNeurons(part) {
       part,
       "1. Activations",
       [],
-      element(
-        "table",
+      inScroller(
         { class: "bars softmax" },
         tableHead("neuron", "input", name, ...(gated ? ["× gate", "activation"] : []), "writes", ""),
         element(
