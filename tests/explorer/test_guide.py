@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftcore import explore
+from ftcore.analysis.inputs import num_heads
 from ftcore.decoding import generate
 from ftcore.explorer.interventions import Baseline, every_activation_patch, every_head_ablation
 from ftcore.explorer.page import as_html, record_page
@@ -22,7 +23,6 @@ from ftcore.explorer.recorder import (
     source_ids,
     stacks,
 )
-from ftcore.explorer.serialize import escape_invisible, token_text
 from ftcore.study import logit_lens, record
 from ftcore.training.inputs import load_checkpoint
 from tests.helpers import tiny_checkpoints as tiny
@@ -49,9 +49,9 @@ def shown(request, tmp_path_factory):
         directory = str(explore.CLONE / directory)
     model, tokenizer = load_checkpoint(directory)
     path = tmp_path_factory.mktemp("tour") / "page.html"
-    path.write_text(
-        as_html(record_page(model, tokenizer, directory, text, other, search, live=False)), encoding="utf-8"
-    )
+    content = record_page(model, tokenizer, directory, text, other, search, live=False)
+    path.write_text(as_html(content), encoding="utf-8")
+    pieces = content["pieces"] | content["other"]["pieces"] | content["recording"]["pieces"]
     source = source_ids(model, tokenizer, text, search.max_new_tokens)
     is_t5 = model.config.is_encoder_decoder
     ids = greedy_search(model, source, search.max_new_tokens)
@@ -69,7 +69,7 @@ def shown(request, tmp_path_factory):
         model=model,
         is_t5=is_t5,
         search=search,
-        label=lambda token: re.sub("^ ", "␣", escape_invisible(token_text(tokenizer, int(token)))),
+        label=lambda token: re.sub("^ ", "␣", pieces[str(int(token))]),
         source=source,
         ids=ids,
         baseline=Baseline(
@@ -216,7 +216,8 @@ def test_the_stop_of_the_computation(shown, tour):
     assert (stop.part, stop.state["head"]) == (looked.part, looked.state["head"])
     key, head = int(stop.state["key"]), int(stop.state["head"])
     q, k = (
-        shown.acts[stop.part.replace("attn", kind)][0, head, at] for kind, at in (("q", stop.at), ("k", key))
+        shown.acts[stop.part.replace("attn", kind)][0, at].unflatten(0, (num_heads(shown.model), -1))[head]
+        for kind, at in (("q", stop.at), ("k", key))
     )
     product = (q @ k).item()
     weight = shown.acts[stop.part.replace("attn", "pattern")][0, head, stop.at, key].item()

@@ -58,7 +58,13 @@ function buildNorms(root, part) {
   const table = element("tbody");
   appendAll(
     root,
-    headLine("forward", element("h3", {}, title(part))),
+    element(
+      "div",
+      { class: "head-line" },
+      element("h3", {}, title(part)),
+      button({ click: () => setState({ tab: "computation", open: "" }) }, "Neurons"),
+      ...help("forward"),
+    ),
     element(
       "p",
       { class: "soft" },

@@ -64,20 +64,43 @@ function attentionRow(part, head, query) {
   const exponentials = scores.map((score) => Math.exp(score - highest));
   const sum = exponentials.reduce((total, each) => total + each, 0);
   const weights = exponentials.map((each) => each / sum);
-  return { q, scale, bias, isMasked, bucketOf, biasOf, products, scores, highest, exponentials, sum, weights };
+  return {
+    q,
+    scale,
+    bias,
+    isMasked,
+    bucketOf,
+    biasOf,
+    products,
+    scores,
+    highest,
+    exponentials,
+    sum,
+    weights,
+  };
 }
 
 panels.computation = {
-  key: () => ["run", "part", "head", "open", "at", "src", "key", "neuron"].map((name) => state[name]).join(" "),
+  key: () =>
+    ["run", "part", "head", "open", "at", "src", "key", "neuron"].map((name) => state[name]).join(" "),
   build(root) {
     const part = parts[state.part];
     root.className = `kind-${part.kind}`;
     if (!live && !recording.computations) {
-      appendAll(root, element("h3", {}, "Computation"), element("p", {}, "This page would be too large with the vectors of every head. Open any computation with python -m ftcore.explore --serve."));
+      appendAll(
+        root,
+        element("h3", {}, "Computation"),
+        element(
+          "p",
+          {},
+          "This page would be too large with the vectors of every head. Open any computation with python -m ftcore.explore --serve.",
+        ),
+      );
       return;
     }
     recording.computations ??= { encoder: { parts: {} }, runs: recording.runs.map(() => ({ parts: {} })) };
     if (!computations(part)) {
+      appendAll(root, element("p", { class: "soft" }, "Loading …"));
       renderPanel.key = null; // build again when it is there
       return;
     }
@@ -104,7 +127,11 @@ function openers(part) {
       { class: "openers", role: "group", "aria-label": "What is computed" },
       ...order.map((open) =>
         button(
-          { click: () => setState({ open }), "aria-pressed": String(open === state.open), "data-key": `open ${open}` },
+          {
+            click: () => setState({ open }),
+            "aria-pressed": String(open === state.open),
+            "data-key": `open ${open}`,
+          },
           names[open],
         ),
       ),
@@ -114,26 +141,42 @@ function openers(part) {
 
 const shownHead = () => Math.max(0, state.head);
 
-/** A numbered step: text and numbers, beside the lines of code. */
-function stepOf(part, [number, name], sources, ...children) {
+/** A step, numbered or alone: text and numbers, beside the lines of code. */
+function stepOf(part, name, sources, ...children) {
+  const [number, text] = name.match(/^(?:(\d+)\. )?(.*)/).slice(1);
   return element(
     "section",
-    { class: "step", "data-step": sources[0] },
-    element("h4", {}, number ? element("i", {}, String(number)) : null, name),
+    { class: "step", "data-step": sources[0] ?? "table" },
+    element("h4", {}, number ? element("i", {}, number) : null, text),
     element("div", { class: "numbers" }, ...children.filter((child) => child !== null)),
     element("div", { class: "sources" }, ...sources.map((source) => sourcePassages(part, source))),
   );
 }
 
+const others = (list) => `${list.length} other${list.length > 1 ? "s" : ""}`;
+
 const sentence = (...items) => element("p", { class: "soft" }, ...items);
+
+/** A table that scrolls sideways on a narrow screen. */
+const inScroller = (...contents) => element("div", { class: "scroller" }, element("table", ...contents));
 
 /** Rows "name, number" of a sum, with the total below a line. */
 const sumTable = (rows, total) =>
   element(
     "table",
     { class: "sum" },
-    element("tbody", {}, ...rows.map(([name, ...cells]) => element("tr", {}, element("td", {}, ...name), element("td", { class: "number" }, ...cells)))),
-    element("tfoot", {}, element("tr", {}, element("td", {}, ...total[0]), element("td", { class: "number" }, total[1]))),
+    element(
+      "tbody",
+      {},
+      ...rows.map(([name, ...cells]) =>
+        element("tr", {}, element("td", {}, ...name), element("td", { class: "number" }, ...cells)),
+      ),
+    ),
+    element(
+      "tfoot",
+      {},
+      element("tr", {}, element("td", {}, ...total[0]), element("td", { class: "number" }, total[1])),
+    ),
   );
 
 /** One attention weight. */
@@ -143,28 +186,55 @@ function buildWeight(part) {
   const strongest = [...row.weights.keys()].sort((a, b) => row.weights[b] - row.weights[a]);
   const key = Math.min(state.key ?? strongest[0], keys(part).length - 1);
   const k = keyVector(part, "k", head, key);
-  const at = (side, id, index) => [element("b", {}, side), " ", tokenSpan(id), element("small", {}, ` ${index}`)];
+  const at = (side, id, index) => [
+    element("b", {}, side),
+    " ",
+    tokenSpan(id),
+    element("small", {}, ` ${index}`),
+  ];
   const [from, to] = [at("q", queries(part)[query], query), at("k", keys(part)[key], key)];
   const products = combine(row.q, k, (a, b) => a * b);
   const keyButton = (step, label, text) =>
-    button({ click: () => setState({ key: key + step }), disabled: !(key + step in keys(part)), "aria-label": label, "data-key": label }, text);
+    button(
+      {
+        click: () => setState({ key: key + step }),
+        disabled: !(key + step in keys(part)),
+        "aria-label": label,
+        "data-key": label,
+      },
+      text,
+    );
   return [
     element(
       "p",
       { class: "lede" },
-      "From ", tokenSpan(queries(part)[query]), ` (${query}) to `,
-      keyButton(-1, "Previous key", "‹"), tokenSpan(keys(part)[key]), ` (${key}) `, keyButton(1, "Next key", "›"),
+      "From ",
+      tokenSpan(queries(part)[query]),
+      ` (${query}) to `,
+      keyButton(-1, "Previous key", "‹"),
+      tokenSpan(keys(part)[key]),
+      ` (${key}) `,
+      keyButton(1, "Next key", "›"),
       element("span", { class: "found" }, "weight ", value("weight", row.weights[key])),
     ),
     stepOf(
-      part, [1, "Query and key"], ["qkv"],
-      sentence(`Matrices turn the normed stream at the query’s token into q, and ${part.kind === "cross-attention" ? "the encoder’s output" : "the normed stream"} at the key’s token into k and v: ${row.q.length} numbers each.`),
+      part,
+      "1. Query and key",
+      ["qkv"],
+      sentence(
+        `Matrices turn the normed stream at the query’s token into q, and ${part.kind === "cross-attention" ? "the encoder’s output" : "the normed stream"} at the key’s token into k and v: ${row.q.length} numbers each.`,
+      ),
       vectorRow(from, row.q, { key: "q" }),
       vectorRow(to, k, { key: "k" }),
     ),
     stepOf(
-      part, [2, "Their product"], ["product"],
-      vectorRow([element("b", {}, "q × k")], products, { note: `sum ${decimal(row.products[key])}`, key: "products" }),
+      part,
+      "2. Their product",
+      ["product"],
+      vectorRow([element("b", {}, "q × k")], products, {
+        note: `sum ${decimal(row.products[key])}`,
+        key: "products",
+      }),
       ...dotProduct("product", ["q", row.q], ["k", k]),
     ),
     buildScore(part, head, row, query, key),
@@ -181,16 +251,32 @@ function buildScore(part, head, row, query, key) {
   const isUsual = Math.abs(row.scale - width ** -0.5) < 1e-6;
   const rows = [[["q · k"], value("product-again", row.products[key])]];
   if (isT5) rows.push([["no scale", element("small", {}, " 1/√K is in T5’s initial weights of q")], "× 1"]);
-  else rows.push([[isUsual ? `÷ √K = √${width}` : `× ${decimal(row.scale)}`, element("small", {}, isUsual ? ` = ${decimal(1 / row.scale)}` : "")], value("scaled", scaled)]);
+  else
+    rows.push([
+      [
+        isUsual ? `÷ √K = √${width}` : `× ${decimal(row.scale)}`,
+        element("small", {}, isUsual ? ` = ${decimal(1 / row.scale)}` : ""),
+      ],
+      value("scaled", scaled),
+    ]);
   if (row.bias) {
     const note = ` key − query = ${decimal(key - query).replace(".000", "")}: bucket ${row.bucketOf(key)} of ${row.bias.table.shape[0]}`;
     rows.push([["+ position bias", element("small", {}, note)], value("bias", row.biasOf(key))]);
   }
   const masked = row.isMasked(key);
-  const why = masked ? " the key comes after the query" : keysAreSource(part) ? " no padding" : " the key is not after the query";
+  const why = masked
+    ? " the key comes after the query"
+    : keysAreSource(part)
+      ? " no padding"
+      : " the key is not after the query";
   rows.push([["+ mask", element("small", {}, why)], masked ? "−∞" : "0"]);
   const sources = isT5 ? (row.bias ? ["scale", "bias", "mask"] : ["scale", "mask"]) : ["scale", "mask"];
-  return stepOf(part, [3, isT5 ? (row.bias ? "Position bias and mask" : "Mask, and no scale") : "Scale and mask"], sources, sumTable(rows, [["score"], value("score", row.scores[key])]));
+  return stepOf(
+    part,
+    `3. ${isT5 ? (row.bias ? "Position bias and mask" : "Mask, and no scale") : "Scale and mask"}`,
+    sources,
+    sumTable(rows, [["score"], value("score", row.scores[key])]),
+  );
 }
 
 const SHOWN_KEYS = 8;
@@ -206,14 +292,25 @@ function buildSoftmax(part, row, strongest, key) {
       "tr",
       { class: each === key ? "chosen" : "", "data-row": each },
       numberCell(String(each), "rank"),
-      element("td", {}, button({ class: "key-button", click: () => setState({ key: each }), "data-key": `key ${each}`, "aria-label": `Key ${each}, ${truncate(piece(keys(part)[each]), 60)}` }, tokenSpan(keys(part)[each]))),
+      element(
+        "td",
+        {},
+        button(
+          {
+            class: "key-button",
+            click: () => setState({ key: each }),
+            "data-key": `key ${each}`,
+            "aria-label": `Key ${each}, ${truncate(piece(keys(part)[each]), 60)}`,
+          },
+          tokenSpan(keys(part)[each]),
+        ),
+      ),
       numberCell(decimal(row.scores[each])),
       numberCell(decimal(row.exponentials[each])),
       element("td", { class: "number" }, value(`weight-${each}`, row.weights[each])),
       element("td", { class: "share" }, bar(row.weights[each])),
     );
-  const table = element(
-    "table",
+  const table = inScroller(
     { class: "bars softmax" },
     tableHead("", "key", "score", "e^(score − max)", "weight", ""),
     element(
@@ -221,15 +318,42 @@ function buildSoftmax(part, row, strongest, key) {
       {},
       ...shown.map(line),
       rest.length
-        ? element("tr", { class: "soft" }, numberCell("", "rank"), element("td", {}, `${rest.length} others`), numberCell(""), numberCell(decimal(total(row.exponentials))), numberCell(decimal(total(row.weights))), element("td", { class: "share" }, bar(total(row.weights))))
+        ? element(
+            "tr",
+            { class: "soft" },
+            numberCell("", "rank"),
+            element("td", {}, others(rest)),
+            numberCell(""),
+            numberCell(decimal(total(row.exponentials))),
+            numberCell(decimal(total(row.weights))),
+            element("td", { class: "share" }, bar(total(row.weights))),
+          )
         : "",
     ),
-    element("tfoot", {}, element("tr", {}, numberCell("", "rank"), element("td", {}, "sum"), numberCell(""), numberCell(decimal(row.sum)), numberCell("1"), element("td"))),
+    element(
+      "tfoot",
+      {},
+      element(
+        "tr",
+        {},
+        numberCell("", "rank"),
+        element("td", {}, "sum"),
+        numberCell(""),
+        numberCell(decimal(row.sum)),
+        numberCell("1"),
+        element("td"),
+      ),
+    ),
   );
   return stepOf(
-    part, [4, "Softmax over the row"], ["softmax"],
+    part,
+    "4. Softmax over the row",
+    ["softmax"],
     table,
-    equation(`e^(${decimal(row.scores[key])} − ${inBrackets(row.highest)}) / ${decimal(row.sum)} = ${decimal(row.exponentials[key])} / ${decimal(row.sum)} = `, value("softmax", row.weights[key])),
+    equation(
+      `e^(${decimal(row.scores[key])} − ${inBrackets(row.highest)}) / ${decimal(row.sum)} = ${decimal(row.exponentials[key])} / ${decimal(row.sum)} = `,
+      value("softmax", row.weights[key]),
+    ),
   );
 }
 
@@ -238,15 +362,29 @@ function buildMix(part, head, row, strongest, key) {
   const shown = strongest.slice(0, 4).filter((each) => row.weights[each] > 0);
   if (!shown.includes(key)) shown.push(key);
   const values = keys(part).map((_, each) => times(keyVector(part, "v", head, each), row.weights[each]));
-  const add = (chosen) => chosen.reduce((sum, each) => combine(sum, values[each], (a, b) => a + b), new Float64Array(row.q.length));
+  const add = (chosen) =>
+    chosen.reduce((sum, each) => combine(sum, values[each], (a, b) => a + b), new Float64Array(row.q.length));
   const rest = strongest.filter((each) => !shown.includes(each));
   const mixed = add(strongest);
   const scale = largestOf(mixed, ...shown.map((each) => values[each]));
   return stepOf(
-    part, [5, "The mix of values"], ["mix"],
+    part,
+    "5. The mix of values",
+    ["mix"],
     sentence("Each key’s v, times its weight. Their sum is the head’s z."),
-    ...shown.map((each) => vectorRow([element("b", {}, `${decimal(row.weights[each])} v`), " ", tokenSpan(keys(part)[each]), element("small", {}, ` ${each}`)], values[each], { scale, key: `v-${each}` })),
-    rest.length ? vectorRow([`${rest.length} others`], add(rest), { scale }) : null,
+    ...shown.map((each) =>
+      vectorRow(
+        [
+          element("b", {}, `${decimal(row.weights[each])} v`),
+          " ",
+          tokenSpan(keys(part)[each]),
+          element("small", {}, ` ${each}`),
+        ],
+        values[each],
+        { scale, key: `v-${each}` },
+      ),
+    ),
+    rest.length ? vectorRow([others(rest)], add(rest), { scale }) : null,
     vectorRow([element("b", {}, "z"), " their sum"], mixed, { scale, key: "z" }),
   );
 }
@@ -257,11 +395,14 @@ function buildWrite(part, head, query) {
   const norm = euclideanNorm(written);
   const outputNorm = normAt("output_norms", part.output, part, query);
   return stepOf(
-    part, [6, "Written to the stream"], ["write"],
+    part,
+    "6. Written to the stream",
+    ["write"],
     sentence(`The head’s rows of the output matrix turn z into ${written.length} numbers.`),
     vectorRow([element("b", {}, "head_out")], written, { key: "head_out" }),
     equation(
-      `This head’s norm is `, value("head-norm", norm),
+      `This head’s norm is `,
+      value("head-norm", norm),
       `; all ${model.heads} heads${isT5 ? "" : " and the bias"} together write ${decimal(outputNorm)}, and the stream after it has `,
       `${decimal(normAt("residual_norms", part.residual, part, query))}.`,
     ),

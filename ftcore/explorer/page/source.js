@@ -10,7 +10,7 @@ const letterSizes = (part) => ({
 
 /** Shapes in comments such as "(B, H, T, S)" with this input's sizes. */
 function withSizes(line, sizes) {
-  const shape = /\((?=[^()]*,)(?:[BTSDHKFVN]|\d+|or|so far|[,* ])+\)/g;
+  const shape = /\((?=[^()]*[BTSDHKFVN])(?=[^()]*,)(?:[BTSDHKFVN]|\d+|or|so far|[,* ])+\)/g;
   const filled = [];
   let end = 0;
   for (const match of line.matchAll(shape)) {
@@ -28,13 +28,14 @@ function sourcePassages(part, step) {
   return element(
     "div",
     { class: "source" },
-    ...content.source.steps[prefix][step].map(([index, marked]) => passage(content.source.functions[index], marked, sizes)),
+    ...content.source.steps[prefix][step].map(([index, marked]) =>
+      passage(content.source.functions[index], marked, sizes),
+    ),
   );
 }
 
 function passage({ file, first, lines }, marked, sizes) {
   const shown = marked.length ? marked : [0]; // an edited function may lack the line
-  const indents = shown.map((i) => lines[i].search(/\S/));
   const whole = element("pre", { tabindex: 0 });
   return element(
     "details",
@@ -48,16 +49,26 @@ function passage({ file, first, lines }, marked, sizes) {
       "summary",
       { title: "The whole function" },
       element("span", { class: "where" }, `${file}, line ${lineNumbers(shown.map((i) => first + i))}`),
-      ...shown.map((i) => element("code", {}, ...withSizes(lines[i].slice(Math.min(...indents)), sizes))),
+      ...shown.map((i) =>
+        element("code", {}, ...withSizes(lines[i].slice(indentation(lines, shown, i)), sizes)),
+      ),
     ),
     whole,
   );
 }
 
+/** The indentation of the statement of a line: that of the first of consecutive lines. */
+const indentation = (lines, shown, i) =>
+  shown.includes(i - 1)
+    ? Math.min(indentation(lines, shown, i - 1), lines[i].search(/\S/))
+    : lines[i].search(/\S/);
+
 /** "3, 5–7" for 3, 5, 6, 7. */
 const lineNumbers = (numbers) =>
   numbers
-    .map((each, i) => (each !== numbers[i - 1] + 1 ? `, ${each}` : each !== numbers[i + 1] - 1 ? `–${each}` : ""))
+    .map((each, i) =>
+      each !== numbers[i - 1] + 1 ? `, ${each}` : each !== numbers[i + 1] - 1 ? `–${each}` : "",
+    )
     .join("")
     .slice(2);
 

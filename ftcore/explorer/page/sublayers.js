@@ -11,16 +11,26 @@ function buildInput(part) {
   if (pos_embed) {
     const place = rowOf(pos_embed, index);
     rows.push(vectorRow([element("b", {}, "pos_embed"), ` position ${at}`], place, { key: "pos_embed" }));
-    rows.push(vectorRow([element("b", {}, "stream"), " their sum"], combine(token, place, (a, b) => a + b), { key: "stream" }));
+    rows.push(
+      vectorRow(
+        [element("b", {}, "stream"), " their sum"],
+        combine(token, place, (a, b) => a + b),
+        { key: "stream" },
+      ),
+    );
   }
   const { V, D } = content.source.sizes;
   return [
     element("p", { class: "lede" }, "What ", tokenSpan(id), ` (${at}) starts with`),
     stepOf(
-      part, [0, "Embedding"], ["input"],
+      part,
+      "Embedding",
+      ["input"],
       sentence(
         `The token’s id is ${id}: row ${id} of the embedding table (${V}, ${D})`,
-        pos_embed ? `, plus row ${at} of the position table.` : `. T5 adds no positions here: a bias in its attention has them.`,
+        pos_embed
+          ? `, plus row ${at} of the position table.`
+          : `. T5 adds no positions here: a bias in its attention has them.`,
       ),
       ...rows,
       pythonRecord(`${inEncoder(part) ? "encoder." : isT5 ? "decoder." : ""}embed`, `[0, ${at}]  # (D,)`),
@@ -43,13 +53,30 @@ function buildNorm(part) {
   const D = stream.length;
   const eps = `${norm.eps}`.replace("-", "−");
   return [
-    element("p", { class: "lede" }, isFinal ? "The last norm at " : "What the sublayer reads at ", tokenSpan(queries(part)[at]), ` (${at})`),
+    element(
+      "p",
+      { class: "lede" },
+      isFinal ? "The last norm at " : "What the sublayer reads at ",
+      tokenSpan(queries(part)[at]),
+      ` (${at})`,
+    ),
     stepOf(
-      part, [0, norm.bias ? "LayerNorm" : "RMSNorm"], [source],
+      part,
+      norm.bias ? "LayerNorm" : "RMSNorm",
+      [source],
       vectorRow([element("b", {}, "x"), " the stream"], stream, { key: "stream" }),
       norm.bias
-        ? sumTable([[[`mean of ${D} numbers`], value("mean", mean)], [["variance"], value("variance", spread)]], [[`√(variance + ${eps})`], value("root", Math.sqrt(spread + norm.eps))])
-        : sumTable([[[`mean square of ${D} numbers`], value("mean-square", spread)]], [[`√(mean square + ${eps})`], value("root", Math.sqrt(spread + norm.eps))]),
+        ? sumTable(
+            [
+              [[`mean of ${D} numbers`], value("mean", mean)],
+              [["variance"], value("variance", spread)],
+            ],
+            [[`√(variance + ${eps})`], value("root", Math.sqrt(spread + norm.eps))],
+          )
+        : sumTable(
+            [[[`mean square of ${D} numbers`], value("mean-square", spread)]],
+            [[`√(mean square + ${eps})`], value("root", Math.sqrt(spread + norm.eps))],
+          ),
       vectorRow([norm.bias ? "(x − mean) / root" : "x / root"], normed, { key: "normed" }),
       vectorRow(["weight"], weight, { key: "weight" }),
       norm.bias ? vectorRow(["bias"], bias, { key: "bias" }) : null,
@@ -59,7 +86,8 @@ function buildNorm(part) {
         norm.bias ? `(${decimal(stream[largest])} − ${inBrackets(mean)})` : decimal(stream[largest]),
         ` / ${decimal(Math.sqrt(spread + norm.eps))} × ${inBrackets(weight[largest])}`,
         norm.bias ? ` + ${inBrackets(bias[largest])}` : "",
-        " = ", value("largest", scaled[largest]),
+        " = ",
+        value("largest", scaled[largest]),
       ),
       pythonRecord(name, `[0, ${at}]  # (D,)`),
     ),
@@ -71,7 +99,9 @@ function normalize(stream, norm) {
   const mean = norm.bias ? stream.reduce((sum, each) => sum + each, 0) / stream.length : 0;
   const spread = stream.reduce((sum, each) => sum + (each - mean) ** 2, 0) / stream.length;
   const normed = Float64Array.from(stream, (each) => (each - mean) / Math.sqrt(spread + norm.eps));
-  const scaled = normed.map((each, i) => each * norm.weight.values[i] + (norm.bias ? norm.bias.values[i] : 0));
+  const scaled = normed.map(
+    (each, i) => each * norm.weight.values[i] + (norm.bias ? norm.bias.values[i] : 0),
+  );
   return { mean, spread, normed, scaled };
 }
 
@@ -86,7 +116,8 @@ function buildNeurons(part) {
   const chosen = Math.max(0, neurons.indexOf(state.neuron));
   const row = rows.neurons.values.indexOf(neurons[chosen]);
   const x = normalize(vectorAt(part, "residual", at), recorded.norm).scaled;
-  const outputNorm = (n) => Math.abs(of("activations")[n]) * euclideanNorm(rowOf(rows.out, rows.neurons.values.indexOf(neurons[n])));
+  const outputNorm = (n) =>
+    Math.abs(of("activations")[n]) * euclideanNorm(rowOf(rows.out, rows.neurons.values.indexOf(neurons[n])));
   const largest = Math.max(...neurons.map((_, n) => outputNorm(n)));
   const written = times(rowOf(rows.out, row), of("activations")[chosen]);
   const weights = rowOf(rows.into, row);
@@ -95,11 +126,18 @@ function buildNeurons(part) {
   const name = recorded.function;
   const gated = recorded.gates !== null;
   return [
-    element("p", { class: "lede" }, `The ${neurons.length} most active of ${size} neurons at `, tokenSpan(queries(part)[at]), ` (${at})`),
+    element(
+      "p",
+      { class: "lede" },
+      `The ${neurons.length} most active of ${size} neurons at `,
+      tokenSpan(queries(part)[at]),
+      ` (${at})`,
+    ),
     stepOf(
-      part, [1, "Activations"], ["neurons"],
-      element(
-        "table",
+      part,
+      "1. Activations",
+      [],
+      inScroller(
         { class: "bars softmax" },
         tableHead("neuron", "input", name, ...(gated ? ["× gate", "activation"] : []), "writes", ""),
         element(
@@ -109,10 +147,25 @@ function buildNeurons(part) {
             element(
               "tr",
               { class: n === chosen ? "chosen" : "" },
-              element("td", {}, button({ class: "key-button", click: () => setState({ neuron }), "data-key": `neuron ${neuron}`, "aria-label": `Neuron ${neuron}`, "aria-pressed": String(n === chosen) }, String(neuron))),
+              element(
+                "td",
+                { class: "rank" },
+                button(
+                  {
+                    class: "key-button",
+                    click: () => setState({ neuron }),
+                    "data-key": `neuron ${neuron}`,
+                    "aria-label": `Neuron ${neuron}`,
+                    "aria-pressed": String(n === chosen),
+                  },
+                  String(neuron),
+                ),
+              ),
               numberCell(decimal(of("inputs")[n])),
               numberCell(decimal(of("outputs")[n])),
-              ...(gated ? [numberCell(decimal(of("gates")[n])), numberCell(decimal(of("activations")[n]))] : []),
+              ...(gated
+                ? [numberCell(decimal(of("gates")[n])), numberCell(decimal(of("activations")[n]))]
+                : []),
               numberCell(decimal(outputNorm(n))),
               element("td", { class: "share" }, bar(outputNorm(n) / (largest || 1))),
             ),
@@ -121,20 +174,33 @@ function buildNeurons(part) {
       ),
     ),
     stepOf(
-      part, [2, `Neuron ${neurons[chosen]}`], ["norm_mlp"],
+      part,
+      `2. Neuron ${neurons[chosen]}`,
+      ["neurons"],
       vectorRow([element("b", {}, "x"), " normed stream"], x, { key: "x" }),
       vectorRow([element("b", {}, "w"), " input weights"], weights, { key: "w" }),
       vectorRow([element("b", {}, "x × w")], products, { note: `sum ${decimal(dot(x, weights))}` }),
       ...dotProduct("dot", ["x", x], ["w", weights]),
       bias === null ? null : equation(`+ bias ${decimal(bias)} = `, value("input", of("inputs")[chosen])),
       equation(`${name}(${decimal(of("inputs")[chosen])}) = `, value("output", of("outputs")[chosen])),
-      gated ? equation(`× gate, x · w of a second matrix: ${decimal(of("outputs")[chosen])} × ${inBrackets(of("gates")[chosen])} = `, value("activation", of("activations")[chosen])) : null,
+      gated
+        ? equation(
+            `× gate, x · w of a second matrix: ${decimal(of("outputs")[chosen])} × ${inBrackets(of("gates")[chosen])} = `,
+            value("activation", of("activations")[chosen]),
+          )
+        : null,
     ),
     stepOf(
-      part, [3, "Written to the stream"], ["write_mlp"],
+      part,
+      "3. Written to the stream",
+      ["write_mlp"],
       sentence("The activation times the neuron’s output weights."),
-      vectorRow([element("b", {}, `${decimal(of("activations")[chosen])} w`), " output"], written, { key: "written" }),
-      equation(`All ${size} neurons${isT5 ? "" : " and the bias"} together write a vector of norm ${decimal(normAt("output_norms", part.output, part, at))}.`),
+      vectorRow([element("b", {}, `${decimal(of("activations")[chosen])} w`), " output"], written, {
+        key: "written",
+      }),
+      equation(
+        `All ${size} neurons${isT5 ? "" : " and the bias"} together write a vector of norm ${decimal(normAt("output_norms", part.output, part, at))}.`,
+      ),
       pythonRecord(siblingOf(part, "neurons"), `[0, ${at}, ${neurons[chosen]}]`),
     ),
   ];

@@ -3,15 +3,17 @@
 /** Three decimals, or two significant digits below 0.01, with a minus sign. */
 function decimal(value) {
   if (value === -Infinity) return "−∞";
+  if (value === 0) return "0";
   const size = Math.abs(value);
   const digits = size >= 100 ? 1 : size >= 10 ? 2 : 3;
-  const text = size >= 0.01 || value === 0 ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
+  const text = size >= 0.01 ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
   return text.replaceAll("-", "−");
 }
 
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 const euclideanNorm = (vector) => Math.sqrt(dot(vector, vector));
-const largestOf = (...vectors) => Math.max(...vectors.map((vector) => vector.reduce((m, v) => Math.max(m, Math.abs(v)), 0)));
+const largestOf = (...vectors) =>
+  Math.max(...vectors.map((vector) => vector.reduce((m, v) => Math.max(m, Math.abs(v)), 0)));
 const times = (vector, factor) => Float64Array.from(vector, (value) => value * factor);
 const combine = (a, b, operation) => Float64Array.from(a, (value, i) => operation(value, b[i]));
 
@@ -45,7 +47,13 @@ function vectorRow(name, vector, { scale = largestOf(vector), note = null, key =
     readout.textContent = `[${index}] ${decimal(vector[index])}`;
   });
   strip.addEventListener("pointerleave", () => (readout.textContent = rest));
-  const row = element("div", { class: "vector", "data-vector": key }, element("span", { class: "vector-name" }, ...name), strip, readout);
+  const row = element(
+    "div",
+    { class: "vector", "data-vector": key },
+    element("span", { class: "vector-name" }, ...name),
+    strip,
+    readout,
+  );
   row.numbers = vector;
   return row;
 }
@@ -73,7 +81,14 @@ function dotProduct(name, [left, a], [right, b]) {
         if (table.rows.length) return;
         terms.forEach((term, i) =>
           table.append(
-            element("tr", {}, numberCell(String(i), "rank"), numberCell(decimal(a[i])), numberCell(decimal(b[i])), numberCell(decimal(term))),
+            element(
+              "tr",
+              {},
+              numberCell(String(i), "rank"),
+              numberCell(decimal(a[i])),
+              numberCell(decimal(b[i])),
+              numberCell(decimal(term)),
+            ),
           ),
         );
       },
@@ -90,7 +105,11 @@ function dotProduct(name, [left, a], [right, b]) {
       `${left} · ${right} = `,
       ...largest.flatMap((i, n) => [
         n ? " + " : "",
-        element("span", { class: "term", title: `dimension ${i}` }, `${inBrackets(a[i])} × ${inBrackets(b[i])}`),
+        element(
+          "span",
+          { class: "term", title: `dimension ${i}` },
+          `${inBrackets(a[i])} × ${inBrackets(b[i])}`,
+        ),
       ]),
       ...(terms.length > 3
         ? [element("span", { class: "soft" }, ` + ${terms.length - 3} smaller terms: `), inBrackets(rest)]
