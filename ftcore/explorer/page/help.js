@@ -56,8 +56,8 @@ const HELP = {
   ],
   neurons: [
     "Neurons",
-    "A neuron multiplies the normed stream by its input weights; the larger the product, the more of its output " +
-      "weights it adds to the stream. ",
+    "A neuron makes one number, its activation, of the normed stream and its input weights, and adds its output " +
+      "weights times that number to the stream. ",
     "Look how much of the layer’s output a few neurons write, and whether others do at the next token.",
   ],
   embedding: [

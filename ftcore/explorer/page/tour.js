@@ -268,7 +268,8 @@ function renderTour() {
   byId("tour-next").textContent = state.tour === tourStops.length ? "Done" : "Next";
   const section = byId(stop.section);
   const { top } = section.getBoundingClientRect();
-  if (top < 0 || top > innerHeight / 3) section.scrollIntoView();
+  const isNarrow = matchMedia("(max-width: 62rem)").matches;
+  if (isNarrow || top < 0 || top > innerHeight / 3) section.scrollIntoView();
   showSelected();
   if (document.activeElement === byId("start")) byId("tour-next").focus();
 }
