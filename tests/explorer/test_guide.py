@@ -190,7 +190,7 @@ def test_the_stop_of_the_head_that_looks_at_the_answer(shown, tour):
     written = shown.ids[stop.at + 1]
     read = shown.source[0] if shown.is_t5 else shown.ids[: stop.at]
     found = read == written
-    assert ("not in the text" in stop.text) == (not found.any())
+    assert (" is not " in stop.text) == (not found.any())
     names = [
         part.pattern
         for part in stacks(shown.model)[-1].sublayers

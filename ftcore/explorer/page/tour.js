@@ -34,7 +34,8 @@ const largest = (items, value) => items.reduce((best, item) => (value(item) > va
 function textStop() {
   const answer = textOf(run().ids.slice(promptLength()));
   const reads = isT5
-    ? `The encoder reads ${source().length} tokens at once, and the decoder writes the answer token by token: ${answer}.`
+    ? `The encoder reads ${source().length} tokens at once, and the decoder writes the answer token by token: ` +
+      `${answer}.`
     : `The model reads ${promptLength()} tokens and continues them token by token: ${answer}.`;
   const isStart = isT5 && state.at === 0;
   return {
@@ -120,15 +121,16 @@ function lookupStop() {
   const where = `head ${head} of block ${part.block}`;
   const target = `${quote(found.token)} at position ${key}`;
   const weight = number(found.weight);
+  const read = isT5 ? "in the text" : "among the earlier tokens";
   return {
     name: isWritten ? "A head that looks at the answer" : "The head that looks hardest",
     section: "panels",
     state: { part: part.output, head, ...(isT5 ? { src: key } : {}) },
     text: isWritten
-      ? `${quote(writtenToken())}, which is written next, is in the text. Of all ${kind} heads, ${where} looks at ` +
-        `it most: weight ${weight} on ${target}.`
-      : `${quote(writtenToken())}, which is written next, is not in the text, so no head can find it there. The ` +
-        `largest ${kind} weight on ${isT5 ? "any" : "an earlier"} token is ${weight}: ${where}, on ${target}.`,
+      ? `${quote(writtenToken())}, which is written next, is ${read}. Of all ${kind} heads, ${where} looks at it ` +
+        `most: weight ${weight} on ${target}.`
+      : `${quote(writtenToken())}, which is written next, is not ${read}, so no head can find it there. The largest ` +
+        `${kind} weight on ${isT5 ? "any" : "an earlier"} token is ${weight}: ${where}, on ${target}.`,
   };
 }
 
@@ -170,11 +172,12 @@ function previousTokenStop() {
     (each) => mean((query) => weight(each, query)),
   );
   const average = mean((query) => weight(best, query));
+  const example = largest(places, (query) => weight(best, query));
   const even = mean((query) => 1 / (isT5 ? length : query + 1));
   return {
     name: "Looking one token back",
     section: "panels",
-    state: { part: best.part.output, head: best.head, [isT5 ? "src" : "at"]: largest(places, (query) => weight(best, query)) },
+    state: { part: best.part.output, head: best.head, [isT5 ? "src" : "at"]: example },
     text:
       `Some heads go by position. Head ${best.head} of ${inWords(best.part)} looks most at the token before each ` +
       `token, with a weight of ${number(average)} on average, where equal weights would be ${number(even)}: ` +
