@@ -31,7 +31,10 @@ Steps = dict[str, list[Passage]]
 
 ATTENTION: Steps = {
     "product": [(attend, ["scores = at_least_float32(query) @"])],
-    "softmax": [(attend, ["weights = dropout(softmax(scores))"]), (Softmax.forward, ["return scores.softmax("])],
+    "softmax": [
+        (attend, ["weights = dropout(softmax(scores))"]),
+        (Softmax.forward, ["return scores.softmax("]),
+    ],
     "mix": [(attend, ["return weights.to(value.dtype) @ value"])],
 }
 GPT2: Steps = ATTENTION | {
@@ -60,7 +63,9 @@ def t5_steps(prefix: str, *, is_gated: bool) -> Steps:
     is_cross = prefix == "cross"
     layer: Any = T5LayerCrossAttention if is_cross else T5LayerSelfAttention
     stack: Any = T5Encoder if prefix == "encoder" else T5Decoder
-    keys_values = "EncDecAttention.keys_values(source)  # (B" if is_cross else "SelfAttention.keys_values(normed)"
+    keys_values = (
+        "EncDecAttention.keys_values(source)  # (B" if is_cross else "SelfAttention.keys_values(normed)"
+    )
     neurons = "self.act(self.wi_0(hidden)) * self.wi_1(" if is_gated else "self.act(self.wi(hidden))"
     return ATTENTION | {
         "input": [(stack.forward, ["hidden = self.dropout(self.embed_tokens("])],

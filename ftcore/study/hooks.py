@@ -296,7 +296,9 @@ def _replacement(
     old = _columns(point.side, whole) if point.side in QKV else whole
     new = value if isinstance(value, Tensor) else value(old.clone())
     if not isinstance(new, Tensor):
-        raise ValueError(f"patch of {point.name}: the function gave a {type(new).__name__}, expected a tensor")
+        raise ValueError(
+            f"patch of {point.name}: the function gave a {type(new).__name__}, expected a tensor"
+        )
     if new.shape != old.shape:
         raise ValueError(
             f"patch of {point.name}: the new tensor has the shape {tuple(new.shape)}, expected "

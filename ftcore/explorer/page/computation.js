@@ -81,37 +81,39 @@ function attentionRow(part, head, query) {
 }
 
 panels.computation = {
-  key: () =>
-    ["run", "part", "head", "open", "at", "src", "key", "neuron"].map((name) => state[name]).join(" "),
+  key: () => "",
   build(root) {
-    const part = parts[state.part];
-    root.className = `kind-${part.kind}`;
-    if (!live && !recording.computations) {
-      appendAll(
-        root,
-        element("h3", {}, "Computation"),
-        element(
-          "p",
-          {},
-          "This page would be too large with the vectors of every head. Open any computation with python -m ftcore.explore --serve.",
-        ),
-      );
-      return;
-    }
-    recording.computations ??= { encoder: { parts: {} }, runs: recording.runs.map(() => ({ parts: {} })) };
-    if (!computations(part)) {
-      appendAll(root, element("p", { class: "soft" }, "Loading …"));
-      renderPanel.key = null; // build again when it is there
-      return;
-    }
-    appendAll(root, ...openers(part));
-    const opened = { input: buildInput, norm: buildNorm, final: buildNorm }[state.open];
-    appendAll(root, ...(opened ?? (part.pattern ? buildWeight : buildNeurons))(part));
-    rovingTabIndex(root.querySelector(".openers"));
-    resetTabStop(root.querySelector(".openers"));
+    this.root = root;
+    this.shown = null;
+    recording.computations ??= live
+      ? { encoder: { parts: {} }, runs: recording.runs.map(() => ({ parts: {} })) }
+      : null;
   },
-  update() {},
+  update() {
+    const shown = ["run", "part", "head", "open", "at", "src", "key", "neuron"]
+      .map((name) => state[name])
+      .join();
+    if (this.shown === shown) return;
+    const part = parts[state.part];
+    this.root.className = `kind-${part.kind}`;
+    if (!recording.computations) {
+      replaceContent(this.root, element("h3", {}, "Computation"), sentence(TOO_LARGE));
+    } else if (!computations(part)) {
+      replaceContent(this.root, sentence("Loading …"));
+    } else {
+      this.shown = shown;
+      const opened = { input: buildInput, norm: buildNorm, final: buildNorm }[state.open];
+      const build = opened ?? (part.pattern ? buildWeight : buildNeurons);
+      replaceContent(this.root, ...openers(part), ...build(part));
+      rovingTabIndex(this.root.querySelector(".openers"));
+      resetTabStop(this.root.querySelector(".openers"));
+    }
+  },
 };
+
+const TOO_LARGE =
+  "With the vectors of every head, this page would be too large. " +
+  "python -m ftcore.explore --serve computes them on request.";
 
 /** The heading, and buttons for the steps of this sublayer. */
 function openers(part) {
