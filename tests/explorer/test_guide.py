@@ -405,6 +405,23 @@ def test_each_question_mark_opens_its_text(visit, family):
     assert opened == set().union(*views.values())
 
 
+def test_a_page_without_computations_has_a_tour_without_them(browser, family, tmp_path):
+    search = Search(max_new_tokens=4, num_beams=3)
+    content = record_page(family.model, family.tokenizer, "tiny", family.text, None, search, live=False)
+    content["recording"]["computations"] = None  # as for a large model
+    path = tmp_path / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    tab = Visit(browser, path.as_uri())
+    tab.click("#start")
+    names = []
+    for _ in range(int(tab.text("#tour-count").split()[-1])):
+        names.append(tab.text("#tour-name"))
+        tab.click("#tour-next")
+    assert len(names) == 8 and "How a weight is computed" not in names
+    assert tab.errors == []
+    tab.context.close()
+
+
 def test_an_open_explanation_stays_open_at_the_next_head(visit):
     visit.click('[data-key="help-attention"]')
     visit.click('[data-key="following"]')
