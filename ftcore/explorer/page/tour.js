@@ -172,7 +172,7 @@ function previousTokenStop() {
     (each) => mean((query) => weight(each, query)),
   );
   const average = mean((query) => weight(best, query));
-  const example = largest(places, (query) => weight(best, query));
+  const example = places.find((query) => weight(best, query) >= average) ?? 1;
   const even = mean((query) => 1 / (isT5 ? length : query + 1));
   return {
     name: "Looking one token back",
