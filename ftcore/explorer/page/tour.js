@@ -204,7 +204,7 @@ function beamsStop() {
   };
 }
 
-/** "makes the answer ... times as likely", and what the answer becomes. */
+/** The effect of a change: the share of the answer’s probability that is left, and the new answer. */
 function consequence(sweep, index) {
   const { ids, logProbs } = toOutcome(sweep.answers[sweep.answer[index]], sweep, index);
   const answer = recordedAnswer().ids;
