@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftcore.explorer.recorder import Stack, Sublayer, decoder_logits, stacks
 from ftcore.explorer.source import sizes
-from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.lora.lora import features
+from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
 from ftcore.study import record
 from ftcore.study.names import find_hook_points
@@ -30,10 +31,10 @@ def record_computations(
     """
     *encoder, decoder = stacks(model)
     lengths = [source.shape[1]] * len(encoder) + [len(run["ids"]) - 1 - run["start"] for run in runs]
-    sizes = [_numbers_per_position(model, stack) for stack in [*encoder, *(decoder for _ in runs)]]
-    if sum(length * size for length, size in zip(lengths, sizes, strict=True)) > MAX_NUMBERS:
+    counts = [_numbers_per_position(model, stack) for stack in [*encoder, *(decoder for _ in runs)]]
+    if sum(length * count for length, count in zip(lengths, counts, strict=True)) > MAX_NUMBERS:
         return None
-    computations = []
+    computations: list[dict[str, Any]] = []
     for run in runs:
         ids = torch.tensor(run["ids"], device=source.device)
         start = _common_prefix(runs[0]["ids"][:-1], run["ids"][:-1]) if computations else 0
@@ -68,8 +69,8 @@ def record_computation(
         only: the output of one sublayer, such as "attn.3"; by default all.
 
     Returns:
-        `start`; `input`: token and position embeddings; `final`: the final norm; `parts`: by the output of the
-        sublayer, see `_attention` and `_feed_forward`.
+        `start`; `input`: token and position embeddings; `final`: the final norm; `parts`: by the output of
+        the sublayer, see `_attention` and `_feed_forward`.
 
     Raises:
         ValueError: there is no such sublayer.
@@ -81,19 +82,19 @@ def record_computation(
         raise ValueError(f"the {stack.name} has no sublayer {only!r}")
     prefix = stack.input.removesuffix("resid_pre.0")
     embeddings = [f"{prefix}embed"] + (["pos_embed"] if isinstance(model, GPT2LMHeadModel) else [])
-    names = [*embeddings, befores[-1], f"{prefix}norm_final"]
+    names = [*embeddings, befores[-1]]
     for part, before in chosen:
         names += [before, *_names(model, part)]
     with record(model, *names) as acts:
         if ids is None:
+            assert isinstance(model, T5ForConditionalGeneration)
             model.encode(source)
         else:
             decoder_logits(model, source, ids[:-1])
-        final = model.get_submodule(_module_name(model, f"{prefix}norm_final"))
         return {
             "start": start,
             "input": {name.removeprefix(prefix): acts[name][0, start:] for name in embeddings},
-            "final": {"residual": acts[befores[-1]][0, start:], "norm": _norm(final)},
+            "final": {"residual": acts[befores[-1]][0, start:], "norm": _norm(model, f"{prefix}norm_final")},
             "parts": {
                 part.output: {"residual": acts[before][0, start:]}
                 | (_attention if part.pattern else _feed_forward)(model, part, acts, start)
@@ -117,16 +118,17 @@ def _names(model: Model, part: Sublayer) -> list[str]:
     if part.pattern:
         return [_sibling(part, kind) for kind in ("q", "k", "v", "head_out")]
     layer = _module_name(model, part.output)
-    gate = [f"{layer}.wi_1"] if _is_gated(model.get_submodule(layer)) else []
+    gate = [f"{layer}.wi_1"] if _is_gated(model) else []
     return [f"{layer}.act@in", f"{layer}.act", *gate, _sibling(part, "neurons")]
 
 
-def _is_gated(layer: Any) -> bool:
-    return bool(getattr(layer, "is_gated", False))
+def _is_gated(model: Model) -> bool:
+    return isinstance(model, T5ForConditionalGeneration) and bool(model.config.is_gated_act)
 
 
-def _norm(norm: Any) -> dict[str, Any]:
-    """Weight (D,), bias (D,) or None, and epsilon."""
+def _norm(model: Model, name: str) -> dict[str, Any]:
+    """Weight (D,), bias (D,) or None, and epsilon of a norm, by its output's name."""
+    norm: Any = model.get_submodule(_module_name(model, name))
     bias = getattr(norm, "bias", None)
     return {
         "weight": norm.weight.detach(),
@@ -149,7 +151,7 @@ def _attention(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str,
     )
     return {
         "is_cross": is_cross,
-        "norm": _norm(model.get_submodule(_module_name(model, _sibling(part, "norm_attn")))),
+        "norm": _norm(model, _sibling(part, "norm_attn")),
         "q": q[:, start:],
         "k": k if is_cross else k[:, start:],
         "v": v if is_cross else v[:, start:],
@@ -186,36 +188,40 @@ def _feed_forward(model: Model, part: Sublayer, acts: Any, start: int) -> dict[s
     """
     name = _module_name(model, part.output)
     layer: Any = model.get_submodule(name)
-    is_gated = _is_gated(layer)
-    is_gpt2 = isinstance(model, GPT2LMHeadModel)
-    into = layer.c_fc if is_gpt2 else layer.wi_0 if is_gated else layer.wi
-    out = layer.c_proj if is_gpt2 else layer.wo
-    neurons = acts[_sibling(part, "neurons")][0, start:]  # (T, F)
-    ids = neurons.abs().topk(min(TOP_NEURONS, neurons.shape[-1])).indices  # (T, n)
-    distinct = ids.unique()
-    norm = model.get_submodule(_module_name(model, _sibling(part, "norm_mlp")))
-    width = norm.weight.numel()
+    is_gated = _is_gated(model)
+    if isinstance(model, GPT2LMHeadModel):
+        into, out, function = layer.c_fc, layer.c_proj, model.config.activation_function
+    else:
+        into, out, function = layer.wi_0 if is_gated else layer.wi, layer.wo, str(model.config.dense_act_fn)
+    activations = acts[_sibling(part, "neurons")][0, start:]  # (T, F)
+    top = activations.abs().topk(min(TOP_NEURONS, activations.shape[-1])).indices  # (T, n)
+    rows = top.unique()  # (N,)
+    norm = _norm(model, _sibling(part, "norm_mlp"))
+
+    def at_top(activation: str) -> Tensor:
+        return acts[activation][0, start:].gather(1, top)  # (T, n)
+
     return {
-        "norm": _norm(norm),
-        "size": neurons.shape[-1],
-        "function": str(model.config.activation_function if is_gpt2 else model.config.dense_act_fn),
-        "neurons": ids,
-        "inputs": acts[f"{name}.act@in"][0, start:].gather(1, ids),
-        "outputs": acts[f"{name}.act"][0, start:].gather(1, ids),
-        "gates": acts[f"{name}.wi_1"][0, start:].gather(1, ids) if is_gated else None,
-        "activations": neurons.gather(1, ids),
+        "norm": norm,
+        "size": activations.shape[-1],
+        "function": function,
+        "neurons": top,
+        "inputs": at_top(f"{name}.act@in"),
+        "outputs": at_top(f"{name}.act"),
+        "gates": at_top(f"{name}.wi_1") if is_gated else None,
+        "activations": at_top(_sibling(part, "neurons")),
         "rows": {
-            "neurons": distinct,
-            "into": _matrix(into, width)[:, distinct].T,
-            "bias": into(norm.weight.new_zeros(1, width))[0, distinct],
-            "gate": _matrix(layer.wi_1, width)[:, distinct].T if is_gated else None,
-            "out": _matrix(out, neurons.shape[-1])[distinct],
+            "neurons": rows,
+            "into": _matrix(into)[:, rows].T,
+            "bias": into(torch.zeros_like(norm["weight"])[None])[0, rows],
+            "gate": _matrix(layer.wi_1)[:, rows].T if is_gated else None,
+            "out": _matrix(out)[rows],
         },
     }
 
 
-def _matrix(layer: nn.Module, width: int) -> Tensor:
-    """(width, out) of a linear layer of either storage order, adapters included."""
-    weight: Any = layer.weight
-    rows = torch.eye(width, dtype=weight.dtype, device=weight.device)
+def _matrix(layer: Any) -> Tensor:
+    """(in, out) of a linear layer of either storage order, with its adapter."""
+    width, _ = features(getattr(layer, "base_layer", layer))
+    rows = torch.eye(width, dtype=layer.weight.dtype, device=layer.weight.device)
     return layer(rows) - layer(torch.zeros_like(rows[:1]))

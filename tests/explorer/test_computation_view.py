@@ -20,7 +20,7 @@ from tests.helpers.browser import Visit
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 TEXTS = {"gpt2-mini": "Emotion: i feel at home", "t5-mini-qa": DEFAULT_PROMPT}
-SEARCH = Search(max_new_tokens=4, num_beams=2, temperature=2.0, seed=1)
+SEARCH = Search(max_new_tokens=4, num_beams=2, temperature=20.0, seed=1)
 GPT2, T5 = TEXTS
 
 # Checkpoint, sublayer, head, query, key: self-attention, masked keys, cross-attention.
