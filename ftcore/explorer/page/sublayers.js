@@ -21,7 +21,7 @@ function buildInput(part) {
   }
   const { V, D } = content.source.sizes;
   return [
-    element("p", { class: "lede" }, "What ", tokenSpan(id), ` (${at}) starts with`),
+    element("p", { class: "lede" }, "What the first block reads at ", tokenSpan(id), ` (${at})`),
     stepOf(
       part,
       "Embedding",
@@ -56,7 +56,7 @@ function buildNorm(part) {
     element(
       "p",
       { class: "lede" },
-      isFinal ? "The last norm at " : "What the sublayer reads at ",
+      isFinal ? "The norm after the last block, at " : "What the sublayer reads at ",
       tokenSpan(queries(part)[at]),
       ` (${at})`,
     ),
