@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ftcore.explorer.recorder import Stack, Sublayer, decoder_logits, stacks
+from ftcore.explorer.recorder import Sublayer, decoder_logits, stacks
 from ftcore.explorer.source import sizes
-from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.lora.lora import features
+from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
 from ftcore.study import record
 from ftcore.study.names import find_hook_points
@@ -24,25 +25,52 @@ MAX_NUMBERS = 2_000_000  # of a page: about 10 MB
 def record_computations(
     model: Model, source: Tensor, runs: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The computations of the encoder and of each run, see `record_computation`; None if they are too large.
+    """The computations of the encoder and of each run, see `record_computation`.
 
     A run is recorded from where it differs from the first run: before that, both compute the same.
+
+    Returns:
+        `encoder` (None for GPT-2) and `runs`; without what is written to the stream if all would be more than
+        MAX_NUMBERS; None if the rest is, too.
     """
+    for with_written in (True, False):
+        if _count_numbers(model, source, runs, with_written) <= MAX_NUMBERS:
+            return _record_computations(model, source, runs, with_written)
+    return None
+
+
+def _count_numbers(model: Model, source: Tensor, runs: Sequence[dict[str, Any]], with_written: bool) -> int:
+    """An estimate from above: a neuron's weights are shared by the positions where it is active."""
     *encoder, decoder = stacks(model)
     lengths = [source.shape[1]] * len(encoder) + [len(run["ids"]) - 1 - run["start"] for run in runs]
-    sizes = [_numbers_per_position(model, stack) for stack in [*encoder, *(decoder for _ in runs)]]
-    if sum(length * size for length, size in zip(lengths, sizes, strict=True)) > MAX_NUMBERS:
-        return None
-    computations = []
+    size = sizes(model)
+    attention = 3 * size["H"] * size["K"] + size["D"]  # q, k, v and the residual
+    feed_forward = size["D"]
+    if with_written:
+        attention += size["H"] * size["D"]
+        feed_forward += 3 * TOP_NEURONS * size["D"]
+    counts = [
+        sum(attention if part.pattern else feed_forward for part in stack.sublayers)
+        for stack in [*encoder, *(decoder for _ in runs)]
+    ]
+    return sum(length * count for length, count in zip(lengths, counts, strict=True))
+
+
+def _record_computations(
+    model: Model, source: Tensor, runs: Sequence[dict[str, Any]], with_written: bool
+) -> dict[str, Any]:
+    computations: list[dict[str, Any]] = []
     for run in runs:
         ids = torch.tensor(run["ids"], device=source.device)
         start = _common_prefix(runs[0]["ids"][:-1], run["ids"][:-1]) if computations else 0
-        computations.append(record_computation(model, source, ids, start))
+        computations.append(record_computation(model, source, ids, start, with_written=with_written))
     for computation in computations[1:]:
         for part in computation["parts"].values():
             if part.get("is_cross"):
                 del part["k"], part["v"]  # of the encoder's output: those of the first run
-    return {"encoder": record_computation(model, source, None) if encoder else None, "runs": computations}
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    encoder = None if is_gpt2 else record_computation(model, source, None, with_written=with_written)
+    return {"encoder": encoder, "runs": computations}
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:
@@ -50,26 +78,26 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
     return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-def _numbers_per_position(model: Model, stack: Stack) -> int:
-    size = sizes(model)
-    attention = 3 * size["H"] * size["K"] + (size["H"] + 1) * size["D"]  # q, k, v, head_out and the residual
-    feed_forward = (3 * TOP_NEURONS + 1) * size["D"]  # at most: neurons are shared by positions
-    return sum(attention if part.pattern else feed_forward for part in stack.sublayers)
-
-
 @torch.no_grad()
 def record_computation(
-    model: Model, source: Tensor, ids: Tensor | None, start: int = 0, only: str | None = None
+    model: Model,
+    source: Tensor,
+    ids: Tensor | None,
+    start: int = 0,
+    *,
+    only: str | None = None,
+    with_written: bool = True,
 ) -> dict[str, Any]:
     """Record the computation of T5's encoder, or of the decoder that reads `ids` (T + 1,), from `start` on.
 
     Args:
         ids: None for the encoder.
         only: the output of one sublayer, such as "attn.3"; by default all.
+        with_written: include what heads and neurons write to the stream, most of the numbers.
 
     Returns:
-        `start`; `input`: token and position embeddings; `final`: the final norm; `parts`: by the output of the
-        sublayer, see `_attention` and `_feed_forward`.
+        `start`; `input`: token and position embeddings; `final`: the final norm; `parts`: by the output of
+        the sublayer, see `_attention` and `_feed_forward`.
 
     Raises:
         ValueError: there is no such sublayer.
@@ -81,22 +109,22 @@ def record_computation(
         raise ValueError(f"the {stack.name} has no sublayer {only!r}")
     prefix = stack.input.removesuffix("resid_pre.0")
     embeddings = [f"{prefix}embed"] + (["pos_embed"] if isinstance(model, GPT2LMHeadModel) else [])
-    names = [*embeddings, befores[-1], f"{prefix}norm_final"]
+    names = [*embeddings, befores[-1]]
     for part, before in chosen:
-        names += [before, *_names(model, part)]
+        names += [before, *_names(model, part, with_written)]
     with record(model, *names) as acts:
         if ids is None:
+            assert isinstance(model, T5ForConditionalGeneration)
             model.encode(source)
         else:
             decoder_logits(model, source, ids[:-1])
-        final = model.get_submodule(_module_name(model, f"{prefix}norm_final"))
         return {
             "start": start,
             "input": {name.removeprefix(prefix): acts[name][0, start:] for name in embeddings},
-            "final": {"residual": acts[befores[-1]][0, start:], "norm": _norm(final)},
+            "final": {"residual": acts[befores[-1]][0, start:], "norm": _norm(model, f"{prefix}norm_final")},
             "parts": {
                 part.output: {"residual": acts[before][0, start:]}
-                | (_attention if part.pattern else _feed_forward)(model, part, acts, start)
+                | (_attention if part.pattern else _feed_forward)(model, part, acts, start, with_written)
                 for part, before in chosen
             },
         }
@@ -113,20 +141,22 @@ def _module_name(model: Model, name: str) -> str:
     return point.module_name
 
 
-def _names(model: Model, part: Sublayer) -> list[str]:
+def _names(model: Model, part: Sublayer, with_written: bool) -> list[str]:
     if part.pattern:
-        return [_sibling(part, kind) for kind in ("q", "k", "v", "head_out")]
+        kinds = ("q", "k", "v", "head_out") if with_written else ("q", "k", "v")
+        return [_sibling(part, kind) for kind in kinds]
     layer = _module_name(model, part.output)
-    gate = [f"{layer}.wi_1"] if _is_gated(model.get_submodule(layer)) else []
+    gate = [f"{layer}.wi_1"] if _is_gated(model) else []
     return [f"{layer}.act@in", f"{layer}.act", *gate, _sibling(part, "neurons")]
 
 
-def _is_gated(layer: Any) -> bool:
-    return bool(getattr(layer, "is_gated", False))
+def _is_gated(model: Model) -> bool:
+    return isinstance(model, T5ForConditionalGeneration) and bool(model.config.is_gated_act)
 
 
-def _norm(norm: Any) -> dict[str, Any]:
-    """Weight (D,), bias (D,) or None, and epsilon."""
+def _norm(model: Model, name: str) -> dict[str, Any]:
+    """Weight (D,), bias (D,) or None, and epsilon of a norm, by its output's name."""
+    norm: Any = model.get_submodule(_module_name(model, name))
     bias = getattr(norm, "bias", None)
     return {
         "weight": norm.weight.detach(),
@@ -135,7 +165,7 @@ def _norm(norm: Any) -> dict[str, Any]:
     }
 
 
-def _attention(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str, Any]:
+def _attention(model: Model, part: Sublayer, acts: Any, start: int, with_written: bool) -> dict[str, Any]:
     """q (H, T, K), k and v (H, S, K), head_out (H, T, D), and what is done to the scores.
 
     `bias` is T5's position bias: `buckets` (2 * n - 1,) of the distances 1 - n to n - 1, key minus query, and
@@ -149,11 +179,11 @@ def _attention(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str,
     )
     return {
         "is_cross": is_cross,
-        "norm": _norm(model.get_submodule(_module_name(model, _sibling(part, "norm_attn")))),
+        "norm": _norm(model, _sibling(part, "norm_attn")),
         "q": q[:, start:],
         "k": k if is_cross else k[:, start:],
         "v": v if is_cross else v[:, start:],
-        "head_out": acts[_sibling(part, "head_out")][0, :, start:],
+        "head_out": acts[_sibling(part, "head_out")][0, :, start:] if with_written else None,
         "scale": getattr(attention, "scale", 1.0),
         "bias": None if is_cross else _position_bias(model, part, q.shape[1]),
     }
@@ -176,46 +206,52 @@ def _position_bias(model: Model, part: Sublayer, length: int) -> dict[str, Any] 
     return {"buckets": buckets, "table": table.weight.detach()}
 
 
-def _feed_forward(model: Model, part: Sublayer, acts: Any, start: int) -> dict[str, Any]:
+def _feed_forward(model: Model, part: Sublayer, acts: Any, start: int, with_written: bool) -> dict[str, Any]:
     """The neurons with the largest activations at each position, and their weights.
 
     All (T, n): `neurons`; `inputs` and `outputs` of the activation function; `gates` (T5 v1.1, else None);
     and `activations`, outputs times gates. `rows` has the N different neurons among them: `neurons` (N,), the
     input weights `into` (N, D) with `bias` (N,), the weights of the `gate`, and the output weights `out`
-    (N, D).
+    (N, D); None without `with_written`.
     """
     name = _module_name(model, part.output)
     layer: Any = model.get_submodule(name)
-    is_gated = _is_gated(layer)
-    is_gpt2 = isinstance(model, GPT2LMHeadModel)
-    into = layer.c_fc if is_gpt2 else layer.wi_0 if is_gated else layer.wi
-    out = layer.c_proj if is_gpt2 else layer.wo
-    neurons = acts[_sibling(part, "neurons")][0, start:]  # (T, F)
-    ids = neurons.abs().topk(min(TOP_NEURONS, neurons.shape[-1])).indices  # (T, n)
-    distinct = ids.unique()
-    norm = model.get_submodule(_module_name(model, _sibling(part, "norm_mlp")))
-    width = norm.weight.numel()
+    is_gated = _is_gated(model)
+    if isinstance(model, GPT2LMHeadModel):
+        into, out, function = layer.c_fc, layer.c_proj, model.config.activation_function
+    else:
+        into, out, function = layer.wi_0 if is_gated else layer.wi, layer.wo, str(model.config.dense_act_fn)
+    activations = acts[_sibling(part, "neurons")][0, start:]  # (T, F)
+    top = activations.abs().topk(min(TOP_NEURONS, activations.shape[-1])).indices  # (T, n)
+    rows = top.unique()  # (N,)
+    norm = _norm(model, _sibling(part, "norm_mlp"))
+
+    def at_top(activation: str) -> Tensor:
+        return acts[activation][0, start:].gather(1, top)  # (T, n)
+
     return {
-        "norm": _norm(norm),
-        "size": neurons.shape[-1],
-        "function": str(model.config.activation_function if is_gpt2 else model.config.dense_act_fn),
-        "neurons": ids,
-        "inputs": acts[f"{name}.act@in"][0, start:].gather(1, ids),
-        "outputs": acts[f"{name}.act"][0, start:].gather(1, ids),
-        "gates": acts[f"{name}.wi_1"][0, start:].gather(1, ids) if is_gated else None,
-        "activations": neurons.gather(1, ids),
+        "norm": norm,
+        "size": activations.shape[-1],
+        "function": function,
+        "neurons": top,
+        "inputs": at_top(f"{name}.act@in"),
+        "outputs": at_top(f"{name}.act"),
+        "gates": at_top(f"{name}.wi_1") if is_gated else None,
+        "activations": at_top(_sibling(part, "neurons")),
         "rows": {
-            "neurons": distinct,
-            "into": _matrix(into, width)[:, distinct].T,
-            "bias": into(norm.weight.new_zeros(1, width))[0, distinct],
-            "gate": _matrix(layer.wi_1, width)[:, distinct].T if is_gated else None,
-            "out": _matrix(out, neurons.shape[-1])[distinct],
-        },
+            "neurons": rows,
+            "into": _matrix(into)[:, rows].T,
+            "bias": into(torch.zeros_like(norm["weight"])[None])[0, rows],
+            "gate": _matrix(layer.wi_1)[:, rows].T if is_gated else None,
+            "out": _matrix(out)[rows],
+        }
+        if with_written
+        else None,
     }
 
 
-def _matrix(layer: nn.Module, width: int) -> Tensor:
-    """(width, out) of a linear layer of either storage order, adapters included."""
-    weight: Any = layer.weight
-    rows = torch.eye(width, dtype=weight.dtype, device=weight.device)
+def _matrix(layer: Any) -> Tensor:
+    """(in, out) of a linear layer of either storage order, with its adapter."""
+    width, _ = features(getattr(layer, "base_layer", layer))
+    rows = torch.eye(width, dtype=layer.weight.dtype, device=layer.weight.device)
     return layer(rows) - layer(torch.zeros_like(rows[:1]))

@@ -39,8 +39,7 @@ def record_page(
 ) -> dict[str, Any]:
     """Everything that a page shows of `text` and of `other`, the second text; input of `as_html`.
 
-    Computations and the sweeps of interventions are recorded unless the page is `live`: a server computes
-    them on request.
+    The sweeps of interventions are recorded unless the page is `live`: a server computes them on request.
 
     Raises:
         ValueError: one of the texts is empty or too long.
@@ -58,6 +57,7 @@ def record_page(
     if other is not None:
         content["other"] = record_other(model, tokenizer, other, search.max_new_tokens)
     if not live:
+        # A live page requests these when they are opened, and the sweeps.
         recording["computations"] = record_computations(model, baseline.source, recording["runs"])
         sweeps = {
             "head_ablations": every_head_ablation(model, baseline, progress=progress),

@@ -1,7 +1,7 @@
 """The lines of the models that compute what the page shows, read from the files that ran.
 
-A line is found by a text that occurs once in its function. After an edit that removes the text, the page shows
-the function without a mark.
+A line is found by a text that occurs once in its function. After an edit that removes the text, the page
+shows the function without a mark.
 """
 
 import inspect
@@ -109,8 +109,8 @@ def source_lines(model: Model) -> dict[str, Any]:
     """The functions with their lines, and for each step which of their lines to mark.
 
     Returns:
-        `functions`: file, first line and lines of each; `steps`: by prefix and step, pairs of a function's index
-        and the indices of its marked lines; `sizes`: D, H, K, F and V of this model.
+        `functions`: file, first line and lines of each; `steps`: by prefix and step, pairs of a function's
+        index and the indices of its marked lines; `sizes`: D, H, K, F and V of this model.
     """
     functions: dict[Callable[..., Any], dict[str, Any]] = {}
     steps = {

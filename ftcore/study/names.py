@@ -40,7 +40,7 @@ GPT2_NAMES = {  # {} is the block index
     "scores.{}": "transformer.h.{}.attn.softmax@in",  # (B, H, T, S)
     "pattern.{}": "transformer.h.{}.attn.softmax",  # (B, H, T, S) attention weights
     "z.{}": "transformer.h.{}.attn.c_proj@in",  # (B, T, H * K) weighted values of all heads, concatenated
-    "head_out.{}": "transformer.h.{}.attn.c_proj@heads",  # (B, H, T, D) attention output of each head, no bias
+    "head_out.{}": "transformer.h.{}.attn.c_proj@heads",  # (B, H, T, D) output of each head, no bias
     "attn.{}": "transformer.h.{}.attn",  # (B, T, D) attention output
     "norm_mlp.{}": "transformer.h.{}.ln_2",  # (B, T, D) normed input of the feed-forward layer
     "neurons.{}": "transformer.h.{}.mlp.c_proj@in",  # (B, T, F) after the activation function
@@ -150,7 +150,7 @@ def short_names(model: nn.Module) -> dict[str, str]:
     return {}
 
 
-def kind(short_name: str) -> str:
+def kind_of(short_name: str) -> str:
     """A short name without its stack and block: "cross.z.1" -> "z"."""
     return next(part for part in reversed(short_name.split(".")) if not part.isdigit())
 

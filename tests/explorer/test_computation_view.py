@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ftcore.explore import DEFAULT_PROMPT
+from ftcore.explorer import computation
 from ftcore.explorer.computation import record_computations
 from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import Search, decoder_logits
@@ -20,7 +21,7 @@ from tests.helpers.browser import Visit
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 TEXTS = {"gpt2-mini": "Emotion: i feel at home", "t5-mini-qa": DEFAULT_PROMPT}
-SEARCH = Search(max_new_tokens=4, num_beams=2, temperature=2.0, seed=1)
+SEARCH = Search(max_new_tokens=4, num_beams=2, temperature=20.0, seed=1)
 GPT2, T5 = TEXTS
 
 # Checkpoint, sublayer, head, query, key: self-attention, masked keys, cross-attention.
@@ -306,16 +307,26 @@ def test_the_sampled_answer_has_its_own_computation(browser, checkpoint):
         end(tab)
 
 
-def test_a_page_without_computations_says_so(browser, checkpoint, tmp_path):
+def test_a_page_says_what_it_is_too_large_for(browser, checkpoint, tmp_path, monkeypatch):
     content = record_page(
         checkpoint.model, checkpoint.tokenizer, "m", TEXTS[GPT2], None, SEARCH, live=True
     ) | {"live": False}
-    content["recording"]["computations"] = None
     path = tmp_path / "page.html"
-    path.write_text(as_html(content), encoding="utf-8")
-    tab = Visit(browser, f"{path.as_uri()}#tab=computation")
-    assert "--serve" in tab.text("#panel")
-    end(tab)
+
+    def texts(computations):
+        content["recording"]["computations"] = computations
+        path.write_text(as_html(content), encoding="utf-8")
+        for part in ("attn.1", "mlp.1"):
+            name = part if checkpoint.is_gpt2 else f"decoder.{part}"
+            tab = Visit(browser, f"{path.as_uri()}#tab=computation&part={name}")
+            yield tab.text("#panel")
+            end(tab)
+
+    assert all("--serve computes them" in text for text in texts(None))
+    source, runs = torch.tensor(content["recording"]["source"]), content["recording"]["runs"]
+    monkeypatch.setattr(computation, "_count_numbers", lambda *arguments: arguments[-1] * 1e9)
+    for text in texts(record_computations(checkpoint.model, source, runs)):
+        assert "left out of this page" in text
 
 
 def test_a_live_page_requests_the_computation(browser, checkpoint):

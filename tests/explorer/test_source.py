@@ -89,6 +89,6 @@ def test_a_statement_is_marked_whole_and_an_ambiguous_text_not_at_all():
 
 
 def test_sizes():
-    sizes_of_t5 = {"vocab_size": 9, "d_model": 8, "d_kv": 3, "d_ff": 7, "num_heads": 2, "num_layers": 1}
-    assert sizes(T5ForConditionalGeneration(T5Config(**sizes_of_t5))) == dict(D=8, H=2, K=3, F=7, V=9)
-    assert sizes(tiny("gpt2", n_inner=10)) | {"V": 0} == dict(D=24, H=3, K=8, F=10, V=0)
+    config = {"vocab_size": 9, "d_model": 8, "d_kv": 3, "d_ff": 7, "num_heads": 2, "num_layers": 1}
+    assert sizes(T5ForConditionalGeneration(T5Config(**config))) == {"D": 8, "H": 2, "K": 3, "F": 7, "V": 9}
+    assert sizes(tiny("gpt2", n_inner=10)) | {"V": 0} == {"D": 24, "H": 3, "K": 8, "F": 10, "V": 0}

@@ -111,6 +111,8 @@ panels.computation = {
   },
 };
 
+const WITHOUT_WRITTEN =
+  "The numbers that are written are left out of this page, which would be too large with them.";
 const TOO_LARGE =
   "With the vectors of every head, this page would be too large. " +
   "python -m ftcore.explore --serve computes them on request.";
@@ -393,19 +395,21 @@ function buildMix(part, head, row, strongest, key) {
 
 /** What the head adds to the residual stream. */
 function buildWrite(part, head, query) {
-  const written = vectorAt(part, "head_out", query, head);
-  const norm = euclideanNorm(written);
-  const outputNorm = normAt("output_norms", part.output, part, query);
+  const isRecorded = computations(part).parts[part.output].head_out !== null;
+  const written = isRecorded ? vectorAt(part, "head_out", query, head) : null;
   return stepOf(
     part,
     "6. Written to the stream",
     ["write"],
-    sentence(`The head’s rows of the output matrix turn z into ${written.length} numbers.`),
-    vectorRow([element("b", {}, "head_out")], written, { key: "head_out" }),
+    sentence(`The head’s rows of the output matrix turn z into ${content.source.sizes.D} numbers.`),
+    isRecorded
+      ? vectorRow([element("b", {}, "head_out")], written, { key: "head_out" })
+      : sentence(WITHOUT_WRITTEN),
     equation(
-      `This head’s norm is `,
-      value("head-norm", norm),
-      `; all ${model.heads} heads${isT5 ? "" : " and the bias"} together write ${decimal(outputNorm)}, and the stream after it has `,
+      "This head’s norm is ",
+      value("head-norm", headNormAt(part, head, query)),
+      `; all ${model.heads} heads${isT5 ? "" : " and the bias"} together write `,
+      `${decimal(normAt("output_norms", part.output, part, query))}, and the stream after it has `,
       `${decimal(normAt("residual_norms", part.residual, part, query))}.`,
     ),
     pythonRecord(siblingOf(part, "head_out"), `[0, ${head}, ${query}]  # (D,)`),

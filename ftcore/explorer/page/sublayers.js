@@ -21,7 +21,7 @@ function buildInput(part) {
   }
   const { V, D } = content.source.sizes;
   return [
-    element("p", { class: "lede" }, "What ", tokenSpan(id), ` (${at}) starts with`),
+    element("p", { class: "lede" }, "What the first block reads at ", tokenSpan(id), ` (${at})`),
     stepOf(
       part,
       "Embedding",
@@ -56,7 +56,7 @@ function buildNorm(part) {
     element(
       "p",
       { class: "lede" },
-      isFinal ? "The last norm at " : "What the sublayer reads at ",
+      isFinal ? "The norm after the last block, at " : "What the sublayer reads at ",
       tokenSpan(queries(part)[at]),
       ` (${at})`,
     ),
@@ -110,83 +110,100 @@ function buildNeurons(part) {
   const at = position(part);
   const [where, index] = computationAt(part, at);
   const recorded = where.parts[part.output];
-  const { size, rows } = recorded;
-  const of = (name) => rowOf(recorded[name], index);
-  const neurons = [...of("neurons")];
-  const chosen = Math.max(0, neurons.indexOf(state.neuron));
-  const row = rows.neurons.values.indexOf(neurons[chosen]);
-  const x = normalize(vectorAt(part, "residual", at), recorded.norm).scaled;
-  const outputNorm = (n) =>
-    Math.abs(of("activations")[n]) * euclideanNorm(rowOf(rows.out, rows.neurons.values.indexOf(neurons[n])));
-  const largest = Math.max(...neurons.map((_, n) => outputNorm(n)));
-  const written = times(rowOf(rows.out, row), of("activations")[chosen]);
-  const weights = rowOf(rows.into, row);
-  const products = combine(x, weights, (a, b) => a * b);
-  const bias = isT5 ? null : rows.bias.values[row];
-  const name = recorded.function;
-  const gated = recorded.gates !== null;
+  const of = (name) => recorded[name] && rowOf(recorded[name], index);
+  const active = {
+    neurons: [...of("neurons")],
+    inputs: of("inputs"),
+    outputs: of("outputs"),
+    gates: of("gates"), // null without
+    activations: of("activations"),
+  };
+  const chosen = Math.max(0, active.neurons.indexOf(state.neuron));
   return [
     element(
       "p",
       { class: "lede" },
-      `The ${neurons.length} most active of ${size} neurons at `,
+      `The ${active.neurons.length} most active of ${recorded.size} neurons at `,
       tokenSpan(queries(part)[at]),
       ` (${at})`,
     ),
-    stepOf(
-      part,
-      "1. Activations",
-      [],
-      inScroller(
-        { class: "bars softmax" },
-        tableHead("neuron", "input", name, ...(gated ? ["× gate", "activation"] : []), "writes", ""),
+    stepOf(part, "1. Activations", recorded.rows ? [] : ["neurons"], neuronTable(recorded, active, chosen)),
+    ...(recorded.rows ? buildNeuron(part, recorded, active, chosen) : [sentence(WITHOUT_WRITTEN)]),
+  ];
+}
+
+const weightsOf = (rows, name, neuron) => rowOf(rows[name], rows.neurons.values.indexOf(neuron));
+
+function neuronTable(recorded, active, chosen) {
+  const { neurons, inputs, outputs, gates, activations } = active;
+  const sizes = neurons.map(
+    (neuron, n) =>
+      Math.abs(activations[n]) * (recorded.rows ? euclideanNorm(weightsOf(recorded.rows, "out", neuron)) : 1),
+  );
+  const largest = Math.max(...sizes) || 1;
+  const head = ["neuron", "input", recorded.function, ...(gates ? ["× gate", "activation"] : [])];
+  return inScroller(
+    { class: "bars softmax" },
+    tableHead(...head, recorded.rows ? "writes" : "size", ""),
+    element(
+      "tbody",
+      {},
+      ...neurons.map((neuron, n) =>
         element(
-          "tbody",
-          {},
-          ...neurons.map((neuron, n) =>
-            element(
-              "tr",
-              { class: n === chosen ? "chosen" : "" },
-              element(
-                "td",
-                { class: "rank" },
-                button(
-                  {
-                    class: "key-button",
-                    click: () => setState({ neuron }),
-                    "data-key": `neuron ${neuron}`,
-                    "aria-label": `Neuron ${neuron}`,
-                    "aria-pressed": String(n === chosen),
-                  },
-                  String(neuron),
-                ),
-              ),
-              numberCell(decimal(of("inputs")[n])),
-              numberCell(decimal(of("outputs")[n])),
-              ...(gated
-                ? [numberCell(decimal(of("gates")[n])), numberCell(decimal(of("activations")[n]))]
-                : []),
-              numberCell(decimal(outputNorm(n))),
-              element("td", { class: "share" }, bar(outputNorm(n) / (largest || 1))),
+          "tr",
+          { class: n === chosen ? "chosen" : "" },
+          element(
+            "td",
+            { class: "rank" },
+            button(
+              {
+                class: "key-button",
+                click: () => setState({ neuron }),
+                "data-key": `neuron ${neuron}`,
+                "aria-label": `Neuron ${neuron}`,
+                "aria-pressed": String(n === chosen),
+              },
+              String(neuron),
             ),
           ),
+          numberCell(decimal(inputs[n])),
+          numberCell(decimal(outputs[n])),
+          ...(gates ? [numberCell(decimal(gates[n])), numberCell(decimal(activations[n]))] : []),
+          numberCell(decimal(sizes[n])),
+          element("td", { class: "share" }, bar(sizes[n] / largest)),
         ),
       ),
     ),
+  );
+}
+
+/** The product with the input weights, the activation function, and what one neuron writes. */
+function buildNeuron(part, { size, rows, norm, function: name }, active, chosen) {
+  const at = position(part);
+  const neuron = active.neurons[chosen];
+  const [input, output, activation] = [active.inputs, active.outputs, active.activations].map(
+    (each) => each[chosen],
+  );
+  const x = normalize(vectorAt(part, "residual", at), norm).scaled;
+  const weights = weightsOf(rows, "into", neuron);
+  const products = combine(x, weights, (a, b) => a * b);
+  const bias = rows.bias.values[rows.neurons.values.indexOf(neuron)];
+  const gate = active.gates?.[chosen];
+  return [
     stepOf(
       part,
-      `2. Neuron ${neurons[chosen]}`,
+      `2. Neuron ${neuron}`,
       ["neurons"],
       vectorRow([element("b", {}, "x"), " normed stream"], x, { key: "x" }),
       vectorRow([element("b", {}, "w"), " input weights"], weights, { key: "w" }),
       vectorRow([element("b", {}, "x × w")], products, { note: `sum ${decimal(dot(x, weights))}` }),
       ...dotProduct("dot", ["x", x], ["w", weights]),
-      bias === null ? null : equation(`+ bias ${decimal(bias)} = `, value("input", of("inputs")[chosen])),
-      equation(`${name}(${decimal(of("inputs")[chosen])}) = `, value("output", of("outputs")[chosen])),
-      gated
+      isT5 ? null : equation(`+ bias ${decimal(bias)} = `, value("input", input)),
+      equation(`${name}(${decimal(input)}) = `, value("output", output)),
+      active.gates
         ? equation(
-            `× gate, x · w of a second matrix: ${decimal(of("outputs")[chosen])} × ${inBrackets(of("gates")[chosen])} = `,
-            value("activation", of("activations")[chosen]),
+            `× gate, x · w of a second matrix: ${decimal(output)} × ${inBrackets(gate)} = `,
+            value("activation", activation),
           )
         : null,
     ),
@@ -195,13 +212,16 @@ function buildNeurons(part) {
       "3. Written to the stream",
       ["write_mlp"],
       sentence("The activation times the neuron’s output weights."),
-      vectorRow([element("b", {}, `${decimal(of("activations")[chosen])} w`), " output"], written, {
-        key: "written",
-      }),
-      equation(
-        `All ${size} neurons${isT5 ? "" : " and the bias"} together write a vector of norm ${decimal(normAt("output_norms", part.output, part, at))}.`,
+      vectorRow(
+        [element("b", {}, `${decimal(activation)} w`), " output"],
+        times(weightsOf(rows, "out", neuron), activation),
+        { key: "written" },
       ),
-      pythonRecord(siblingOf(part, "neurons"), `[0, ${at}, ${neurons[chosen]}]`),
+      equation(
+        `All ${size} neurons${isT5 ? "" : " and the bias"} together write a vector of norm `,
+        `${decimal(normAt("output_norms", part.output, part, at))}.`,
+      ),
+      pythonRecord(siblingOf(part, "neurons"), `[0, ${at}, ${neuron}]`),
     ),
   ];
 }

@@ -22,17 +22,15 @@ const largestIndices = (vector, count) =>
   [...vector.keys()].sort((i, j) => Math.abs(vector[j]) - Math.abs(vector[i])).slice(0, count);
 
 /** A number that is part of a computation, by the name that the tests look it up with. */
-const value = (name, number, properties = {}) =>
-  element("b", { class: "value", "data-value": name, ...properties }, decimal(number));
+const value = (name, number) => element("b", { class: "value", "data-value": name }, decimal(number));
 
 /** A line of a worked example. */
 const equation = (...items) => element("p", { class: "equation" }, ...items);
 
 /** One row: a name, a bar for each number (up: positive), and the Euclidean norm. `scale` is a full bar. */
 function vectorRow(name, vector, { scale = largestOf(vector), note = null, key = null } = {}) {
-  const readout = element("span", { class: "number soft vector-note" });
   const rest = note ?? `norm ${decimal(euclideanNorm(vector))}`;
-  readout.textContent = rest;
+  const readout = element("span", { class: "number soft vector-note" }, rest);
   const strip = svgElement(
     "svg",
     { viewBox: `0 -1 ${vector.length} 2`, preserveAspectRatio: "none", class: "strip", role: "img" },
