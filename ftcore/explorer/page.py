@@ -22,8 +22,9 @@ from ftcore.explorer.source import source_lines
 from ftcore.models import Model
 
 # Joined in this order into one script.
-SCRIPTS = ["elements", "recording", "help", "state", "text", "network", "panels", "attention", "vectors", "source"]
-SCRIPTS += ["computation", "sublayers", "next_token", "lens", "beams", "interventions", "server", "tour", "start"]
+SCRIPTS = ["elements", "recording", "help", "state", "text", "network", "panels", "attention", "vectors"]
+SCRIPTS += ["source", "computation", "sublayers", "next_token", "lens", "beams", "interventions", "server"]
+SCRIPTS += ["tour", "start"]
 
 
 def record_page(
