@@ -34,7 +34,7 @@ from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
 from ftcore.study import patch
 from ftcore.study.hooks import token_mask
-from ftcore.study.names import HookPoint, find_hook_points, short_names
+from ftcore.study.names import HookPoint, find_hook_points, kind_of, short_names
 
 Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to a scalar, (), or one value per row, (B)
 Axis = Literal["heads", "positions"]
@@ -191,7 +191,7 @@ def path_patching(
     points = find_hook_points(model, senders)
     if any(_kind(model, point) != "z" for point in points):
         raise ValueError(f"{senders!r} is not the output of heads: expected names such as 'z.*'")
-    held = [name for name in short_names(model) if name.split(".")[-2] in ("z", "mlp")]
+    held = [name for name in short_names(model) if kind_of(name) in ("z", "mlp")]
     (target, *others) = find_hook_points(model, receiver)
     if others or target.long_name in {short_names(model)[name] for name in held}:
         problem = "matches several activations" if others else "is held fixed"
@@ -230,8 +230,7 @@ def _check_alignment(clean: Inputs, corrupted: Inputs) -> None:
 
 def _kind(model: Model, point: HookPoint) -> str:
     """The kind of a short name, such as "z"; "" for an activation without one."""
-    short = next((short for short, long in short_names(model).items() if long == point.long_name), "..")
-    return short.split(".")[-2]
+    return next((kind_of(short) for short, long in short_names(model).items() if long == point.long_name), "")
 
 
 def _with_axes(model: Model, point: HookPoint, tensor: Tensor) -> tuple[Tensor, dict[Axis, int]]:

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.explorer.computation import record_computations
 from ftcore.explorer.interventions import Baseline, every_activation_patch, every_head_ablation
 from ftcore.explorer.recorder import Search, describe, greedy_search, record_text, source_ids
 from ftcore.explorer.serialize import find_token_ids, to_json, token_texts
+from ftcore.explorer.source import source_lines
 from ftcore.models import Model
 
 # Joined in this order into one script.
-SCRIPTS = ["elements", "recording", "state", "text", "network", "panels", "attention", "next_token", "lens"]
-SCRIPTS += ["beams", "interventions", "server", "start"]
+SCRIPTS = ["elements", "recording", "help", "state", "text", "network", "panels", "attention", "vectors"]
+SCRIPTS += ["source", "computation", "sublayers", "next_token", "lens", "beams", "interventions", "server"]
+SCRIPTS += ["tour", "start"]
 
 
 def record_page(
@@ -44,6 +47,7 @@ def record_page(
     """
     recording = record_text(model, tokenizer, text, search)
     content: dict[str, Any] = {"model": describe(model, name), "recording": recording, "live": live}
+    content["source"] = source_lines(model)
     device = next(model.parameters()).device
     baseline = Baseline(
         source=torch.tensor(recording["source"], device=device),
@@ -54,6 +58,8 @@ def record_page(
     if other is not None:
         content["other"] = record_other(model, tokenizer, other, search.max_new_tokens)
     if not live:
+        # A live page requests these when they are opened, and the sweeps.
+        recording["computations"] = record_computations(model, baseline.source, recording["runs"])
         sweeps = {
             "head_ablations": every_head_ablation(model, baseline, progress=progress),
             "activation_patches": every_activation_patch(model, baseline, progress=progress),

@@ -25,6 +25,7 @@ from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
 from ftcore.study import patch, record
+from ftcore.study.hooks import head_outputs
 from ftcore.study.names import find_hook_points
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider
@@ -318,5 +319,4 @@ def _head_norms(model: Model, name: str, z: Tensor) -> Tensor:
     """(H, T) norm of what each head alone adds to the residual stream, without bias; `z` is (T, H * K)."""
     (hook_point,) = find_hook_points(model, name)
     projection = model.get_submodule(hook_point.module_name)
-    single_heads = head_masks(model, z)[:, None] * z  # (H, T, H * K)
-    return _norm(projection(single_heads) - projection(torch.zeros_like(z)))
+    return _norm(head_outputs(projection, z[None], num_heads(model))[0])

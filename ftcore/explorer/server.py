@@ -21,6 +21,7 @@ from torch import Tensor
 from ftcore.checkpoints.files import parse_json
 from ftcore.cli import did_you_mean
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.explorer.computation import record_computation
 from ftcore.explorer.interventions import (
     ActivationPatch,
     Baseline,
@@ -52,6 +53,7 @@ class Session:
             "record": self.record,
             "other": self.other,
             "outcome": self.outcome,
+            "computation": self.computation,
             "head-ablations": lambda request: every_head_ablation(model, self._baseline(request)),
             "activation-patches": lambda request: every_activation_patch(model, self._baseline(request)),
         }
@@ -85,6 +87,11 @@ class Session:
         if len(changes) > MAX_INTERVENTIONS:
             raise ValueError(f"there are {len(changes)} interventions, expected at most {MAX_INTERVENTIONS}")
         return outcome(self.model, self._baseline(request), [_intervention(change) for change in changes])
+
+    def computation(self, request: dict[str, Any]) -> dict[str, Any]:
+        baseline, part = self._baseline(request), _field(request, "part", str)
+        ids = None if part.startswith("encoder.") else baseline.ids
+        return record_computation(self.model, baseline.source, ids, only=part)
 
     def _baseline(self, request: dict[str, Any]) -> Baseline:
         max_new_tokens, ids = _field(request, "max_new_tokens", int), _field(request, "ids", list)

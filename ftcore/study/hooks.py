@@ -29,7 +29,7 @@ from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.attention import Softmax
 from ftcore.models.non_finite import require_finite
-from ftcore.study.names import HookPoint, find_hook_points
+from ftcore.study.names import DERIVED, QKV, HookPoint, find_hook_points
 from ftcore.study.passes import Pass, Passes, join
 from ftcore.study.recording import first_tensor
 
@@ -48,13 +48,13 @@ def record(model: nn.Module, *names: str, grad: bool = False) -> Iterator["Activ
     - Rows are those of the last pass. Earlier positions follow the reordering of the cache; in beam search
       the rows are the beams still running at the end.
 
-    Attention is (B, H, T, S), everything else (B, T, ...). B counts the decoder's rows, also in T5's
-    cross-attention, where several rows may share a source. Patched activations are recorded as patched,
-    regardless of nesting.
+    Attention is (B, H, T, S), `head_out` (B, H, T, D), everything else (B, T, ...). B counts the decoder's
+    rows, also in T5's cross-attention, where several rows may share a source. Patched activations are
+    recorded as patched, regardless of nesting.
 
     Args:
         model: a model of ftcore.models; any other module works with dotted names only.
-        names: activations or patterns, see `names.py`.
+        names: activations or patterns, see `names.py`; "all" for every short name.
         grad: record the tensors themselves, with `.grad` after a backward pass, instead of copies. For single
             passes.
 
@@ -62,7 +62,8 @@ def record(model: nn.Module, *names: str, grad: bool = False) -> Iterator["Activ
         A mapping from names, short or long, to tensors.
 
     Raises:
-        ValueError: no name, or one that matches nothing; during the pass, a tensor without a gradient.
+        ValueError: no name, or one that matches nothing; with `grad`, an activation that is computed from
+            another; during the pass, a tensor without a gradient.
     """
     points = [point for name in names for point in find_hook_points(model, name)]
     if not points:
@@ -75,7 +76,8 @@ def record(model: nn.Module, *names: str, grad: bool = False) -> Iterator["Activ
             hooks.callback(_Hook(stack, "", partial(passes.end, name)).remove)
         for recording in recordings.values():
             module = model.get_submodule(recording.point.module_name)
-            hooks.callback(_Hook(module, recording.point.side, recording.keep, records=True).remove)
+            side = DERIVED.get(recording.point.side, recording.point.side)
+            hooks.callback(_Hook(module, side, recording.keep, records=True).remove)
         yield Activations({point.name: recordings[point.long_name] for point in points})
 
 
@@ -93,12 +95,17 @@ def patch(model: nn.Module, name: str, value: Tensor | Callable[[Tensor], Tensor
             same shape. The function receives a copy, which it may modify.
 
     Raises:
-        ValueError: a name that matches nothing; during the pass, a value that is not a tensor of that shape.
+        ValueError: a name that matches nothing, or an activation that can only be recorded; during the pass,
+            a value that is not a tensor of that shape.
     """
+    points = find_hook_points(model, name)
+    for point in points:
+        _require_patchable(point)
     with ExitStack() as hooks:
-        for point in find_hook_points(model, name):
+        for point in points:
             module = model.get_submodule(point.module_name)
-            hooks.callback(_Hook(module, point.side, partial(_replacement, point.name, value)).remove)
+            side = DERIVED.get(point.side, point.side)
+            hooks.callback(_Hook(module, side, partial(_replacement, point, value)).remove)
         yield
 
 
@@ -196,9 +203,16 @@ class _Recording:
 
     def __init__(self, model: nn.Module, point: HookPoint, passes: Passes, grad: bool):
         module = model.get_submodule(point.module_name)
+        if grad and point.side in DERIVED:
+            raise ValueError(
+                f"record with grad=True: {point.name} has none, it is computed for the recording; "
+                f"record {HookPoint('', point.module_name, DERIVED[point.side]).long_name}"
+            )
         self.point = point
         self.passes = passes
         self.grad = grad
+        self.view = _view(model, point)
+        self.is_per_source = point.module_name.endswith((".EncDecAttention.k", ".EncDecAttention.v"))
         self.unseen = -torch.inf if isinstance(module, Softmax) and point.side else 0.0
         stacks = [stack for stack in passes.stacks if not stack or point.module_name.startswith(f"{stack}.")]
         self.stack = stacks[0] if stacks else None
@@ -209,10 +223,17 @@ class _Recording:
         current = self.passes.current
         if current is not None and self.stack is not None and self.stack not in self.passes.running:
             return  # recomputation by gradient checkpointing, or a shared module called by the other stack
-        tensor = self._with_gradient(tensor) if self.grad else tensor.detach().clone()
+        tensor = self._with_gradient(tensor) if self.grad else self._copy(tensor)
         earlier = [step for step in self.steps if current is not None and current.continues(step[0])]
         self.steps = [*earlier, (current, tensor)]
         self.joined = None
+
+    @torch.no_grad()
+    def _copy(self, tensor: Tensor) -> Tensor:
+        tensor = self.view(tensor).clone()
+        if self.is_per_source and self.passes.current is not None:  # one row per row of the decoder
+            tensor = tensor.repeat_interleave(self.passes.current.rows // len(tensor), 0)
+        return tensor
 
     def _with_gradient(self, tensor: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -233,16 +254,62 @@ class _Recording:
         return self.joined
 
 
-def _replacement(name: str, value: Tensor | Callable[[Tensor], Tensor], old: Tensor, _: Arguments) -> Tensor:
+def _view(model: nn.Module, point: HookPoint) -> Callable[[Tensor], Tensor]:
+    """The function from the hooked tensor to the activation; the identity unless it is derived."""
+    if point.side in QKV:
+        return partial(_columns, point.side)
+    if point.side == "heads":
+        attention: Any = model.get_submodule(point.module_name.rpartition(".")[0])
+        return partial(head_outputs, model.get_submodule(point.module_name), num_heads=attention.num_heads)
+    return lambda tensor: tensor
+
+
+def _columns(side: str, qkv: Tensor) -> Tensor:
+    return qkv.chunk(3, dim=-1)[QKV.index(side)]
+
+
+def head_outputs(projection: nn.Module, z: Tensor, num_heads: int) -> Tensor:
+    """Apply an output projection to each head alone, without its bias: (B, T, H * K) -> (B, H, T, D)."""
+    masks = torch.eye(num_heads, dtype=z.dtype, device=z.device)
+    masks = masks.repeat_interleave(z.shape[-1] // num_heads, 1)  # (H, H * K)
+    alone = masks[:, None] * z[:, None]  # (B, H, T, H * K)
+    # `forward` and not the module itself, whose hooks are running.
+    return projection.forward(alone) - projection.forward(torch.zeros_like(alone[:, :1]))
+
+
+def _require_patchable(point: HookPoint) -> None:
+    """Raise ValueError for a short name that can only be recorded."""
+    if point.side == "heads":
+        raise ValueError(
+            f"{point.name} can only be recorded, since it is computed from {point.module_name}@in: patch that"
+        )
+    if point.name in ("encoder.embed", "decoder.embed"):
+        raise ValueError(
+            f"{point.name} can only be recorded, since both stacks share this module: patch "
+            + point.name.replace("embed", "resid_pre.0")
+        )
+
+
+def _replacement(
+    point: HookPoint, value: Tensor | Callable[[Tensor], Tensor], whole: Tensor, _: Arguments
+) -> Tensor:
+    old = _columns(point.side, whole) if point.side in QKV else whole
     new = value if isinstance(value, Tensor) else value(old.clone())
     if not isinstance(new, Tensor):
-        raise ValueError(f"patch of {name}: the function gave a {type(new).__name__}, expected a tensor")
+        raise ValueError(
+            f"patch of {point.name}: the function gave a {type(new).__name__}, expected a tensor"
+        )
     if new.shape != old.shape:
         raise ValueError(
-            f"patch of {name}: the new tensor has the shape {tuple(new.shape)}, expected {tuple(old.shape)} "
-            "(while generating, each step has its own: patch with a function)"
+            f"patch of {point.name}: the new tensor has the shape {tuple(new.shape)}, expected "
+            f"{tuple(old.shape)} (while generating, each step has its own: patch with a function)"
         )
-    return new.to(old, copy=True)  # in-place operations of the model must not write into the caller's tensor
+    new = new.to(old, copy=True)  # in-place operations of the model must not write into the caller's tensor
+    if point.side not in QKV:
+        return new
+    parts = list(whole.chunk(3, dim=-1))
+    parts[QKV.index(point.side)] = new
+    return torch.cat(parts, dim=-1)
 
 
 class _Hook:

@@ -3,8 +3,11 @@
     transformer.h.3.attn.c_proj            output of this module
     transformer.h.3.attn.c_proj@in         its input (the first tensor argument)
     transformer.h.3.ln_2@stream            the same tensor, patched in place: later readers see the patch too
+    transformer.h.3.attn.c_attn@q          a part of its output: the queries; @k the keys, @v the values
+    transformer.h.3.attn.c_proj@heads      its output for each head alone, without the bias; cannot be patched
     transformer.h.*.attn.c_*               patterns, matched between dots: * ? [0-5] [!0]
     z.3  pattern.*  cross.scores.0         short names
+    all                                    every short name
 
 In a block of GPT-2, the residual connection adds the output of the feed-forward layer to the input of `ln_2`.
 `ln_2@in` patches what the norm reads and leaves the residual stream alone; `ln_2@stream` patches both.
@@ -20,45 +23,77 @@ from torch import nn
 
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
 
-SIDES = ("", "in", "stream")  # output; input; input, modified in place
+QKV = ("q", "k", "v")  # the parts of the output of GPT-2's c_attn
+DERIVED = {"q": "", "k": "", "v": "", "heads": "in"}  # what is computed from another side of the module
+SIDES = ("", "in", "stream", *DERIVED)  # output; input; input, modified in place
 
 GPT2_NAMES = {  # {} is the block index
+    "embed": "transformer.wte",  # (B, T, D) token embeddings
+    "pos_embed": "transformer.wpe",  # (1 or B, T, D) position embeddings
     "resid_pre.{}": "transformer.h.{}@in",  # (B, T, D) residual stream before the block
     "resid_mid.{}": "transformer.h.{}.ln_2@stream",  # (B, T, D) between attention and feed-forward
     "resid_post.{}": "transformer.h.{}",  # (B, T, D) after the block
+    "norm_attn.{}": "transformer.h.{}.ln_1",  # (B, T, D) normed input of the attention
+    "q.{}": "transformer.h.{}.attn.c_attn@q",  # (B, T, H * K) queries of all heads, concatenated
+    "k.{}": "transformer.h.{}.attn.c_attn@k",  # (B, T, H * K)
+    "v.{}": "transformer.h.{}.attn.c_attn@v",  # (B, T, H * K)
     "scores.{}": "transformer.h.{}.attn.softmax@in",  # (B, H, T, S)
     "pattern.{}": "transformer.h.{}.attn.softmax",  # (B, H, T, S) attention weights
     "z.{}": "transformer.h.{}.attn.c_proj@in",  # (B, T, H * K) weighted values of all heads, concatenated
+    "head_out.{}": "transformer.h.{}.attn.c_proj@heads",  # (B, H, T, D) output of each head, no bias
     "attn.{}": "transformer.h.{}.attn",  # (B, T, D) attention output
+    "norm_mlp.{}": "transformer.h.{}.ln_2",  # (B, T, D) normed input of the feed-forward layer
     "neurons.{}": "transformer.h.{}.mlp.c_proj@in",  # (B, T, F) after the activation function
     "mlp.{}": "transformer.h.{}.mlp",  # (B, T, D) feed-forward output
+    "norm_final": "transformer.ln_f",  # (B, T, D) input of the head
 }
 T5_ENCODER_NAMES = {
+    "encoder.embed": "encoder.embed_tokens",
     "encoder.resid_pre.{}": "encoder.block.{}@in",
     "encoder.resid_mid.{}": "encoder.block.{}.layer.1@in",
     "encoder.resid_post.{}": "encoder.block.{}",
+    "encoder.norm_attn.{}": "encoder.block.{}.layer.0.layer_norm",
+    "encoder.q.{}": "encoder.block.{}.layer.0.SelfAttention.q",
+    "encoder.k.{}": "encoder.block.{}.layer.0.SelfAttention.k",
+    "encoder.v.{}": "encoder.block.{}.layer.0.SelfAttention.v",
     "encoder.scores.{}": "encoder.block.{}.layer.0.SelfAttention.softmax@in",
     "encoder.pattern.{}": "encoder.block.{}.layer.0.SelfAttention.softmax",
     "encoder.z.{}": "encoder.block.{}.layer.0.SelfAttention.o@in",
+    "encoder.head_out.{}": "encoder.block.{}.layer.0.SelfAttention.o@heads",
     "encoder.attn.{}": "encoder.block.{}.layer.0.SelfAttention",
+    "encoder.norm_mlp.{}": "encoder.block.{}.layer.1.layer_norm",
     "encoder.neurons.{}": "encoder.block.{}.layer.1.DenseReluDense.wo@in",
     "encoder.mlp.{}": "encoder.block.{}.layer.1.DenseReluDense",
+    "encoder.norm_final": "encoder.final_layer_norm",
 }
 T5_DECODER_NAMES = {
+    "decoder.embed": "decoder.embed_tokens",
     "decoder.resid_pre.{}": "decoder.block.{}@in",
     "decoder.resid_mid.{}": "decoder.block.{}.layer.1@in",  # after self-attention
     "decoder.resid_post.{}": "decoder.block.{}",
+    "decoder.norm_attn.{}": "decoder.block.{}.layer.0.layer_norm",
+    "decoder.q.{}": "decoder.block.{}.layer.0.SelfAttention.q",
+    "decoder.k.{}": "decoder.block.{}.layer.0.SelfAttention.k",
+    "decoder.v.{}": "decoder.block.{}.layer.0.SelfAttention.v",
     "decoder.scores.{}": "decoder.block.{}.layer.0.SelfAttention.softmax@in",
     "decoder.pattern.{}": "decoder.block.{}.layer.0.SelfAttention.softmax",
     "decoder.z.{}": "decoder.block.{}.layer.0.SelfAttention.o@in",
+    "decoder.head_out.{}": "decoder.block.{}.layer.0.SelfAttention.o@heads",
     "decoder.attn.{}": "decoder.block.{}.layer.0.SelfAttention",
     "cross.resid_mid.{}": "decoder.block.{}.layer.2@in",  # after cross-attention
+    "cross.norm_attn.{}": "decoder.block.{}.layer.1.layer_norm",
+    "cross.q.{}": "decoder.block.{}.layer.1.EncDecAttention.q",
+    "cross.k.{}": "decoder.block.{}.layer.1.EncDecAttention.k",  # (B, S, H * K) of the encoder's output
+    "cross.v.{}": "decoder.block.{}.layer.1.EncDecAttention.v",
     "cross.scores.{}": "decoder.block.{}.layer.1.EncDecAttention.softmax@in",
     "cross.pattern.{}": "decoder.block.{}.layer.1.EncDecAttention.softmax",
     "cross.z.{}": "decoder.block.{}.layer.1.EncDecAttention.o@in",
+    "cross.head_out.{}": "decoder.block.{}.layer.1.EncDecAttention.o@heads",
     "cross.attn.{}": "decoder.block.{}.layer.1.EncDecAttention",
+    "decoder.norm_mlp.{}": "decoder.block.{}.layer.2.layer_norm",
     "decoder.neurons.{}": "decoder.block.{}.layer.2.DenseReluDense.wo@in",
     "decoder.mlp.{}": "decoder.block.{}.layer.2.DenseReluDense",
+    "decoder.norm_final": "decoder.final_layer_norm",
 }
 
 
@@ -86,16 +121,18 @@ def find_hook_points(model: nn.Module, pattern: str) -> list[HookPoint]:
     module_pattern, _, side = pattern.partition("@")
     if side not in SIDES:
         raise ValueError(f"{pattern!r}: expected @in or @stream after a module's name, or nothing")
+    short_of = {long: short for short, long in short_names(model).items()}
+    long_names = (f"{name}@{side}" if side else name for name in module_names(model))
     points = [
-        HookPoint(f"{name}@{side}" if side else name, name, side)
-        for name in module_names(model)
-        if matches(name, module_pattern)
+        HookPoint(long, *long.partition("@")[::2])
+        for long in long_names
+        if matches(long.partition("@")[0], module_pattern) and (side not in DERIVED or long in short_of)
     ]
     if not points:
         points = [
             HookPoint(short, *long.partition("@")[::2])
-            for short, long in short_names(model).items()
-            if matches(short, pattern)
+            for long, short in short_of.items()
+            if matches(short, pattern) or pattern == "all"
         ]
     if not points:
         near = ", ".join(similar_names(model, module_pattern)) or "no modules inside"
@@ -111,6 +148,11 @@ def short_names(model: nn.Module) -> dict[str, str]:
         encoder = _numbered(T5_ENCODER_NAMES, len(model.encoder.block))
         return encoder | _numbered(T5_DECODER_NAMES, len(model.decoder.block))
     return {}
+
+
+def kind_of(short_name: str) -> str:
+    """A short name without its stack and block: "cross.z.1" -> "z"."""
+    return next(part for part in reversed(short_name.split(".")) if not part.isdigit())
 
 
 def _numbered(names: dict[str, str], blocks: int) -> dict[str, str]:

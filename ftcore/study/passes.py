@@ -103,6 +103,8 @@ def join(name: str, steps: Sequence[tuple[Pass | None, Tensor]], unseen: float) 
     for step, tensor in steps:
         assert step is not None  # only a pass of a stack can continue another
         tensor = _split_beams(step, tensor)
+        if len(tensor) == 1:  # position embeddings, the same in every row
+            tensor = tensor.expand(step.rows, *tensor.shape[1:])
         # Length 1: the head may be applied to the last position only.
         if len(tensor) != step.rows or tensor.shape[dim] not in (step.length, 1):
             raise ValueError(

@@ -17,6 +17,7 @@ from ftcore.explorer.recorder import Search, decoder_logits
 from ftcore.explorer.serialize import to_json
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
+from tests.helpers.browser import Visit
 from tests.helpers.packed_arrays import unpack
 
 SEARCH = Search(max_new_tokens=4, num_beams=3)
@@ -39,75 +40,6 @@ def recorded(family, tmp_path_factory):
         ids=ids,
         prefix="" if family.name == "gpt2" else "decoder.",
     )
-
-
-class Visit:
-    """A browser tab, with its errors and requests."""
-
-    def __init__(self, browser, address, **options):
-        self.context = browser.new_context(reduced_motion="reduce", **options)
-        self.page = self.context.new_page()
-        self.errors, self.requests = [], []
-        self.page.on(
-            "console",
-            lambda message: message.type in ("error", "warning") and self.errors.append(message.text),
-        )
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.go(address)
-
-    def go(self, address):
-        self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready]", state="attached")
-        self.settle()
-
-    def settle(self):
-        """Wait until the page is rendered and attention is unpacked."""
-        frame = "await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 5));"
-        self.page.evaluate(
-            f"""async () => {{
-              do {{ {frame} {frame} }} while (document.getElementById("panel").ariaBusy === "true");
-              {frame}
-            }}"""
-        )
-
-    def click(self, selector):
-        self.page.locator(selector).first.click()
-        self.settle()
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.settle()
-
-    def set(self, selector, value, event="input"):
-        """Change the value of a slider or a select element."""
-        self.page.locator(selector).evaluate(
-            """(input, [value, event]) => {
-              input.value = value;
-              input.dispatchEvent(new Event(event, { bubbles: true }));
-            }""",
-            [str(value), event],
-        )
-        self.settle()
-
-    def text(self, selector):
-        return self.page.locator(selector).first.inner_text()
-
-    def rows(self, selector):
-        """The rows of a table: cell texts, bar length and token id."""
-        return self.page.locator(selector).first.evaluate(
-            """(table) => [...table.querySelectorAll("tbody tr")].map((row) => ({
-              cells: [...row.cells].map((cell) => cell.textContent),
-              bar: Number(row.querySelector(".measure i")?.style.getPropertyValue("--weight")),
-              token: Number(row.dataset.token),
-            }))"""
-        )
-
-    def state(self):
-        self.page.wait_for_timeout(200)
-        return dict(pair.split("=", 1) for pair in self.page.evaluate("location.hash.slice(1)").split("&"))
 
 
 @pytest.fixture
@@ -349,14 +281,14 @@ def test_the_keyboard_reaches_everything(visit, recorded):
     visit.press("Home", "ArrowRight", "Enter")
     assert visit.page.locator("#position").input_value() == "1"
     visit.page.locator("#tab-attention").focus()
-    visit.press("ArrowRight", "ArrowRight")
+    visit.press("ArrowRight", "ArrowRight", "ArrowRight")
     assert visit.page.evaluate("document.activeElement.id") == "tab-lens"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert visit.page.evaluate(outline) == "solid"
 
 
 def test_every_control_has_an_accessible_name(visit):
-    for tab in ("attention", "next", "lens", "beams", "interventions"):
+    for tab in ("attention", "computation", "next", "lens", "beams", "interventions"):
         visit.click(f"#tab-{tab}")
         nameless = visit.page.evaluate(
             """() => [...document.querySelectorAll("button, input, select, canvas, [role=img]")]
@@ -369,7 +301,7 @@ def test_every_control_has_an_accessible_name(visit):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_does_not_scroll_sideways(browser, recorded, theme):
     phone = Visit(browser, recorded.address, viewport={"width": 360, "height": 740}, color_scheme=theme)
-    for tab in ("attention", "next", "lens", "beams", "interventions"):
+    for tab in ("attention", "computation", "next", "lens", "beams", "interventions"):
         phone.click(f"#tab-{tab}")
         assert phone.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
     assert phone.page.evaluate("document.documentElement.dataset.theme") == theme
@@ -407,7 +339,7 @@ def test_hostile_tokens_are_text(browser, family, recorded, tmp_path):
     path = tmp_path / "hostile.html"
     path.write_text(as_html(content), encoding="utf-8")
     tab = Visit(browser, path.as_uri(), viewport={"width": 800, "height": 700})
-    for name in ("attention", "next", "lens", "beams", "interventions"):
+    for name in ("attention", "computation", "next", "lens", "beams", "interventions"):
         tab.click(f"#tab-{name}")
         assert (
             tab.page.evaluate("document.querySelectorAll('script, img, iframe, object, embed').length") == 1
@@ -476,4 +408,24 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     assert "tokens, expected at most" in tab.text("#error")
     assert all("400 (Bad Request)" in error for error in tab.errors)  # logged by the browser
     restored.context.close()
+    tab.context.close()
+
+
+def test_the_tour_of_a_live_page_is_about_its_current_text(browser, family, served):
+    tab = Visit(browser, served)
+    tab.click("#start")
+    first = tab.text("#tour-text")
+    tab.click("#form summary")
+    tab.page.locator('textarea[name="text"]').fill("Zoe runs")
+    tab.click("#form button.primary")
+    tab.page.wait_for_selector("#tour", state="hidden")
+    tab.click("#start")
+    count = len(family.tokenizer.encode("Zoe runs"))
+    assert f"reads {count} tokens" in tab.text("#tour-text") and f"reads {count} tokens" not in first
+    assert int(tab.text("#tour-count").split()[-1]) == 8  # interventions are not measured
+    address = tab.state() and tab.page.url
+    opened = Visit(browser, address)
+    assert f"reads {count} tokens" in opened.text("#tour-text")
+    assert tab.errors == opened.errors == []
+    opened.context.close()
     tab.context.close()

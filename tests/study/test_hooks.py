@@ -15,7 +15,7 @@ from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2LMHeadModel, KVCache
 from ftcore.models.attention import has_hooks
 from ftcore.study import logit_lens, patch, record
-from ftcore.study.names import short_names
+from ftcore.study.names import kind_of, short_names
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from tests.helpers.oracle import (
     BOUND,
@@ -42,7 +42,7 @@ def run(model: nn.Module, *args: int, **sizes: int) -> Tensor:
     return model(**random_inputs(family, *args, **sizes))
 
 
-def kind_of(name: str) -> str:
+def without_block(name: str) -> str:
     return name.rpartition(".")[0]
 
 
@@ -54,7 +54,20 @@ def model(request):
     assert has_no_hooks(model)
 
 
-KINDS = {family: {kind_of(name) for name in short_names(tiny(family))} for family in FAMILIES}
+PER_SOURCE = ("cross.k", "cross.v")  # (B, S, H * K)
+
+
+def patchable(model: nn.Module) -> list[str]:
+    """Short names except those that can only be recorded."""
+    only_recorded = ("encoder.embed", "decoder.embed")
+    return [name for name in short_names(model) if kind_of(name) != "head_out" and name not in only_recorded]
+
+
+def with_gradient(model: nn.Module) -> list[str]:
+    """Short names of tensors that are part of the computation."""
+    derived = ("q", "k", "v") if isinstance(model, GPT2LMHeadModel) else ()
+    return [name for name in short_names(model) if kind_of(name) not in ("head_out", *derived)]
+
 
 # ------------------------------------------------------------------------------------ equal to transformers
 
@@ -150,7 +163,7 @@ SEARCHES = {
 def test_gpt2_steps_equal_a_single_pass(search, seed):
     model = tiny("gpt2", seed).double()
     ids, mask = tokens(seed, 2, 6), padding(seed, 2, 6, "left")
-    names = [*(f"{kind}.*" for kind in KINDS["gpt2"]), "transformer.wte@in"]
+    names = ["all", "transformer.wte@in"]
     torch.manual_seed(seed)
     with record(model, *names) as steps:
         out = generate(model, ids, mask, max_new_tokens=5, pad_token_id=0, **SEARCHES[search])
@@ -171,7 +184,7 @@ def test_gpt2_steps_equal_a_single_pass(search, seed):
 def test_t5_steps_equal_a_single_pass(search, seed):
     model = tiny("t5", seed).double()
     ids, mask = tokens(seed, 2, 6), padding(seed, 2, 6, "left")
-    names = [*(f"{kind}.*" for kind in KINDS["t5"] if "encoder" not in kind), "decoder.embed_tokens@in"]
+    names = [name for name in short_names(model) if "encoder" not in name] + ["decoder.embed_tokens@in"]
     torch.manual_seed(seed)
     with record(model, *names, "encoder.embed_tokens@in", "encoder") as steps:
         generate(model, ids, mask, max_new_tokens=5, pad_token_id=0, **SEARCHES[search])
@@ -192,8 +205,11 @@ def assert_equal_at_tokens(got: Any, want: Any, mask: Tensor) -> None:
     assert list(want) == [name for name in got if name in want]
     for name, expected in want.items():
         along = 2 if expected.dim() == 4 else 1
+        if name == "pos_embed":
+            expected = expected.expand_as(got[name])  # the same in every row
         assert got[name].shape == expected.shape, name
-        ours, theirs = (tensor.movedim(along, 1)[real] for tensor in (got[name], expected))
+        both = (tensor.movedim(along, 1) for tensor in (got[name], expected))
+        ours, theirs = both if without_block(name) in PER_SOURCE else (tensor[real] for tensor in both)
         hidden = theirs == -torch.inf
         assert torch.equal(ours == -torch.inf, hidden), name
         if theirs.is_floating_point():
@@ -262,7 +278,7 @@ def test_activations_of_generate_support_autograd(model):
 
 
 def test_activations_are_a_mapping(model):
-    names = [name for name in short_names(model) if kind_of(name).endswith("z")]
+    names = [name for name in short_names(model) if without_block(name).endswith("z")]
     with record(model, *names, "lm_head") as acts:
         assert not acts and repr(acts) == "nothing yet"
         with pytest.raises(KeyError, match="not run that far"):
@@ -313,6 +329,129 @@ def test_lora_layers_are_recorded_as_one_module():
     assert acts["encoder.block.0.layer.0.SelfAttention.q"].shape == (2, 9, 12)
 
 
+# ------------------------------------------------------------------------------------- computed by hand
+
+
+@settings(deadline=None, max_examples=3)
+@given(seed=seeds)
+@torch.no_grad()
+def test_short_names_of_gpt2_equal_values_computed_by_hand(seed):
+    model, ids = tiny("gpt2", seed).double(), tokens(seed, 2, 7)
+    with record(model, "all") as acts:
+        logits = model(ids)
+    body = model.transformer
+    assert torch.equal(acts["embed"], body.wte.weight[ids])
+    assert torch.equal(acts["pos_embed"], body.wpe.weight[None, :7])
+    assert error(acts["embed"] + acts["pos_embed"], acts["resid_pre.0"]) < BOUND[torch.float64]
+    for i, block in enumerate(body.h):
+        norms = {"norm_attn": (block.ln_1, "resid_pre"), "norm_mlp": (block.ln_2, "resid_mid")}
+        for name, (norm, stream) in norms.items():
+            hidden = acts[f"{stream}.{i}"]
+            normed = (hidden - hidden.mean(-1, keepdim=True)) / (
+                hidden.var(-1, keepdim=True, correction=0) + norm.eps
+            ).sqrt()
+            assert error(acts[f"{name}.{i}"], normed * norm.weight + norm.bias) < BOUND[torch.float64]
+        qkv = acts[f"norm_attn.{i}"] @ block.attn.c_attn.weight + block.attn.c_attn.bias
+        q, k, v = (acts[f"{name}.{i}"] for name in "qkv")
+        assert error(torch.cat([q, k, v], -1), qkv) < BOUND[torch.float64]
+        assert_heads_add_up(acts, "", i, block.attn.c_proj.weight, block.attn.c_proj.bias)
+        scores = (
+            q.unflatten(-1, (3, 8)).transpose(1, 2) @ k.unflatten(-1, (3, 8)).permute(0, 2, 3, 1) / 8**0.5
+        )
+        visible = torch.ones(7, 7).tril().bool().expand_as(scores)
+        assert error(scores[visible], acts[f"scores.{i}"][visible]) < BOUND[torch.float64]
+    assert error(acts["norm_final"] @ model.lm_head.weight.T, logits) < BOUND[torch.float64]
+
+
+@settings(deadline=None, max_examples=3)
+@given(seed=seeds)
+@torch.no_grad()
+def test_short_names_of_t5_equal_values_computed_by_hand(seed):
+    model, source, target = tiny("t5", seed).double(), tokens(seed, 2, 9), tokens(seed + 1, 2, 7)
+    with record(model, "all") as acts:
+        model(source, decoder_input_ids=target)
+
+    def rms_norm(hidden: Tensor, norm: Any) -> Tensor:
+        return hidden / (hidden.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+
+    stacks = {"encoder": (model.encoder, source), "decoder": (model.decoder, target)}
+    for stack, (part, ids) in stacks.items():
+        last = f"{stack}.resid_post.{len(part.block) - 1}"
+        assert torch.equal(acts[f"{stack}.embed"], model.shared.weight[ids])
+        assert torch.equal(acts[f"{stack}.embed"], acts[f"{stack}.resid_pre.0"])
+        assert (
+            error(acts[f"{stack}.norm_final"], rms_norm(acts[last], part.final_layer_norm))
+            < BOUND[torch.float64]
+        )
+        for i, block in enumerate(part.block):
+            layers = {stack: (block.layer[0], f"{stack}.resid_pre")}
+            if stack == "decoder":
+                layers["cross"] = (block.layer[1], "decoder.resid_mid")
+            for prefix, (layer, stream) in layers.items():
+                attention = getattr(layer, "EncDecAttention" if prefix == "cross" else "SelfAttention")
+                normed = rms_norm(acts[f"{stream}.{i}"], layer.layer_norm)
+                assert error(acts[f"{prefix}.norm_attn.{i}"], normed) < BOUND[torch.float64]
+                read = acts["encoder.norm_final"] if prefix == "cross" else normed
+                for name, states in (("q", normed), ("k", read), ("v", read)):
+                    expected = states @ getattr(attention, name).weight.T
+                    assert error(acts[f"{prefix}.{name}.{i}"], expected) < BOUND[torch.float64]
+                assert_heads_add_up(acts, f"{prefix}.", i, attention.o.weight.T, 0)
+            stream = acts[f"{'cross' if stack == 'decoder' else stack}.resid_mid.{i}"]
+            expected = rms_norm(stream, block.layer[-1].layer_norm)
+            assert error(acts[f"{stack}.norm_mlp.{i}"], expected) < BOUND[torch.float64]
+
+
+def assert_heads_add_up(acts: Any, prefix: str, block: int, weight: Tensor, bias: Any) -> None:
+    """head_out (B, H, T, D) is z of a head times its rows of `weight` (H * K, D); the sum is the output."""
+    z, heads = acts[f"{prefix}z.{block}"], acts[f"{prefix}head_out.{block}"]
+    width = z.shape[-1] // 3
+    for head in range(3):
+        columns = slice(head * width, (head + 1) * width)
+        assert error(heads[:, head], z[..., columns] @ weight[columns]) < BOUND[torch.float64]
+    assert error(heads.sum(1) + bias, acts[f"{prefix}attn.{block}"]) < BOUND[torch.float64]
+
+
+def test_all_is_every_short_name(model):
+    with record(model, "all") as acts:
+        run(model)
+    assert list(acts) == list(short_names(model))
+
+
+def test_queries_of_a_step_belong_to_its_keys():
+    """Rows of cross.k are those of the beams; position embeddings have a row for each."""
+    for model in (tiny("gpt2"), tiny("t5")):
+        with torch.no_grad(), record(model, "all") as acts:
+            generate(model, tokens(0, 2, 4), max_new_tokens=4, pad_token_id=0, num_beams=3)
+        prefix, scale = ("", 8**-0.5) if isinstance(model, GPT2LMHeadModel) else ("cross.", 1.0)
+        q, k = (acts[f"{prefix}{name}.1"].unflatten(-1, (3, -1)).transpose(1, 2) for name in "qk")
+        scores = acts[f"{prefix}scores.1"]
+        visible = scores > -torch.inf
+        assert len(q) == len(k) == 6
+        assert error((q @ k.transpose(2, 3) * scale)[visible], scores[visible]) < BOUND[torch.float32]
+    assert len(acts["cross.v.0"]) == 6
+    model = tiny("gpt2")
+    with torch.no_grad(), record(model, "pos_embed", "embed") as acts:
+        generate(model, tokens(0, 2, 4), max_new_tokens=4, pad_token_id=0, num_beams=3)
+    assert acts["pos_embed"].shape == acts["embed"].shape
+    assert torch.equal(acts["pos_embed"][3], model.transformer.wpe.weight[: acts["embed"].shape[1]])
+
+
+def test_head_outputs_of_an_adapter_add_up(model):
+    """With LoRA on the output projection."""
+    prefix, target = ("", "attn.c_proj") if isinstance(model, GPT2LMHeadModel) else ("cross.", "o")
+    add_lora(model, targets=[target])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    layer = model.transformer.h[1].attn.c_proj if not prefix else None
+    with torch.no_grad(), record(model, f"{prefix}head_out.1", f"{prefix}attn.1") as acts:
+        run(model)
+    bias = 0 if layer is None else layer.base_layer.bias
+    total = acts[f"{prefix}head_out.1"].sum(1) + bias
+    assert error(total, acts[f"{prefix}attn.1"]) < BOUND[torch.float32]
+    assert has_no_hooks(model)
+
+
 # --------------------------------------------------------------------------------------------- with gradients
 
 
@@ -321,7 +460,7 @@ def test_lora_layers_are_recorded_as_one_module():
 @given(seed=seeds)
 def test_gradients_equal_those_of_a_patched_leaf(family, seed):
     model = tiny(family, seed).double()
-    names = list(short_names(model))
+    names = [name for name in with_gradient(model) if name in patchable(model)]
     with record(model, *names, grad=True) as acts:
         run(model, seed).square().mean().backward()
     with record(model, *names, grad=True) as again:
@@ -346,7 +485,7 @@ def test_gradients_with_frozen_weights(model):
 
 
 def test_gradients_with_gradient_checkpointing(model):
-    names = list(short_names(model))
+    names = with_gradient(model)
     with record(model, *names, grad=True) as want:
         run(model).square().mean().backward()
     checkpoint_blocks(model)
@@ -377,7 +516,7 @@ def test_missing_gradient_is_an_error(model):
 def test_patching_an_activation_with_itself_is_a_no_op(family, seed):
     model = tiny(family, seed)
     plain = run(model, seed)
-    for name in short_names(model):
+    for name in patchable(model):
         with record(model, name) as acts:
             want = run(model, seed)
         with patch(model, name, acts[name]):
@@ -475,6 +614,46 @@ def test_nested_patches_apply_outermost_first_and_are_recorded(model):
         with patch(model, "lm_head@in", torch.zeros(2, 7, 24)), record(model, "lm_head@in") as acts:
             assert not run(model).any()
         assert not acts["lm_head@in"].any()
+
+
+def test_patching_queries_leaves_keys_and_values(model):
+    prefix = "" if isinstance(model, GPT2LMHeadModel) else "decoder."
+    names = [f"{prefix}{name}.1" for name in ("q", "k", "v", "scores")]
+    with torch.no_grad(), record(model, *names) as before:
+        run(model)
+    with torch.no_grad(), record(model, *names) as after, patch(model, names[0], lambda q: q * 2):
+        run(model)
+    assert torch.equal(after[names[0]], before[names[0]] * 2)
+    assert all(torch.equal(after[name], before[name]) for name in names[1:3])
+    assert not torch.equal(after[names[3]], before[names[3]])
+
+
+def test_gradients_flow_into_patched_queries():
+    model = tiny("gpt2")
+    shift = torch.zeros(24, requires_grad=True)
+    with patch(model, "v.1", lambda values: values + shift):
+        run(model).square().mean().backward()
+    assert shift.grad.any()
+
+
+def test_derived_activations_can_only_be_recorded(model):
+    prefix, module = (
+        ("", "transformer.h.1.attn.c_proj")
+        if isinstance(model, GPT2LMHeadModel)
+        else ("cross.", "decoder.block.1.layer.1.EncDecAttention.o")
+    )
+    message = f"{prefix}head_out.1 can only be recorded, since it is computed from {module}@in: patch that"
+    with pytest.raises(ValueError, match=message), patch(model, f"{prefix}head_out.1", torch.zeros_like):
+        pass
+    message = f"{prefix}head_out.1 has none, it is computed for the recording; record {module}@in"
+    with pytest.raises(ValueError, match=message), record(model, f"{prefix}head_out.1", grad=True):
+        pass
+
+
+def test_an_embedding_that_both_stacks_share_is_not_patched():
+    message = "encoder.embed can only be recorded, since both stacks share .*: patch encoder.resid_pre.0"
+    with pytest.raises(ValueError, match=message), patch(tiny("t5"), "encoder.embed", torch.zeros_like):
+        pass
 
 
 def test_pattern_patches_all_matches():

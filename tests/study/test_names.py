@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ftcore.lora.lora import LoRALayer, add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, UMT5Config
-from ftcore.study.names import HookPoint, find_hook_points, matches, short_names
+from ftcore.study.names import HookPoint, find_hook_points, kind_of, matches, short_names
 
 GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_head=2, n_layer=3))
 SIZES = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 2}
@@ -65,6 +65,38 @@ def test_patterns():
         "cross.pattern.0",
     ]
     assert names_of(find_hook_points(T5, "*")) == ["shared", "encoder", "decoder", "lm_head"]
+
+
+def test_derived_activations_belong_to_some_modules():
+    assert names_of(find_hook_points(GPT2, "transformer.h.[02].attn.c_attn@k")) == [
+        "transformer.h.0.attn.c_attn@k",
+        "transformer.h.2.attn.c_attn@k",
+    ]
+    assert names_of(find_hook_points(T5, "encoder.block.0.layer.0.*.*@heads")) == [
+        "encoder.block.0.layer.0.SelfAttention.o@heads"
+    ]
+    for model, name in (
+        (GPT2, "lm_head@q"),
+        (GPT2, "transformer.h.0.mlp.c_proj@heads"),
+        (T5, "lm_head@heads"),
+    ):
+        with pytest.raises(ValueError, match="has nothing called"):
+            find_hook_points(model, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("z.1", "z"), ("cross.z.1", "z"), ("embed", "embed"), ("encoder.norm_final", "norm_final")],
+)
+def test_kind_of_a_short_name(name, expected):
+    assert kind_of(name) == expected
+
+
+def test_all():
+    for model in MODELS:
+        assert names_of(find_hook_points(model, "all")) == list(short_names(model))
+    with pytest.raises(ValueError, match="has nothing called 'all'"):
+        find_hook_points(torch.nn.Linear(2, 2), "all")
 
 
 def test_module_names_take_precedence():

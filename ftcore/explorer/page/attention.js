@@ -58,7 +58,13 @@ function buildNorms(root, part) {
   const table = element("tbody");
   appendAll(
     root,
-    element("h3", {}, title(part)),
+    element(
+      "div",
+      { class: "head-line" },
+      element("h3", {}, title(part)),
+      button({ click: () => setState({ tab: "computation", open: "" }) }, "Neurons"),
+      ...help("forward"),
+    ),
     element(
       "p",
       { class: "soft" },
@@ -104,7 +110,7 @@ function buildAllHeads(root, part) {
   const canvases = [];
   appendAll(
     root,
-    element("h3", {}, `${title(part)}: all heads`),
+    headLine("heads", element("h3", {}, `${title(part)}: all heads`)),
     element("p", { class: "soft" }, mapHint(part)),
     element(
       "div",
@@ -191,6 +197,7 @@ function buildHead(root, part) {
         { click: () => setState({ tab: "interventions", interventions: `${part.z}:${state.head}` }) },
         "Ablate",
       ),
+      ...help("attention"),
     ),
     element("p", { class: "soft" }, mapHint(part)),
     element(
@@ -231,9 +238,10 @@ function buildHead(root, part) {
   canvas.addEventListener("pointerleave", () => point(null));
   canvas.addEventListener("click", (event) => {
     const indices = pick(event);
-    if (indices) setState(inEncoder(part) ? { src: indices[0] } : { at: indices[0] });
+    if (indices) openCell(part, ...indices);
   });
   canvas.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && pointed) openCell(part, ...pointed);
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
@@ -279,7 +287,7 @@ function buildHead(root, part) {
     context.strokeRect(left, top + position(part) * cell, cell * columns.length, Math.max(cell, 2));
     if (!pointed) {
       readout.textContent =
-        "Point at the map or use arrow keys to read a weight. Click a row to make it the current token.";
+        "Point at the map or use arrow keys to read a weight. Click it or press Enter to see how it is computed.";
       return;
     }
     const [query, key] = pointed;

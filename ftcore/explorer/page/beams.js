@@ -58,7 +58,7 @@ panels.beams = {
     this.detail = element("div", { "aria-live": "polite" });
     appendAll(
       root,
-      element("h3", {}, `Beam search with ${beams} beams`),
+      headLine("beams", element("h3", {}, `Beam search with ${beams} beams`)),
       element(
         "p",
         { class: "soft" },

@@ -115,7 +115,7 @@ panels.interventions = {
     };
     appendAll(
       root,
-      element("h3", {}, "Ablate a head or patch an activation"),
+      headLine("interventions", element("h3", {}, "What changes the answer")),
       element(
         "p",
         { class: "soft" },
@@ -155,7 +155,7 @@ panels.interventions = {
     return element(
       "div",
       {},
-      element("h3", {}, "Head ablation"),
+      headLine("ablation", element("h3", {}, "Head ablation")),
       element("p", { class: "soft" }, "The head’s output is zero at every position."),
       this.sweepNote("head_ablations", "head-ablations", "Measure all heads"),
       effectTable(
@@ -182,7 +182,7 @@ panels.interventions = {
   buildPatches() {
     const kinds = patchKinds();
     const kind = kinds[state.patchKind];
-    const heading = element("h3", {}, "Activation patching");
+    const heading = headLine("patching", element("h3", {}, "Activation patching"));
     if (!content.other) {
       const hint = live
         ? "Enter a second text above to patch activations from it."
@@ -202,7 +202,7 @@ panels.interventions = {
       element(
         "p",
         { class: "soft" },
-        "At one position, the activation takes its value from the second text.",
+        "Columns are blocks. At one position, the activation takes its value from the second text.",
       ),
       live
         ? this.select(
@@ -355,5 +355,8 @@ function describeIntervention(code) {
     return part ? `${title(part)}, head ${change.head} ablated` : code;
   }
   const { name, position, other_position } = change;
-  return `${name} at position ${position} from the second text’s position ${other_position}`;
+  const kind = patchKinds().find((each) => each.names.includes(name));
+  if (!kind) return code;
+  const where = `${kind.title} block ${kind.names.indexOf(name)}, position ${position}`;
+  return `${where}: from the second text, position ${other_position}`;
 }

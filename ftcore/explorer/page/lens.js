@@ -11,12 +11,12 @@ panels.lens = {
     this.caption = element("caption");
     appendAll(
       root,
-      element("h3", {}, "Logit lens"),
+      headLine("lens", element("h3", {}, "Logit lens")),
       element(
         "p",
         { class: "soft" },
-        "The most likely token after each block: the final norm and head applied to the residual stream there. ",
-        "The top row is the model’s prediction. Framed: the chosen token. Color: the probability.",
+        "The most likely next token if the model ended after that block; the top row is its prediction. ",
+        "Framed: the chosen token. Color: the probability.",
       ),
       element("div", { class: "scroller", id: "lens-grid" }, this.table),
       element(
@@ -75,7 +75,7 @@ panels.lens = {
                     title: `${truncate(piece(id), 200)}: ${percent(probability)}`,
                     "aria-label":
                       `Block ${block}, position ${at}: ${truncate(piece(id), 60)}, ` + percent(probability),
-                    "aria-pressed": block === state.block && at === state.at,
+                    "aria-pressed": String(block === state.block && at === state.at),
                   },
                   label(id, 20),
                 ),

@@ -36,8 +36,7 @@ function buildNetwork() {
   );
   document.documentElement.style.setProperty("--network-width", isT5 ? "35rem" : "25rem");
   byId("network-hint").textContent =
-    "The residual stream runs upwards. Each sublayer reads it and adds its output: the wider the curve, the " +
-    "larger the output at the current token. Click a head or a sublayer.";
+    "The residual stream of the current token runs upwards. Click a head or a sublayer.";
   new ResizeObserver(drawCrossAttention).observe(byId("stacks"));
 }
 
@@ -130,7 +129,11 @@ function buildStream(stack, name, part, number) {
   const picture = svgElement("svg", { "aria-hidden": "true" }, spine);
   const row = element("div", { class: "between" }, picture);
   if (number === null) {
-    const input = element("span", { class: "stream-label" });
+    const input = button({
+      class: "stream-label",
+      click: () => setState({ part: part.output, tab: "computation", open: "input" }),
+      "data-key": `input ${stack.name}`,
+    });
     row.append(input);
     updaters.push(() =>
       replaceContent(
@@ -227,6 +230,7 @@ function renderNetwork() {
 
 /** Show a sublayer in the attention panel: one head, or all with -1. */
 function selectHead(part, head) {
-  setState({ part: part.output, head, tab: "attention" });
+  const tab = state.tab === "computation" ? "computation" : "attention";
+  setState({ part: part.output, head, tab, open: "", key: null, neuron: null });
   if (matchMedia("(max-width: 62rem)").matches) byId("panels").scrollIntoView();
 }

@@ -33,7 +33,7 @@ panels.next = {
     this.rest = element("p", { class: "soft" });
     appendAll(
       root,
-      this.heading,
+      headLine("next", this.heading),
       element(
         "div",
         { class: "sliders" },

@@ -19,7 +19,9 @@ function fromBase64(data) {
   return bytes;
 }
 
-/** Unpack all arrays in nested data, except attention, which is unpacked on first use. */
+const UNPACKED_LATER = ["attention", "computations"]; // on first use
+
+/** Unpack all arrays in nested data, except those under UNPACKED_LATER. */
 async function unpackAll(data) {
   if (data === null || typeof data !== "object") return;
   if (data.dtype) {
@@ -27,7 +29,7 @@ async function unpackAll(data) {
     return;
   }
   await Promise.all(
-    Object.entries(data).map(([key, value]) => (key === "attention" ? null : unpackAll(value))),
+    Object.entries(data).map(([key, value]) => (UNPACKED_LATER.includes(key) ? null : unpackAll(value))),
   );
 }
 
@@ -92,18 +94,19 @@ function attentionLevels(part, head, query) {
   const [where, index] = inEncoder(part) ? [recording.encoder, query] : runAt(query);
   const array = where.attention[part.pattern];
   if (array.values) return rowOf(array, head, index);
-  array.waiting ??= unpackAttention(array);
+  array.waiting ??= renderAfter(unpack(array));
   return null;
 }
 
-let unpacking = 0; // arrays in progress
+let waiting = 0; // promises that the panel needs
 
-async function unpackAttention(array) {
-  unpacking += 1;
+/** Mark the panel as busy until a promise is fulfilled, then render. */
+async function renderAfter(promise) {
+  waiting += 1;
   byId("panel").ariaBusy = "true";
-  await unpack(array);
-  unpacking -= 1;
-  byId("panel").ariaBusy = String(unpacking > 0);
+  await promise;
+  waiting -= 1;
+  byId("panel").ariaBusy = String(waiting > 0);
   render();
 }
 

@@ -26,7 +26,7 @@ function buildFrame() {
     "␣ is a leading space, ⏎ a new line, #12 a token id without text of its own. " +
     (live
       ? ""
-      : "This page shows recorded data and computes nothing. " +
+      : "This page shows recorded data and runs no model. " +
         "For other texts and interventions: python -m ftcore.explore --serve.");
   byId("theme").addEventListener("click", () => {
     chosenTheme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
@@ -72,6 +72,8 @@ function buildFrame() {
 Object.assign(tokenTexts, content.pieces, content.other?.pieces, recording.pieces);
 await unpackAll(content);
 buildFrame();
+buildHelp();
+buildTour();
 setTheme();
 buildTabs();
 buildNetwork();

@@ -2,6 +2,7 @@
 
 const TABS = {
   attention: "Attention",
+  computation: "Computation",
   next: "Next token",
   lens: "Logit lens",
   beams: "Beams",
@@ -24,6 +25,9 @@ function resetState() {
     part: stack.blocks.at(-1).find((part) => part.kind === kind).output,
     head: 0,
     tab: "attention",
+    open: "", // what the computation shows, a key of OPENABLE; by default the sublayer itself
+    key: null, // key position of the computation; null: the largest weight
+    neuron: null, // neuron of the computation; null: the largest activation
     block: stack.blocks.length - 1,
     temperature: 1,
     k: 0,
@@ -33,6 +37,7 @@ function resetState() {
     patchKind: 0,
     from: null,
     combine: false,
+    tour: "",
   });
   // Start with the head that adds most.
   const norms = Array.from({ length: model.heads }, (_, head) => headNormAt(parts[state.part], head, at));
@@ -56,6 +61,9 @@ function clampState() {
   state.src = within(state.src, source().length - 1);
   if (!Object.hasOwn(parts, state.part)) state.part = Object.keys(parts)[0];
   state.head = Math.max(-1, Math.min(Math.round(Number(state.head)) || 0, model.heads - 1));
+  if (state.key !== null) state.key = within(state.key, keys(parts[state.part]).length - 1);
+  if (state.neuron !== null) state.neuron = within(state.neuron, 1e9);
+  if (!Object.hasOwn(OPENABLE, state.open)) state.open = "";
   state.block = within(state.block, stacks.at(-1).blocks.length - 1);
   if (!Object.hasOwn(TABS, state.tab)) state.tab = "attention";
   const nearby = recording.temperatures.map((value) => Math.abs(value - Number(state.temperature)));
@@ -64,6 +72,7 @@ function clampState() {
   if (!["answer", "token"].includes(state.effect)) state.effect = "answer";
   state.patchKind = within(state.patchKind, patchKinds().length - 1);
   if (state.from !== null) state.from = within(state.from, 1e6);
+  if (state.tour !== "") state.tour = within(state.tour - 1, tourStops.length - 1) + 1;
 }
 
 // A page inside of a notebook is a frame without an address: writing one would throw.
@@ -92,6 +101,8 @@ async function readAddress() {
       await record(address.get("text"), other, recording.search);
     }
   }
+  if (address.has("tour")) await openStop(address.get("tour"));
+  else resetState();
   for (const name of Object.keys(state)) if (address.has(name)) state[name] = address.get(name);
   if (["light", "dark"].includes(address.get("theme"))) chosenTheme = address.get("theme");
   setTheme();
@@ -122,5 +133,6 @@ function render() {
     renderText();
     renderNetwork();
     renderPanel();
+    renderTour();
   });
 }

@@ -19,6 +19,7 @@ function buildText() {
         ` ${each.name}`,
       ),
     ),
+    ...help("runs"),
   );
   buildTokens();
 }
@@ -152,7 +153,7 @@ function tokenWeights(part) {
       side,
       weights: norms.map((norm) => (255 * norm) / largest),
       reading:
-        `${part.output} adds a vector of norm ${number(norms[at])} at ${quote(queries(part)[at])}. ` +
+        `${title(part)} adds a vector of norm ${number(norms[at])} at ${quote(queries(part)[at])}. ` +
         "Color: its norm at each token.",
     };
   }
@@ -174,7 +175,7 @@ function tokenWeights(part) {
   return {
     side,
     weights: weights.map((value) => 255 * Math.sqrt(value)),
-    reading: `${part.pattern}, ${name}: from ${quote(queries(part)[query])} (${query}) to ${list}`,
+    reading: `${title(part)}, ${name}: from ${quote(queries(part)[query])} (${query}) to ${list}`,
   };
 }
 
