@@ -13,6 +13,7 @@ from ftcore.explorer.server import Session
 from ftcore.models import T5Config, T5ForConditionalGeneration, UMT5Config
 from ftcore.study import randomize_weights, record
 from tests.helpers.packed_arrays import unpack
+from tests.helpers.tiny_models import tiny
 
 SEARCH = Search(max_new_tokens=6, num_beams=3, temperature=3.0, seed=1)
 
@@ -103,6 +104,18 @@ def test_a_neuron_is_the_product_of_its_rows(family, recording):
                     if found["gates"] is not None:
                         gate = normed[at] @ rows["gate"][row]
                         close(found["gates"][at, n], gate)
+
+
+def test_the_largest_activations_may_be_negative():
+    model = tiny("t5", feed_forward_proj="gated-gelu")
+    source = torch.tensor([[3, 4, 5, 6, 7]])
+    with torch.no_grad(), record(model, "encoder.neurons.*") as acts:
+        model.encode(source)
+    parts = record_computation(model, source, None)["parts"]
+    for block in range(2):
+        found, neurons = parts[f"encoder.mlp.{block}"]["activations"], acts[f"encoder.neurons.{block}"][0]
+        assert (found < 0).any()
+        close(found.abs(), neurons.abs().topk(4).values)
 
 
 @pytest.mark.parametrize("kind", [T5Config, UMT5Config])

@@ -436,6 +436,17 @@ def test_queries_of_a_step_belong_to_its_keys():
     assert torch.equal(acts["pos_embed"][3], model.transformer.wpe.weight[: acts["embed"].shape[1]])
 
 
+@torch.no_grad()
+def test_beams_of_a_source_have_its_keys():
+    model = tiny("t5")
+    encoded = model.encode(tokens(0, 2, 5))
+    with record(model, "cross.k.0", "decoder.block.0.layer.1.EncDecAttention.v") as acts:
+        model.decode(tokens(1, 6, 4), encoded)
+    for tensor in acts.values():
+        assert tensor.shape == (6, 5, 12)
+        assert torch.equal(tensor[0], tensor[2]) and not torch.equal(tensor[2], tensor[3])
+
+
 def test_head_outputs_of_an_adapter_add_up(model):
     """With LoRA on the output projection."""
     prefix, target = ("", "attn.c_proj") if isinstance(model, GPT2LMHeadModel) else ("cross.", "o")
