@@ -88,7 +88,7 @@ def outcome(
         values = second_text_activations(model, baseline, interventions)
     start = prompt_length(model, baseline.source)
     with intervene(model, interventions, values):
-        logits = decoder_logits(model, baseline.source, baseline.ids[:-1])[start - 1 :]  # (A, V)
+        logits = decoder_logits(model, baseline.source, baseline.ids[:-1], start - 1)  # (A, V)
     with intervene(model, interventions, values):
         ids = greedy_search(model, baseline.source, baseline.max_new_tokens)[start:]
     log_probs = logits.log_softmax(-1)

@@ -24,7 +24,8 @@ from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
-from ftcore.study import patch, record
+from ftcore.study import record
+from ftcore.study.hooks import readout
 from ftcore.study.names import find_hook_points
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider
@@ -212,14 +213,20 @@ def greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
     )[0]
 
 
-def decoder_logits(model: Model, source: Tensor, ids: Tensor) -> Tensor:
-    """(T, V) next-token logits in float32 for decoder inputs `ids` (T,); GPT-2 ignores `source`.
+def decoder_logits(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> Tensor:
+    """(T - start, V) next-token logits in float32 for decoder inputs `ids` (T,), from position `start` on.
+
+    GPT-2 ignores `source`.
 
     Raises:
         FloatingPointError: logits that are NaN or infinite.
     """
     is_gpt2 = isinstance(model, GPT2LMHeadModel)
-    forward = partial(model, ids[None]) if is_gpt2 else partial(model, source, decoder_input_ids=ids[None])
+    last_hidden = partial(model.last_hidden, *((ids[None],) if is_gpt2 else (source, None, ids[None])))
+
+    def forward() -> Tensor:
+        return model.lm_head(last_hidden()[:, start:])  # the head is the widest matrix of all
+
     logits = forward()[0].float()
     require_finite(logits, model, forward, "the model's output")
     return logits
@@ -241,15 +248,15 @@ def record_run(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> dic
     """Record one answer, decoder ids (T + 1,), from position `start` on."""
     stack = stacks(model)[-1]
     with record(model, *_activation_names(stack)) as acts:
-        logits = decoder_logits(model, source, ids[:-1])
+        logits = decoder_logits(model, source, ids[:-1], start)
         recorded = _record_stack(model, stack, acts, start)
-        residuals = [acts[block[-1].residual] for block in stack.blocks]  # (1, T, D) each
+        residuals = [acts[block[-1].residual][0, start:] for block in stack.blocks]  # (T, D) each
     return recorded | {
         "ids": ids.tolist(),
         "start": start,
         "prompt_length": prompt_length(model, source),
-        "next": next_tokens(logits[start:], ids[start + 1 :]),
-        "lens": logit_lens(model, source, ids, residuals, start),
+        "next": next_tokens(logits, ids[start + 1 :]),
+        "lens": logit_lens(model, residuals),
     }
 
 
@@ -271,20 +278,20 @@ def next_tokens(logits: Tensor, chosen: Tensor) -> dict[str, Tensor]:
     }
 
 
-def logit_lens(
-    model: Model, source: Tensor, ids: Tensor, residuals: Sequence[Tensor], start: int
-) -> dict[str, Tensor]:
-    """Top tokens (L, T, k) and their probabilities after each block.
+def logit_lens(model: Model, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Top tokens (L, T, k) and their probabilities after each block, from the residual streams (T, D) there.
 
-    One block at a time, by patching its residual stream over the last block's: (T, V) logits in memory,
-    where `ftcore.study.logit_lens` returns (L, B, T, V).
+    One block at a time: (T, V) logits in memory, where `ftcore.study.logit_lens` returns (L, B, T, V).
+
+    Raises:
+        FloatingPointError: logits that are NaN or infinite.
     """
-    last = stacks(model)[-1].blocks[-1][-1].residual
     tops = []
     for residual in residuals:
-        with patch(model, last, residual):
-            probs = decoder_logits(model, source, ids[:-1])[start:].softmax(-1)  # (T, V)
-        tops.append(probs.topk(min(LENS_TOP_K, probs.shape[-1])))
+        forward = partial(readout, model, residual)
+        logits = forward().float()  # (T, V)
+        require_finite(logits, model, forward, "the logit lens")
+        tops.append(logits.softmax(-1).topk(min(LENS_TOP_K, logits.shape[-1])))
     return {
         "ids": torch.stack([top.indices for top in tops]),
         "probs": torch.stack([top.values for top in tops]),
