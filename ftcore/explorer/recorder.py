@@ -207,27 +207,37 @@ def generate_answers(
 
 
 def greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
-    """(T + 1,) decoder ids: the T inputs and the last generated token."""
+    """(T + 1,) decoder ids for a source (1, S): the T inputs and the last generated token."""
+    return batch_greedy_search(model, source, max_new_tokens)[0]
+
+
+def batch_greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
+    """(R, T + 1) `greedy_search` for R sources (R, S); rows that end early are padded."""
     return generate(
         model, source, max_new_tokens=max_new_tokens, num_beams=1, num_return_sequences=1, do_sample=False
-    )[0]
+    )
 
 
 def decoder_logits(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> Tensor:
     """(T - start, V) next-token logits in float32 for decoder inputs `ids` (T,), from position `start` on.
 
-    GPT-2 ignores `source`.
+    GPT-2 ignores `source`. `batch_logits` takes several rows.
+    """
+    return batch_logits(model, source, ids[None], start)[0]
+
+
+def batch_logits(model: Model, source: Tensor, ids: Tensor, start: int) -> Tensor:
+    """(R, T - start, V) `decoder_logits` for R sources (R, S) and decoder inputs (R, T).
 
     Raises:
         FloatingPointError: logits that are NaN or infinite.
     """
-    is_gpt2 = isinstance(model, GPT2LMHeadModel)
-    last_hidden = partial(model.last_hidden, *((ids[None],) if is_gpt2 else (source, None, ids[None])))
+    inputs = (ids,) if isinstance(model, GPT2LMHeadModel) else (source, None, ids)
 
     def forward() -> Tensor:
-        return model.lm_head(last_hidden()[:, start:])  # the head is the widest matrix of all
+        return model.lm_head(model.last_hidden(*inputs)[:, start:])  # the head is the widest matrix of all
 
-    logits = forward()[0].float()
+    logits = forward().float()
     require_finite(logits, model, forward, "the model's output")
     return logits
 
