@@ -124,6 +124,18 @@ def test_a_sweep_has_the_outcome_of_each_intervention(family, baseline, batch_to
                 torch.testing.assert_close(sweep[name][index], alone[name], msg=name)
 
 
+def test_an_answer_of_a_sweep_ends_where_it_ends_alone(family, baseline, monkeypatch):
+    """While other rows of its batch go on."""
+    last = baseline.ids[prompt_length(family, baseline) + 2].item()
+    monkeypatch.setattr(family.model, "generation_config", {"eos_token_id": last, "pad_token_id": last})
+    changes = [HeadAblation(name, head) for name, head in all_heads(family.model)]
+    alone = [outcome(family.model, baseline, [change])["ids"] for change in changes]
+    sweep = every_head_ablation(family.model, baseline)
+    assert [sweep["answers"][index] for index in sweep["answer"]] == alone
+    if family.name == "t5":
+        assert len(set(map(len, alone))) > 1
+
+
 def test_skipped_sweeps_give_a_reason(family, baseline, monkeypatch):
     without_other = Baseline(baseline.source, baseline.ids)
     assert "No second text" in every_activation_patch(family.model, without_other)["skipped"]
