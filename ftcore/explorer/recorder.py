@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ftcore.analysis.beams import beam_trace
 from ftcore.analysis.inputs import check_number, num_heads
@@ -132,16 +133,21 @@ def describe(model: Model, name: str) -> dict[str, Any]:
     }
 
 
-def record_text(model: Model, tokenizer: Tokenizer, text: str, search: Search) -> dict[str, Any]:
+def record_text(
+    model: Model, tokenizer: Tokenizer, text: str, search: Search, *, progress: bool = False
+) -> dict[str, Any]:
     """Record everything that the page shows of one text: nested dicts and lists with tensors as leaves.
+
+    Args:
+        progress: show progress bars on standard error.
 
     Raises:
         ValueError: the text is empty, or too long for the model or for a page.
     """
     source = source_ids(model, tokenizer, text, search.max_new_tokens)
-    answers, beams = generate_answers(model, source, search)
+    answers, beams = generate_answers(model, source, search, progress=progress)
     runs: list[dict[str, Any]] = []
-    for name, ids in answers.items():
+    for name, ids in tqdm(answers.items(), "activations", unit="", leave=False, disable=not progress):
         # Runs diverge after the last prompt position; earlier positions are in the first run.
         start = prompt_length(model, source) - 1 if runs else 0
         runs.append({"name": name} | record_run(model, source, ids, start))
@@ -191,18 +197,22 @@ def prompt_length(model: Model, source: Tensor) -> int:
 
 
 def generate_answers(
-    model: Model, source: Tensor, search: Search
+    model: Model, source: Tensor, search: Search, *, progress: bool = False
 ) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
     """Decoder ids (T + 1,) of each search, and the candidates of each step of beam search."""
     limits: dict[str, Any] = {"max_new_tokens": search.max_new_tokens, "num_return_sequences": 1}
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": search.temperature, "top_k": search.top_k}
+    sampling: dict[str, Any] = {"do_sample": True, "num_beams": 1}
+    sampling |= {"temperature": search.temperature, "top_k": search.top_k}
     generator = torch.Generator(source.device).manual_seed(search.seed)
-    trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **limits)
-    answers = {
-        "greedy": greedy_search(model, source, search.max_new_tokens),
-        "sampling": generate(model, source, generator=generator, num_beams=1, **sampling, **limits)[0],
-        "beams": trace.ids[0],
-    }
+    answers = {}
+    with tqdm(total=3, desc="searches", unit="", leave=False, disable=not progress) as bar:
+        answers["greedy"] = greedy_search(model, source, search.max_new_tokens)
+        bar.update()
+        (answers["sampling"],) = generate(model, source, generator=generator, **sampling, **limits)
+        bar.update()
+        trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **limits)
+        answers["beams"] = trace.ids[0]
+        bar.update()
     return answers, [[asdict(candidate) for candidate in step] for step in trace.steps]
 
 

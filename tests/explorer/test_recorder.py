@@ -114,7 +114,9 @@ def test_the_lens_equals_logit_lens(family, recording, run):
     torch.testing.assert_close(probs[..., 0], expected.amax(-1), rtol=1e-4, atol=1e-6)
 
 
-def test_the_lens_equals_the_model_with_its_last_residual_stream_replaced(family, recording, run, activations):
+def test_the_lens_equals_the_model_with_its_last_residual_stream_replaced(
+    family, recording, run, activations
+):
     """The definition of the lens, which runs the whole model once for each block."""
     source, read = torch.tensor(recording["source"]), torch.tensor(run["ids"][:-1])
     names = [block[-1].residual for block in stacks(family.model)[-1].blocks]
