@@ -128,7 +128,7 @@ def check_intervention(model: Model, baseline: Baseline, change: Intervention) -
 def intervene(
     model: Model, rows: Sequence[Sequence[Intervention]], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Apply each row's interventions to that row of a batch, read in one pass or incrementally with a cache."""
+    """Apply each row's interventions to that row of a batch, also while it is read with a cache."""
     by_name: dict[str, list[tuple[int, Intervention]]] = {}
     for row, changes in enumerate(rows):
         for change in changes:
@@ -142,7 +142,7 @@ def intervene(
 
 @dataclass(eq=False)
 class _Changes:
-    """Changes of one activation. Counts positions over calls: with a cache, a forward pass sees only new ones."""
+    """Changes of one activation. Counts positions over calls: with a cache, a pass has new ones only."""
 
     by_row: Sequence[tuple[int, Intervention]]
     heads: int
