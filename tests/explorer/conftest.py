@@ -1,5 +1,8 @@
-"""Tiny checkpoints for the tests of the explorer."""
+"""Tiny checkpoints and a browser for the tests of the explorer."""
 
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,3 +34,23 @@ def family(request: pytest.FixtureRequest) -> SimpleNamespace:
         text=texts[0],
         other=texts[1],
     )
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; the tests are skipped without it or Playwright.
+
+    Closed after each module: Playwright's event loop runs as long, and other tests start their own.
+    """
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; it comes with the extra test"
+    )
+    with playwright.sync_playwright() as driver:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        path = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        if not Path(path).exists():
+            pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
+        # Chromium refuses to run as root with its sandbox.
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        with driver.chromium.launch(executable_path=path, args=arguments) as chromium:
+            yield chromium

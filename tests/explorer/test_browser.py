@@ -4,10 +4,7 @@ Skipped without Chromium or Playwright.
 """
 
 import json
-import os
-import shutil
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,26 +17,10 @@ from ftcore.explorer.recorder import Search, decoder_logits
 from ftcore.explorer.serialize import to_json
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
+from tests.helpers.browser import Visit
 from tests.helpers.packed_arrays import unpack
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed; it comes with the extra test"
-)
-
 SEARCH = Search(max_new_tokens=4, num_beams=3)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        names = ("chromium", "chromium-browser", "google-chrome")
-        path = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip(f"no Chromium: looked for {', '.join(names)} and for Playwright's own")
-        # Chromium refuses to run as root with its sandbox.
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with driver.chromium.launch(executable_path=path, args=arguments) as chromium:
-            yield chromium
 
 
 @pytest.fixture(scope="module")
@@ -59,75 +40,6 @@ def recorded(family, tmp_path_factory):
         ids=ids,
         prefix="" if family.name == "gpt2" else "decoder.",
     )
-
-
-class Visit:
-    """A browser tab, with its errors and requests."""
-
-    def __init__(self, browser, address, **options):
-        self.context = browser.new_context(reduced_motion="reduce", **options)
-        self.page = self.context.new_page()
-        self.errors, self.requests = [], []
-        self.page.on(
-            "console",
-            lambda message: message.type in ("error", "warning") and self.errors.append(message.text),
-        )
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.go(address)
-
-    def go(self, address):
-        self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready]", state="attached")
-        self.settle()
-
-    def settle(self):
-        """Wait until the page is rendered and attention is unpacked."""
-        frame = "await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 5));"
-        self.page.evaluate(
-            f"""async () => {{
-              do {{ {frame} {frame} }} while (document.getElementById("panel").ariaBusy === "true");
-              {frame}
-            }}"""
-        )
-
-    def click(self, selector):
-        self.page.locator(selector).first.click()
-        self.settle()
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.settle()
-
-    def set(self, selector, value, event="input"):
-        """Change the value of a slider or a select element."""
-        self.page.locator(selector).evaluate(
-            """(input, [value, event]) => {
-              input.value = value;
-              input.dispatchEvent(new Event(event, { bubbles: true }));
-            }""",
-            [str(value), event],
-        )
-        self.settle()
-
-    def text(self, selector):
-        return self.page.locator(selector).first.inner_text()
-
-    def rows(self, selector):
-        """The rows of a table: cell texts, bar length and token id."""
-        return self.page.locator(selector).first.evaluate(
-            """(table) => [...table.querySelectorAll("tbody tr")].map((row) => ({
-              cells: [...row.cells].map((cell) => cell.textContent),
-              bar: Number(row.querySelector(".measure i")?.style.getPropertyValue("--weight")),
-              token: Number(row.dataset.token),
-            }))"""
-        )
-
-    def state(self):
-        self.page.wait_for_timeout(200)
-        return dict(pair.split("=", 1) for pair in self.page.evaluate("location.hash.slice(1)").split("&"))
 
 
 @pytest.fixture
