@@ -1,0 +1,107 @@
+"""The page where space or color is scarce: long texts, phones, zoom, print, dark colors. In Chromium."""
+
+import json
+
+import pytest
+
+from ftcore.explorer.page import as_html, record_page
+from ftcore.explorer.recorder import Search
+from ftcore.explorer.serialize import to_json
+from tests.helpers.browser import Visit
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def content(family):
+    """The recording of a page, as the page reads it."""
+    return record_content(family, family.text, family.other)
+
+
+def record_content(family, text, other=None):
+    search = Search(max_new_tokens=3, num_beams=2)
+    return json.loads(
+        to_json(record_page(family.model, family.tokenizer, "tiny", text, other, search, live=False))
+    )
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Opens a recorded page; its errors fail the test."""
+    tabs = []
+
+    def open_page(content, address="", **options):
+        path = tmp_path / f"{len(tabs)}.html"
+        path.write_text(as_html(content), encoding="utf-8")
+        tabs.append(Visit(browser, path.as_uri() + address, **options))
+        return tabs[-1]
+
+    yield open_page
+    for tab in tabs:
+        tab.context.close()
+        assert tab.errors == []
+
+
+def open_head(tab, content, block=0):
+    """Open head 0 of the decoder's self-attention."""
+    prefix = "decoder." if content["model"]["family"] == "T5" else ""
+    tab.click(f'[data-part="{prefix}attn.{block}"] .head')
+
+
+def ink(tab, selector, left=0, top=0):
+    """The number of pixels drawn on a canvas, right of `left` and below `top`."""
+    return tab.page.locator(selector).evaluate(
+        """(canvas, [left, top]) => {
+          const { width, height } = canvas;
+          const copy = Object.assign(document.createElement("canvas"), { width, height });
+          const context = copy.getContext("2d", { willReadFrequently: true });
+          context.drawImage(canvas, 0, 0);
+          const { data } = context.getImageData(left, top, width - left, height - top);
+          return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+        }""",
+        [left, top],
+    )
+
+
+def box(tab, selector):
+    return tab.page.locator(selector).first.bounding_box()
+
+
+def test_the_map_of_a_phone_scrolls_with_labels(visit, family):
+    content = record_content(family, family.text * 4)
+    tab = visit(content, viewport=PHONE)
+    part = "encoder.attn.0" if content["model"]["family"] == "T5" else "attn.0"
+    tab.click(f'[data-part="{part}"] .head')
+    assert box(tab, ".cells")["height"] >= 14 * len(content["recording"]["source"][0])
+    assert ink(tab, ".row-labels") and ink(tab, ".column-labels")
+    scroller = tab.page.locator(".map .scroller")
+    assert scroller.evaluate("(node) => node.scrollWidth > node.clientWidth")
+    scroller.evaluate("(node) => (node.scrollLeft = 150)")
+    assert box(tab, ".row-labels")["x"] == pytest.approx(box(tab, ".map .scroller")["x"], abs=1)
+    assert box(tab, ".cells")["x"] < box(tab, ".row-labels")["x"]
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_long_labels_are_not_clipped_at_the_right(visit, content, width):
+    pieces = content["recording"]["pieces"] | dict.fromkeys(content["recording"]["pieces"], "W" * 20)
+    wide = content | {"recording": content["recording"] | {"pieces": pieces}, "pieces": {}, "other": None}
+    tab = visit(wide, viewport={"width": width, "height": 800})
+    open_head(tab, content)
+    cells, edge = box(tab, ".cells")["width"], box(tab, ".column-labels")["width"]
+    assert ink(tab, ".column-labels", left=round(cells)) > 0
+    assert ink(tab, ".column-labels", left=round(edge) - 1) == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2"], indirect=True)
+@pytest.mark.parametrize("length", [25, 60, 100])
+def test_every_row_and_a_label_is_shown_of_a_long_text(visit, family, length):
+    content = record_content(family, ("Ada sews. Bea runs. " * 9)[:length])
+    tab = visit(content, viewport={"width": 900, "height": 500})
+    open_head(tab, content)
+    scroller = tab.page.locator(".map .scroller")
+    assert scroller.evaluate("(node) => node.scrollHeight - node.clientHeight") == 0
+    shown, rows = box(tab, ".cells"), length + 2
+    assert shown["height"] / rows == pytest.approx(shown["width"] / rows)  # a weight is a square
+    for labels in (".row-labels", ".column-labels"):
+        assert ink(tab, labels) > 100
+    assert ink(tab, ".row-labels", top=round(shown["height"] - 3 * shown["height"] / rows - 20)) > 0
