@@ -97,6 +97,33 @@ def test_pointing_at_a_token_colors_its_keys(visit, family, recorded):
         assert abs(shown[key] - level) < 0.004
 
 
+@pytest.mark.parametrize("family", ["t5"], indirect=True)
+def test_the_strongest_mark_of_cross_attention_is_the_largest_weight(visit, family, recorded):
+    """The current token of the encoder is underlined only: it is not a query of this head."""
+    _, acts = activations(family, recorded, "cross.pattern.0")
+    weights = acts["cross.pattern.0"][0, 0, 1]  # (S,)
+    weakest = weights.argmin().item()
+    visit.click('[data-part="cross.attn.0"] .head')
+    visit.click(f'[aria-label="Encoder input"] button >> nth={weakest}')
+    visit.click('[aria-label="Decoder input and output"] button >> nth=1')
+    visit.page.mouse.move(0, 0)
+    visit.settle()
+    marks = """(nodes) => nodes.map((node) => {
+      const style = getComputedStyle(node);
+      const shade = Number(style.backgroundColor.match(/([\\d.]+)\\)$/)[1]);
+      return [shade, style.outlineStyle, style.fontWeight];
+    })"""
+    source = visit.page.locator('[aria-label="Encoder input"] button').evaluate_all(marks)
+    shades = [shade for shade, _, _ in source]
+    assert shades.index(max(shades)) == weights.argmax() and shades.index(min(shades)) == weakest
+    assert {(outline, weight) for _, outline, weight in source} == {("none", "400")}
+    target = visit.page.locator('[aria-label="Decoder input and output"] button').evaluate_all(marks)
+    assert [outline for _, outline, _ in target].index("solid") == 1
+    visit.click('[data-part="encoder.attn.0"] .head')  # now it is the query
+    source = visit.page.locator('[aria-label="Encoder input"] button').evaluate_all(marks)
+    assert [outline for _, outline, _ in source].index("solid") == weakest
+
+
 def test_the_heatmap_reads_out_a_weight(visit, family, recorded):
     name = f"{recorded.prefix}pattern.0"
     _, acts = activations(family, recorded, name)

@@ -99,6 +99,7 @@ function renderText() {
   if (buildTokens.of !== `${state.run}`) buildTokens();
   const part = parts[state.part];
   const shading = tokenWeights(part);
+  const querySide = inEncoder(part) ? "source" : "target";
   for (const side of ["source", "target"]) {
     const current = side === "source" ? state.src : state.at;
     const root = shownTokens[side][0]?.parentElement;
@@ -111,7 +112,8 @@ function renderText() {
       const level = shown && at < shown.weights.length ? (shown.weights[at] / 255).toFixed(3) : "0";
       if (node.level !== level) node.style.setProperty("--weight", (node.level = level));
       const later = side === "target" && at > state.at;
-      const kind = `${node.base}${hue}${later ? " later" : ""}`;
+      const isQuery = side === querySide && at === current;
+      const kind = `${node.base}${hue}${later ? " later" : ""}${isQuery ? " query" : ""}`;
       if (node.kind !== kind) node.className = node.kind = kind;
       if (node.current !== (at === current))
         node.setAttribute("aria-current", (node.current = at === current));
