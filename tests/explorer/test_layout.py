@@ -1,6 +1,8 @@
 """The page where space or color is scarce: long texts, phones, zoom, print, dark colors. In Chromium."""
 
 import json
+import re
+import zlib
 
 import pytest
 
@@ -105,3 +107,40 @@ def test_every_row_and_a_label_is_shown_of_a_long_text(visit, family, length):
     for labels in (".row-labels", ".column-labels"):
         assert ink(tab, labels) > 100
     assert ink(tab, ".row-labels", top=round(shown["height"] - 3 * shown["height"] / rows - 20)) > 0
+
+
+def test_bars_are_printed_in_light_colors(visit, content):
+    tab = visit(content, "#tab=next", color_scheme="dark")
+    bars = tab.page.locator(".measure i").count()
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", tab.page.pdf(), re.DOTALL)
+    drawn = b"".join(zlib.decompress(stream) for stream in streams if stream.startswith(b"x"))
+    accent = tuple(int(digits, 16) / 255 for digits in ("25", "63", "c9"))  # --accent of the light theme
+    fills = [tuple(map(float, color.split())) for color in re.findall(rb"([\d.]+ [\d.]+ [\d.]+) rg", drawn)]
+    assert bars >= 20
+    assert sum(color == pytest.approx(accent, abs=1e-3) for color in fills) >= bars
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"  # on the screen again
+
+
+@pytest.mark.parametrize(
+    ("width", "view"), [(390, "attention"), (1280, "lens"), (1280, "beams"), (390, "interventions")]
+)
+def test_paper_shows_everything(visit, family, width, view):
+    content = record_content(family, family.text * 3, family.other * 3)
+    part = "encoder.attn.0" if content["model"]["family"] == "T5" else "attn.0"
+    tab = visit(content, f"#tab={view}&part={part}", viewport={"width": width, "height": 700})
+    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.page.emulate_media(media="print")
+    tab.page.set_viewport_size({"width": 703, "height": 1000})  # A4 within the margins
+    tab.settle()
+    cut = tab.page.evaluate(
+        """() => [...document.querySelectorAll("main *, footer")]
+          .filter((node) => !node.closest("svg, .token, button"))
+          .filter((node) => {
+            const hides = getComputedStyle(node).overflowY !== "visible";
+            const isCut = hides && node.scrollHeight > node.clientHeight + 1;
+            return isCut || node.getBoundingClientRect().right > 704;
+          }).map((node) => node.outerHTML.slice(0, 200))"""
+    )
+    assert cut == []
+    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.page.evaluate("document.documentElement.className") == ""
