@@ -21,7 +21,7 @@ from ftcore.analysis.inputs import check_number, num_heads
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
-from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
+from ftcore.explorer.serialize import find_token_ids, quantize_attention, split_characters, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
@@ -150,10 +150,12 @@ def record_text(
     for name, ids in tqdm(answers.items(), "activations", unit="", leave=False, disable=not progress):
         # Runs diverge after the last prompt position; earlier positions are in the first run.
         start = prompt_length(model, source) - 1 if runs else 0
-        runs.append({"name": name} | record_run(model, source, ids, start))
+        characters = split_characters(tokenizer, ids.tolist())
+        runs.append({"name": name, "characters": characters} | record_run(model, source, ids, start))
     recording = {
         "text": text,
         "source": source.tolist(),
+        "source_characters": split_characters(tokenizer, source[0].tolist()),
         "encoder": record_encoder(model, source),
         "runs": runs,
         "beams": beams,

@@ -124,6 +124,20 @@ def test_the_strongest_mark_of_cross_attention_is_the_largest_weight(visit, fami
     assert [outline for _, outline, _ in source].index("solid") == weakest
 
 
+def test_a_character_is_shown_on_each_of_its_tokens(browser, family, tmp_path):
+    content = record_page(family.model, family.tokenizer, "tiny", "I 😀", None, SEARCH, live=False)
+    path = tmp_path / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    part = "encoder.attn.0" if family.name == "t5" else "attn.0"
+    tab = Visit(browser, f"{path.as_uri()}#part={part}&src=4&at=4")
+    tokens = tab.page.locator(".stream-of-tokens").first.locator("button").all_inner_texts()
+    assert tokens[:6] == ["I", "␣", "😀 1/4", "😀 2/4", "😀 3/4", "😀 4/4"]
+    assert "from ‘\u2068😀 3/4\u2069’ (4)" in tab.text("#reading")
+    assert "😀 3/4" in tab.text(".weights caption")
+    tab.context.close()
+    assert tab.errors == []
+
+
 def test_the_heatmap_reads_out_a_weight(visit, family, recorded):
     name = f"{recorded.prefix}pattern.0"
     _, acts = activations(family, recorded, name)

@@ -191,6 +191,7 @@ panels.interventions = {
     }
     const isDecoder = isT5 && kind.stack === "decoder";
     const own = isDecoder ? recording.runs[0].ids.slice(0, -1) : source();
+    const characters = isDecoder ? recording.runs[0].characters : recording.source_characters;
     const others = isDecoder ? content.other.ids.slice(0, -1) : content.other.source[0];
     const sameLength = own.length === others.length;
     const from = (at) => Math.min(state.from ?? at, others.length - 1);
@@ -224,14 +225,14 @@ panels.interventions = {
         "activation-patches",
         ["this text", "second text", ...kind.names.keys()],
         own.map((id, at) => [
-          element("th", { scope: "row" }, tokenSpan(id)),
+          element("th", { scope: "row" }, tokenSpan(characters[at] ?? id)),
           element(
             "td",
             {},
             at < others.length ? tokenSpan(others[at], others[at] === id ? {} : differs) : "",
           ),
           ...kind.names.map((name, block) => {
-            const description = `Position ${at}, ${truncate(piece(id), 30)}, ${kind.title} block ${block}`;
+            const description = `Position ${at}, ${label(characters[at] ?? id, 30)}, ${kind.title} block ${block}`;
             const canChoose = live || sameLength;
             return element(
               "td",

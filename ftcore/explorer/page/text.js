@@ -28,8 +28,8 @@ const clampToRun = (number) => Math.min(state.at, recording.runs[number].ids.len
 
 function buildTokens() {
   const lines = [];
-  if (isT5) lines.push(buildLine("source", "Encoder input", source()));
-  lines.push(buildLine("target", isT5 ? "Decoder input and output" : "Input and output", run().ids));
+  if (isT5) lines.push(buildLine("source", "Encoder input", sourceTokens()));
+  lines.push(buildLine("target", isT5 ? "Decoder input and output" : "Input and output", runTokens()));
   byId("tokens").replaceChildren(...lines);
   buildTokens.of = `${state.run}`;
 }
@@ -126,11 +126,11 @@ function renderText() {
   const slider = byId("position");
   slider.max = positions() - 1;
   slider.value = state.at;
-  const written = quote(run().ids[state.at + 1]);
+  const [read, written] = runTokens().slice(state.at, state.at + 2).map(quote);
   const prompted = state.at + 1 < promptLength();
-  slider.setAttribute("aria-valuetext", `${state.at}, input ${quote(run().ids[state.at])}`);
+  slider.setAttribute("aria-valuetext", `${state.at}, input ${read}`);
   byId("position-text").textContent =
-    `${state.at} of ${positions() - 1}: input ${quote(run().ids[state.at])}, ` +
+    `${state.at} of ${positions() - 1}: input ${read}, ` +
     `${prompted ? "next" : "output"} ${written}`;
   byId("back").disabled = state.at === 0;
   byId("forward").disabled = state.at === positions() - 1;
