@@ -88,9 +88,10 @@ def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> dict[str, str]:
 
 def escape_invisible(text: str) -> str:
     """Replace control characters, unusual spaces and bidirectional marks by symbols or escapes."""
+    kept = {" ", *EMOJI_JOINERS} if text.strip(EMOJI_JOINERS) else {}
     return "".join(
         SYMBOLS.get(char, f"\\u{ord(char):04x}")
-        if unicodedata.category(char)[0] in "CZ" and char not in {" ", *EMOJI_JOINERS}
+        if unicodedata.category(char)[0] in "CZ" and char not in kept
         else char
         for char in text
     )

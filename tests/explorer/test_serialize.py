@@ -66,6 +66,7 @@ def test_escaped_text_has_no_invisible_characters(text):
         ("\u202eabc\u2028", "\\u202eabc\\u2028"),
         ("مرحبا <script>", "مرحبا <script>"),
         ("👩\u200d💻", "👩\u200d💻"),
+        ("\u200d", "\\u200d"),
         ("\x00\ud800", "\\u0000\\ud800"),
     ],
 )
