@@ -69,15 +69,14 @@ def split_characters(tokenizer: Tokenizer, tokens: Sequence[int]) -> dict[int, s
     Byte-level tokenizers split characters that are rare, such as emoji.
     """
     texts: dict[int, str] = {}
-    for start in range(len(tokens)):
-        if start in texts or _text(tokenizer, tokens[start : start + 1]):
-            continue
-        for count in range(2, 1 + MAX_CHARACTER_TOKENS):
-            if text := _text(tokenizer, tokens[start : start + count]):
-                for part in range(min(count, len(tokens) - start)):
-                    shown = text.lstrip(" ") if part else text
-                    texts[start + part] = f"{escape_invisible(shown)} {part + 1}/{count}"
-                break
+    parts: list[int] = []  # the tokens of an incomplete character, which have no text alone
+    for at, token in enumerate(tokens):
+        parts = [] if _text(tokenizer, [token]) else [*parts, token][-MAX_CHARACTER_TOKENS:]
+        if text := _text(tokenizer, parts):
+            for part in range(len(parts)):
+                shown = text.lstrip(" ") if part else text
+                texts[at + 1 - len(parts) + part] = f"{escape_invisible(shown)} {part + 1}/{len(parts)}"
+            parts = []
     return texts
 
 

@@ -105,11 +105,13 @@ def test_parts_of_a_character_are_shown_with_it(gpt2_directory, t5_directory):
         }
 
 
-def test_an_incomplete_character_has_no_text(gpt2_directory):
-    tokenizer = load_tokenizer(gpt2_directory)
-    tokens = tokenizer.encode("é😀")
-    assert split_characters(tokenizer, tokens[:4]) == {0: "é 1/2", 1: "é 2/2"}
-    assert split_characters(tokenizer, tokens[3:]) == {}
+def test_an_incomplete_character_has_no_text(gpt2_directory, t5_directory):
+    for directory in (gpt2_directory, t5_directory):
+        tokenizer = load_tokenizer(directory)
+        tokens = tokenizer.encode("é😀a")
+        assert split_characters(tokenizer, tokens[:4]) == {0: "é 1/2", 1: "é 2/2"}
+        assert split_characters(tokenizer, tokens[3:]) == {}
+        assert split_characters(tokenizer, [tokens[0], tokens[-1]]) == {}
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
