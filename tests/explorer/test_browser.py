@@ -245,6 +245,22 @@ def test_the_beam_tree_has_every_candidate(visit, family, recorded):
     assert len(visit.rows("#panel details table")) == sum(map(len, steps))
 
 
+def test_beams_that_run_in_the_last_step_are_unfinished(browser, recorded, tmp_path):
+    content = json.loads(to_json(recorded.content))
+    steps = content["recording"]["beams"]
+    steps.pop()  # as in a search that ends before the maximum length
+    path = tmp_path / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    tab = Visit(browser, f"{path.as_uri()}#tab=beams")
+    counts = [sum(candidate["status"] == "running" for candidate in step) for step in steps]
+    assert tab.page.locator(".beams button.unfinished").count() == counts[-1] > 0
+    assert tab.page.locator(".beams button.running").count() == sum(counts[:-1])
+    tab.click(".beams button.unfinished")
+    assert "unfinished when the search ended" in tab.text("#panel")
+    tab.context.close()
+    assert tab.errors == []
+
+
 def test_ablating_a_head_changes_the_answer(visit, family, recorded):
     baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
     name = f"{recorded.prefix}z.1"
