@@ -13,7 +13,7 @@ import torch
 from ftcore.decoding import generate
 from ftcore.explorer.interventions import ActivationPatch, Baseline, HeadAblation, outcome
 from ftcore.explorer.page import as_html, record_page
-from ftcore.explorer.recorder import Search, decoder_logits
+from ftcore.explorer.recorder import Search, all_heads, decoder_logits
 from ftcore.explorer.serialize import to_json
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
@@ -438,11 +438,17 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
     expected = outcome(family.model, baseline, changes)["log_probs"].exp().tolist()
     assert [row["bar"] for row in tab.rows(".result table")] == pytest.approx(expected, abs=1e-4)
-    # A sweep.
-    tab.page.get_by_role("button", name="Measure all heads").click()
-    tab.page.wait_for_function(
-        '() => [...document.querySelectorAll("#head-ablations button")].every((node) => node.textContent)'
-    )
+    # The sweeps, without being asked for.
+    for grid in ("head-ablations", "activation-patches"):
+        tab.page.wait_for_function(
+            f'() => [...document.querySelectorAll("#{grid} button")].every((it) => it.textContent !== "?")'
+        )
+        assert tab.page.locator(f"#{grid} button").count() > 0
+    before = outcome(family.model, baseline, [])["log_probs"].sum()
+    for name, head in all_heads(family.model):
+        after = outcome(family.model, baseline, [HeadAblation(name, head)])["log_probs"].sum()
+        shown = tab.text(f'[data-key="{name}:{head}"]').replace("·", "0")
+        assert float(shown) == pytest.approx((before - after).item(), abs=0.051, rel=0.06)
     # Another text.
     tab.click("#form summary")
     tab.page.locator('textarea[name="text"]').fill("Zoe <b>runs</b>")
