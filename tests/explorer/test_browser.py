@@ -337,11 +337,15 @@ def test_the_keyboard_reaches_everything(visit, recorded):
     visit.page.locator('[aria-label*="nput and output"] button[tabindex="0"]').focus()
     visit.press("Home", "ArrowRight", "Enter")
     assert visit.page.locator("#position").input_value() == "1"
+    ring = """(() => {
+      const style = getComputedStyle(document.activeElement);
+      return [style.outlineStyle, style.outlineWidth];
+    })()"""
+    assert visit.page.evaluate(ring) == ["solid", "3px"]  # the frame of the query is thinner
     visit.page.locator("#tab-attention").focus()
     visit.press("ArrowRight", "ArrowRight")
     assert visit.page.evaluate("document.activeElement.id") == "tab-lens"
-    outline = "getComputedStyle(document.activeElement).outlineStyle"
-    assert visit.page.evaluate(outline) == "solid"
+    assert visit.page.evaluate(ring) == ["solid", "3px"]
 
 
 def test_every_control_has_an_accessible_name(visit):

@@ -81,6 +81,14 @@ def test_the_map_of_a_phone_scrolls_with_labels(visit, family):
     scroller.evaluate("(node) => (node.scrollLeft = 150)")
     assert box(tab, ".row-labels")["x"] == pytest.approx(box(tab, ".map .scroller")["x"], abs=1)
     assert box(tab, ".cells")["x"] < box(tab, ".row-labels")["x"]
+    # Arrow keys scroll to the cell that they move to.
+    tab.page.locator(".cells canvas").first.focus()
+    count = len(content["recording"]["source"][0])
+    tab.press(*["ArrowRight"] * count)
+    cells, seen = box(tab, ".cells"), box(tab, ".map .scroller")
+    assert cells["x"] + cells["width"] <= seen["x"] + seen["width"] + 1
+    tab.press(*["ArrowLeft"] * count)
+    assert scroller.evaluate("(node) => node.scrollLeft") == 0
 
 
 @pytest.mark.parametrize("width", [390, 800, 1280])
@@ -92,6 +100,20 @@ def test_long_labels_are_not_clipped_at_the_right(visit, content, width):
     cells, edge = box(tab, ".cells")["width"], box(tab, ".column-labels")["width"]
     assert ink(tab, ".column-labels", left=round(cells)) > 0
     assert ink(tab, ".column-labels", left=round(edge) - 1) == 0
+
+
+def test_zoom_to_twice_the_size_loses_nothing(visit, content):
+    """A window of 1280 by 900 pixels at 200%."""
+    tab = visit(content, viewport={"width": 640, "height": 450}, device_scale_factor=2)
+    open_head(tab, content)
+    assert ink(tab, ".row-labels") and ink(tab, ".column-labels")
+    for view in ("attention", "next", "lens", "beams", "interventions"):
+        tab.click(f"#tab-{view}")
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 640, view
+        hidden = tab.page.locator("#panel .scroller").evaluate_all(
+            "(nodes) => nodes.map((node) => node.scrollHeight - node.clientHeight)"
+        )
+        assert set(hidden) <= {0}, view
 
 
 @pytest.mark.parametrize("family", ["gpt2"], indirect=True)

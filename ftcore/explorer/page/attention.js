@@ -161,7 +161,7 @@ function buildHead(root, part) {
   const scroller = element(
     "div",
     { class: "scroller" },
-    element("div", { class: "labelled-map" }, columnLabels, rowLabels, cells),
+    element("div", { class: "labelled-map" }, cells, rowLabels, columnLabels),
   );
   const table = element("tbody");
   const caption = element("caption");
@@ -179,7 +179,6 @@ function buildHead(root, part) {
         },
         "‹",
       ),
-      heading,
       button(
         {
           click: () => setState({ head: (state.head + 1) % model.heads }),
@@ -188,6 +187,7 @@ function buildHead(root, part) {
         },
         "›",
       ),
+      heading,
       button({ click: () => setState({ head: -1 }) }, "All heads"),
       button(
         { click: () => setState({ tab: "interventions", interventions: `${part.z}:${state.head}` }) },
@@ -215,6 +215,7 @@ function buildHead(root, part) {
   let pointed = null; // [query, key] under the pointer or moved to by arrow keys
   let available = 0; // width in pixels
   let cell = 1; // pixels per weight
+  let left = 0; // width of the row labels
   const pick = (event) => {
     const box = canvas.getBoundingClientRect();
     const [key, query] = [
@@ -240,15 +241,22 @@ function buildHead(root, part) {
     const [query, key] = pointed ?? [position(part), 0];
     const clamp = (value, length) => Math.max(0, Math.min(value, length - 1));
     point([clamp(query + step[0], rows.length), clamp(key + step[1], columns.length)]);
+    scrollToKey(pointed[1]);
     if (step[0]) setState(inEncoder(part) ? { src: pointed[0] } : { at: pointed[0] });
   });
+
+  function scrollToKey(key) {
+    const most = key * cell; // the labels of the rows stay at the left
+    const least = most + cell - (scroller.clientWidth - left);
+    scroller.scrollLeft = Math.max(least, Math.min(scroller.scrollLeft, most));
+  }
 
   function drawMap() {
     const image = available > 0 ? headImage(part, state.head) : null;
     if (!image || (canvas.image === image && canvas.available === available)) return;
     Object.assign(canvas, { image, available });
     const [smallest, largest] = columns.length > MAP.labelled ? MAP.smallCell : MAP.cell;
-    const left = rowLabelWidth(rows);
+    left = rowLabelWidth(rows);
     const fitting = (available - left - MAP.slant) / columns.length;
     cell = Math.max(smallest, Math.min(largest, fitting));
     const [width, height] = [cell * columns.length, cell * rows.length];
