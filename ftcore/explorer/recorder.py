@@ -321,8 +321,9 @@ def logit_lens(model: Model, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _activation_names(stack: Stack) -> list[str]:
-    names = [(part.pattern, part.z, part.output, part.residual) for part in stack.sublayers]
-    return [stack.input, *(name for group in names for name in group if name)]
+    """Patterns for all blocks: resolving a name searches the whole model."""
+    names = [name for part in stack.sublayers for name in (part.pattern, part.z, part.output, part.residual)]
+    return [stack.input, *dict.fromkeys(f"{name.rpartition('.')[0]}.*" for name in names if name)]
 
 
 def _record_stack(model: Model, stack: Stack, acts: Any, start: int) -> dict[str, Any]:
