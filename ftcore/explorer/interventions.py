@@ -66,6 +66,7 @@ class Baseline:
     max_new_tokens: int = 20
 
 
+@torch.no_grad()
 def outcome(model: Model, baseline: Baseline, interventions: Sequence[Intervention]) -> dict[str, Any]:
     """The outcome of all `interventions` together.
 
