@@ -6,20 +6,22 @@ Two outcomes are measured: the new probability of each token of that answer, and
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ftcore.analysis.inputs import check_number
+from ftcore.analysis.inputs import check_number, num_heads
+from ftcore.cli import progress_bar
+from ftcore.decoding.arguments import arguments_for
+from ftcore.decoding.text import up_to_end
 from ftcore.explorer.recorder import (
     all_heads,
+    batch_greedy_search,
+    batch_logits,
     decoder_logits,
     greedy_search,
-    head_masks,
     prompt_length,
     stacks,
 )
@@ -30,6 +32,7 @@ OUTCOME_TOP_K = 8  # next tokens kept at each position of an outcome
 # Multiply-adds that a sweep may cost when a page is recorded: about a minute of one core, for models whose
 # matrices are large enough to keep it busy.
 MAX_SWEEP_MACS = 1_000_000_000_000
+BATCH_TOKENS = 2048  # of one forward pass of a sweep: more is hardly faster and takes memory
 HEAD_WIDTH = 64  # typical of published models; for estimating the cost of attention
 
 
@@ -64,16 +67,8 @@ class Baseline:
 
 
 @torch.no_grad()
-def outcome(
-    model: Model,
-    baseline: Baseline,
-    interventions: Sequence[Intervention],
-    values: Mapping[str, Tensor] | None = None,
-) -> dict[str, Any]:
+def outcome(model: Model, baseline: Baseline, interventions: Sequence[Intervention]) -> dict[str, Any]:
     """The outcome of all `interventions` together.
-
-    Args:
-        values: the `second_text_activations`, which are computed if not given.
 
     Returns:
         `ids`: the new greedy answer. For each of the A tokens of the recorded answer, given those before it:
@@ -84,18 +79,31 @@ def outcome(
     """
     for change in interventions:
         check_intervention(model, baseline, change)
-    if values is None:
-        values = second_text_activations(model, baseline, interventions)
+    values = second_text_activations(model, baseline, interventions)
+    return {name: rows[0] for name, rows in _outcomes(model, baseline, [interventions], values).items()}
+
+
+@torch.no_grad()
+def _outcomes(
+    model: Model,
+    baseline: Baseline,
+    rows: Sequence[Sequence[Intervention]],
+    values: Mapping[str, Tensor],  # `second_text_activations`
+) -> dict[str, Any]:
+    """The `outcome` of each row's interventions together, with all R rows in one batch."""
+    source = baseline.source.expand(len(rows), -1)
+    ids = baseline.ids.expand(len(rows), -1)
     start = prompt_length(model, baseline.source)
-    with intervene(model, interventions, values):
-        logits = decoder_logits(model, baseline.source, baseline.ids[:-1])[start - 1 :]  # (A, V)
-    with intervene(model, interventions, values):
-        ids = greedy_search(model, baseline.source, baseline.max_new_tokens)[start:]
+    with intervene(model, rows, values):
+        logits = batch_logits(model, source, ids[:, :-1], start - 1)  # (R, A, V)
+    with intervene(model, rows, values):
+        answers = batch_greedy_search(model, source, baseline.max_new_tokens)[:, start:]
     log_probs = logits.log_softmax(-1)
     top = log_probs.topk(min(OUTCOME_TOP_K, log_probs.shape[-1]))
+    eos_ids = arguments_for(model, {}).eos_ids
     return {
-        "ids": ids.tolist(),
-        "log_probs": log_probs.gather(1, baseline.ids[start:, None])[:, 0],
+        "ids": [up_to_end(answer, eos_ids) for answer in answers.tolist()],
+        "log_probs": log_probs.gather(2, ids[:, start:, None])[..., 0],
         "next_ids": top.indices,
         "next_log_probs": top.values,
     }
@@ -119,36 +127,37 @@ def check_intervention(model: Model, baseline: Baseline, change: Intervention) -
 
 @contextmanager
 def intervene(
-    model: Model, interventions: Sequence[Intervention], values: Mapping[str, Tensor]
+    model: Model, rows: Sequence[Sequence[Intervention]], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Apply interventions while one text is read, in one pass or incrementally with a cache."""
+    """Apply each row's interventions to that row of a batch, also while it is read with a cache."""
+    by_name: dict[str, list[tuple[int, Intervention]]] = {}
+    for row, changes in enumerate(rows):
+        for change in changes:
+            name = change.z if isinstance(change, HeadAblation) else change.name
+            by_name.setdefault(name, []).append((row, change))
     with ExitStack() as patches:
-        for change in interventions:
-            if isinstance(change, HeadAblation):
-                patches.enter_context(patch(model, change.z, partial(_ablate_head, model, change.head)))
-            else:
-                value = values[change.name][0, change.other_position]  # (D,)
-                patches.enter_context(patch(model, change.name, _PatchPosition(change.position, value)))
+        for name, of_name in by_name.items():
+            patches.enter_context(patch(model, name, _Changes(of_name, num_heads(model), values)))
         yield
 
 
-def _ablate_head(model: Model, head: int, z: Tensor) -> Tensor:  # (B, T, H * K)
-    return z * (1 - head_masks(model, z)[head])
-
-
 @dataclass(eq=False)
-class _PatchPosition:
-    """Counts positions over calls: with a cache, a forward pass sees only new ones."""
+class _Changes:
+    """Changes of one activation. Counts positions over calls: with a cache, a pass has new ones only."""
 
-    position: int
-    value: Tensor  # (D,)
+    by_row: Sequence[tuple[int, Intervention]]
+    heads: int
+    values: Mapping[str, Tensor]  # (1, T', D) each, of the second text
     seen: int = 0
 
-    def __call__(self, activation: Tensor) -> Tensor:  # (B, T, D)
-        index = self.position - self.seen
+    def __call__(self, activation: Tensor) -> Tensor:  # (R, T, D) or (R, T, H * K)
+        for row, change in self.by_row:
+            if isinstance(change, HeadAblation):
+                activation[row].unflatten(-1, (self.heads, -1))[:, change.head] = 0
+            elif 0 <= change.position - self.seen < activation.shape[1]:
+                value = self.values[change.name][0, change.other_position]  # (D,)
+                activation[row, change.position - self.seen] = value
         self.seen += activation.shape[1]
-        if 0 <= index < activation.shape[1]:
-            activation[:, index] = self.value
         return activation
 
 
@@ -207,7 +216,7 @@ def every_activation_patch(model: Model, baseline: Baseline, *, progress: bool =
 def _sweep(
     model: Model, baseline: Baseline, changes: Sequence[Intervention], what: str, progress: bool
 ) -> dict[str, Any]:
-    """The outcome of each change alone; the tensors of `outcome` are stacked in a first dimension.
+    """The outcome of each change alone, several in a batch; the tensors of `outcome` have one more dimension.
 
     `answers` holds the distinct greedy answers, `answer` the index of each change's. Returns
     {"skipped": reason} if the sweep costs more than MAX_SWEEP_MACS.
@@ -224,14 +233,20 @@ def _sweep(
             "page. With --serve each is computed on request."
         }
     values = second_text_activations(model, baseline, changes)
-    bar = tqdm(changes, desc=what, unit="", disable=not progress, leave=False)
-    outcomes = [outcome(model, baseline, [change], values) for change in bar]
-    answers = [list(ids) for ids in dict.fromkeys(tuple(each["ids"]) for each in outcomes)]
+    size = max(1, BATCH_TOKENS // tokens)
+    batches = []
+    with progress_bar(total=len(changes), desc=what, unit="", disable=not progress, leave=False) as bar:
+        for start in range(0, len(changes), size):
+            rows = [[change] for change in changes[start : start + size]]
+            batches.append(_outcomes(model, baseline, rows, values))
+            bar.update(len(rows))
+    ids = [answer for batch in batches for answer in batch["ids"]]
+    answers = [list(answer) for answer in dict.fromkeys(map(tuple, ids))]
     return {
         "answers": answers,
-        "answer": [answers.index(each["ids"]) for each in outcomes],
+        "answer": [answers.index(answer) for answer in ids],
         **{
-            name: torch.stack([each[name] for each in outcomes])
+            name: torch.cat([batch[name] for batch in batches])
             for name in ("log_probs", "next_ids", "next_log_probs")
         },
     }

@@ -41,11 +41,12 @@ def record_page(
     """Everything that a page shows of `text` and of `other`, the second text; input of `as_html`.
 
     The sweeps of interventions are recorded unless the page is `live`: a server computes them on request.
+    `progress` shows progress bars on standard error.
 
     Raises:
         ValueError: one of the texts is empty or too long.
     """
-    recording = record_text(model, tokenizer, text, search)
+    recording = record_text(model, tokenizer, text, search, progress=progress)
     content: dict[str, Any] = {"model": describe(model, name), "recording": recording, "live": live}
     content["source"] = source_lines(model)
     device = next(model.parameters()).device

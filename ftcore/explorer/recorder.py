@@ -17,15 +17,16 @@ from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
 from ftcore.analysis.inputs import check_number, num_heads
+from ftcore.cli import progress_bar
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
-from ftcore.explorer.serialize import find_token_ids, quantize_attention, token_texts
+from ftcore.explorer.serialize import find_token_ids, quantize_attention, split_characters, token_texts
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
-from ftcore.study import patch, record
-from ftcore.study.hooks import head_outputs
+from ftcore.study import record
+from ftcore.study.hooks import head_outputs, readout
 from ftcore.study.names import find_hook_points
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider
@@ -132,22 +133,29 @@ def describe(model: Model, name: str) -> dict[str, Any]:
     }
 
 
-def record_text(model: Model, tokenizer: Tokenizer, text: str, search: Search) -> dict[str, Any]:
+def record_text(
+    model: Model, tokenizer: Tokenizer, text: str, search: Search, *, progress: bool = False
+) -> dict[str, Any]:
     """Record everything that the page shows of one text: nested dicts and lists with tensors as leaves.
+
+    Args:
+        progress: show progress bars on standard error.
 
     Raises:
         ValueError: the text is empty, or too long for the model or for a page.
     """
     source = source_ids(model, tokenizer, text, search.max_new_tokens)
-    answers, beams = generate_answers(model, source, search)
+    answers, beams = generate_answers(model, source, search, progress=progress)
     runs: list[dict[str, Any]] = []
-    for name, ids in answers.items():
+    for name, ids in progress_bar(answers.items(), "activations", unit="", leave=False, disable=not progress):
         # Runs diverge after the last prompt position; earlier positions are in the first run.
         start = prompt_length(model, source) - 1 if runs else 0
-        runs.append({"name": name} | record_run(model, source, ids, start))
+        characters = split_characters(tokenizer, ids.tolist())
+        runs.append({"name": name, "characters": characters} | record_run(model, source, ids, start))
     recording = {
         "text": text,
         "source": source.tolist(),
+        "source_characters": split_characters(tokenizer, source[0].tolist()),
         "encoder": record_encoder(model, source),
         "runs": runs,
         "beams": beams,
@@ -191,37 +199,57 @@ def prompt_length(model: Model, source: Tensor) -> int:
 
 
 def generate_answers(
-    model: Model, source: Tensor, search: Search
+    model: Model, source: Tensor, search: Search, *, progress: bool = False
 ) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
     """Decoder ids (T + 1,) of each search, and the candidates of each step of beam search."""
     limits: dict[str, Any] = {"max_new_tokens": search.max_new_tokens, "num_return_sequences": 1}
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": search.temperature, "top_k": search.top_k}
+    sampling: dict[str, Any] = {"do_sample": True, "num_beams": 1}
+    sampling |= {"temperature": search.temperature, "top_k": search.top_k}
     generator = torch.Generator(source.device).manual_seed(search.seed)
-    trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **limits)
-    answers = {
-        "greedy": greedy_search(model, source, search.max_new_tokens),
-        "sampling": generate(model, source, generator=generator, num_beams=1, **sampling, **limits)[0],
-        "beams": trace.ids[0],
-    }
+    answers = {}
+    with progress_bar(total=3, desc="searches", unit="", leave=False, disable=not progress) as bar:
+        answers["greedy"] = greedy_search(model, source, search.max_new_tokens)
+        bar.update()
+        (answers["sampling"],) = generate(model, source, generator=generator, **sampling, **limits)
+        bar.update()
+        trace = beam_trace(model, source, num_beams=search.num_beams, do_sample=False, **limits)
+        answers["beams"] = trace.ids[0]
+        bar.update()
     return answers, [[asdict(candidate) for candidate in step] for step in trace.steps]
 
 
 def greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
-    """(T + 1,) decoder ids: the T inputs and the last generated token."""
+    """(T + 1,) decoder ids for a source (1, S): the T inputs and the last generated token."""
+    return batch_greedy_search(model, source, max_new_tokens)[0]
+
+
+def batch_greedy_search(model: Model, source: Tensor, max_new_tokens: int) -> Tensor:
+    """(R, T + 1) `greedy_search` for R sources (R, S); rows that end early are padded."""
     return generate(
         model, source, max_new_tokens=max_new_tokens, num_beams=1, num_return_sequences=1, do_sample=False
-    )[0]
+    )
 
 
-def decoder_logits(model: Model, source: Tensor, ids: Tensor) -> Tensor:
-    """(T, V) next-token logits in float32 for decoder inputs `ids` (T,); GPT-2 ignores `source`.
+def decoder_logits(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> Tensor:
+    """(T - start, V) next-token logits in float32 for decoder inputs `ids` (T,), from position `start` on.
+
+    GPT-2 ignores `source`. `batch_logits` takes several rows.
+    """
+    return batch_logits(model, source, ids[None], start)[0]
+
+
+def batch_logits(model: Model, source: Tensor, ids: Tensor, start: int) -> Tensor:
+    """(R, T - start, V) `decoder_logits` for R sources (R, S) and decoder inputs (R, T).
 
     Raises:
         FloatingPointError: logits that are NaN or infinite.
     """
-    is_gpt2 = isinstance(model, GPT2LMHeadModel)
-    forward = partial(model, ids[None]) if is_gpt2 else partial(model, source, decoder_input_ids=ids[None])
-    logits = forward()[0].float()
+    inputs = (ids,) if isinstance(model, GPT2LMHeadModel) else (source, None, ids)
+
+    def forward() -> Tensor:
+        return model.lm_head(model.last_hidden(*inputs)[:, start:])  # the head is the widest matrix of all
+
+    logits = forward().float()
     require_finite(logits, model, forward, "the model's output")
     return logits
 
@@ -242,15 +270,15 @@ def record_run(model: Model, source: Tensor, ids: Tensor, start: int = 0) -> dic
     """Record one answer, decoder ids (T + 1,), from position `start` on."""
     stack = stacks(model)[-1]
     with record(model, *_activation_names(stack)) as acts:
-        logits = decoder_logits(model, source, ids[:-1])
+        logits = decoder_logits(model, source, ids[:-1], start)
         recorded = _record_stack(model, stack, acts, start)
-        residuals = [acts[block[-1].residual] for block in stack.blocks]  # (1, T, D) each
+        residuals = [acts[block[-1].residual][0, start:] for block in stack.blocks]  # (T, D) each
     return recorded | {
         "ids": ids.tolist(),
         "start": start,
         "prompt_length": prompt_length(model, source),
-        "next": next_tokens(logits[start:], ids[start + 1 :]),
-        "lens": logit_lens(model, source, ids, residuals, start),
+        "next": next_tokens(logits, ids[start + 1 :]),
+        "lens": logit_lens(model, residuals),
     }
 
 
@@ -272,20 +300,20 @@ def next_tokens(logits: Tensor, chosen: Tensor) -> dict[str, Tensor]:
     }
 
 
-def logit_lens(
-    model: Model, source: Tensor, ids: Tensor, residuals: Sequence[Tensor], start: int
-) -> dict[str, Tensor]:
-    """Top tokens (L, T, k) and their probabilities after each block.
+def logit_lens(model: Model, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Top tokens (L, T, k) and their probabilities after each block, from the residual streams (T, D) there.
 
-    One block at a time, by patching its residual stream over the last block's: (T, V) logits in memory,
-    where `ftcore.study.logit_lens` returns (L, B, T, V).
+    One block at a time: (T, V) logits in memory, where `ftcore.study.logit_lens` returns (L, B, T, V).
+
+    Raises:
+        FloatingPointError: logits that are NaN or infinite.
     """
-    last = stacks(model)[-1].blocks[-1][-1].residual
     tops = []
     for residual in residuals:
-        with patch(model, last, residual):
-            probs = decoder_logits(model, source, ids[:-1])[start:].softmax(-1)  # (T, V)
-        tops.append(probs.topk(min(LENS_TOP_K, probs.shape[-1])))
+        forward = partial(readout, model, residual)
+        logits = forward().float()  # (T, V)
+        require_finite(logits, model, forward, "the logit lens")
+        tops.append(logits.softmax(-1).topk(min(LENS_TOP_K, logits.shape[-1])))
     return {
         "ids": torch.stack([top.indices for top in tops]),
         "probs": torch.stack([top.values for top in tops]),
@@ -293,8 +321,9 @@ def logit_lens(
 
 
 def _activation_names(stack: Stack) -> list[str]:
-    names = [(part.pattern, part.z, part.output, part.residual) for part in stack.sublayers]
-    return [stack.input, *(name for group in names for name in group if name)]
+    """Patterns for all blocks: resolving a name searches the whole model."""
+    names = [name for part in stack.sublayers for name in (part.pattern, part.z, part.output, part.residual)]
+    return [stack.input, *dict.fromkeys(f"{name.rpartition('.')[0]}.*" for name in names if name)]
 
 
 def _record_stack(model: Model, stack: Stack, acts: Any, start: int) -> dict[str, Any]:

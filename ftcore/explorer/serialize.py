@@ -4,7 +4,7 @@ import base64
 import json
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ftcore.data.tokenizer import Tokenizer
 
 ID_KEYS = {"ids", "next_ids", "source", "answers", "token"}  # recorded values that are token ids
 SYMBOLS = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
+MAX_CHARACTER_TOKENS = 4  # bytes of a UTF-8 character
 EMOJI_JOINERS = "\u200d\ufe0f"
 
 
@@ -52,9 +53,31 @@ def quantize_attention(weights: Tensor) -> Tensor:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """The text of one token id, with its leading space; `#id` for a partial UTF-8 character or empty text."""
+    return _text(tokenizer, [token]) or f"#{token}"
+
+
+def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of consecutive tokens; empty if it holds a partial UTF-8 character."""
     prefix = tokenizer.decode([tokenizer.eos_id], skip_special_tokens=False)
-    text = tokenizer.decode([tokenizer.eos_id, token], skip_special_tokens=False).removeprefix(prefix)
-    return text if text and "\ufffd" not in text else f"#{token}"
+    text = tokenizer.decode([tokenizer.eos_id, *tokens], skip_special_tokens=False).removeprefix(prefix)
+    return "" if "\ufffd" in text else text
+
+
+def split_characters(tokenizer: Tokenizer, tokens: Sequence[int]) -> dict[int, str]:
+    """The visible texts of tokens that share a character, by position: "😀 2/3" for the second of three.
+
+    Byte-level tokenizers split characters that are rare, such as emoji.
+    """
+    texts: dict[int, str] = {}
+    parts: list[int] = []  # the tokens of an incomplete character, which have no text alone
+    for at, token in enumerate(tokens):
+        parts = [] if _text(tokenizer, [token]) else [*parts, token][-MAX_CHARACTER_TOKENS:]
+        if text := _text(tokenizer, parts):
+            for part in range(len(parts)):
+                shown = text.lstrip(" ") if part else text
+                texts[at + 1 - len(parts) + part] = f"{escape_invisible(shown)} {part + 1}/{len(parts)}"
+            parts = []
+    return texts
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> dict[str, str]:
@@ -64,9 +87,10 @@ def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> dict[str, str]:
 
 def escape_invisible(text: str) -> str:
     """Replace control characters, unusual spaces and bidirectional marks by symbols or escapes."""
+    kept = {" ", *EMOJI_JOINERS} if text.strip(EMOJI_JOINERS) else {}
     return "".join(
         SYMBOLS.get(char, f"\\u{ord(char):04x}")
-        if unicodedata.category(char)[0] in "CZ" and char not in {" ", *EMOJI_JOINERS}
+        if unicodedata.category(char)[0] in "CZ" and char not in kept
         else char
         for char in text
     )

@@ -144,13 +144,13 @@ def logit_lens(
     with eval_mode(model), record(model, "resid_post.*" if is_gpt2 else "decoder.resid_post.*") as acts:
         forward = partial(model.last_hidden, input_ids, attention_mask, *target)
         forward()
-        lens = torch.stack([_readout(model, residual) for residual in acts.values()])
+        lens = torch.stack([readout(model, residual) for residual in acts.values()])
         require_finite(lens, model, forward, "the logit lens")
         return lens
 
 
-def _readout(model: Model, residual: Tensor) -> Tensor:
-    """Final norm and head: (B, T, D) -> (B, T, V)."""
+def readout(model: Model, residual: Tensor) -> Tensor:
+    """Apply the final norm and the head: (B, T, D) residual stream -> (B, T, V) logits."""
     if isinstance(model, GPT2LMHeadModel):
         return model.lm_head(model.transformer.ln_f(residual))
     hidden = model.decoder.final_layer_norm(residual)

@@ -13,7 +13,7 @@ import torch
 from ftcore.decoding import generate
 from ftcore.explorer.interventions import ActivationPatch, Baseline, HeadAblation, outcome
 from ftcore.explorer.page import as_html, record_page
-from ftcore.explorer.recorder import Search, decoder_logits
+from ftcore.explorer.recorder import Search, all_heads, decoder_logits
 from ftcore.explorer.serialize import to_json
 from ftcore.explorer.server import Server, Session
 from ftcore.study import logit_lens, record
@@ -95,6 +95,47 @@ def test_pointing_at_a_token_colors_its_keys(visit, family, recorded):
     expected = acts[name][0, 0, 1].sqrt()
     for key, level in enumerate(expected.tolist()):
         assert abs(shown[key] - level) < 0.004
+
+
+@pytest.mark.parametrize("family", ["t5"], indirect=True)
+def test_the_strongest_mark_of_cross_attention_is_the_largest_weight(visit, family, recorded):
+    """The current token of the encoder is underlined only: it is not a query of this head."""
+    _, acts = activations(family, recorded, "cross.pattern.0")
+    weights = acts["cross.pattern.0"][0, 0, 1]  # (S,)
+    weakest = weights.argmin().item()
+    visit.click('[data-part="cross.attn.0"] .head')
+    visit.click(f'[aria-label="Encoder input"] button >> nth={weakest}')
+    visit.click('[aria-label="Decoder input and output"] button >> nth=1')
+    visit.page.mouse.move(0, 0)
+    visit.settle()
+    marks = """(nodes) => nodes.map((node) => {
+      const style = getComputedStyle(node);
+      const shade = Number(style.backgroundColor.match(/([\\d.]+)\\)$/)[1]);
+      return [shade, style.outlineStyle, style.fontWeight];
+    })"""
+    source = visit.page.locator('[aria-label="Encoder input"] button').evaluate_all(marks)
+    shades = [shade for shade, _, _ in source]
+    assert shades.index(max(shades)) == weights.argmax() and shades.index(min(shades)) == weakest
+    assert {(outline, weight) for _, outline, weight in source} == {("none", "400")}
+    target = visit.page.locator('[aria-label="Decoder input and output"] button').evaluate_all(marks)
+    assert [outline for _, outline, _ in target].index("solid") == 1
+    visit.click('[data-part="encoder.attn.0"] .head')  # now it is the query
+    source = visit.page.locator('[aria-label="Encoder input"] button').evaluate_all(marks)
+    assert [outline for _, outline, _ in source].index("solid") == weakest
+
+
+def test_a_character_is_shown_on_each_of_its_tokens(browser, family, tmp_path):
+    content = record_page(family.model, family.tokenizer, "tiny", "I 😀", None, SEARCH, live=False)
+    path = tmp_path / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    part = "encoder.attn.0" if family.name == "t5" else "attn.0"
+    tab = Visit(browser, f"{path.as_uri()}#part={part}&src=4&at=4")
+    tokens = tab.page.locator(".stream-of-tokens").first.locator("button").all_inner_texts()
+    assert tokens[:6] == ["I", "␣", "😀 1/4", "😀 2/4", "😀 3/4", "😀 4/4"]
+    assert "from ‘\u2068😀 3/4\u2069’ (4)" in tab.text("#reading")
+    assert "😀 3/4" in tab.text(".weights caption")
+    tab.context.close()
+    assert tab.errors == []
 
 
 def test_the_heatmap_reads_out_a_weight(visit, family, recorded):
@@ -204,6 +245,22 @@ def test_the_beam_tree_has_every_candidate(visit, family, recorded):
     assert len(visit.rows("#panel details table")) == sum(map(len, steps))
 
 
+def test_beams_that_run_in_the_last_step_are_unfinished(browser, recorded, tmp_path):
+    content = json.loads(to_json(recorded.content))
+    steps = content["recording"]["beams"]
+    steps.pop()  # as in a search that ends before the maximum length
+    path = tmp_path / "page.html"
+    path.write_text(as_html(content), encoding="utf-8")
+    tab = Visit(browser, f"{path.as_uri()}#tab=beams")
+    counts = [sum(candidate["status"] == "running" for candidate in step) for step in steps]
+    assert tab.page.locator(".beams button.unfinished").count() == counts[-1] > 0
+    assert tab.page.locator(".beams button.running").count() == sum(counts[:-1])
+    tab.click(".beams button.unfinished")
+    assert "unfinished when the search ended" in tab.text("#panel")
+    tab.context.close()
+    assert tab.errors == []
+
+
 def test_ablating_a_head_changes_the_answer(visit, family, recorded):
     baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
     name = f"{recorded.prefix}z.1"
@@ -280,11 +337,15 @@ def test_the_keyboard_reaches_everything(visit, recorded):
     visit.page.locator('[aria-label*="nput and output"] button[tabindex="0"]').focus()
     visit.press("Home", "ArrowRight", "Enter")
     assert visit.page.locator("#position").input_value() == "1"
+    ring = """(() => {
+      const style = getComputedStyle(document.activeElement);
+      return [style.outlineStyle, style.outlineWidth];
+    })()"""
+    assert visit.page.evaluate(ring) == ["solid", "3px"]  # the frame of the query is thinner
     visit.page.locator("#tab-attention").focus()
     visit.press("ArrowRight", "ArrowRight", "ArrowRight")
     assert visit.page.evaluate("document.activeElement.id") == "tab-lens"
-    outline = "getComputedStyle(document.activeElement).outlineStyle"
-    assert visit.page.evaluate(outline) == "solid"
+    assert visit.page.evaluate(ring) == ["solid", "3px"]
 
 
 def test_every_control_has_an_accessible_name(visit):
@@ -381,11 +442,17 @@ def test_a_live_page_requests_what_it_lacks(browser, family, recorded, served):
     baseline = Baseline(recorded.source, recorded.ids, max_new_tokens=4)
     expected = outcome(family.model, baseline, changes)["log_probs"].exp().tolist()
     assert [row["bar"] for row in tab.rows(".result table")] == pytest.approx(expected, abs=1e-4)
-    # A sweep.
-    tab.page.get_by_role("button", name="Measure all heads").click()
-    tab.page.wait_for_function(
-        '() => [...document.querySelectorAll("#head-ablations button")].every((node) => node.textContent)'
-    )
+    # The sweeps, without being asked for.
+    for grid in ("head-ablations", "activation-patches"):
+        tab.page.wait_for_function(
+            f'() => [...document.querySelectorAll("#{grid} button")].every((it) => it.textContent !== "?")'
+        )
+        assert tab.page.locator(f"#{grid} button").count() > 0
+    before = outcome(family.model, baseline, [])["log_probs"].sum()
+    for name, head in all_heads(family.model):
+        after = outcome(family.model, baseline, [HeadAblation(name, head)])["log_probs"].sum()
+        shown = tab.text(f'[data-key="{name}:{head}"]').replace("·", "0")
+        assert float(shown) == pytest.approx((before - after).item(), abs=0.051, rel=0.06)
     # Another text.
     tab.click("#form summary")
     tab.page.locator('textarea[name="text"]').fill("Zoe <b>runs</b>")

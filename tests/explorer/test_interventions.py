@@ -106,19 +106,34 @@ def test_a_position_is_patched_once_with_a_cache(family, baseline):
     assert found["ids"] == ids[prompt_length(family, baseline) :].tolist()
 
 
-def test_a_sweep_has_the_outcome_of_each_intervention(family, baseline):
-    tensors = ("log_probs", "next_ids", "next_log_probs")
+@pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])  # one intervention in a batch, several, all
+def test_a_sweep_has_the_outcome_of_each_intervention(family, baseline, batch_tokens, monkeypatch):
+    monkeypatch.setattr(interventions, "BATCH_TOKENS", batch_tokens)
     ablated = every_head_ablation(family.model, baseline)
-    for index, (name, head) in enumerate(all_heads(family.model)):
-        alone = outcome(family.model, baseline, [HeadAblation(name, head)])
-        assert ablated["answers"][ablated["answer"][index]] == alone["ids"]
-        for tensor in tensors:
-            assert torch.equal(ablated[tensor][index], alone[tensor]), tensor
     patched = every_activation_patch(family.model, baseline)
-    length = baseline.source.shape[1]
-    assert patched["log_probs"].shape[0] == len(patched["names"]) * length
-    alone = outcome(family.model, baseline, [ActivationPatch(patched["names"][1], 2, 2)])
-    assert torch.equal(patched["log_probs"][length + 2], alone["log_probs"])
+    positions = range(baseline.source.shape[1])
+    for sweep, changes in (
+        (ablated, [HeadAblation(name, head) for name, head in all_heads(family.model)]),
+        (patched, [ActivationPatch(name, at, at) for name in patched["names"] for at in positions]),
+    ):
+        assert len(sweep["answer"]) == len(sweep["log_probs"]) == len(changes)
+        for index, change in enumerate(changes):
+            alone = outcome(family.model, baseline, [change])
+            assert sweep["answers"][sweep["answer"][index]] == alone["ids"]
+            for name in ("log_probs", "next_ids", "next_log_probs"):
+                torch.testing.assert_close(sweep[name][index], alone[name], msg=name)
+
+
+def test_an_answer_of_a_sweep_ends_where_it_ends_alone(family, baseline, monkeypatch):
+    """While other rows of its batch go on."""
+    last = baseline.ids[prompt_length(family, baseline) + 2].item()
+    monkeypatch.setattr(family.model, "generation_config", {"eos_token_id": last, "pad_token_id": last})
+    changes = [HeadAblation(name, head) for name, head in all_heads(family.model)]
+    alone = [outcome(family.model, baseline, [change])["ids"] for change in changes]
+    sweep = every_head_ablation(family.model, baseline)
+    assert [sweep["answers"][index] for index in sweep["answer"]] == alone
+    if family.name == "t5":
+        assert len(set(map(len, alone))) > 1
 
 
 def test_skipped_sweeps_give_a_reason(family, baseline, monkeypatch):

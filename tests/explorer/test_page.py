@@ -84,6 +84,19 @@ def test_the_policy_allows_only_this_script(content):
     assert "connect-src 'self'" in as_html(content | {"live": True})
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_on_standard_error(family, progress, capfd):
+    search = Search(max_new_tokens=3, num_beams=2)
+    record_page(
+        family.model, family.tokenizer, "", family.text, family.other, search, live=False, progress=progress
+    )
+    out, err = capfd.readouterr()
+    assert out == ""
+    for stage in ("searches", "activations", "ablations of single heads", "patches of the residual stream"):
+        assert (f"{stage}: " in err) == progress, stage
+    assert progress or err == ""
+
+
 def test_the_page_embeds_the_recording(content):
     assert json.loads(Elements(as_html(content)).inside["content"]) == json.loads(to_json(content))
 

@@ -17,10 +17,11 @@ from ftcore.explorer.recorder import (
     max_text_tokens,
     record_text,
     source_ids,
+    stacks,
 )
 from ftcore.explorer.serialize import to_json
 from ftcore.models import GPT2Config, GPT2LMHeadModel
-from ftcore.study import logit_lens, record
+from ftcore.study import logit_lens, patch, record
 from ftcore.study.names import short_names
 from tests.helpers.packed_arrays import dequantize_attention, unpack
 
@@ -111,6 +112,20 @@ def test_the_lens_equals_logit_lens(family, recording, run):
     ids, probs = unpack(run["lens"]["ids"]).long(), unpack(run["lens"]["probs"])
     torch.testing.assert_close(probs, expected.gather(2, ids), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(probs[..., 0], expected.amax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_lens_equals_the_model_with_its_last_residual_stream_replaced(
+    family, recording, run, activations
+):
+    """The definition of the lens, which runs the whole model once for each block."""
+    source, read = torch.tensor(recording["source"]), torch.tensor(run["ids"][:-1])
+    names = [block[-1].residual for block in stacks(family.model)[-1].blocks]
+    ids, probs = unpack(run["lens"]["ids"]).long(), unpack(run["lens"]["probs"])
+    for block, name in enumerate(names):
+        with torch.no_grad(), patch(family.model, names[-1], activations[name][None]):
+            expected = decoder_logits(family.model, source, read)[run["start"] :].softmax(-1).topk(5)
+        torch.testing.assert_close(probs[block], expected.values)
+        assert torch.equal(ids[block], expected.indices)
 
 
 def test_norms_of_outputs_residuals_and_heads(family, run, activations):

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftcore import load_tokenizer
@@ -14,6 +14,7 @@ from ftcore.explorer.serialize import (
     find_token_ids,
     pack,
     quantize_attention,
+    split_characters,
     to_json,
     token_text,
     token_texts,
@@ -65,6 +66,7 @@ def test_escaped_text_has_no_invisible_characters(text):
         ("\u202eabc\u2028", "\\u202eabc\\u2028"),
         ("مرحبا <script>", "مرحبا <script>"),
         ("👩\u200d💻", "👩\u200d💻"),
+        ("\u200d", "\\u200d"),
         ("\x00\ud800", "\\u0000\\ud800"),
     ],
 )
@@ -87,6 +89,44 @@ def test_partial_characters_are_shown_by_id(gpt2_directory, t5_directory):
         tokenizer = load_tokenizer(directory)
         first = tokenizer.encode("é")[0]
         assert token_text(tokenizer, first) == f"#{first}"
+
+
+def test_parts_of_a_character_are_shown_with_it(gpt2_directory, t5_directory):
+    for directory in (gpt2_directory, t5_directory):
+        tokenizer = load_tokenizer(directory)
+        texts = split_characters(tokenizer, tokenizer.encode("a 😀é!"))
+        assert texts == {
+            2: "😀 1/4",
+            3: "😀 2/4",
+            4: "😀 3/4",
+            5: "😀 4/4",
+            6: "é 1/2",
+            7: "é 2/2",
+        }
+
+
+def test_an_incomplete_character_has_no_text(gpt2_directory, t5_directory):
+    for directory in (gpt2_directory, t5_directory):
+        tokenizer = load_tokenizer(directory)
+        tokens = tokenizer.encode("é😀a")
+        assert split_characters(tokenizer, tokens[:4]) == {0: "é 1/2", 1: "é 2/2"}
+        assert split_characters(tokenizer, tokens[3:]) == {}
+        assert split_characters(tokenizer, [tokens[0], tokens[-1]]) == {}
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=12))
+def test_every_byte_of_a_character_is_a_part_of_it(gpt2_directory, text):
+    tokenizer = load_tokenizer(gpt2_directory)
+    shown = split_characters(tokenizer, tokenizer.encode(text))
+    expected, at = {}, 0
+    for char in text:
+        count = len(char.encode())
+        if count > 1 and char != "\ufffd":
+            visible = escape_invisible(char)
+            expected |= {at + part: f"{visible} {part + 1}/{count}" for part in range(count)}
+        at += count
+    assert shown == expected
 
 
 def test_token_ids_are_found_at_any_depth():

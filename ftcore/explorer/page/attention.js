@@ -149,8 +149,10 @@ const mapHint = (part) =>
   `Rows are queries, columns are ${part.kind === "cross-attention" ? "the encoder’s " : ""}keys. ` +
   "Color shows the square root of the weight, which makes small weights visible.";
 
-const MAX_LABELS = 70; // keys with token labels above the map
-const LABELS = { left: 96, top: 88, minCell: 10 }; // margins for labels, and the smallest labelled cell, in pixels
+/* Sizes of a head's map, in pixels. The labels of all tokens are drawn up to `labelled` keys, and the map scrolls
+   if they do not fit; beyond, the map fits if it can and labels are thinned out. */
+const MAP = { labelled: 70, cell: [14, 24], smallCell: [2, 24], line: 11, left: 96, top: 88, slant: 36 };
+const MAP_FONT = `${MAP.line}px ui-monospace, monospace`;
 
 /** One head: a heatmap, and a table of the current query's largest weights. */
 function buildHead(root, part) {
@@ -158,14 +160,14 @@ function buildHead(root, part) {
   const readout = element("p", { class: "soft", "aria-live": "polite" });
   const [rows, columns] = [queries(part), keys(part)];
   const canvas = element("canvas", { role: "img", tabindex: 0 });
-  const cursor = element("canvas", {
-    "aria-hidden": "true",
-    style: { position: "absolute", inset: "0", "pointer-events": "none" },
-  });
+  const cursor = element("canvas", { class: "cursor", "aria-hidden": "true" });
+  const rowLabels = element("canvas", { class: "row-labels", "aria-hidden": "true" });
+  const columnLabels = element("canvas", { class: "column-labels", "aria-hidden": "true" });
+  const cells = element("div", { class: "cells" }, canvas, cursor);
   const scroller = element(
     "div",
     { class: "scroller" },
-    element("div", { style: { position: "relative", width: "max-content" } }, canvas, cursor),
+    element("div", { class: "labelled-map" }, cells, rowLabels, columnLabels),
   );
   const table = element("tbody");
   const caption = element("caption");
@@ -183,7 +185,6 @@ function buildHead(root, part) {
         },
         "‹",
       ),
-      heading,
       button(
         {
           click: () => setState({ head: (state.head + 1) % model.heads }),
@@ -192,6 +193,7 @@ function buildHead(root, part) {
         },
         "›",
       ),
+      heading,
       button({ click: () => setState({ head: -1 }) }, "All heads"),
       button(
         { click: () => setState({ tab: "interventions", interventions: `${part.z}:${state.head}` }) },
@@ -205,7 +207,7 @@ function buildHead(root, part) {
       { class: "attention" },
       element(
         "div",
-        { class: columns.length > 24 && columns.length <= MAX_LABELS ? "map wide" : "map" },
+        { class: columns.length > 24 ? "map wide" : "map" },
         scroller,
         readout,
       ),
@@ -220,13 +222,12 @@ function buildHead(root, part) {
   let pointed = null; // [query, key] under the pointer or moved to by arrow keys
   let available = 0; // width in pixels
   let cell = 1; // pixels per weight
-  let left = 0;
-  let top = 0;
+  let left = 0; // width of the row labels
   const pick = (event) => {
     const box = canvas.getBoundingClientRect();
     const [key, query] = [
-      Math.floor((event.clientX - box.left - left) / cell),
-      Math.floor((event.clientY - box.top - top) / cell),
+      Math.floor((event.clientX - box.left) / cell),
+      Math.floor((event.clientY - box.top) / cell),
     ];
     return query >= 0 && key >= 0 && query < rows.length && key < columns.length ? [query, key] : null;
   };
@@ -248,30 +249,31 @@ function buildHead(root, part) {
     const [query, key] = pointed ?? [position(part), 0];
     const clamp = (value, length) => Math.max(0, Math.min(value, length - 1));
     point([clamp(query + step[0], rows.length), clamp(key + step[1], columns.length)]);
+    scrollToKey(pointed[1]);
     if (step[0]) setState(inEncoder(part) ? { src: pointed[0] } : { at: pointed[0] });
   });
+
+  function scrollToKey(key) {
+    const most = key * cell; // the labels of the rows stay at the left
+    const least = most + cell - (scroller.clientWidth - left);
+    scroller.scrollLeft = Math.max(least, Math.min(scroller.scrollLeft, most));
+  }
 
   function drawMap() {
     const image = available > 0 ? headImage(part, state.head) : null;
     if (!image || (canvas.image === image && canvas.available === available)) return;
     Object.assign(canvas, { image, available });
-    const labelledCell = Math.min(24, Math.floor((available - LABELS.left) / columns.length));
-    const labels = labelledCell >= LABELS.minCell;
-    [left, top] = labels ? [LABELS.left, LABELS.top] : [0, 0];
-    cell = labels
-      ? labelledCell
-      : Math.min(4000 / columns.length, Math.max(available / columns.length, 1.5), 24);
-    const [width, height] = [left + cell * columns.length, top + cell * rows.length];
-    const ratio = Math.min(devicePixelRatio, 8000 / Math.max(width, height));
-    for (const layer of [canvas, cursor]) {
-      Object.assign(layer, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
-      Object.assign(layer.style, { width: `${width}px`, height: `${height}px` });
-      layer.getContext("2d").scale(ratio, ratio);
-    }
-    const context = canvas.getContext("2d");
+    const [smallest, largest] = columns.length > MAP.labelled ? MAP.smallCell : MAP.cell;
+    left = rowLabelWidth(rows);
+    const fitting = (available - left - MAP.slant) / columns.length;
+    cell = Math.max(smallest, Math.min(largest, fitting));
+    const [width, height] = [cell * columns.length, cell * rows.length];
+    sizeCanvas(cursor, width, height);
+    const context = sizeCanvas(canvas, width, height);
     context.imageSmoothingEnabled = false;
-    context.drawImage(image, left, top, cell * columns.length, cell * rows.length);
-    if (labels) drawLabels(context, rows, columns, cell);
+    context.drawImage(image, 0, 0, width, height);
+    drawRowLabels(sizeCanvas(rowLabels, left, height), rows, cell, left);
+    drawColumnLabels(sizeCanvas(columnLabels, width + MAP.slant, MAP.top), columns, cell);
     canvas.setAttribute(
       "aria-label",
       `Attention of ${title(part)}, head ${state.head}: ${rows.length} by ${columns.length} weights. ` +
@@ -284,14 +286,14 @@ function buildHead(root, part) {
     context.clearRect(0, 0, cursor.width, cursor.height);
     context.strokeStyle = themeColors.text;
     context.lineWidth = 1.5;
-    context.strokeRect(left, top + position(part) * cell, cell * columns.length, Math.max(cell, 2));
+    context.strokeRect(0, position(part) * cell, cell * columns.length, Math.max(cell, 2));
     if (!pointed) {
       readout.textContent =
         "Point at the map or use arrow keys to read a weight. Click it or press Enter to see how it is computed.";
       return;
     }
     const [query, key] = pointed;
-    context.strokeRect(left + key * cell - 1, top + query * cell - 1, cell + 2, cell + 2);
+    context.strokeRect(key * cell - 1, query * cell - 1, cell + 2, cell + 2);
     const row = attentionLevels(part, state.head, query);
     const value = row && key < row.length ? fromLevel(row[key]) : 0;
     const [from, to] = [`${quote(rows[query])} (${query})`, `${quote(columns[key])} (${key})`];
@@ -335,20 +337,49 @@ function buildHead(root, part) {
   }).observe(scroller);
 }
 
-function drawLabels(context, rows, columns, cell) {
+/** Set the size of a canvas in CSS pixels; returns its context in these units. */
+function sizeCanvas(canvas, width, height) {
+  const ratio = Math.min(devicePixelRatio, 8000 / Math.max(width, height));
+  Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  return context;
+}
+
+const rowLabel = (id) => label(id, 13);
+
+/** The width of the longest row label, at most MAP.left. */
+function rowLabelWidth(tokens) {
+  const context = element("canvas").getContext("2d");
+  context.font = MAP_FONT;
+  return Math.min(MAP.left, Math.max(...tokens.map((id) => context.measureText(rowLabel(id)).width)) + 8);
+}
+
+/** Draw the tokens' labels, or every n-th one if a cell is lower than a line. */
+function drawLabels(context, tokens, cell, draw) {
   context.fillStyle = themeColors.soft;
-  context.font = `${Math.min(12, cell)}px ui-monospace, monospace`;
+  context.font = MAP_FONT;
   context.textBaseline = "middle";
-  rows.forEach((id, query) => {
-    context.textAlign = "right";
-    context.fillText(label(id, 13), LABELS.left - 5, LABELS.top + (query + 0.5) * cell, LABELS.left - 8);
-  });
-  columns.forEach((id, key) => {
+  const step = Math.ceil(MAP.line / cell);
+  const [first, last] = [MAP.line / 2, tokens.length * cell - MAP.line / 2];
+  for (let at = 0; at < tokens.length; at += step)
+    draw(tokens[at], Math.max(first, Math.min((at + 0.5) * cell, last)));
+}
+
+function drawRowLabels(context, tokens, cell, width) {
+  context.textAlign = "right";
+  drawLabels(context, tokens, cell, (id, y) =>
+    context.fillText(rowLabel(id), width - 5, y, width - 8),
+  );
+}
+
+function drawColumnLabels(context, tokens, cell) {
+  drawLabels(context, tokens, cell, (id, x) => {
     context.save();
-    context.translate(LABELS.left + (key + 0.5) * cell, LABELS.top - 5);
+    context.translate(x, MAP.top - 5);
     context.rotate(-Math.PI / 2.6);
-    context.textAlign = "left";
-    context.fillText(label(id, 12), 0, 0, LABELS.top);
+    context.fillText(label(id, 12), 0, 0, MAP.top);
     context.restore();
   });
 }

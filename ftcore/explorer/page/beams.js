@@ -81,6 +81,7 @@ panels.beams = {
           element("i", { style: { border: "2px dashed var(--good)" } }),
           "finished, later displaced",
         ),
+        element("span", {}, element("i", { style: { border: "1px dotted var(--stream)" } }), "unfinished"),
         element("span", {}, element("i", { style: { "border-style": "dashed" } }), "pruned"),
         element("span", {}, element("i", { style: { background: "var(--accent)" } }), "the answer"),
       ),
@@ -157,12 +158,15 @@ panels.beams = {
 const scoreText = (score) => score.toFixed(2);
 const STATUS_TEXT = {
   running: "Kept as a running beam.",
+  unfinished: "Still unfinished when the search ended.",
   pruned: "Pruned: others scored higher.",
   finished: "Finished, and among the best hypotheses.",
   displaced: "Finished, but displaced by better hypotheses.",
 };
 
-/** The candidates of every step, with their parent candidate and all generated tokens. */
+/** The candidates of every step, with their parent candidate and all generated tokens.
+
+   Beams that run in the last step are not extended: they are unfinished. */
 function beamNodes() {
   const answer = recording.runs.find((each) => each.name === "beams");
   const generated = answer.ids.slice(answer.prompt_length);
@@ -172,7 +176,9 @@ function beamNodes() {
       step.map((candidate) => {
         const from = candidate.parent === null ? null : steps.at(-1)[candidate.parent];
         const tokens = [...(from?.tokens ?? []), candidate.token];
-        return { ...candidate, from, tokens, best: tokens.every((id, i) => id === generated[i]) };
+        const isCutOff = step === recording.beams.at(-1) && candidate.status === "running";
+        const status = isCutOff ? "unfinished" : candidate.status;
+        return { ...candidate, status, from, tokens, best: tokens.every((id, i) => id === generated[i]) };
       }),
     );
   }

@@ -99,7 +99,7 @@ function findInSweep(code) {
 
 panels.interventions = {
   key: () =>
-    `${state.patchKind} ${Boolean(content.head_ablations?.answers)} ${Boolean(content.activation_patches?.answers)}`,
+    `${state.patchKind} ${Boolean(content.head_ablations)} ${Boolean(content.activation_patches)}`,
   build(root) {
     root.className = "";
     this.outcome = element("div", { class: "result", "aria-live": "polite" });
@@ -157,7 +157,7 @@ panels.interventions = {
       {},
       headLine("ablation", element("h3", {}, "Head ablation")),
       element("p", { class: "soft" }, "The head’s output is zero at every position."),
-      this.sweepNote("head_ablations", "head-ablations", "Measure all heads"),
+      this.sweepNote("head_ablations", "head-ablations"),
       effectTable(
         "head-ablations",
         ["head", ...indices],
@@ -191,6 +191,7 @@ panels.interventions = {
     }
     const isDecoder = isT5 && kind.stack === "decoder";
     const own = isDecoder ? recording.runs[0].ids.slice(0, -1) : source();
+    const characters = isDecoder ? recording.runs[0].characters : recording.source_characters;
     const others = isDecoder ? content.other.ids.slice(0, -1) : content.other.source[0];
     const sameLength = own.length === others.length;
     const from = (at) => Math.min(state.from ?? at, others.length - 1);
@@ -212,7 +213,7 @@ panels.interventions = {
           )
         : null,
       state.patchKind === 0
-        ? this.sweepNote("activation_patches", "activation-patches", "Measure all")
+        ? this.sweepNote("activation_patches", "activation-patches")
         : null,
       live
         ? this.select("from", "from the second text’s position ", [
@@ -224,14 +225,14 @@ panels.interventions = {
         "activation-patches",
         ["this text", "second text", ...kind.names.keys()],
         own.map((id, at) => [
-          element("th", { scope: "row" }, tokenSpan(id)),
+          element("th", { scope: "row" }, tokenSpan(characters[at] ?? id)),
           element(
             "td",
             {},
             at < others.length ? tokenSpan(others[at], others[at] === id ? {} : differs) : "",
           ),
           ...kind.names.map((name, block) => {
-            const description = `Position ${at}, ${truncate(piece(id), 30)}, ${kind.title} block ${block}`;
+            const description = `Position ${at}, ${label(characters[at] ?? id, 30)}, ${kind.title} block ${block}`;
             const canChoose = live || sameLength;
             return element(
               "td",
@@ -257,12 +258,12 @@ panels.interventions = {
     this.buttons.set(node, [code, description]);
     return node;
   },
-  /** Why a recorded page has no sweep; in a live page, a button that runs it. */
-  sweepNote(name, path, text) {
+  /** Why there is no sweep. A live page requests it when the panel is opened. */
+  sweepNote(name, path) {
     const sweep = content[name];
     if (sweep?.answers) return null;
-    if (sweep?.skipped || !live) return element("p", { class: "soft" }, sweep?.skipped ?? "");
-    return element("p", {}, button({ click: () => runSweep(name, path) }, text));
+    if (!sweep) runSweep(name, path);
+    return element("p", { class: "soft" }, sweep?.skipped ?? "Measuring …");
   },
   update() {
     byId("effect").value = state.effect;
@@ -276,10 +277,10 @@ panels.interventions = {
       const value = found ? effect(rowOf(found[0].log_probs, found[1])) : null;
       const size = Math.abs(value);
       node.setAttribute("aria-pressed", chosen.has(code()));
-      node.textContent = value === null ? "" : size < 0.05 ? "·" : value.toFixed(size < 10 ? 1 : 0);
+      node.textContent = value === null ? "?" : size < 0.05 ? "·" : value.toFixed(size < 10 ? 1 : 0);
       node.style.setProperty("--weight", (1 - Math.exp(-size)).toFixed(3));
       node.style.setProperty("--shade", value < 0 ? "var(--good)" : "var(--bad)");
-      node.title = value === null ? description : `${description}: ${number(value)} nats less likely`;
+      node.title = value === null ? `${description}: not measured` : `${description}: ${number(value)} nats less likely`;
       node.setAttribute("aria-label", node.title);
     }
     this.updateOutcome();

@@ -49,7 +49,7 @@ panels.lens = {
           "tr",
           {},
           element("th", { scope: "col" }, "input"),
-          ...shown.map((at) => element("th", { scope: "col" }, tokenSpan(run().ids[at]))),
+          ...shown.map((at) => element("th", { scope: "col" }, tokenSpan(runTokens()[at]))),
         ),
       ),
       element(
@@ -86,7 +86,7 @@ panels.lens = {
       ),
     );
     resetTabStop(this.table);
-    const here = `${quote(run().ids[state.at])} (position ${state.at})`;
+    const here = `${quote(runTokens()[state.at])} (position ${state.at})`;
     this.caption.textContent = `After block ${state.block}, at ${here}`;
     replaceContent(
       this.body,

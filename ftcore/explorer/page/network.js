@@ -139,7 +139,7 @@ function buildStream(stack, name, part, number) {
       replaceContent(
         input,
         "input",
-        tokenSpan(stack.name === "encoder" ? source()[state.src] : run().ids[state.at]),
+        tokenSpan(stack.name === "encoder" ? sourceTokens()[state.src] : runTokens()[state.at]),
       ),
     );
   } else if (stack.name === "decoder") {

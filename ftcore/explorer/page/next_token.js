@@ -59,7 +59,7 @@ panels.next = {
   },
   update() {
     const { tokens, chosen, probability, rank, plain } = nextTokens(state.at);
-    this.heading.textContent = `After ${quote(run().ids[state.at])} (position ${state.at})`;
+    this.heading.textContent = `After ${quote(runTokens()[state.at])} (position ${state.at})`;
     this.temperature.value = recording.temperatures.indexOf(state.temperature);
     this.temperatureText.textContent = state.temperature.toFixed(1);
     const distances = this.choices.map((k) =>

@@ -62,12 +62,15 @@ const title = (part) => `${isT5 ? `${part.stack}, ` : ""}block ${part.block}, ${
 const run = () => recording.runs[state.run];
 const positions = () => run().ids.length - 1; // decoder inputs; the last id is output only
 const source = () => recording.source[0];
+/** Tokens for display: ids, or the text of a token that is a part of a character. */
+const sourceTokens = () => source().map((id, at) => recording.source_characters[at] ?? id);
+const runTokens = () => run().ids.map((id, at) => run().characters[at] ?? id);
 const promptLength = () => run().prompt_length;
 
 const inEncoder = (part) => part.stack === "encoder"; // where its queries are
 const keysAreSource = (part) => part.stack === "encoder" || part.kind === "cross-attention"; // where its keys are
-const queries = (part) => (inEncoder(part) ? source() : run().ids.slice(0, -1));
-const keys = (part) => (keysAreSource(part) ? source() : run().ids.slice(0, -1));
+const queries = (part) => (inEncoder(part) ? sourceTokens() : runTokens().slice(0, -1));
+const keys = (part) => (keysAreSource(part) ? sourceTokens() : runTokens().slice(0, -1));
 const position = (part) => (inEncoder(part) ? state.src : state.at);
 
 /** The run that has a position's recording, and the index there: a shared prompt is in the first run only. */
@@ -153,7 +156,7 @@ function lensAt(block, at) {
 }
 
 const MAX_CHARS = 60; // of a token's text
-const piece = (id) => tokenTexts[id] ?? `#${id}`;
+const piece = (token) => (typeof token === "string" ? token : (tokenTexts[token] ?? `#${token}`));
 const truncate = (text, most = MAX_CHARS) =>
   text.length > most ? `${[...text.slice(0, most)].join("")}…` : text;
 const label = (id, most) => truncate(piece(id), most).replace(/^ /, "␣");

@@ -73,11 +73,15 @@ function requestOutcome(interventions) {
   return outcomes.get(key);
 }
 
+/** Request a sweep, once for each recording; the panel is rebuilt with it. */
 async function runSweep(name, path) {
+  const { id } = recording;
+  if (runSweep[name] === id) return;
+  runSweep[name] = id;
   const sweep = await post(path, answerRequest());
-  if (!sweep) return;
+  if (!sweep || recording.id !== id) return;
   content[name] = sweep;
-  setState({});
+  render();
 }
 
 async function sampleAgain() {

@@ -65,6 +65,8 @@ function buildFrame() {
     setTheme();
     render();
   });
+  addEventListener("beforeprint", () => setPrinting(true));
+  addEventListener("afterprint", () => setPrinting(false));
   addEventListener("hashchange", readAddress);
   rovingTabIndex(byId("stacks"));
 }

@@ -114,7 +114,9 @@ let chosenTheme = null; // null: the system's
 const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 
 function setTheme() {
-  const theme = chosenTheme ?? (systemIsDark.matches ? "dark" : "light");
+  const { classList } = document.documentElement;
+  const dark = chosenTheme ? chosenTheme === "dark" : systemIsDark.matches;
+  const theme = dark && !classList.contains("printing") ? "dark" : "light";
   document.documentElement.dataset.theme = theme;
   byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
   byId("theme").setAttribute("aria-label", `Change to ${theme === "dark" ? "light" : "dark"} colors`);
@@ -130,9 +132,25 @@ const themeColors = { text: "", soft: "", sunk: "", self: "", cross: "" };
 function render() {
   render.frame ??= requestAnimationFrame(() => {
     render.frame = null;
-    renderText();
-    renderNetwork();
-    renderPanel();
-    renderTour();
+    renderNow();
   });
+}
+
+function renderNow() {
+  renderText();
+  renderNetwork();
+  renderPanel();
+  renderTour();
+}
+
+/** Lay the page out for paper, in light colors, with wide tables and maps scaled to the page; or as before. */
+function setPrinting(isPrinting) {
+  document.documentElement.classList.toggle("printing", isPrinting);
+  setTheme();
+  renderNow();
+  drawCrossAttention();
+  for (const scroller of document.querySelectorAll(".scroller")) {
+    scroller.style.removeProperty("--print-zoom");
+    scroller.style.setProperty("--print-zoom", Math.min(1, scroller.clientWidth / scroller.scrollWidth));
+  }
 }

@@ -5,9 +5,10 @@ function buildInput(part) {
   const at = position(part);
   const [where, index] = computationAt(part, at);
   const { embed, pos_embed } = where.input;
-  const id = queries(part)[at];
+  const id = (inEncoder(part) ? source() : run().ids)[at];
+  const name = tokenSpan(queries(part)[at]);
   const token = rowOf(embed, index);
-  const rows = [vectorRow([element("b", {}, "embed"), " ", tokenSpan(id)], token, { key: "embed" })];
+  const rows = [vectorRow([element("b", {}, "embed"), " ", name], token, { key: "embed" })];
   if (pos_embed) {
     const place = rowOf(pos_embed, index);
     rows.push(vectorRow([element("b", {}, "pos_embed"), ` position ${at}`], place, { key: "pos_embed" }));
@@ -21,7 +22,7 @@ function buildInput(part) {
   }
   const { V, D } = content.source.sizes;
   return [
-    element("p", { class: "lede" }, "What the first block reads at ", tokenSpan(id), ` (${at})`),
+    element("p", { class: "lede" }, "What the first block reads at ", name.cloneNode(true), ` (${at})`),
     stepOf(
       part,
       "Embedding",

@@ -29,8 +29,8 @@ const clampToRun = (number) => Math.min(state.at, recording.runs[number].ids.len
 
 function buildTokens() {
   const lines = [];
-  if (isT5) lines.push(buildLine("source", "Encoder input", source()));
-  lines.push(buildLine("target", isT5 ? "Decoder input and output" : "Input and output", run().ids));
+  if (isT5) lines.push(buildLine("source", "Encoder input", sourceTokens()));
+  lines.push(buildLine("target", isT5 ? "Decoder input and output" : "Input and output", runTokens()));
   byId("tokens").replaceChildren(...lines);
   buildTokens.of = `${state.run}`;
 }
@@ -100,6 +100,7 @@ function renderText() {
   if (buildTokens.of !== `${state.run}`) buildTokens();
   const part = parts[state.part];
   const shading = tokenWeights(part);
+  const querySide = inEncoder(part) ? "source" : "target";
   for (const side of ["source", "target"]) {
     const current = side === "source" ? state.src : state.at;
     const root = shownTokens[side][0]?.parentElement;
@@ -112,7 +113,8 @@ function renderText() {
       const level = shown && at < shown.weights.length ? (shown.weights[at] / 255).toFixed(3) : "0";
       if (node.level !== level) node.style.setProperty("--weight", (node.level = level));
       const later = side === "target" && at > state.at;
-      const kind = `${node.base}${hue}${later ? " later" : ""}`;
+      const isQuery = side === querySide && at === current;
+      const kind = `${node.base}${hue}${later ? " later" : ""}${isQuery ? " query" : ""}`;
       if (node.kind !== kind) node.className = node.kind = kind;
       if (node.current !== (at === current))
         node.setAttribute("aria-current", (node.current = at === current));
@@ -125,11 +127,11 @@ function renderText() {
   const slider = byId("position");
   slider.max = positions() - 1;
   slider.value = state.at;
-  const written = quote(run().ids[state.at + 1]);
+  const [read, written] = runTokens().slice(state.at, state.at + 2).map(quote);
   const prompted = state.at + 1 < promptLength();
-  slider.setAttribute("aria-valuetext", `${state.at}, input ${quote(run().ids[state.at])}`);
+  slider.setAttribute("aria-valuetext", `${state.at}, input ${read}`);
   byId("position-text").textContent =
-    `${state.at} of ${positions() - 1}: input ${quote(run().ids[state.at])}, ` +
+    `${state.at} of ${positions() - 1}: input ${read}, ` +
     `${prompted ? "next" : "output"} ${written}`;
   byId("back").disabled = state.at === 0;
   byId("forward").disabled = state.at === positions() - 1;

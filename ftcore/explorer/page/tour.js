@@ -28,7 +28,6 @@ function textOf(ids) {
   return `‘\u2068${truncate(words.join("").trim())}\u2069’`;
 }
 
-const writtenToken = () => run().ids[state.at + 1];
 const largest = (items, value) => items.reduce((best, item) => (value(item) > value(best) ? item : best));
 
 function textStop() {
@@ -43,8 +42,8 @@ function textStop() {
     section: "text",
     state: {},
     text:
-      `${reads} The framed token ${quote(run().ids[state.at])}${isStart ? ", T5’s start token," : ""} is the ` +
-      `current one: the page shows how ${quote(writtenToken())} comes to follow it.`,
+      `${reads} The framed token ${quote(runTokens()[state.at])}${isStart ? ", T5’s start token," : ""} is the ` +
+      `current one: the page shows how ${quote(runTokens()[state.at + 1])} comes to follow it.`,
   };
 }
 
@@ -55,7 +54,7 @@ function nextStop() {
     section: "panels",
     state: { tab: "next" },
     text:
-      `After ${quote(run().ids[state.at])} the model gives ${quote(first)} ${percent(most)} and the second, ` +
+      `After ${quote(runTokens()[state.at])} the model gives ${quote(first)} ${percent(most)} and the second, ` +
       `${quote(second)}, ${percent(less)}. Raise the temperature, and the first loses to the others.`,
   };
 }
@@ -74,7 +73,7 @@ function streamStop() {
     section: "network",
     state: { part: part.output, head: -1 },
     text:
-      `The vector of ${quote(run().ids[state.at])} runs upwards, and every sublayer adds to it. The widest curve ` +
+      `The vector of ${quote(runTokens()[state.at])} runs upwards, and every sublayer adds to it. The widest curve ` +
       `is that of ${inWords(part)}: it adds a vector of length ${number(added)}, after which the stream has ` +
       `length ${number(stream)}.`,
   };
@@ -104,7 +103,7 @@ function findLookup() {
   const kind = isT5 ? "cross-attention" : "self-attention";
   const read = isT5 ? source() : run().ids.slice(0, state.at); // without the current token
   const places = [...read.keys()];
-  const same = places.filter((key) => read[key] === writtenToken());
+  const same = places.filter((key) => read[key] === run().ids[state.at + 1]);
   const candidates = heads
     .filter(({ part }) => part.stack === "decoder" && part.kind === kind)
     .flatMap(({ part, head }) => (same.length ? same : places).map((key) => ({ part, head, key })));
@@ -127,9 +126,9 @@ function lookupStop() {
     section: "panels",
     state: { part: part.output, head, ...(isT5 ? { src: key } : {}) },
     text: isWritten
-      ? `${quote(writtenToken())}, which is written next, is ${read}. Of all ${kind} heads, ${where} looks at it ` +
+      ? `${quote(runTokens()[state.at + 1])}, which is written next, is ${read}. Of all ${kind} heads, ${where} looks at it ` +
         `most: weight ${weight} on ${target}.`
-      : `${quote(writtenToken())}, which is written next, is not ${read}, so no head can find it there. The largest ` +
+      : `${quote(runTokens()[state.at + 1])}, which is written next, is not ${read}, so no head can find it there. The largest ` +
         `${kind} weight on ${isT5 ? "any" : "an earlier"} token is ${weight}: ${where}, on ${target}.`,
   };
 }
@@ -140,7 +139,7 @@ function computationStop() {
   if (!found || !(live || recording.computations)) return null;
   const { part, head, key } = found;
   const { at } = state;
-  const tokens = `The query of ${quote(run().ids[at])} times the key of ${quote(found.token)}`;
+  const tokens = `The query of ${quote(runTokens()[at])} times the key of ${quote(found.token)}`;
   let row = null;
   return {
     name: "How a weight is computed",
