@@ -97,7 +97,7 @@ class Divergence:
             found.append(attention)
             return attention.compute()
 
-        return found if self._is_right(self._run(attention=keep)) else []
+        return found if self._is_right(attention=keep) else []
 
     @cached_property
     def sublayers(self) -> list[Sublayer]:
@@ -106,7 +106,7 @@ class Divergence:
         Empty if the module's output is not composed of them.
         """
         found = self._sublayers
-        return found if self._is_right(self._run(lines=dict.fromkeys(found, pre_norm))) else []
+        return found if self._is_right(lines=dict.fromkeys(found, pre_norm)) else []
 
     @cached_property
     def _sublayers(self) -> list[Sublayer]:
@@ -123,15 +123,15 @@ class Divergence:
             if is_norm(norm.module) and not is_norm(inner.module)
         ]
 
-    def _is_right(self, calls: list[Call]) -> bool:
-        """Whether a run of the first bad module gives the recorded output."""
+    def _is_right(self, **change: Any) -> bool:
+        """Whether the first bad module, run with a change, still has the recorded output."""
         _, row = self.observed[self.call.name]
-        values = {call.name: call.value for call in calls}
-        return self.relative_difference(values.get(self.call.name), self.call.value) <= row.tolerance
+        value = self._values(**change).get(self.call.name)
+        return self.relative_difference(value, self.call.value) <= row.tolerance
 
     def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
         """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
-        values = {call.name: call.value for call in self._run(**mistake)}
+        values = self._values(**mistake)
         explained = []
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
@@ -139,6 +139,13 @@ class Divergence:
                 explained.append((row, after))
         if explained:
             yield self.cause(name, sentence, *explained[0], explained=len(explained))
+
+    def _values(self, **change: Any) -> dict[str, Tensor | None]:
+        """The outputs of `_run`, by call; none if the change does not fit the reference's shapes."""
+        try:
+            return {call.name: call.value for call in self._run(**change)}
+        except RuntimeError:
+            return {}
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
         """Infinite if a tensor is missing, the shapes differ or nothing is finite."""
