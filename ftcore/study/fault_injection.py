@@ -112,7 +112,7 @@ class Divergence:
     def _sublayers(self) -> list[Sublayer]:
         children: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls.values():
-            if call.module_name in self.modules and list(call.module.parameters()):
+            if call.module_name and call.module_name in self.modules and [*call.module.parameters()]:
                 children[call.module_name.rpartition(".")[0]].append(call)
         name = self.call.module_name
         return [

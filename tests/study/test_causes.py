@@ -48,6 +48,7 @@ from tests.helpers.students import (
     Block5,
     GPT2Student,
     T5Student,
+    Transformer2,
     Way,
     t5_name,
 )
@@ -475,6 +476,52 @@ def test_unknown_change_between_modules_has_no_cause(family, monkeypatch):
     report = report_of(broken, backward=False)
     assert not report.equal
     assert report.causes == [], str(report)
+
+
+def test_mistakes_of_pre_norm_blocks_are_not_tried_on_post_norm_ones():
+    class PostNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.mlp = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.ln_1, self.ln_2 = nn.LayerNorm(8), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.ln_1(x + self.attn(x))
+            return self.ln_2(x + self.mlp(x))
+
+    class Wrong(PostNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.mlp(x)  # x + mlp(ln_1(x)) without the norm, but that is not what is expected
+
+    report = compare_modules(Wrong(), PostNorm(), torch.randn(2, 5, 8), copy_weights=True)
+    assert report.first_bad_module == ""
+    assert report.causes == [], str(report)
+
+
+@pytest.mark.parametrize("mistake", ["post-norm in mlp", "no final norm", "scaled embedding"])
+def test_mistake_in_a_model_without_its_head_is_named(mistake):
+    _, ours = gpt2_pair(SIZES["gpt2"], 0)
+    mine = Transformer2(ours.transformer, Way(HEADS, mistake))
+    report = compare_modules(mine, ours.transformer, tokens(0, 3, 24), rename=hidden_names, backward=False)
+    expected = (BLOCK_MISTAKES | MODEL_MISTAKES["gpt2"])[mistake]
+    assert [cause.name for cause in report.causes] == [expected], str(report)
+
+
+def test_output_without_finite_numbers_has_no_cause():
+    """Many mistakes give NaN."""
+    _, ours = gpt2_pair(SIZES["gpt2"], 0)
+    mine = GPT2Student(ours, Way(HEADS))
+    mine.head = [mine.head[0] * torch.nan]
+    report = compare_modules(mine, ours, tokens(0, 3, 24), rename=hidden_names, backward=False)
+    assert report.rows[-1].verdict == "not finite"
+    assert report.causes == [], str(report)
+
+
+def test_scaled_embeddings_are_not_taken_for_another_epsilon():
+    """The norm of sqrt(D) * x is that of x with an epsilon of 1/D, which explains no later module."""
+    report = student_report("gpt2", Way(HEADS, "scaled embeddings"), True)
+    assert report.first_divergent == "transformer.h.0.ln_1"
+    assert [cause.name for cause in report.causes] == ["embedding scaled"], str(report)
 
 
 @settings(max_examples=100, deadline=None)
