@@ -1,8 +1,8 @@
 """Fault injection: run the reference with a known mistake; if its output then equals mine, that is the cause.
 
 The run starts from the recorded input of the first bad module. Weights are replaced by functional_call,
-outputs by forward hooks, and attention by intercepting F.scaled_dot_product_attention, which both ftcore and
-transformers call. Neither model is changed.
+outputs and the sum of sublayers by forward hooks, and attention by intercepting
+F.scaled_dot_product_attention, which both ftcore and transformers call. Neither model is changed.
 """
 
 import math
