@@ -82,17 +82,17 @@ def _compute_attention(
 
 
 def _kinds_of_attention(calls: list[AttentionCall]) -> dict[str, list[int]]:
-    """Indices of all calls; of those of one kind; of all but the first of each kind."""
+    """Indices of all calls; of those of one kind; in T5, of those that use the position bias of the first."""
     kinds: dict[str, list[int]] = {}
+    later: list[int] = []
     for index, call in enumerate(calls):
         is_self = call.position_bias is not None
         name = ("Decoder self-attention" if call.is_causal else "Encoder") if is_self else "Cross-attention"
-        kinds.setdefault(f"{name}: ", []).append(index)
-    everything = {"": list(range(len(calls)))}
-    if len(kinds) < 2:
-        kinds = {}
-    later = sorted(index for kind in kinds.values() for index in kind[1:])
-    return everything | kinds | {"After the first block: ": later}
+        if is_self and name in kinds:
+            later.append(index)
+        kinds.setdefault(name, []).append(index)
+    kinds = kinds | {"After the first block": later} if len(kinds) > 1 else {"After the first block": later}
+    return {"": list(range(len(calls)))} | {f"{name}: ": indices for name, indices in kinds.items()}
 
 
 def transposed_weight(divergence: Divergence) -> Iterator[Cause]:

@@ -104,14 +104,18 @@ def final_norm(divergence: Divergence) -> Iterator[Cause]:
         for name, part in divergence.modules.items()
         if is_norm(part) and name not in in_sublayers and name != divergence.call.module_name
     ]
-    for names in ([name] for name in norms) if len(norms) == 1 else ([*([name] for name in norms), norms]):
+    for names in dict.fromkeys([*((name,) for name in norms), tuple(norms)]):
         sentence = f"{' and '.join(names)} is not applied to the last block's output."
-        outputs = {name: lambda hidden: hidden for name in names}
+        outputs = dict.fromkeys(names, _unchanged)
         yield from divergence.try_mistake("final norm missing", sentence, outputs=outputs)
 
 
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
+
+
 def positions(divergence: Divergence) -> Iterator[Cause]:
-    for name, part in divergence.leaves.items():
+    for name, part in divergence.modules.items():
         if not (isinstance(part, nn.Embedding) and name.endswith("wpe")):
             continue
         for mistake, sentence, embed in (

@@ -1,8 +1,8 @@
 """Fault injection: run the reference with a known mistake; if its output then equals mine, that is the cause.
 
 The run starts from the recorded input of the first bad module. Weights are replaced by functional_call,
-outputs by forward hooks, and attention by intercepting F.scaled_dot_product_attention, which both ftcore and
-transformers call. Neither model is changed.
+outputs and the sum of sublayers by forward hooks, and attention by intercepting
+F.scaled_dot_product_attention, which both ftcore and transformers call. Neither model is changed.
 """
 
 import math
@@ -97,7 +97,7 @@ class Divergence:
             found.append(attention)
             return attention.compute()
 
-        return found if self._is_right(self._run(attention=keep)) else []
+        return found if self._is_right(attention=keep) else []
 
     @cached_property
     def sublayers(self) -> list[Sublayer]:
@@ -106,13 +106,13 @@ class Divergence:
         Empty if the module's output is not composed of them.
         """
         found = self._sublayers
-        return found if self._is_right(self._run(lines=dict.fromkeys(found, pre_norm))) else []
+        return found if self._is_right(lines=dict.fromkeys(found, pre_norm)) else []
 
     @cached_property
     def _sublayers(self) -> list[Sublayer]:
         children: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls.values():
-            if call.module_name and call.module_name in self.modules and list(call.module.parameters()):
+            if call.module_name and call.module_name in self.modules and [*call.module.parameters()]:
                 children[call.module_name.rpartition(".")[0]].append(call)
         name = self.call.module_name
         return [
@@ -123,17 +123,17 @@ class Divergence:
             if is_norm(norm.module) and not is_norm(inner.module)
         ]
 
-    def _is_right(self, calls: list[Call]) -> bool:
-        """Whether a run of the first bad module gives the recorded output."""
+    def _is_right(self, **change: Any) -> bool:
+        """Whether the first bad module, run with a change, still has the recorded output."""
         if self.call.name not in self.observed:  # it is equal, although a part of it differs
             return False
         _, row = self.observed[self.call.name]
-        values = {call.name: call.value for call in calls}
-        return self.relative_difference(values.get(self.call.name), self.call.value) <= row.tolerance
+        value = self._values(**change).get(self.call.name)
+        return self.relative_difference(value, self.call.value) <= row.tolerance
 
     def try_mistake(self, name: str, sentence: str, **mistake: Any) -> Iterator[Cause]:
         """Yield a Cause if the reference with a mistake (see `_run`) computes the output of mine."""
-        values = {call.name: call.value for call in self._run(**mistake)}
+        values = self._values(**mistake)
         explained = []
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
@@ -141,6 +141,13 @@ class Divergence:
                 explained.append((row, after))
         if explained:
             yield self.cause(name, sentence, *explained[0], explained=len(explained))
+
+    def _values(self, **change: Any) -> dict[str, Tensor | None]:
+        """The outputs of `_run`, by call; none if the change does not fit the reference's shapes."""
+        try:
+            return {call.name: call.value for call in self._run(**change)}
+        except RuntimeError:
+            return {}
 
     def relative_difference(self, mine: Tensor | None, other: Tensor | None) -> float:
         """Infinite if a tensor is missing, the shapes differ or nothing is finite."""

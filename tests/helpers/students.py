@@ -17,7 +17,6 @@ UNKNOWN_MISTAKES = (  # to ftcore.study.causes; `Way.strength` is their size
     *["temperature", "quieter head", "shifted values", "recency"],
     *["scaled residual", "scaled sublayer", "shifted norm"],
 )
-LOWEST = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,13 @@ class Way:
 
     def hide(self, scores: Tensor, seen: Tensor, part: str) -> Tensor:
         """Mask the scores by one part of the mask, "causal" or "padding"."""
-        how = self.mistake.removeprefix(f"{part} mask ")
+        how, lowest = self.mistake.removeprefix(f"{part} mask "), torch.finfo(scores.dtype).min
         if how in ("missing", "after softmax"):
             return scores
         if how == "tiny":
             return scores + (1 - seen.float()) * -1e-9
         if how == "reversed":
-            return torch.where(seen, LOWEST, scores)
+            return torch.where(seen, lowest, scores)
         if how == "triu":
             return torch.where(seen.mT, scores, -torch.inf)
         if how == "added":
@@ -85,8 +84,8 @@ class Way:
         if how == "ten":
             return scores + (1 - seen.float()) * -10
         if how == "ahead":
-            return torch.where(torch.ones_like(seen).tril(1), scores, LOWEST)
-        return torch.where(seen, scores, LOWEST)
+            return torch.where(torch.ones_like(seen).tril(1), scores, lowest)
+        return torch.where(seen, scores, lowest)
 
     def see(self, seen: Tensor, part: str) -> Tensor:
         """The keys that F.scaled_dot_product_attention is told to attend to."""
@@ -113,7 +112,7 @@ class Way:
         if self.mistake == "shifted values":
             v = v + self.strength * v.roll(1, dims=2)
         if self.mistake == "recency":
-            places = self.strength * torch.arange(key.shape[1])
+            places = self.strength * torch.arange(key.shape[1]).to(q)
             bias = places if bias is None else bias + places
         if self.style == "sdpa" and self.mistake.startswith("between heads"):
             return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal), width)
@@ -124,7 +123,7 @@ class Way:
         is_token = is_token if tokens is None else tokens[:, None, None].bool()
         if self.style == "sdpa":
             past, is_token = self.see(past, "causal"), self.see(is_token, "padding")
-            hidden = torch.zeros(past.shape).masked_fill(~(past & is_token), LOWEST)
+            hidden = torch.zeros(past.shape).to(q).masked_fill(~(past & is_token), torch.finfo(q.dtype).min)
             hidden = hidden if bias is None else hidden + bias
             return self.merge(F.scaled_dot_product_attention(q, k, v, hidden, scale=scale), width)
 
