@@ -366,16 +366,23 @@ def test_a_progress_bar_follows_the_width_of_the_window() -> None:
 
 
 @pytest.mark.parametrize("name", find_commands())
-def test_threads_sleep_while_they_wait(name: str) -> None:
-    """OMP_WAIT_POLICY has an effect only if it is set before torch is imported."""
+def test_waiting_threads_sleep_unless_the_user_chose(name: str) -> None:
+    """libgomp reads its settings when torch is imported."""
     code = (
         "import os, sys\n"
         "class Finder:\n"
         "    def find_spec(name, *_):\n"
-        "        if name == 'torch': print(os.environ.get('OMP_WAIT_POLICY')); sys.exit()\n"
+        "        if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT')); sys.exit()\n"
         "sys.meta_path.insert(0, Finder)\n"
         f"import ftcore.{name}\n"
+        "import torch\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout == "PASSIVE\n"
+    unset = {key: value for key, value in os.environ.items() if "SPINCOUNT" not in key and "WAIT" not in key}
+    for chosen, count in (
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "3"}, "3"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ):
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, capture_output=True, text=True, env=unset | chosen, check=True)
+        assert done.stdout == f"{count}\n"
