@@ -34,8 +34,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
 
-# Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them spin 30
-# times as long: beside busy processes, a training step then takes many seconds. Read when torch is imported.
+# Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them spin
+# 30 times as long: beside busy processes, a training step then takes many seconds. Read when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
