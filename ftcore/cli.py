@@ -34,8 +34,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
 
-# Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them spin
-# 30 times as long: beside busy processes, a training step then takes many seconds. Read when torch is imported.
+# Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them
+# spin 30 times as long: beside busy processes, a training step then takes many seconds. Read by import torch.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -358,7 +358,8 @@ def progress_bar(*arguments: Any, **settings: Any) -> Any:
         warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: text will do
         from tqdm.auto import tqdm
 
-    if "ipykernel" in sys.modules:  # notebooks show standard error in red
+    ipython = sys.modules.get("IPython")
+    if ipython and ipython.get_ipython():  # notebooks show standard error in red
         settings.setdefault("file", sys.stdout)
     return tqdm(*arguments, dynamic_ncols=True, **settings)
 

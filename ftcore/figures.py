@@ -27,9 +27,7 @@ def new_figure(width: float, height: float) -> Figure:
         message = "figures need matplotlib, which is not installed: pip install matplotlib"
         raise ValueError(message) from None
     figure: Any = Figure(figsize=(width, height), layout="constrained")
-    figure._repr_png_ = partial(
-        _as_png, figure
-    )  # IPython's protocol; otherwise only pyplot's figures are shown
+    figure._repr_png_ = partial(_as_png, figure)  # IPython itself shows pyplot's figures only
     return figure
 
 

@@ -23,7 +23,7 @@ import ftcore
 assert Path(ftcore.__file__).parent == package
 for path in package.rglob("*.py"):
     module = ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
-    if not module.startswith(("ftcore.bench", "ftcore.__main__")):
+    if not module.startswith(("ftcore.bench", "ftcore.__main__", "ftcore.lessons.templates")):
         importlib.import_module(module)
 train, evaluate, generate = (sys.modules[f"ftcore.{name}"].main for name in ("train", "evaluate", "generate"))
 options = f"--model {model} --train {data} --max-steps 2 --eval-answers 1 --output {output}"

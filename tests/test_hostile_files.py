@@ -125,11 +125,13 @@ def test_faults_are_found(fault, tmp_path, monkeypatch):
 READING = {"open", "read_text", "read_bytes", "loads", "load", "raw_decode", "load_file", "safe_open"}
 READING |= {"from_str", "LoadFromSerializedProto", "parse_json", "read_json", "read_json_lines"}
 NOT_COVERED = {
+    "__main__.py find_commands": "part of the package",
     "benchmark/": "reads what it has written",
     "checkpoints/files.py not_utf8": "reads again to name the line",
     "cli.py guard_output": "standard output",
     "compare.py random_model": "a config.json, read as in load_model",
     "explorer/page.py _file": "part of the package",
+    "lessons/runner.py _run_child": "what a child process has written",
     "training/preview.py _excerpts": "a text that was read before",
     "training/resize.py _key_and_value": "the command line",
     "training/sharded.py load_sharded": "several processes, see test_sharded.py",

@@ -10,7 +10,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from ftcore.analysis.figures import Axes, draw_matrix, new_figure, save_figure
+from ftcore.analysis.figures import draw_matrix
+from ftcore.figures import Axes, new_figure, save_figure
 from ftcore.models.attention import AttentionDropout, Softmax, attend
 
 TOKENS = ["Ada", "plays", "chess"]

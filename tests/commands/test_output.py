@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from ftcore.__main__ import find_commands
 from ftcore.cli import BROKEN_PIPE, FAILED_RUN, guard_output
 from tests.helpers import tiny_runs
-from tests.test_cli import COMMANDS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, and uses /dev/full")
 
@@ -49,7 +49,7 @@ def start(descriptor: int | None, stream: int, argv: list[str]) -> "subprocess.C
     return subprocess.run([sys.executable, *argv], capture_output=True, preexec_fn=replace, timeout=120)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", find_commands())
 def test_help_of_every_command(command: str) -> None:
     for name, descriptor in FAILING.items():
         done = start(descriptor(), 1, ["-m", f"ftcore.{command}", "--help"])
