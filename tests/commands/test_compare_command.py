@@ -87,7 +87,7 @@ def test_checkpoint_is_equal(gpt2, tmp_path, capsys):
     model = T5ForConditionalGeneration(T5Config.from_dict(T5))
     model.save_pretrained(tmp_path / "t5")
     assert main(["--model", str(tmp_path / "t5")]) == 0
-    assert "2 x 140 x 16" in capsys.readouterr().out
+    assert "2x140x16" in capsys.readouterr().out
 
 
 def test_json_output(gpt2, capsys):
