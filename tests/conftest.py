@@ -29,11 +29,6 @@ HAS_ORACLE = find_spec("transformers") is not None
 collect_ignore = [] if HAS_ORACLE else [str(path) for path in TESTS.rglob("test_*.py") if needs_oracle(path)]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: many tests wait for a process or a browser of their own."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_report_header() -> str:
     if HAS_ORACLE:
         return "oracle: transformers"

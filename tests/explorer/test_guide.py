@@ -1,6 +1,6 @@
 """The tour and the "?" of the page: each stop opens what its sentence says, and the sentence is true.
 
-What the sentences claim is computed here from the model, for the default pages and for tiny random models.
+What the sentences claim is computed here from the model, for the default pages and a tiny random model.
 """
 
 import re
@@ -34,14 +34,18 @@ NAMES = ["The text", "The next token", "The residual stream", "The logit lens"]
 GPT2_PROMPT, GPT2_OTHER = "Emotion: i feel", "Emotion: i want"
 
 
-@pytest.fixture(scope="module", params=["t5-mini-qa", "gpt2-mini", "tiny t5", "tiny gpt2"])
+@pytest.fixture(scope="module", params=["t5-mini-qa", "gpt2-mini", "tiny gpt2"])
 def shown(request, tmp_path_factory):
     """A page's address, its model, and what the page records of it: source, greedy ids, second source."""
     directory, text, other, search = {
         "t5-mini-qa": ("weights/t5-mini-qa", explore.DEFAULT_PROMPT, explore.DEFAULT_OTHER, Search()),
         "gpt2-mini": ("weights/gpt2-mini", GPT2_PROMPT, GPT2_OTHER, Search()),
-        "tiny t5": ("t5_directory", tiny.T5_TEXT, tiny.T5_OTHER, Search(max_new_tokens=4, num_beams=3)),
-        "tiny gpt2": ("gpt2_directory", tiny.GPT2_TEXT, tiny.GPT2_OTHER, Search(4, 3)),
+        "tiny gpt2": (
+            "gpt2_directory",
+            tiny.GPT2_TEXT,
+            tiny.GPT2_OTHER,
+            Search(max_new_tokens=4, num_beams=3),
+        ),
     }[request.param]
     if request.param.startswith("tiny"):
         directory = request.getfixturevalue(directory)
