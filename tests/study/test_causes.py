@@ -332,12 +332,16 @@ UNNAMED = [
 
 @pytest.mark.parametrize(
     ("family", "mistake"),
-    [*((family, mistake) for family in ("gpt2", "t5") for mistake in UNNAMED), ("t5", "bias in first block")],
+    [
+        *(("gpt2", mistake) for mistake in UNNAMED),
+        *(("t5", mistake) for mistake in [*UNNAMED[::2], "bias in first block"]),  # takes longer
+    ],
 )
 def test_mistake_is_named_by_the_logits_alone(family, mistake):
     """No module has a name of the reference."""
     way = Way(HEADS, mistake, "einsum", scaled=family == "gpt2")
-    report = student_report(family, way, mistake in UNNAMED[::2], rename=hidden_names)
+    is_ours = mistake in UNNAMED[::4] + UNNAMED[1::4]  # half of each family's
+    report = student_report(family, way, is_ours, rename=hidden_names)
     names = ATTENTION_MISTAKES[family] | BLOCK_MISTAKES | MODEL_MISTAKES[family]
     assert [row.name for row in report.rows] == [""]
     assert [cause.name for cause in report.causes] == [names[mistake]], str(report)
