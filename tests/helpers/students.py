@@ -88,7 +88,7 @@ class Way:
         return torch.where(seen, scores, lowest)
 
     def see(self, seen: Tensor, part: str) -> Tensor:
-        """The keys that F.scaled_dot_product_attention is told to attend to."""
+        """The boolean mask for F.scaled_dot_product_attention, True = visible."""
         how = self.mistake.removeprefix(f"{part} mask ")
         return {"missing": torch.ones_like(seen), "reversed": ~seen}.get(how, seen)
 
