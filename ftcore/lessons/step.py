@@ -157,7 +157,7 @@ def shipped(name: str) -> Path | None:
 def _problem(got: Any, expected: Any) -> str:
     """How a result differs from the expected one, as the end of a sentence; empty if it does not."""
     if got is None:
-        return "returns None: is its return missing"
+        return "returns None, as a function without return does"
     if not isinstance(expected, Tensor):
         return "" if got == expected else "returns something else than the reference"
     if not isinstance(got, Tensor):
