@@ -5,9 +5,16 @@ import runpy
 import sys
 from pathlib import Path
 
-from ftcore.cli import WRONG_INPUT, did_you_mean, guard_output
+from ftcore.output import WRONG_INPUT, did_you_mean, guard_output
 
-NO_COMMANDS = ("__init__", "__main__", "cli", "figures", "metrics")  # the other modules of this folder
+NO_COMMANDS = (
+    "__init__",
+    "__main__",
+    "cli",
+    "figures",
+    "metrics",
+    "output",
+)  # the other modules of this folder
 
 
 def find_commands() -> dict[str, str]:

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
-from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, did_you_mean, guard_output, option, parse
+from ftcore.cli import check_bounds, option, parse
+from ftcore.output import FAILED_RUN, cli_errors, did_you_mean, guard_output
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Command-line options, one-line errors, console output. Does not import torch, so `--help` is fast.
+"""Command-line options. Does not import torch, so `--help` is fast.
 
 A command's options are one dataclass, in which every option is one record:
 
@@ -14,25 +14,20 @@ becomes `--train FILE --batch-size N --precision {fp32,bf16} --freeze NAME [NAME
 """
 
 import argparse
-import atexit
 import dataclasses
-import difflib
 import inspect
-import io
 import math
 import os
 import re
-import sys
 import types
 import typing
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
+from ftcore.output import WRONG_INPUT, as_options, did_you_mean, flag, is_main_process, one_line, printable
 
 # Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them
 # spin 30 times as long: beside busy processes, a training step then takes many seconds. Read by import torch.
@@ -79,11 +74,6 @@ def option(
         "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def flag(name: str) -> str:
-    """`batch_size` -> `--batch-size`"""
-    return "--" + name.replace("_", "-")
 
 
 def check_bounds(options: Any) -> None:
@@ -144,7 +134,7 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
     except ValueError as error:
-        message = _as_options(str(error))
+        message = as_options(str(error))
         named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", message)}
         if config and named - from_line.keys() and not message.startswith(f"{config}: "):
             message = f"{config}: {message}"
@@ -278,169 +268,3 @@ def fits(value: Any, annotation: Any) -> bool:
         elif isinstance(value, kind) or (kind is float and isinstance(value, int)):
             return True
     return False
-
-
-# Errors and output
-
-WRONG_INPUT = 2  # exit status: invalid options or input
-FAILED_RUN = 1  # exit status: the command started and failed
-INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
-BROKEN_PIPE = 141  # exit status where the reader of a pipe has ended, the shells' convention
-
-LONGEST_MESSAGE = 1200  # characters of an error or a warning
-
-
-def is_main_process() -> bool:
-    """False on the ranks above 0 that torchrun starts, which print nothing."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
-
-
-@contextmanager
-def cli_errors(
-    command: str,
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
-    status: int = WRONG_INPUT,
-) -> Iterator[None]:
-    """Turn errors of these kinds into `command: message` on standard error and this exit status.
-
-    The default kinds are what the library raises for wrong input: use it around reading options, files and
-    checkpoints. Elsewhere a ValueError is a bug and keeps its traceback.
-
-    The library names its arguments in backticks, and here they become options: `batch_size` -> --batch-size.
-    """
-    try:
-        yield
-    except kinds as error:
-        if is_main_process():
-            print(f"{command}: {_as_options(one_line(error))}", file=sys.stderr)
-        raise SystemExit(status) from None
-
-
-def _as_options(message: str) -> str:
-    return re.sub(r"`(\w+)`", lambda name: flag(name[1]), message)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message as one printable line; the class name where there is no message."""
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = str(error)
-    return printable(" ".join(text.split())) or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """A line with control characters escaped, so that a file cannot control the terminal, and cut if long."""
-    if len(text) > LONGEST_MESSAGE:
-        text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def warn(message: str) -> None:
-    """Print a warning to standard error."""
-    if is_main_process():
-        print(f"warning: {printable(message)}", file=sys.stderr)
-
-
-def log(line: str) -> None:
-    """Print a line to standard output, above a progress bar."""
-    from tqdm import tqdm
-
-    if is_main_process():
-        tqdm.write(line, file=sys.stdout)
-
-
-def progress_bar(*arguments: Any, **settings: Any) -> Any:
-    """Make tqdm's progress bar: a widget in a notebook with ipywidgets, else text as wide as the window."""
-    from tqdm import TqdmWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: text will do
-        from tqdm.auto import tqdm
-
-    ipython = sys.modules.get("IPython")
-    if ipython and ipython.get_ipython():  # notebooks show standard error in red
-        settings.setdefault("file", sys.stdout)
-    return tqdm(*arguments, dynamic_ncols=True, **settings)
-
-
-class _GuardedOutput(io.RawIOBase):
-    """The bytes of a standard stream: after the first error of a write, they are dropped.
-
-    Args:
-        command: ended by the error, where standard output is its result; else None.
-    """
-
-    def __init__(self, raw: io.RawIOBase, command: str | None) -> None:
-        self._raw, self._command, self._failed = raw, command, False
-
-    def write(self, data: Any) -> int | None:
-        if not self._failed:
-            try:
-                return self._raw.write(data)
-            except OSError as error:
-                self._failed = True
-                if self._command:
-                    self._end(self._command, error)
-        return len(data)
-
-    def _end(self, command: str, error: OSError) -> NoReturn:
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
-            raise SystemExit(BROKEN_PIPE)
-        print(f"{command}: standard output: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(FAILED_RUN)
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def isatty(self) -> bool:
-        return self._raw.isatty()
-
-
-def guard_output(command: str | None = None) -> None:
-    """Let no print raise, whatever standard output and standard error are connected to.
-
-    Characters missing in the encoding are escaped. Once a write fails (closed pipe, full disk, closed
-    terminal), further output is dropped, so that a run continues.
-
-    Args:
-        command: given where standard output is the result. The command then ends: quietly if a pipe was
-            closed, else with one line and status 1.
-    """
-    for name in ("stderr", "stdout"):
-        stream, settings = getattr(sys, name), {}
-        if stream is None:  # closed by the shell (`>&-`): writes fail, and no other file gets its number
-            raw: Any = open(os.devnull, "rb", buffering=0)  # noqa: SIM115
-        else:
-            stream.flush()
-            raw = getattr(stream.buffer, "raw", stream.buffer)
-            settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-        guarded: Any = _GuardedOutput(raw, command if name == "stdout" else None)
-        if not settings.get("write_through"):  # python -u
-            guarded = io.BufferedWriter(guarded)
-        encoding = getattr(stream, "encoding", "utf-8")
-        setattr(sys, name, io.TextIOWrapper(guarded, encoding, "backslashreplace", **settings))
-    atexit.register(_flush_output)
-
-
-def _flush_output() -> None:
-    """Before Python's own flush at exit, whose errors print a traceback."""
-    try:
-        sys.stdout.flush()
-    except SystemExit as ending:
-        os._exit(int(ending.code or 0))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """End of an error about an unknown word: the most similar known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def few(names: Sequence[str], limit: int = 4) -> str:
-    """The first of many names, for a message."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

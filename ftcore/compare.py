@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, cli_errors, guard_output, option, parse
+from ftcore.cli import check_bounds, option, parse
+from ftcore.output import cli_errors, guard_output
 
 
 @dataclass

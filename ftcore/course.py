@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.cli import INTERRUPTED, check_bounds, cli_errors, guard_output, option, parse, warn
+from ftcore.cli import check_bounds, option, parse
 from ftcore.lessons.board import board, details, final, is_wrong
 from ftcore.lessons.runner import DONE, FINAL, FINAL_LIMIT, GPT2, STEP_FILES, T5, TEMPLATES, run_steps
+from ftcore.output import INTERRUPTED, cli_errors, guard_output, warn
 
 LAST = len(STEP_FILES)
 HIDEABLE = {"torch", "ftcore", "numpy", *sys.stdlib_module_names}

@@ -3,16 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import (
-    FAILED_RUN,
-    REQUIRED,
-    check_bounds,
-    cli_errors,
-    guard_output,
-    option,
-    parse,
-    progress_bar,
-)
+from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
 
 
 @dataclass

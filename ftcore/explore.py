@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import FAILED_RUN, check_bounds, cli_errors, guard_output, option, parse
+from ftcore.cli import check_bounds, option, parse
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
+from ftcore.output import FAILED_RUN, cli_errors, guard_output
 
 DEFAULT_MODEL = "weights/t5-mini-qa"
 DEFAULT_PROMPT = (

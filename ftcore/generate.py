@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import FAILED_RUN, REQUIRED, check_bounds, cli_errors, flag, guard_output, option, parse, warn
+from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 
 
 @dataclass

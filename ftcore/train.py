@@ -2,7 +2,8 @@
 
 import os
 
-from ftcore.cli import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, parse, progress_bar
+from ftcore.cli import parse
+from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
 from ftcore.training.options import TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
@@ -137,7 +138,8 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                         watch(validate(run))
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
-                if any_rank(is_last or interrupt.requested or run.lost_worker is not None):
+                stops = interrupt.requested or run.stop_reason is not None or run.lost_worker is not None
+                if any_rank(is_last or stops):
                     run.save()
                     run.require_workers()
                     return

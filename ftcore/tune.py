@@ -3,19 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from ftcore.cli import (
-    FAILED_RUN,
-    INTERRUPTED,
-    check_resumed,
-    cli_errors,
-    guard_output,
-    log,
-    one_line,
-    option,
-    parse,
-    progress_bar,
-    to_argv,
-)
+from ftcore.cli import check_resumed, option, parse, to_argv
+from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
 from ftcore.training.options import TrainOptions
 from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ftcore"
 # of a layer, modules import each other without cycles.
 LAYERS = [
     {"models"},
-    {"cli", "metrics", "checkpoints", "lora"},
+    {"cli", "output", "metrics", "checkpoints", "lora"},
     {"figures"},
     {"data"},
     {"fast", "training", "decoding"},
@@ -33,7 +33,7 @@ EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers"}  # imported
 
 TEMPLATES = PACKAGE / "lessons" / "templates"  # a student's files, which import each other by name
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != TEMPLATES)
-LIBRARIES = {"__init__", "__main__", "cli", "figures", "metrics"}
+LIBRARIES = {"__init__", "__main__", "cli", "figures", "metrics", "output"}
 COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not in LIBRARIES]
 
 # The training loop is where readers look for it, in the command's module; tune and benchmark run it too.

@@ -128,7 +128,7 @@ NOT_COVERED = {
     "__main__.py find_commands": "part of the package",
     "benchmark/": "reads what it has written",
     "checkpoints/files.py not_utf8": "reads again to name the line",
-    "cli.py guard_output": "standard output",
+    "output.py guard_output": "standard output",
     "compare.py random_model": "a config.json, read as in load_model",
     "explorer/page.py _file": "part of the package",
     "lessons/runner.py _run_child": "what a child process has written",

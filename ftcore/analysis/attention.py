@@ -21,13 +21,13 @@ from ftcore.analysis.inputs import (
     stack_parameters,
 )
 from ftcore.analysis.results import Tensors, one_per_line
-from ftcore.cli import did_you_mean
 from ftcore.decoding import generate
 from ftcore.decoding.arguments import Arguments, arguments_for
 from ftcore.decoding.search import checked_source
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
+from ftcore.output import did_you_mean
 
 
 def attention_maps(model: Model, inputs: Inputs) -> dict[str, Tensor]:

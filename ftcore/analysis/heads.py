@@ -26,11 +26,11 @@ from ftcore.analysis.inputs import (
 )
 from ftcore.analysis.patching import Metric, measure
 from ftcore.analysis.results import Tensors
-from ftcore.cli import progress_bar
 from ftcore.figures import Figure
 from ftcore.lora.lora import require_plain
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.non_finite import require_finite
+from ftcore.output import progress_bar
 from ftcore.study import patch
 from ftcore.study.hooks import token_mask
 

@@ -29,9 +29,9 @@ from ftcore.analysis.inputs import (
     token_ids,
 )
 from ftcore.analysis.results import one_per_line
-from ftcore.cli import progress_bar
 from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
+from ftcore.output import progress_bar
 from ftcore.study import patch
 from ftcore.study.hooks import token_mask
 from ftcore.study.names import HookPoint, find_hook_points, kind_of, short_names

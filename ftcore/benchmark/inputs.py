@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ftcore.benchmark.cases import SHAPES, Case
 from ftcore.checkpoints.checkpoint import load_model, model_from_config, save_model
-from ftcore.cli import did_you_mean
 from ftcore.data import DataLoader, Dataset, load_tokenizer, read_records
 from ftcore.data.tokenizer import check_vocabulary
 from ftcore.decoding.arguments import SPECIAL_TOKENS, TYPES
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
+from ftcore.output import did_you_mean
 from ftcore.training.options import TrainOptions, find_files
 
 

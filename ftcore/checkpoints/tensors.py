@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.checkpoints.files import describe_format, read_json
-from ftcore.cli import few, one_line, printable
+from ftcore.output import few, one_line, printable
 
 # Of what describes the tensors of a file: enough for 10,000 tensors, and read in a second.
 MAX_HEADER = 2**21  # bytes

@@ -26,11 +26,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
-from ftcore.cli import progress_bar
 from ftcore.data.dataset import check_family
 from ftcore.data.files import find_row_format, read_chunks, read_rows, text_of
 from ftcore.data.tasks import check_corpus_task
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.output import progress_bar
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

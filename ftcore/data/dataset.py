@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ftcore.cli import progress_bar
 from ftcore.data.tasks import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
+from ftcore.output import progress_bar
 
 
 class ExampleDataset(Protocol):

@@ -16,7 +16,7 @@ from reprlib import repr as shown
 from typing import Any, Literal
 
 from ftcore.checkpoints.files import open_text, parse_json
-from ftcore.cli import warn
+from ftcore.output import warn
 
 Row = dict[str, Any]
 

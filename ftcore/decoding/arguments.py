@@ -16,8 +16,8 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal, get_type_hints
 
-from ftcore.cli import did_you_mean
 from ftcore.models.config import convert
+from ftcore.output import did_you_mean
 
 words = re.compile(r"\w+").findall
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftcore.cli import progress_bar
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.search import generate
 from ftcore.models import Model
 from ftcore.models.config import convert
+from ftcore.output import progress_bar
 
 
 def generate_texts(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ftcore.analysis.inputs import check_number, num_heads
-from ftcore.cli import progress_bar
 from ftcore.decoding.arguments import arguments_for
 from ftcore.decoding.text import up_to_end
 from ftcore.explorer.recorder import (
@@ -26,6 +25,7 @@ from ftcore.explorer.recorder import (
     stacks,
 )
 from ftcore.models import GPT2LMHeadModel, Model
+from ftcore.output import progress_bar
 from ftcore.study import patch, record
 
 OUTCOME_TOP_K = 8  # next tokens kept at each position of an outcome

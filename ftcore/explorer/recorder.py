@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ftcore.analysis.beams import beam_trace
 from ftcore.analysis.inputs import check_number, num_heads
-from ftcore.cli import progress_bar
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
@@ -25,6 +24,7 @@ from ftcore.explorer.serialize import find_token_ids, quantize_attention, split_
 from ftcore.models import GPT2Config, GPT2LMHeadModel, Model
 from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
+from ftcore.output import progress_bar
 from ftcore.study import record
 from ftcore.study.hooks import head_outputs, readout
 from ftcore.study.names import find_hook_points

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ftcore.checkpoints.files import parse_json
-from ftcore.cli import did_you_mean
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.explorer.computation import record_computation
 from ftcore.explorer.interventions import (
@@ -35,6 +34,7 @@ from ftcore.explorer.page import record_other
 from ftcore.explorer.recorder import Search, record_text, source_ids
 from ftcore.explorer.serialize import find_token_ids, to_json, token_texts
 from ftcore.models import Model
+from ftcore.output import did_you_mean
 
 ADDRESS = "127.0.0.1"
 MAX_REQUEST_BYTES = 4_000_000

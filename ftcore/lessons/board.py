@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from ftcore.cli import printable
 from ftcore.lessons.runner import DONE, ERROR, FINAL, TO_DO, WRONG, Result
+from ftcore.output import printable
 
 WIDTH = 80
 MOST_LINES = 20  # of what a step prints

@@ -19,11 +19,11 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor
 
-from ftcore.cli import one_line
 from ftcore.lessons.final import against_transformers
 from ftcore.lessons.runner import DONE, ERROR, FINAL, STEP_FILES, TO_DO, WRONG, Result
 from ftcore.lessons.step import Step, Wrong
 from ftcore.lessons.steps import STEPS
+from ftcore.output import one_line
 
 MOST_PRINTED = 4000  # characters kept of what a step prints
 FINAL_STEP = Step("final", "your models against transformers'", against_transformers)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftcore.cli import did_you_mean, few
 from ftcore.lessons.runner import ROOT
+from ftcore.output import did_you_mean, few
 from ftcore.study import compare_modules
 from ftcore.study.report import EQUAL, Report, difference
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import load_model
-from ftcore.cli import few
 from ftcore.data.tasks import prompt
 from ftcore.data.tokenizer import load_tokenizer
 from ftcore.decoding import generate
@@ -20,6 +19,7 @@ from ftcore.lessons.attention_steps import mask_bias
 from ftcore.lessons.step import Wrong, load_weights, same, same_module, shipped
 from ftcore.models import T5Config, T5ForConditionalGeneration
 from ftcore.models import t5 as reference
+from ftcore.output import few
 from ftcore.study import randomize_weights
 
 # Most sizes differ, so that exchanged dimensions do not fit. H * K is not D.

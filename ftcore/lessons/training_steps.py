@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import load_model
-from ftcore.cli import few
 from ftcore.lessons import t5_steps
 from ftcore.lessons.generation_steps import VOCABULARY
 from ftcore.lessons.generation_steps import reference_model as gpt2_model
 from ftcore.lessons.step import Wrong, load_weights, same, same_module, shipped
 from ftcore.lora import load_adapter
 from ftcore.lora.lora import LoRALayer, add_lora, lora_layers, merge_lora
+from ftcore.output import few
 from ftcore.training import optim
 
 MAX_NORM = 1.0

@@ -18,11 +18,11 @@ from torch import Tensor
 from ftcore.checkpoints.files import make_directory, read_json, write_json, write_together
 from ftcore.checkpoints.hub import resolve_directory
 from ftcore.checkpoints.tensors import describe_mismatch, misfit, read_weights, write_tensors
-from ftcore.cli import printable
 from ftcore.lora.lora import add_lora, features, linear_layers, lora_layers, require_plain
 from ftcore.models import Model
 from ftcore.models.config import convert
 from ftcore.models.gpt2 import GPT2LMHeadModel
+from ftcore.output import printable
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ftcore.cli import did_you_mean
+from ftcore.output import did_you_mean
 from ftcore.study.recording import dotted
 from ftcore.study.report import difference
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftcore.cli import few
+from ftcore.output import few
 from ftcore.study.recording import Call
 
 COLUMNS, SHORTEST_NAME = 80, 24  # of the table, and of its names where they are longer

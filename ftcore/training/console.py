@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftcore.cli import FAILED_RUN, cli_errors, log, printable
+from ftcore.output import FAILED_RUN, cli_errors, log, printable
 from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview

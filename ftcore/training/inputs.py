@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 
 from ftcore.checkpoints.checkpoint import load_model, outline
-from ftcore.cli import warn
 from ftcore.data import (
     CORPUS_TASKS,
     Corpus,
@@ -19,6 +18,7 @@ from ftcore.data import (
 )
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
+from ftcore.output import warn
 
 
 def find_device(name: str | None) -> torch.device:

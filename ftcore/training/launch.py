@@ -14,7 +14,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
-from ftcore.cli import FAILED_RUN
+from ftcore.output import FAILED_RUN
 from ftcore.training.distributed import Strategy, world_size
 from ftcore.training.inputs import find_device
 from ftcore.training.interrupt import GRACE, Interrupt, call_if_stuck

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ftcore.checkpoints.files import read_json_lines, write_errors, write_text
-from ftcore.cli import warn
+from ftcore.output import warn
 from ftcore.training.distributed import all_reduce_sum, world_size
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ftcore.cli import warn
+from ftcore.output import warn
 from ftcore.training.distributed import to_full
 from ftcore.training.options import RunOptions, Schedule
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftcore.cli import check_bounds, flag, option
+from ftcore.cli import check_bounds, option
+from ftcore.output import flag
 
 Schedule = Literal["linear", "cosine", "constant"]
 

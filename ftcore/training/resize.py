@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.checkpoints.files import parse_json
-from ftcore.cli import did_you_mean
 from ftcore.models import GPT2Config, Model, T5Config
+from ftcore.output import did_you_mean
 from ftcore.training.options import SIZES, TrainOptions
 
 ORIGINS = ("loaded", "cut", "grown", "new", "left out")

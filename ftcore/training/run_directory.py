@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.checkpoints.files import directory_lock, read_json_lines, write_text
-from ftcore.cli import warn
+from ftcore.output import warn
 from ftcore.training.metrics_log import MetricsLog
 from ftcore.training.options import TrainOptions
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftcore.checkpoints.checkpoint import new_model, save_model
-from ftcore.cli import fits, log, one_line, warn
+from ftcore.cli import fits
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
+from ftcore.output import log, one_line, warn
 from ftcore.training.distributed import (
     ComputeLoss,
     Strategy,
@@ -74,6 +75,11 @@ class Run:
     resized: Resized | None  # how the model differs from its checkpoint
     fingerprints: dict[str, str]  # SHA-256 of the data files by option; a resumed run must find the same
     progress: Progress = field(default_factory=Progress)
+    stop_reason: str | None = None  # why to save and stop after this step, see `stop`
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, with a save; `reason` is printed."""
+        self.stop_reason = reason
 
     @property
     def eval_every(self) -> int:

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.tensors import load_pickle
-from ftcore.cli import check_resumed, one_line, warn
+from ftcore.cli import check_resumed
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
+from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
 from ftcore.training.options import RunOptions, TrainOptions
 

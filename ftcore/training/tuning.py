@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ftcore.checkpoints.files import read_json_lines, write_atomically
-from ftcore.cli import did_you_mean
 from ftcore.figures import Figure, new_figure, save_figure
+from ftcore.output import did_you_mean
 from ftcore.training.options import TrainOptions
 
 # Option of train -> True, or "log" if its ranges are logarithmic. Options that define the task or the metrics

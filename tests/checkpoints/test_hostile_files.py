@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ftcore.checkpoints.checkpoint import load_model, model_from_config, new_model, save_model
 from ftcore.checkpoints.tensors import read_tensors
-from ftcore.cli import one_line
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2LMHeadModel, T5ForConditionalGeneration
+from ftcore.output import one_line
 from tests.helpers.tiny_lora import VOCAB, logits, tiny
 
 EMBEDDING = "transformer.wte.weight"

@@ -11,7 +11,7 @@ from ftcore.benchmark.backends import installed_backends
 from ftcore.benchmark.cases import SHAPES, growth_cases
 from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.checkpoint import model_from_config
-from ftcore.cli import FAILED_RUN
+from ftcore.output import FAILED_RUN
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 1600, "n_positions": 96, "n_embd": 16, "n_layer": 1, "n_head": 2}
 T5 = {"model_type": "t5", "vocab_size": 1600, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}

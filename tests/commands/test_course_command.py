@@ -15,9 +15,9 @@ from threading import Timer
 import pytest
 
 import ftcore.course
-from ftcore.cli import INTERRUPTED
 from ftcore.lessons.board import WIDTH
 from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES
+from ftcore.output import INTERRUPTED
 from tests.helpers.course_checks import SOLUTIONS, edited_solutions
 
 COMMAND = [sys.executable, "-m", "ftcore.course"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ftcore.train
-from ftcore.cli import cli_errors
+from ftcore.output import cli_errors
 from ftcore.training.launch import start_command
 from tests.helpers import tiny_runs
 

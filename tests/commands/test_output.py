@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ftcore.__main__ import find_commands
-from ftcore.cli import BROKEN_PIPE, FAILED_RUN, guard_output
+from ftcore.output import BROKEN_PIPE, FAILED_RUN, guard_output
 from tests.helpers import tiny_runs
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, and uses /dev/full")

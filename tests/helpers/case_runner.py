@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcore.cli import one_line
+from ftcore.output import one_line
 from tests.helpers.mutator import EXECUTED, mutate
 
 MAX_CPU_SECONDS, MAX_SECONDS = 5, 300  # processor time, which a busy machine does not change; and any time
