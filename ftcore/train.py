@@ -27,6 +27,7 @@ from torch import Tensor
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
+from ftcore.metrics import MetricError
 from ftcore.training import console
 from ftcore.training.distributed import (
     accumulate,
@@ -57,7 +58,7 @@ from ftcore.training.setup import (
     naming_saved_options,
     seed_rank,
 )
-from ftcore.training.validation import improved, score_set
+from ftcore.training.validation import check_metrics, improved, named_key, score_set
 
 Batch = dict[str, Tensor]
 
@@ -77,6 +78,7 @@ def prepare(options: TrainOptions) -> Run:
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
         train_set, valid_sets = make_datasets(settings, model, tokenizer)
+        check_metrics(settings, valid_sets)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
     fingerprints = on_main(lambda: fingerprint(settings))
@@ -117,11 +119,12 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
     `watch` is called with the metrics of each validation after the first step; an exception ends the run.
     """
     options, progress = run.options, run.progress
-    if progress.step == 0:
-        validate(run)  # the untrained model
+    if progress.step == 0 or progress.is_unvalidated:
+        validate(run)  # the untrained model, or again after a metric that failed
+        progress.is_unvalidated = False
 
     meter = Meter(progress.losses)
-    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
+    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_on_failure():
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
@@ -223,7 +226,7 @@ def validate(run: Run) -> dict[str, float]:
     for name, loader in run.valid_loaders.items():
         scores, answers = score_set(run, loader)
         console.print_validation(run, name, scores, answers)
-        metrics |= {f"{name}/{key}" if name else key: value for key, value in scores.items()}
+        metrics |= {named_key(name, key): value for key, value in scores.items()}
         of_set = {"set": name} if name else {}
         predictions += [{"step": run.progress.step, **of_set, **asdict(answer)} for answer in answers]
     log_metrics(run, **metrics)
@@ -275,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run = prepare(options)
             with (
                 closing(run.directory),
-                cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
+                cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
             ):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):

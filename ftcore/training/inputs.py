@@ -1,7 +1,6 @@
 """Load device, checkpoint and data by name."""
 
 from collections.abc import Sequence
-from itertools import chain, islice
 
 import torch
 
@@ -75,8 +74,7 @@ def read_data(
                 f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
             )
         return read_corpus(task, paths[0], tokenizer, decoder_only=decoder_only)
-    records = (read_records(task, path, decoder_only=decoder_only, limit=limit) for path in paths)
-    return list(islice(chain.from_iterable(records), limit))
+    return read_records(task, paths, decoder_only=decoder_only, limit=limit)
 
 
 def make_dataset(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ftcore.cli import check_bounds, option
+from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import flag
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -214,6 +215,14 @@ class TrainOptions:
         200, "validation examples to generate answers for, where the task has answers", at_least=0
     )
     num_beams: int = option(1, "beams of these answers", at_least=1)
+    metrics: list[str] | None = option(None, METRICS_HELP, metavar="NAME")
+    best: str | None = option(
+        None,
+        "metric that selects best/, such as rougeL or dev/f1; valid_loss and perplexity are better the lower "
+        "they are, others the higher, unless :min is appended, as in wer:min (default: exact_match, and the "
+        "loss where it is equal or there are no answers, of the first validation set)",
+        metavar="METRIC",
+    )
     save_every: int | None = option(
         None, "steps between checkpoints/step-N (default: only best/ and last/)", at_least=1, resumable=True
     )
@@ -255,6 +264,7 @@ class TrainOptions:
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
         check_bounds(self)
+        metric_names(self.metrics)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
