@@ -302,6 +302,10 @@ class TrainOptions:
         for name in ("check", "dry_run"):
             nothing = self.resume and getattr(self, name)
             yield nothing, f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+        yield (
+            self.metrics and self.eval_answers == 0,
+            "--metrics contradicts --eval-answers 0: metrics are of generated answers",
+        )
         relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
         yield (
             self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps),
