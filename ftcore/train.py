@@ -14,8 +14,8 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
 from ftcore.training import console
+from ftcore.training.callbacks import Callback
 from ftcore.training.distributed import (
     accumulate,
     all_reduce_sum,
@@ -100,7 +101,7 @@ def prepare(options: TrainOptions) -> Run:
         directory=make_directory(settings),
     )
     with ExitStack() as on_error:
-        on_error.callback(run.directory.close)
+        on_error.enter_context(run)
         seed_rank(settings.seed)
         if settings.resume:
             run.resume()
@@ -109,12 +110,17 @@ def prepare(options: TrainOptions) -> Run:
     return run
 
 
-def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step, an interrupt or the loss of a worker. Changes only `run` and its directory.
+def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
+    """Train until the last step, `run.stop`, an interrupt or the loss of a worker.
 
-    `watch` is called with the metrics of each validation after the first step; an exception ends the run.
+    Changes only `run` and its directory.
+
+    Args:
+        run: from `prepare`. One that was stopped goes on.
+        callbacks: see `Callback`; their errors end the run and are raised.
     """
     options, progress = run.options, run.progress
+    run.start(callbacks)
     if progress.step == 0:
         validate(run)  # the untrained model
 
@@ -133,9 +139,11 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
                     log_metrics(run, **meter.flush(), learning_rate=lr, grad_norm=grad_norm)
+                for callback in callbacks:
+                    callback.on_step(run, run.line(train_loss=loss, learning_rate=lr, grad_norm=grad_norm))
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
-                        watch(validate(run))
+                        validate(run)
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
                 stops = interrupt.requested or run.stop_reason is not None or run.lost_worker is not None
@@ -214,7 +222,7 @@ def require_finite(name: str, value: float) -> float:
     return value
 
 
-def validate(run: Run) -> dict[str, float]:
+def validate(run: Run) -> None:
     """Score the validation set, print and log the metrics, save the weights at best/ if they improved."""
     score = score_loss(run.model, run.valid_loader, run.autocast, run.compute_loss)
     metrics = {
@@ -249,7 +257,8 @@ def validate(run: Run) -> dict[str, float]:
         run.save_checkpoint(run.directory.best)
         predictions = [{"step": run.progress.step, **asdict(answer)} for answer in answers]
         on_main(lambda: run.directory.save_predictions(predictions))
-    return metrics
+    for callback in run.callbacks:
+        callback.on_validate(run, run.line(**metrics))
 
 
 def save_step(run: Run) -> None:
@@ -265,9 +274,7 @@ def log_metrics(run: Run, **metrics: float) -> None:
         metrics["skipped_steps"] = skipped = run.progress.skipped
         if skipped:
             log(f"step {run.progress.step}: skipped ({skipped} in a row), its gradients overflow")
-    epoch = run.progress.step / run.train_loader.steps_per_epoch
-    line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
-    on_main(lambda: run.directory.metrics_log.append(line))
+    on_main(lambda: run.directory.metrics_log.append(run.line(**metrics)))
 
 
 def read_options(argv: Sequence[str] | None) -> TrainOptions:
@@ -293,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with cli_errors("ftcore.train"):
                 run = prepare(options)
             with (
-                closing(run.directory),
+                run,
                 cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
             ):
                 on_main(lambda: console.print_summary(run))

@@ -1,7 +1,7 @@
 """A run: what the training loop works with, and how options become its parts."""
 
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import log, one_line, warn
+from ftcore.training.callbacks import Callback, Metrics
 from ftcore.training.distributed import (
     ComputeLoss,
     Strategy,
@@ -75,11 +76,32 @@ class Run:
     resized: Resized | None  # how the model differs from its checkpoint
     fingerprints: dict[str, str]  # SHA-256 of the data files by option; a resumed run must find the same
     progress: Progress = field(default_factory=Progress)
+    callbacks: Sequence[Callback] = ()
     stop_reason: str | None = None  # why to save and stop after this step, see `stop`
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the run's directory for other processes."""
+        self.directory.close()
+
+    def start(self, callbacks: Sequence[Callback]) -> None:
+        """Prepare for the loop; a run that was stopped in this process continues where it stopped."""
+        self.callbacks, self.stop_reason = callbacks, None
+        self.train_loader.load_state_dict(self.train_loader.state_dict())
 
     def stop(self, reason: str) -> None:
         """End the run after this step, with a save; `reason` is printed."""
         self.stop_reason = reason
+
+    def line(self, **metrics: float) -> Metrics:
+        """A line of metrics.jsonl: the metrics, with the step and the epoch that they belong to."""
+        epoch = self.progress.step / self.train_loader.steps_per_epoch
+        return {"step": self.progress.step, "epoch": round(epoch, 4), **metrics}
 
     @property
     def eval_every(self) -> int:
@@ -91,6 +113,10 @@ class Run:
         Raises:
             FloatingPointError: a weight is not finite; what was saved before is kept.
         """
+        self._save_weights(directory)
+        self._report_save(directory)
+
+    def _save_weights(self, directory: Path) -> None:
         weights = self.model.named_parameters()
         non_finite = [name for name, weight in weights if not to_local(weight).isfinite().all()]
         for names in all_gather(non_finite):
@@ -111,8 +137,13 @@ class Run:
 
         In this order: after a kill in between, the resumed run writes last/ again.
         """
-        self.save_checkpoint(self.directory.last)
+        self._save_weights(self.directory.last)
         save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
+        self._report_save(self.directory.last)
+
+    def _report_save(self, directory: Path) -> None:
+        for callback in self.callbacks:
+            callback.on_save(self, directory)
 
     @property
     def lost_worker(self) -> str | None:
