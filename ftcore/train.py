@@ -4,7 +4,7 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
-from ftcore.training.options import TrainOptions, find_files, resolve
+from ftcore.training.options import RunOptions, TrainOptions, find_files, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
 if __name__ == "__main__":
@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -27,6 +27,7 @@ from torch import Tensor
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
+from ftcore.models import Model
 from ftcore.training import console
 from ftcore.training.callbacks import Callback
 from ftcore.training.distributed import (
@@ -43,7 +44,7 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
-from ftcore.training.loss import count_targets
+from ftcore.training.loss import Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
@@ -65,8 +66,21 @@ Batch = dict[str, Tensor]
 MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
 
 
-def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory is created last, and locked until it is closed.
+def prepare(
+    options: TrainOptions,
+    *,
+    loss: Loss = batch_loss,
+    optimizer: Callable[[Model, RunOptions], torch.optim.Optimizer] = make_optimizer,
+) -> Run:
+    """Build everything that a run needs; its directory is created last, and locked until the run is closed.
+
+    Args:
+        options: those of the command line. To resume a run, pass the same again with `resume`.
+        loss: of a batch, see `batch_loss`.
+        optimizer: makes the optimizer; each step sets the learning rate of its groups.
+
+    Returns:
+        The run, for `train`; a context manager that closes it.
 
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
@@ -87,11 +101,12 @@ def prepare(options: TrainOptions) -> Run:
         strategy=strategy,
         tokenizer=tokenizer,
         model=model,
-        compute_loss=wrap(model, device, strategy),
+        loss=loss,
+        compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
         valid_loader=make_loader(valid_set, settings, tokenizer, training=False),
         valid_set=valid_set,
-        optimizer=make_optimizer(model, settings),
+        optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),
         total_steps=total_steps,
         autocast=autocast(settings.precision, device),

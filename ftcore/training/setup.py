@@ -36,6 +36,7 @@ from ftcore.training.distributed import (
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
 from ftcore.training.launch import start_command
+from ftcore.training.loss import Loss
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
@@ -64,7 +65,8 @@ class Run:
     strategy: Strategy | None  # how several processes share the model
     tokenizer: Tokenizer
     model: Model
-    compute_loss: ComputeLoss  # batch_loss of the model, under DDP or FSDP2 where there are several processes
+    loss: Loss  # batch_loss, or the user's own
+    compute_loss: ComputeLoss  # the same of the model, under DDP or FSDP2 where there are several processes
     train_loader: DataLoader
     valid_loader: DataLoader
     valid_set: ExampleDataset
