@@ -178,8 +178,9 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         dropout=options.dropout,
     )
     if any(case.kind == "train" for case in cases):
-        data = training_data(model, options.train, options.tokenizer or (None if name in SHAPES else name))
-        job = replace(job, task=data.task, train=str(data.train))
+        tokenizer = options.tokenizer or (None if name in SHAPES else name)
+        task, files = training_data(model, options.train, tokenizer)
+        job = replace(job, task=task, train=files.train[0])
     backends = installed_backends(fast=options.fast or options.compile)
     if "ctranslate2" in backends:  # if this fails, so does loading, whose error is reported
         measure([replace(job, backend="ctranslate2", case=Case("convert", "convert"))], rounds=0)
@@ -192,7 +193,7 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         if case.kind == "generate":
             roofline = generation_seconds(model, case, machine, options.dtype)
         elif case.kind == "train":
-            write_batches(case, data, model, checkpoint, batches)
+            write_batches(case, task, files, model, checkpoint, batches)
             roofline = training_seconds(model, read_batches(batches, padded=False), machine)
         skipped = {"ftcore-fast"} if case.kind == "load" else set()  # loads like ftcore
         jobs = [replace(job, backend=backend) for backend in backends if backend not in skipped]

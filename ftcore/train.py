@@ -4,7 +4,7 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
-from ftcore.training.options import RunOptions, TrainOptions, find_files, resolve
+from ftcore.training.options import RunOptions, TrainOptions, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
 if __name__ == "__main__":
@@ -38,7 +38,6 @@ from ftcore.training.distributed import (
     rank,
     sync_errors,
     to_full,
-    unsharded,
     world_size,
     wrap,
 )
@@ -49,7 +48,7 @@ from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import mean, named, score_answers, score_continuations, score_loss
+from ftcore.training.run_files import find_files
 from ftcore.training.setup import (
     Run,
     fingerprint,
@@ -60,6 +59,7 @@ from ftcore.training.setup import (
     naming_saved_options,
     seed_rank,
 )
+from ftcore.training.validation import improved, score_set
 
 Batch = dict[str, Tensor]
 
@@ -91,7 +91,7 @@ def prepare(
         files = find_files(options)
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
-        train_set, valid_set = make_datasets(settings, model, tokenizer)
+        train_set, valid_sets = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
     fingerprints = on_main(lambda: fingerprint(settings))
@@ -104,8 +104,10 @@ def prepare(
         loss=loss,
         compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
-        valid_loader=make_loader(valid_set, settings, tokenizer, training=False),
-        valid_set=valid_set,
+        valid_loaders={
+            name: make_loader(valid_set, settings, tokenizer, training=False)
+            for name, valid_set in valid_sets.items()
+        },
         optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),
         total_steps=total_steps,
@@ -238,39 +240,18 @@ def require_finite(name: str, value: float) -> float:
 
 
 def validate(run: Run) -> None:
-    """Score the validation set, print and log the metrics, save the weights at best/ if they improved."""
-    score = score_loss(run.model, run.valid_loader, run.autocast, run.compute_loss)
-    metrics = {
-        "valid_loss": score.loss,
-        "token_accuracy": score.token_accuracy,
-        "perplexity": score.perplexity,
-    }
-    model = unsharded(run.model)
-    answers = score_answers(
-        model,
-        run.tokenizer,
-        run.valid_set,
-        task=run.options.task,
-        limit=run.options.eval_answers,
-        batch_size=run.options.eval_batch_size,
-        max_new_tokens=run.options.max_target_length,
-        num_beams=run.options.num_beams,
-    )
-    if answers:
-        metrics["exact_match"] = mean([answer.exact_match for answer in answers])
-        metrics["f1"] = mean([answer.f1 for answer in answers])
-    elif run.options.eval_answers:
-        answers = score_continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
-    console.print_answers(answers)
+    """Score the validation sets, print and log the metrics, save the weights at best/ if they improved."""
+    metrics: dict[str, float] = {}
+    predictions: list[dict[str, Any]] = []
+    for name, loader in run.valid_loaders.items():
+        scores, answers = score_set(run, loader)
+        console.print_validation(run, name, scores, answers)
+        metrics |= {f"{name}/{key}" if name else key: value for key, value in scores.items()}
+        of_set = {"set": name} if name else {}
+        predictions += [{"step": run.progress.step, **of_set, **asdict(answer)} for answer in answers]
     log_metrics(run, **metrics)
-    shown = named(metrics, run.options.task).items()
-    log(f"step {run.progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown))
-
-    quality = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
-    if run.progress.step > 0 and (run.progress.best is None or quality > run.progress.best):
-        run.progress.best = quality
+    if run.progress.step > 0 and improved(run, metrics):
         run.save_checkpoint(run.directory.best)
-        predictions = [{"step": run.progress.step, **asdict(answer)} for answer in answers]
         on_main(lambda: run.directory.save_predictions(predictions))
     for callback in run.callbacks:
         callback.on_validate(run, run.line(**metrics))

@@ -101,9 +101,11 @@ from ftcore.train import prepare, train
 from ftcore.training.callbacks import Callback
 from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
-from ftcore.training.options import SIZES, find_files
+from ftcore.training.options import SIZES
 from ftcore.training.resize import config_changes, resize
 from ftcore.training.run_directory import RunDirectory, claim, require_free
+from ftcore.training.run_files import find_files
+from ftcore.training.scoring import count_answers
 from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
@@ -224,7 +226,8 @@ def require_comparable(run: Run, options: TuneOptions) -> None:
     Raises:
         ValueError: they do not.
     """
-    has_answers = run.options.eval_answers and any(record.references for record in run.valid_set.records)
+    first = next(iter(run.valid_loaders.values()))
+    has_answers = run.options.eval_answers and count_answers(first.dataset)
     if options.metric in ("exact_match", "f1") and not has_answers:
         raise ValueError(f"--metric {options.metric} needs validation examples with answers, found none")
     if options.halving and run.eval_every >= run.total_steps:

@@ -137,6 +137,7 @@ class DataLoader(torch.utils.data.DataLoader):
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
 
+    dataset: ExampleDataset  # type: ignore[assignment]
     batch_sampler: BucketBatchSampler
 
     def __init__(
@@ -215,7 +216,7 @@ class DataLoader(torch.utils.data.DataLoader):
             self._resume_at = self._taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        self.dataset.epoch = self.batch_sampler.epoch  # type: ignore[attr-defined]
+        self.dataset.epoch = self.batch_sampler.epoch
         self.batch_sampler.start = self._taken = self._resume_at
         self._resume_at = 0
         while True:

@@ -21,13 +21,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
 from reprlib import repr as shown
 from typing import Any
 
 from ftcore.checkpoints.files import parse_json
-from ftcore.data.files import Row, as_text, labeled_row, listed, read_rows, text_of
+from ftcore.data.files import Paths, Row, as_text, expand_files, labeled_row, listed, read_rows, text_of
+from ftcore.output import few
 
 # The fields of each task's prompt.
 _PROMPT_FIELDS = {
@@ -62,33 +62,32 @@ class Record:
     where: str = field(default="", compare=False, repr=False)  # file and line, for error messages
 
 
-def read_records(
-    task: str, path: str | Path, *, decoder_only: bool, limit: int | None = None
-) -> list[Record]:
-    """Read a file of one task, at most `limit` records. Files are UTF-8; blank lines are skipped.
+def read_records(task: str, paths: Paths, *, decoder_only: bool, limit: int | None = None) -> list[Record]:
+    """Read the files of one task, in order; at most `limit` records.
 
     Args:
         task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
-        path: the file. The format follows from the suffix (.json, .jsonl, .csv) or, without one of these,
-            from the first character.
+        paths: one file or several, or patterns, see `expand_files`; of any format of `read_rows`.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the task is unknown, or the file is empty, not UTF-8, not of the expected format, or has
+        ValueError: the task is unknown, or a file is empty, not UTF-8, not of the expected format, or has
             an invalid record. The message names the file and the line.
     """
     _check_task(task)
-    path = Path(path)
     if task in CORPUS_TASKS:
         raise ValueError(f"task {task!r} has no records, it trains on running text: use read_corpus")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; expected at least 1")
-    is_qa, is_emotion = task == "qa", task == "emotion"
-    rows = read_rows(path, expected=_FORMS[task], squad=is_qa, line_row=labeled_row if is_emotion else None)
+    files = expand_files(paths)
+    line_row = labeled_row if task == "emotion" else None
+    rows = chain.from_iterable(
+        read_rows(file, expected=_FORMS[task], squad=task == "qa", line_row=line_row) for file in files
+    )
     records = [_record(task, row, where, decoder_only) for where, row in islice(rows, limit)]
     if not records:
-        raise ValueError(f"{path}: no records; expected {_FORMS[task]}")
+        raise ValueError(f"{few([*map(str, files)])}: no records; expected {_FORMS[task]}")
     return records
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -301,8 +301,7 @@ def trial_run(
         model=model,
         compute_loss=BatchLoss(model, run.loss),
         train_loader=make_loader(examples, options, run.tokenizer, training=True),
-        valid_loader=make_loader(examples, options, run.tokenizer, training=False),
-        valid_set=examples,
+        valid_loaders={"": make_loader(examples, options, run.tokenizer, training=False)},
         optimizer=make_optimizer(model, options),
         # A low scale: the default one overflows in the first steps, which are then skipped.
         scaler=torch.amp.GradScaler(run.device.type, init_scale=256.0, enabled=is_fp16),
@@ -313,7 +312,7 @@ def trial_run(
 
 
 def _train_set(run: Run) -> ExampleDataset:
-    return cast(ExampleDataset, run.train_loader.dataset)
+    return run.train_loader.dataset
 
 
 def _batches(run: Run, examples: Subset, size: int, **layout: Any) -> list[Batch]:

@@ -4,7 +4,7 @@ What a run needs once, or only on request, is imported where it is used.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import Answer, describe_answers, named
+from ftcore.training.scoring import Answer, count_answers, describe_answers, named
 from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
@@ -33,13 +33,14 @@ def print_summary(run: Run) -> None:
             log(f"  {origin:<9}{', '.join(modules)}")
     if trained < parameters:
         log(f"trained    {trained:,} parameters, {trained / parameters:.1%}; the others are frozen")
-    train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)
-    log(f"task       {options.task}: {train:,} examples for training, {valid:,} for validation")
+    valid_sets = {name: loader.dataset for name, loader in run.valid_loaders.items()}
+    sizes = ", ".join(f"{len(dataset):,} for {name or 'validation'}" for name, dataset in valid_sets.items())
+    log(f"task       {options.task}: {len(run.train_loader.dataset):,} examples for training, {sizes}")
     log(
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
-    if answers := min(options.eval_answers, sum(bool(record.references) for record in run.valid_set.records)):
+    if answers := sum(min(options.eval_answers, count_answers(dataset)) for dataset in valid_sets.values()):
         how = describe_answers(
             options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
         )
@@ -52,12 +53,14 @@ def print_summary(run: Run) -> None:
         log(f"directory  {run.directory.path}")
 
 
-def print_answers(answers: Sequence[Answer]) -> None:
-    """Print two of the model's answers with the gold answers, at each validation the same examples."""
+def print_validation(run: Run, name: str, metrics: Mapping[str, float], answers: Sequence[Answer]) -> None:
+    """Print a validation set's metrics and two answers with the gold answers, always to the same examples."""
     for answer in answers[:: max(1, len(answers) // 2)][:2]:
         source = printable(" ".join(answer.source.split()))
         log(f"  {source if len(source) <= 78 else source[:75] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in named(metrics, run.options.task).items())
+    log(f"step {run.progress.step}{', ' if name else ''}{name}: {shown}")
 
 
 def print_results(run: Run) -> None:

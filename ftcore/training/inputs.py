@@ -1,6 +1,7 @@
 """Load device, checkpoint and data by name."""
 
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import torch
 
@@ -60,12 +61,12 @@ def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
 
 
 def read_data(
-    task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
+    task: str, paths: Sequence[str], model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
-    """The first `limit` records of a task's file, or the token ids of a plain text.
+    """The first `limit` records of a task's files, one file after another, or the token ids of plain texts.
 
     Raises:
-        ValueError, OSError: the file is not in a format of the task, or `limit` was given for a plain text.
+        ValueError, OSError: a file is not in a format of the task, or `limit` was given for plain text.
     """
     decoder_only = not model.config.is_encoder_decoder
     if task in CORPUS_TASKS:
@@ -73,8 +74,9 @@ def read_data(
             raise ValueError(
                 f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
             )
-        return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
-    return read_records(task, path, decoder_only=decoder_only, limit=limit)
+        return read_corpus(task, paths[0], tokenizer, decoder_only=decoder_only)
+    records = (read_records(task, path, decoder_only=decoder_only, limit=limit) for path in paths)
+    return list(islice(chain.from_iterable(records), limit))
 
 
 def make_dataset(

@@ -38,17 +38,20 @@ class TrainOptions:
         "qa",
         "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
     )
-    train: str | None = option(
-        None, "file to train on (default: the task's data set in examples/data)", metavar="FILE"
-    )
-    valid: str | None = option(
+    train: list[str] | str | None = option(
         None,
-        "file to validate on (default: the task's in examples/data, or with --train a share of that "
-        "file, see --valid-share)",
+        "files to train on, or patterns such as 'data/*.json' (default: the task's data set in "
+        "examples/data)",
+        metavar="FILE",
+    )
+    valid: list[str] | str | None = option(
+        None,
+        "files to validate on (default: the task's in examples/data, or with --train a share of those "
+        "files, see --valid-share). NAME=FILE makes several sets, as in dev=a.json test=b.json",
         metavar="FILE",
     )
     valid_share: float = option(
-        0.1, "share of the training file to hold out if --valid is not given", at_least=0, below=1
+        0.1, "share of the training files to hold out if --valid is not given", at_least=0, below=1
     )
     output: str | None = option(
         None, "directory of the run (default: a new one below runs/)", metavar="DIR", resumable=True
@@ -248,6 +251,9 @@ class TrainOptions:
     )
 
     def __post_init__(self) -> None:
+        for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
         check_bounds(self)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
@@ -317,7 +323,8 @@ class RunOptions(TrainOptions):
     """The options of a run with every default filled in, see `resolve`."""
 
     model: str
-    train: str
+    train: list[str]
+    valid: list[str] | None
     epochs: int
     batch_size: int
     eval_batch_size: int
@@ -333,17 +340,10 @@ class Files(NamedTuple):
     """The checkpoint and the data files of a run."""
 
     model: str
-    train: str
-    valid: str | None  # None: a share of the training file
+    train: list[str]
+    valid: list[str] | None  # FILE or NAME=FILE; None: a share of the training files
 
 
-# The two runs that a clone of the project can make without any option but --task.
-_EMBEDDED_FILES = {
-    "qa": Files("weights/t5-mini", "examples/data/qa/train.json", "examples/data/qa/valid.json"),
-    "emotion": Files(
-        "weights/gpt2-mini", "examples/data/emotion/train.txt", "examples/data/emotion/valid.txt"
-    ),
-}
 _EMBEDDED_SETTINGS: dict[str, dict[str, Any]] = {
     "qa": {"epochs": 5, "batch_size": 32, "lr": 1e-2, "relative_steps": True, "weight_decay": 0.0},
     "emotion": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
@@ -368,26 +368,6 @@ _OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
         "clip_norm": 0.0,
     },
 }
-
-
-def find_files(options: TrainOptions) -> Files:
-    """The files that the options name or, where they name none, those of the task that come with a clone.
-
-    Raises:
-        ValueError: the task has no embedded files, or they are missing because this is no clone.
-    """
-    embedded = _EMBEDDED_FILES.get(options.task)
-    found: dict[str, str | None] = {}
-    for name in Files._fields:
-        given, default = getattr(options, name), getattr(embedded, name, None)
-        if given is None and default is not None and not (name == "valid" and options.train is not None):
-            given = _in_clone(default, name)
-        found[name] = given
-    model, train = found["model"], found["train"]
-    for name, path in (("model", model), ("train", train)):
-        if path is None:
-            raise ValueError(f"--task {options.task} has no default for --{name}: pass one")
-    return Files(str(model), str(train), found["valid"])
 
 
 def resolve(options: TrainOptions, files: Files, *, is_t5: bool) -> RunOptions:
@@ -421,12 +401,3 @@ def _default_lr(is_t5: bool, *, relative: bool, lora: int | None) -> float:
     if lora is not None:
         return 3e-3 if is_t5 else 1e-3
     return 3e-4 if is_t5 else 5e-5
-
-
-def _in_clone(path: str, option: str) -> str:
-    if not (CLONE / path).exists():
-        raise ValueError(
-            f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
-            "Pass --model, --train and --output, or run this in a clone"
-        )
-    return path if Path(path).resolve() == CLONE / path else str(CLONE / path)

@@ -166,7 +166,7 @@ def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
 
     Neither torch's random state nor the loader's position changes.
     """
-    dataset: ExampleDataset = loader.dataset  # type: ignore[assignment]
+    dataset = loader.dataset
     sides = ["text"] if dataset.decoder_only else ["source", "target"]
     stacks = ["all positions"] if dataset.decoder_only else ["the encoder's positions", "the decoder's"]
     sample = random.Random(0).sample(range(len(dataset)), min(SAMPLE, len(dataset)))

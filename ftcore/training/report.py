@@ -23,6 +23,7 @@ from ftcore.training.curves import PANELS, curves_svg
 from ftcore.training.launch import start_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
+from ftcore.training.run_files import data_files
 from ftcore.training.scoring import named
 from ftcore.training.setup import Run
 from ftcore.training.state import sha256
@@ -66,7 +67,7 @@ def save_report(run: Run) -> None:
         options=options,
         config=model.config.to_dict(),
         versions=versions(run.device),
-        fingerprints={file: sha256(file) for file in (options.train, options.valid) if file},
+        fingerprints={file: sha256(file) for files in data_files(options).values() for file in files},
         start=start_command(run.strategy),
     )
     page = render(report).encode(errors="replace")

@@ -152,6 +152,11 @@ def score_loss(
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 
 
+def count_answers(dataset: ExampleDataset) -> int:
+    """How many examples have gold answers."""
+    return sum(bool(record.references) for record in dataset.records)
+
+
 def score_answers(
     model: Model,
     tokenizer: Tokenizer,

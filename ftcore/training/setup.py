@@ -4,6 +4,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -41,6 +42,7 @@ from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
 from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
+from ftcore.training.run_files import data_files, valid_files
 from ftcore.training.state import load_state, save_state, saved_step, sha256
 
 
@@ -68,8 +70,7 @@ class Run:
     loss: Loss  # batch_loss, or the user's own
     compute_loss: ComputeLoss  # the same of the model, under DDP or FSDP2 where there are several processes
     train_loader: DataLoader
-    valid_loader: DataLoader
-    valid_set: ExampleDataset
+    valid_loaders: dict[str, DataLoader]  # by name, "" of the only, unnamed set; the first one selects best/
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Autocast
@@ -150,7 +151,8 @@ class Run:
     @property
     def lost_worker(self) -> str | None:
         """Why a worker process of a data loader was lost, if one was."""
-        return self.train_loader.lost_worker or self.valid_loader.lost_worker
+        loaders = (self.train_loader, *self.valid_loaders.values())
+        return next((loader.lost_worker for loader in loaders if loader.lost_worker), None)
 
     def require_workers(self) -> None:
         """Raise ChildProcessError if this saved run has stopped because a worker was lost. A collective."""
@@ -286,17 +288,18 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
 
 def make_datasets(
     options: RunOptions, model: Model, tokenizer: Tokenizer
-) -> tuple[ExampleDataset, ExampleDataset]:
-    """The training and the validation set."""
+) -> tuple[ExampleDataset, dict[str, ExampleDataset]]:
+    """The training set, and the validation sets by name; "" is the only, unnamed one."""
+    read = partial(read_data, options.task, model=model, tokenizer=tokenizer)
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
-        train = read_data(options.task, options.train, model, tokenizer)
-        valid = read_data(options.task, options.valid, model, tokenizer) if options.valid else None
-    if valid is None:
+        train = read(options.train)
+        valid = {name: read(paths) for name, paths in valid_files(options.valid or []).items()}
+    if not valid:
         if isinstance(train, Corpus):
-            train, valid = train.split(options.valid_share)
+            train, valid[""] = train.split(options.valid_share)
         else:
-            train, valid = split_records(train, options.valid_share, options.seed)
+            train, valid[""] = split_records(train, options.valid_share, options.seed)
     settings: dict[str, Any] = {
         "max_source_length": options.max_source_length,
         "max_target_length": options.max_target_length,
@@ -305,7 +308,10 @@ def make_datasets(
     }
     return (
         make_dataset(train, model, tokenizer, name="training", **settings),
-        make_dataset(valid, model, tokenizer, name="validation", **settings),
+        {
+            name: make_dataset(data, model, tokenizer, name=name or "validation", **settings)
+            for name, data in valid.items()
+        },
     )
 
 
@@ -330,9 +336,8 @@ def make_loader(
 
 
 def fingerprint(options: RunOptions) -> dict[str, str]:
-    """SHA-256 of the data files, by the option that names them."""
-    files = {"train": options.train, "valid": options.valid}
-    return {name: sha256(file) for name, file in files.items() if file}
+    """SHA-256 of the data files, in their order, by the option that names them."""
+    return {name: " ".join(map(sha256, files)) for name, files in data_files(options).items() if files}
 
 
 def seed_rank(seed: int) -> None:

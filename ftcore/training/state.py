@@ -30,6 +30,7 @@ from ftcore.models import Model
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
 from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.run_files import data_files
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
 
@@ -48,7 +49,7 @@ def save_state(
     """Write everything that `load_state` reads. A collective.
 
     Args:
-        fingerprints: SHA-256 of the data files, by the option that names them.
+        fingerprints: see `setup.fingerprint`.
         progress: the caller's numbers, strings, lists and dicts; `step` among them.
     """
     random, *random_of_others = all_gather(random_state())
@@ -235,19 +236,24 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
     # States from before --fast existed were trained with these layers, unless they were compiled.
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
+    one_file = {name: [saved[name]] for name in ("train", "valid") if isinstance(saved[name], str)}
+    saved |= one_file  # older states
     check_resumed(TrainOptions, saved, options, f"{path}: the run")
 
 
 def _require_same_data(
     state: Mapping[str, Any], options: RunOptions, now: dict[str, str], directory: Path
 ) -> None:
-    saved = state["fingerprints"]
-    if saved["train"] != now["train"]:
-        raise ValueError(f"{options.train}: the training file has changed since the run in {directory}")
-    if saved.get("valid", now.get("valid")) != now.get("valid"):
-        raise ValueError(
-            f"{options.valid}: the validation file, which selected {directory / 'best'}, has changed since"
-        )
+    complaints = {
+        "train": f"the training file has changed since the run in {directory}",
+        "valid": f"the validation file, which selected {directory / 'best'}, has changed since",
+    }
+    for name, files in data_files(options).items():
+        saved = state["fingerprints"].get(name, now.get(name))
+        if saved != now.get(name):
+            pairs = zip(str(saved).split(), str(now.get(name)).split(), strict=False)
+            changed = [file for file, (then, here) in zip(files, pairs, strict=False) if then != here]
+            raise ValueError(f"{(changed or files)[0]}: {complaints[name]}")
 
 
 def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOptions, directory: Path) -> None:

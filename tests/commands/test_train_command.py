@@ -23,6 +23,7 @@ from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
 from ftcore.training import options as options_module
+from ftcore.training import run_files, validation
 from ftcore.training.metrics_log import Meter
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
@@ -208,8 +209,8 @@ def test_best_is_not_the_last(files: Path, tmp_path: Path, monkeypatch: pytest.M
     def score_answers(*_: Any, **__: Any) -> list[Answer]:
         return [Answer("source", "prediction", ("reference",), matches[-1], f1=1.0)]
 
-    monkeypatch.setattr(ftcore.train, "score_loss", score_loss)
-    monkeypatch.setattr(ftcore.train, "score_answers", score_answers)
+    monkeypatch.setattr(validation, "score_loss", score_loss)
+    monkeypatch.setattr(validation, "score_answers", score_answers)
     train(files, tmp_path / "run", "--max-steps", "4", "--eval-every", "1", "--lr", "0.1")
     for directory, step in (("best", 3), ("last", 4)):
         saved = load_model(tmp_path / "run" / directory).state_dict()
@@ -370,7 +371,7 @@ def test_embedded_learning_rates_depend_on_relative_steps(
     options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
     given = parse(options_module.TrainOptions, options, command="ftcore.train")
-    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="qa" in options)
+    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="qa" in options)
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
@@ -674,7 +675,7 @@ def test_a_wrong_option_of_a_resumed_run_names_its_file(
 def test_the_default_run_outside_a_clone(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(options_module, "CLONE", tmp_path / "site-packages")
+    monkeypatch.setattr(run_files, "CLONE", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     line = refusal(capsys)
     assert "the default of --model, is not here: it comes with a clone of the project" in line

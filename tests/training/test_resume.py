@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import DataLoader, load_tokenizer
+from ftcore.training import validation
 from ftcore.training.metrics_log import Meter
 from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
@@ -236,7 +237,7 @@ def test_a_lost_worker_stops_a_run_and_it_saves(
     run, patch = t5.new_directory(), at_step(1, kill_workers)
     if validating:
         patch.undo()
-        score_loss = ftcore.train.score_loss
+        score_loss = validation.score_loss
 
         def kill_and_score(model: Any, loader: Any, *others: Any) -> Any:
             def killing() -> Iterator[Any]:
@@ -247,7 +248,7 @@ def test_a_lost_worker_stops_a_run_and_it_saves(
 
             return score_loss(model, killing(), *others)
 
-        monkeypatch.setattr(ftcore.train, "score_loss", kill_and_score)
+        monkeypatch.setattr(validation, "score_loss", kill_and_score)
     with pytest.raises(SystemExit) as ending:
         t5.train(run, "--workers 1 --valid-share 0.4 --eval-batch-size 1")
     patch.undo()

@@ -29,6 +29,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
         curve = next(remaining)
         steps = 10 * len(curve)
         valid_set = SimpleNamespace(records=[SimpleNamespace(references=["yes"])])
+        valid_loader = SimpleNamespace(dataset=valid_set)
         run_options = SimpleNamespace(eval_answers=1)
         progress = SimpleNamespace(step=0)
         return SimpleNamespace(
@@ -37,7 +38,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
             total_steps=steps,
             eval_every=10,
             options=run_options,
-            valid_set=valid_set,
+            valid_loaders={"": valid_loader},
             stop_reason=None,
             close=lambda: None,
         )
