@@ -5,10 +5,11 @@ time, so a file may be larger than memory, except for a SQuAD document.
 """
 
 import csv
+import glob
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -19,9 +20,30 @@ from ftcore.checkpoints.files import open_text, parse_json
 from ftcore.output import warn
 
 Row = dict[str, Any]
+Paths = str | Path | Sequence[str | Path]  # one file or several; each may be a pattern of `expand_files`
 
 _CSV_FIELD = 2**26  # characters of a field; the csv module's own limit is 2**17
 _csv_lock = threading.Lock()
+
+
+def expand_files(patterns: Paths) -> list[Path]:
+    """Find files by name or pattern, in this order; the matches of a pattern sorted, and no file twice.
+
+    Args:
+        patterns: paths, which may begin with `~` and contain `*`, `?`, `[...]`, and `**` for directories.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing.
+    """
+    paths: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
+        path = Path(pattern).expanduser()
+        matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+        if not (files := [match for match in matches if match == path or not match.is_dir()]):
+            is_pattern = glob.has_magic(str(pattern))
+            raise FileNotFoundError(f"{'no file matches' if is_pattern else 'no such file:'} {pattern}")
+        paths += files
+    return list(dict.fromkeys(paths))
 
 
 def read_chunks(path: Path, size: int) -> Iterator[str]:

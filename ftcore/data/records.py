@@ -4,15 +4,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
 from ftcore.data.answers import parse_literal, read_answers
-from ftcore.data.files import Row, labeled_row, listed, read_rows, text_of
+from ftcore.data.files import Paths, Row, expand_files, labeled_row, listed, read_rows, text_of
 from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, prompt
 from ftcore.data.templates import Template
-from ftcore.output import did_you_mean
+from ftcore.output import did_you_mean, few
 
 # The file formats of each task with records, for error messages.
 _FORMS = {
@@ -37,33 +36,34 @@ class Record:
 
 
 def read_records(
-    task: str | Task, path: str | Path, *, decoder_only: bool, limit: int | None = None
+    task: str | Task, paths: Paths, *, decoder_only: bool, limit: int | None = None
 ) -> list[Record]:
-    """Read a file of one task, at most `limit` records. Files are UTF-8; blank lines are skipped.
+    """Read the files of one task, in order; at most `limit` records.
 
     Args:
         task: one with records, that is, none of `CORPUS_TASKS`; a name stands for the task as it is.
-        path: the file. The format follows from the suffix (.json, .jsonl, .csv) or, without one of these,
-            from the first character.
+        paths: one file or several, or patterns, see `expand_files`; of any format of `read_rows`.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the task is unknown, or the file is empty, not UTF-8, not of the expected format, or has
+        ValueError: the task is unknown, or a file is empty, not UTF-8, not of the expected format, or has
             an invalid record. The message names the file and the line.
     """
-    task, path = as_task(task), Path(path)
+    task = as_task(task)
     if task.name in CORPUS_TASKS:
         raise ValueError(f"task {task.name!r} has no records, it trains on running text: use read_corpus")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; expected at least 1")
-    is_qa, is_emotion = task.name == "qa", task.name == "emotion"
-    expected = _FORMS[task.name]
-    rows = read_rows(path, expected=expected, squad=is_qa, line_row=labeled_row if is_emotion else None)
+    files, expected = expand_files(paths), _FORMS[task.name]
+    line_row = labeled_row if task.name == "emotion" else None
+    rows = chain.from_iterable(
+        read_rows(file, expected=expected, squad=task.name == "qa", line_row=line_row) for file in files
+    )
     found = chain.from_iterable(_records(task, row, where, decoder_only) for where, row in rows)
     records = list(islice(found, limit))
     if not records:
-        raise ValueError(f"{path}: no records; expected {expected}")
+        raise ValueError(f"{few([*map(str, files)])}: no records; expected {expected}")
     return records
 
 
