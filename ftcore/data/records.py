@@ -9,9 +9,9 @@ from typing import Any
 
 from ftcore.data.answers import parse_literal, read_answers
 from ftcore.data.files import Paths, Row, expand_files, labeled_row, listed, read_rows, text_of
-from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, prompt
+from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column, prompt
 from ftcore.data.templates import Template
-from ftcore.output import did_you_mean, few
+from ftcore.output import few
 
 # The file formats of each task with records, for error messages.
 _FORMS = {
@@ -187,27 +187,18 @@ def _texts(
 def _text(task: Task, row: Row, name: str, where: str, may_be_blank: bool) -> str:
     column = task.column(name)
     if column not in row:
-        raise ValueError(f"{where}: no key {column!r} (found: {listed(row) or 'none'}){_advice(task, name, row)}")
+        raise missing_column(name, column, row, where)
     if name == "label":  # in CSV a list is text, which is no label either
         row[column] = parse_literal(row[column], column, where)
     text = text_of(row, column, where, blank=may_be_blank)
     return task.word(text, where) if column == task.label_column else text
 
 
-def _advice(task: Task, name: str, row: Row) -> str:
-    """What to do about a missing column: the option that names it, and a similar one."""
-    if name in task.columns:
-        return f", which `columns` names{did_you_mean(task.columns[name], row)}"
-    return f"; `columns` {name}=COLUMN names another one{did_you_mean(name, row)}"
-
-
 def _messages(task: Task, row: Row, where: str) -> list[dict[str, str]]:
     """The messages of a conversation, checked."""
     column = task.column("messages")
     if column not in row:
-        raise ValueError(
-            f"{where}: no key {column!r} (found: {listed(row) or 'none'}){_advice(task, 'messages', row)}"
-        )
+        raise missing_column("messages", column, row, where)
     messages = parse_literal(row[column], column, where)
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: key {column!r} is {shown(messages)}; expected {_FORMS['chat']}")

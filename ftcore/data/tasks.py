@@ -26,7 +26,7 @@ from typing import Any
 
 from ftcore.checkpoints.files import read_json, write_text
 from ftcore.checkpoints.hub import resolve_directory
-from ftcore.data.files import as_text, listed
+from ftcore.data.files import Row, as_text, listed
 from ftcore.data.templates import Template, parse_template
 from ftcore.output import did_you_mean
 
@@ -158,7 +158,11 @@ class Task:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write task.json, for `load_task`. Raises OSError if it cannot be written."""
-        values = {"columns": dict(self.columns), "labels": self._words, "no_answer": self.no_answer}
+        values: dict[str, Any] = {
+            "columns": dict(self.columns),
+            "labels": self._words,
+            "no_answer": self.no_answer,
+        }
         values |= {"template": self.template, "target_template": self.target_template}
         given = {"task": self.name} | {key: value for key, value in values.items() if value}
         write_text(Path(directory, TASK_FILE), json.dumps(given, indent=2, ensure_ascii=False) + "\n")
@@ -182,7 +186,9 @@ def load_task(name: str | os.PathLike[str]) -> Task | None:
     values = read_json(path)
     known = {"task", "columns", "template", "target_template", "labels", "no_answer"}
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{path}: unknown key {shown(unknown[0])}{did_you_mean(unknown[0], known)}: {_REMOVE}")
+        raise ValueError(
+            f"{path}: unknown key {shown(unknown[0])}{did_you_mean(unknown[0], known)}: {_REMOVE}"
+        )
     try:
         return Task(values.pop("task", None), **values)
     except ValueError as error:
@@ -228,6 +234,14 @@ def check_corpus_task(task: str | Task, decoder_only: bool) -> None:
             "task 'span-corruption' trains an encoder-decoder model such as T5; GPT-2 learns from plain text "
             "with 'lm'"
         )
+
+
+def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
+    """An error about a row without a field's column: what there is, and the option that names another."""
+    error = f"{where}: no key {column!r} (found: {listed(row) or 'none'})"
+    if column != name:
+        return ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
+    return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
 
 
 def label_key(label: object) -> str:

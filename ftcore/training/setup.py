@@ -13,7 +13,7 @@ from torch import nn
 
 from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import fits
-from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, Task, split_records
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
@@ -82,6 +82,10 @@ class Run:
         self.stop_reason = reason
 
     @property
+    def task(self) -> Task:
+        return self.options.make_task()
+
+    @property
     def eval_every(self) -> int:
         return self.options.eval_every or self.train_loader.steps_per_epoch
 
@@ -104,7 +108,9 @@ class Run:
             save_model(merge_lora(model), place)
             if lora_layers(model) and self.resized is None:  # a resized base model exists nowhere on disk
                 save_adapter(model, place / "adapter", base_model=self.options.model)
+                self.task.save(place / "adapter")
             self.tokenizer.save_pretrained(place)
+            self.task.save(place)
 
     def save(self) -> None:
         """Save the weights at last/, then the state to resume from. A collective.
@@ -255,10 +261,11 @@ def make_datasets(
     options: RunOptions, model: Model, tokenizer: Tokenizer
 ) -> tuple[ExampleDataset, ExampleDataset]:
     """The training and the validation set."""
+    task = options.make_task()
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
-        train = read_data(options.task, options.train, model, tokenizer)
-        valid = read_data(options.task, options.valid, model, tokenizer) if options.valid else None
+        train = read_data(task, options.train, model, tokenizer)
+        valid = read_data(task, options.valid, model, tokenizer) if options.valid else None
     if valid is None:
         if isinstance(train, Corpus):
             train, valid = train.split(options.valid_share)
