@@ -105,10 +105,8 @@ class Task:
         known = {*_FIELDS[self.name], *self.prompt_template(False).names, *self.target_names}
         for name in self.columns:
             if name not in known:
-                has = listed(sorted(known))
-                raise ValueError(
-                    f"`columns` names {shown(name)}, but task {self.name} has {has}{did_you_mean(name, known)}"
-                )
+                fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
+                raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
 
     def prompt_template(self, decoder_only: bool) -> Template:
         """Template of the source."""

@@ -73,7 +73,8 @@ def read_data(
     if task.name in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"`limit` counts records; `task` {task.name} reads plain text, which has none: pass a shorter file"
+                f"`limit` counts records; `task` {task.name} reads plain text, which has none: "
+                "pass a shorter file"
             )
         return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
     return read_records(task, path, decoder_only=decoder_only, limit=limit)
