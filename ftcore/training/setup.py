@@ -14,7 +14,7 @@ from torch import nn
 
 from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import fits
-from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, Task, split_records
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
@@ -107,6 +107,10 @@ class Run:
         return {"step": self.progress.step, "epoch": round(epoch, 4), **metrics}
 
     @property
+    def task(self) -> Task:
+        return self.options.make_task()
+
+    @property
     def eval_every(self) -> int:
         return self.options.eval_every or self.train_loader.steps_per_epoch
 
@@ -133,7 +137,9 @@ class Run:
             save_model(merge_lora(model), place)
             if lora_layers(model) and self.resized is None:  # a resized base model exists nowhere on disk
                 save_adapter(model, place / "adapter", base_model=self.options.model)
+                self.task.save(place / "adapter")
             self.tokenizer.save_pretrained(place)
+            self.task.save(place)
 
     def save(self) -> None:
         """Save the weights at last/, then the state to resume from. A collective.
@@ -290,7 +296,7 @@ def make_datasets(
     options: RunOptions, model: Model, tokenizer: Tokenizer
 ) -> tuple[ExampleDataset, dict[str, ExampleDataset]]:
     """The training set, and the validation sets by name; "" is the only, unnamed one."""
-    read = partial(read_data, options.task, model=model, tokenizer=tokenizer)
+    read = partial(read_data, options.make_task(), model=model, tokenizer=tokenizer)
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
         train = read(options.train)
