@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cli_errors("ftcore.evaluate", (MetricError,), FAILED_RUN):
             scores |= answer_metrics(answers, options.metrics)
         squad2 = is_squad2(options.task, dataset)
-        scores |= no_answer_metrics(answers) if squad2 else {}
+        scores |= no_answer_metrics(answers, options.task) if squad2 else {}
         scores["answers"] = describe_answers(
             options.task,
             num_beams=options.num_beams,

@@ -170,9 +170,10 @@ def _flush_output() -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """End of an error about an unknown word: the most similar known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    """End of an error about an unknown word: the most similar known word, or "". Case is ignored."""
+    words = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), words, n=1)
+    return f", did you mean {words[close[0]]!r}?" if close else ""
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

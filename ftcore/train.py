@@ -4,7 +4,7 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
-from ftcore.training.options import TrainOptions, resolve
+from ftcore.training.options import RunOptions, TrainOptions, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
 if __name__ == "__main__":
@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,9 @@ from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
 from ftcore.metrics import MetricError
+from ftcore.models import Model
 from ftcore.training import console
+from ftcore.training.callbacks import Callback
 from ftcore.training.distributed import (
     accumulate,
     all_reduce_sum,
@@ -42,7 +44,7 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
-from ftcore.training.loss import count_targets
+from ftcore.training.loss import Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
@@ -65,8 +67,21 @@ Batch = dict[str, Tensor]
 MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
 
 
-def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory is created last, and locked until it is closed.
+def prepare(
+    options: TrainOptions,
+    *,
+    loss: Loss = batch_loss,
+    optimizer: Callable[[Model, RunOptions], torch.optim.Optimizer] = make_optimizer,
+) -> Run:
+    """Build everything that a run needs; its directory is created last, and locked until the run is closed.
+
+    Args:
+        options: those of the command line. To resume a run, pass the same again with `resume`.
+        loss: of a batch, see `batch_loss`.
+        optimizer: makes the optimizer; each step sets the learning rate of its groups.
+
+    Returns:
+        The run, for `train`; a context manager that closes it.
 
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
@@ -88,13 +103,14 @@ def prepare(options: TrainOptions) -> Run:
         strategy=strategy,
         tokenizer=tokenizer,
         model=model,
-        compute_loss=wrap(model, device, strategy),
+        loss=loss,
+        compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
         valid_loaders={
             name: make_loader(valid_set, settings, tokenizer, training=False)
             for name, valid_set in valid_sets.items()
         },
-        optimizer=make_optimizer(model, settings),
+        optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),
         total_steps=total_steps,
         autocast=autocast(settings.precision, device),
@@ -104,7 +120,7 @@ def prepare(options: TrainOptions) -> Run:
         directory=make_directory(settings),
     )
     with ExitStack() as on_error:
-        on_error.callback(run.directory.close)
+        on_error.enter_context(run)
         seed_rank(settings.seed)
         if settings.resume:
             run.resume()
@@ -113,12 +129,17 @@ def prepare(options: TrainOptions) -> Run:
     return run
 
 
-def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step, an interrupt or the loss of a worker. Changes only `run` and its directory.
+def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
+    """Train until the last step, `run.stop`, an interrupt or the loss of a worker.
 
-    `watch` is called with the metrics of each validation after the first step; an exception ends the run.
+    Changes only `run` and its directory.
+
+    Args:
+        run: from `prepare`. One that was stopped goes on.
+        callbacks: see `Callback`; their errors end the run and are raised.
     """
     options, progress = run.options, run.progress
+    run.start(callbacks)
     if progress.step == 0 or progress.is_unvalidated:
         validate(run)  # the untrained model, or again after a metric that failed
         progress.is_unvalidated = False
@@ -138,9 +159,11 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
                     log_metrics(run, **meter.flush(), learning_rate=lr, grad_norm=grad_norm)
+                for callback in callbacks:
+                    callback.on_step(run, run.line(train_loss=loss, learning_rate=lr, grad_norm=grad_norm))
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
-                        watch(validate(run))
+                        validate(run)
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
                 stops = interrupt.requested or run.stop_reason is not None or run.lost_worker is not None
@@ -219,7 +242,7 @@ def require_finite(name: str, value: float) -> float:
     return value
 
 
-def validate(run: Run) -> dict[str, float]:
+def validate(run: Run) -> None:
     """Score the validation sets, print and log the metrics, save the weights at best/ if they improved."""
     metrics: dict[str, float] = {}
     predictions: list[dict[str, Any]] = []
@@ -233,7 +256,8 @@ def validate(run: Run) -> dict[str, float]:
     if run.progress.step > 0 and improved(run, metrics):
         run.save_checkpoint(run.directory.best)
         on_main(lambda: run.directory.save_predictions(predictions))
-    return metrics
+    for callback in run.callbacks:
+        callback.on_validate(run, run.line(**metrics))
 
 
 def save_step(run: Run) -> None:
@@ -249,9 +273,7 @@ def log_metrics(run: Run, **metrics: float) -> None:
         metrics["skipped_steps"] = skipped = run.progress.skipped
         if skipped:
             log(f"step {run.progress.step}: skipped ({skipped} in a row), its gradients overflow")
-    epoch = run.progress.step / run.train_loader.steps_per_epoch
-    line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
-    on_main(lambda: run.directory.metrics_log.append(line))
+    on_main(lambda: run.directory.metrics_log.append(run.line(**metrics)))
 
 
 def read_options(argv: Sequence[str] | None) -> TrainOptions:
@@ -277,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with cli_errors("ftcore.train"):
                 run = prepare(options)
             with (
-                closing(run.directory),
+                run,
                 cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
             ):
                 on_main(lambda: console.print_summary(run))

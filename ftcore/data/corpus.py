@@ -28,7 +28,7 @@ import numpy as np
 from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
 from ftcore.data.dataset import check_family
 from ftcore.data.files import find_row_format, read_chunks, read_rows, text_of
-from ftcore.data.tasks import check_corpus_task
+from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.output import progress_bar
 
@@ -55,6 +55,7 @@ class Corpus:
     dtype: np.dtype  # of the ids in the file
     start: int  # index of the first id in the file
     stop: int  # index after the last id
+    column: str = "text"  # of the documents, in JSON lines and CSV
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -94,7 +95,7 @@ class Corpus:
         return replace(self, stop=cut), replace(self, start=cut)
 
 
-def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
+def read_corpus(task: str | Task, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
     """The ids of a text, tokenized now (with a message on stderr) unless that was done before.
 
     Processes that read the same text at the same time wait for the first one to tokenize it.
@@ -102,7 +103,7 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
     Args:
         task: one of `CORPUS_TASKS`.
         path: a UTF-8 file: plain text with `<|endoftext|>` between documents, or JSON lines or CSV, where the
-            `text` of each row is a document.
+            `text` of each row is a document, or the column that the task has for it.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
@@ -111,24 +112,27 @@ def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_on
             formats, or has no text.
         OSError: the ids cannot be written.
     """
+    task = as_task(task)
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
     text = Path(path)
     if text.is_fifo():
         raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
     is_plain_text(text)  # here for its errors
-    fingerprint = _fingerprint(tokenizer)
+    column = task.column("text")
+    fingerprint = _fingerprint(tokenizer, column)
     ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     with file_lock(text, wait=True):
         made_from = f"{_size_and_time(text)}, tokenizer {fingerprint}, format {_FORMAT}"
         metadata, again = _read_metadata(ids, dtype, made_from)
         if not metadata:
-            metadata, documents = _write_ids(ids, text, tokenizer, decoder_only, made_from, dtype)
+            metadata, documents = _write_ids(ids, text, column, tokenizer, decoder_only, made_from, dtype)
             size = f"{int(metadata['tokens']):,} tokens of {documents:,} documents"
             print(f"tokenized {text}{again}: {size}, kept in {ids}", file=sys.stderr)
     tokens = int(metadata["tokens"])
-    return Corpus(text, ids, decoder_only, _header(tokens, dtype, metadata), dtype, start=0, stop=tokens)
+    header = _header(tokens, dtype, metadata)
+    return Corpus(text, ids, decoder_only, header, dtype, start=0, stop=tokens, column=column)
 
 
 def is_plain_text(path: Path) -> bool:
@@ -137,17 +141,19 @@ def is_plain_text(path: Path) -> bool:
         return find_row_format(path, file) == "text"
 
 
-def read_documents(path: Path, size: int) -> Iterator[str]:
+def read_documents(path: Path, size: int, column: str = "text") -> Iterator[str]:
     """The text of a file, at most `size` characters at a time; each row's ends with `<|endoftext|>`.
 
     Raises:
-        ValueError: a row without `text`, or another error of `read_rows`.
+        ValueError: a row without `column`, or another error of `read_rows`.
     """
     if is_plain_text(path):
         yield from read_chunks(path, size)
         return
     for where, row in read_rows(path, expected="plain text, or JSON lines or CSV with text"):
-        document = text_of(row, "text", where, blank=True)
+        if column not in row:
+            raise missing_column("text", column, row, where)
+        document = text_of(row, column, where, blank=True)
         yield from (document[start : start + size] for start in range(0, len(document), size))
         yield END_OF_DOCUMENT
 
@@ -171,9 +177,9 @@ def _directory(text: Path) -> Path:
     return directory
 
 
-def _fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer's files."""
-    digest = hashlib.sha256()
+def _fingerprint(tokenizer: Tokenizer, column: str) -> str:
+    """A hash of a tokenizer's files, and of the column of the documents if it is not the usual one."""
+    digest = hashlib.sha256(b"" if column == "text" else column.encode())
     with TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
         for file in sorted(Path(directory).iterdir()):
@@ -219,7 +225,13 @@ def _checksum(ids: Path, size_and_time: str) -> str:
 
 
 def _write_ids(
-    ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str, dtype: np.dtype
+    ids: Path,
+    text: Path,
+    column: str,
+    tokenizer: Tokenizer,
+    decoder_only: bool,
+    made_from: str,
+    dtype: np.dtype,
 ) -> tuple[dict[str, str], int]:
     """Tokenize a text to a file of ids; returns (the file's metadata, number of documents)."""
     metadata = {"made_from": made_from}
@@ -230,7 +242,7 @@ def _write_ids(
         tokens = checksum = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
-            for chunk, ends_document in _tokenize(text, tokenizer, decoder_only):
+            for chunk, ends_document in _tokenize(text, column, tokenizer, decoder_only):
                 block = np.array(chunk, dtype).tobytes()
                 file.write(block)
                 checksum = zlib.crc32(block, checksum)
@@ -262,7 +274,9 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 # ------------------------------------------------------------------------------------------------ tokenizing
 
 
-def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
+def _tokenize(
+    text: Path, column: str, tokenizer: Tokenizer, decoder_only: bool
+) -> Iterator[tuple[list[int], bool]]:
     """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
@@ -284,7 +298,7 @@ def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
     with progress_bar(
         desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
-        for chunk, ends_document in _chunks(read_documents(text, _CHUNK), spaces):
+        for chunk, ends_document in _chunks(read_documents(text, _CHUNK, column), spaces):
             bar.update(len(chunk.encode()))
             if not inside_document and not chunk.strip():
                 continue  # an empty document

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ftcore.data.tasks import Record
+from ftcore.data.records import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.output import progress_bar
 
@@ -91,7 +91,7 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
             source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
             if decoder_only:
                 target.append(tokenizer.eos_id)
-            if len(target) < 2:
+            if len(target) < 2 and (record.target or not record.source):  # "" is the answer of no answer
                 where = record.where or f"record {number}"
                 raise ValueError(f"{where}: the tokenizer finds nothing in the target {shown(record.target)}")
             self.truncated_sources += len(source) > max_source_length

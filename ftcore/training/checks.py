@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
 from io import StringIO
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -27,6 +26,7 @@ from ftcore.data import DataLoader, ExampleDataset, Record
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
+from ftcore.training.distributed import BatchLoss
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import make_optimizer
 from ftcore.training.run_directory import RunDirectory
@@ -300,7 +300,7 @@ def trial_run(
         options=options,
         directory=RunDirectory(directory),
         model=model,
-        compute_loss=partial(batch_loss, model),
+        compute_loss=BatchLoss(model, run.loss),
         train_loader=make_loader(examples, options, run.tokenizer, training=True),
         valid_loaders={"": make_loader(examples, options, run.tokenizer, training=False)},
         optimizer=make_optimizer(model, options),

@@ -11,11 +11,13 @@ from ftcore.data import (
     Dataset,
     ExampleDataset,
     Record,
+    Task,
     load_tokenizer,
     make_pretraining_dataset,
     read_corpus,
     read_records,
 )
+from ftcore.data.tasks import as_task
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.output import warn
@@ -60,18 +62,19 @@ def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
 
 
 def read_data(
-    task: str, paths: Sequence[str], model: Model, tokenizer: Tokenizer, limit: int | None = None
+    task: str | Task, paths: Sequence[str], model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
     """The first `limit` records of a task's files, one file after another, or the token ids of plain texts.
 
     Raises:
         ValueError, OSError: a file is not in a format of the task, or `limit` was given for plain text.
     """
-    decoder_only = not model.config.is_encoder_decoder
-    if task in CORPUS_TASKS:
+    task, decoder_only = as_task(task), not model.config.is_encoder_decoder
+    if task.name in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
+                f"`limit` counts records; `task` {task.name} reads plain text, which has none: "
+                "pass a shorter file"
             )
         return read_corpus(task, paths[0], tokenizer, decoder_only=decoder_only)
     return read_records(task, paths, decoder_only=decoder_only, limit=limit)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from ftcore.cli import check_bounds, option
 from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import flag
+from ftcore.training.task_options import TaskName, TaskOptions
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -18,13 +19,19 @@ CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ an
 
 
 @dataclass(kw_only=True)
-class TrainOptions:
+class TrainOptions(TaskOptions):
     """Fine-tune or train T5 and GPT-2. Without options: teach weights/t5-mini to answer questions.
 
     A run's directory holds best/ and last/ (checkpoints that ftcore and transformers open), state/ (to go
     on with --resume), metrics.jsonl, predictions.jsonl, report.html, train_config.json and, with the extra
     plot installed, loss.png and tensorboard/.
     """
+
+    task: TaskName = option(
+        "qa",
+        "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
+        group="Task",
+    )
 
     model: str | None = option(
         None,
@@ -34,10 +41,6 @@ class TrainOptions:
     )
     from_scratch: bool = option(
         False, "start from random weights; --model then needs only config.json and a tokenizer"
-    )
-    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
-        "qa",
-        "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
     )
     train: list[str] | str | None = option(
         None,
@@ -263,6 +266,7 @@ class TrainOptions:
         for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
+        super().__post_init__()
         check_bounds(self)
         metric_names(self.metrics)
         for text in self.set or []:

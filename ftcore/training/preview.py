@@ -263,7 +263,7 @@ def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
 def _excerpts(corpus: Corpus, count: int) -> Iterator[str]:
     """Random excerpts of a text file of any size, cut at words; of JSON lines or CSV, the first documents."""
     if not is_plain_text(corpus.text):
-        for document in islice(read_documents(corpus.text, _EXCERPT), 2 * count):
+        for document in islice(read_documents(corpus.text, _EXCERPT, corpus.column), 2 * count):
             yield from filter(None, document.split(END_OF_DOCUMENT))
         return
     generator, size = random.Random(0), corpus.text.stat().st_size

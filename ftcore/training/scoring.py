@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ftcore.data import DataLoader, ExampleDataset, Record
+from ftcore.data import DataLoader, ExampleDataset, Record, Task
+from ftcore.data.tasks import as_task
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import SPECIAL_TOKENS, position_limit
@@ -42,8 +43,6 @@ from ftcore.training.distributed import (
 )
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import Autocast
-
-NO_ANSWER = ("",)  # the references of a question without an answer
 
 _PROMPT_TOKENS = 16  # of a running text, for `score_continuations`
 
@@ -87,9 +86,19 @@ class Answer:
         return cls(source, prediction, references, *scores)
 
 
-def comparison(task: str, tokenizer: Tokenizer) -> Callable[[str], str]:
+def comparison(task: str | Task, tokenizer: Tokenizer) -> Callable[[str], str]:
     """The form in which the answers of a task are compared: SQuAD's for qa, else `as_written`."""
-    return normalize_answer if task == "qa" else partial(as_written, tokenizer)
+    task = as_task(task)
+    if task.name != "qa":
+        return partial(as_written, tokenizer)
+    none = normalize_answer(task.no_answer)
+
+    def in_squad(text: str) -> str:
+        """The text that stands for no answer becomes an empty one."""
+        answer = normalize_answer(text)
+        return "" if answer == none else answer
+
+    return in_squad
 
 
 def as_written(tokenizer: Tokenizer, text: str) -> str:
@@ -181,9 +190,10 @@ def count_answers(dataset: ExampleDataset) -> int:
     return sum(bool(record.references) for record in dataset.records)
 
 
-def is_squad2(task: str, dataset: ExampleDataset) -> bool:
+def is_squad2(task: str | Task, dataset: ExampleDataset) -> bool:
     """Whether some questions have no answer, so that all are scored as in SQuAD 2.0."""
-    return task == "qa" and any(record.references == NO_ANSWER for record in dataset.records)
+    task = as_task(task)
+    return task.name == "qa" and any(record.references == (task.no_answer,) for record in dataset.records)
 
 
 def score_answers(
@@ -191,7 +201,7 @@ def score_answers(
     tokenizer: Tokenizer,
     dataset: ExampleDataset,
     *,
-    task: str,
+    task: str | Task,
     max_new_tokens: int,
     num_beams: int = 1,
     limit: int | None = None,
@@ -307,14 +317,12 @@ def try_metrics(metrics: Sequence[str] | None, records: Iterable[Record]) -> lis
     return list(answer_metrics(answers, metrics))
 
 
-def no_answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
+def no_answer_metrics(answers: Sequence[Answer], task: str | Task) -> dict[str, float]:
     """Exact match, F1 and number of questions with and without an answer, named as by SQuAD 2.0's script."""
-    groups = {
-        "HasAns": [answer for answer in answers if answer.references != NO_ANSWER],
-        "NoAns": [answer for answer in answers if answer.references == NO_ANSWER],
-    }
+    none = (as_task(task).no_answer,)
     values: dict[str, float] = {}
-    for name, group in groups.items():
+    for name, has_answer in (("HasAns", True), ("NoAns", False)):
+        group = [answer for answer in answers if (answer.references != none) == has_answer]
         values[f"{name}_exact"] = mean([answer.exact_match for answer in group])
         values[f"{name}_f1"] = mean([answer.f1 for answer in group])
         values[f"{name}_total"] = len(group)

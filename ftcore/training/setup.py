@@ -1,7 +1,7 @@
 """A run: what the training loop works with, and how options become its parts."""
 
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from torch import nn
 
 from ftcore.checkpoints.checkpoint import new_model, save_model
 from ftcore.cli import fits
-from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, Task, split_records
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
@@ -23,6 +23,7 @@ from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import log, one_line, warn
+from ftcore.training.callbacks import Callback, Metrics
 from ftcore.training.distributed import (
     ComputeLoss,
     Strategy,
@@ -37,6 +38,7 @@ from ftcore.training.distributed import (
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
 from ftcore.training.launch import start_command
+from ftcore.training.loss import Loss
 from ftcore.training.optim import Autocast
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
@@ -67,7 +69,8 @@ class Run:
     strategy: Strategy | None  # how several processes share the model
     tokenizer: Tokenizer
     model: Model
-    compute_loss: ComputeLoss  # batch_loss of the model, under DDP or FSDP2 where there are several processes
+    loss: Loss  # batch_loss, or the user's own
+    compute_loss: ComputeLoss  # the same of the model, under DDP or FSDP2 where there are several processes
     train_loader: DataLoader
     valid_loaders: dict[str, DataLoader]  # by name, "" of the only, unnamed set; the first one selects best/
     optimizer: torch.optim.Optimizer
@@ -78,11 +81,36 @@ class Run:
     resized: Resized | None  # how the model differs from its checkpoint
     fingerprints: dict[str, str]  # SHA-256 of the data files by option; a resumed run must find the same
     progress: Progress = field(default_factory=Progress)
+    callbacks: Sequence[Callback] = ()
     stop_reason: str | None = None  # why to save and stop after this step, see `stop`
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the run's directory for other processes."""
+        self.directory.close()
+
+    def start(self, callbacks: Sequence[Callback]) -> None:
+        """Prepare for the loop; a run that was stopped in this process continues where it stopped."""
+        self.callbacks, self.stop_reason = callbacks, None
+        self.train_loader.load_state_dict(self.train_loader.state_dict())
 
     def stop(self, reason: str) -> None:
         """End the run after this step, with a save; `reason` is printed."""
         self.stop_reason = reason
+
+    def line(self, **metrics: float) -> Metrics:
+        """A line of metrics.jsonl: the metrics, with the step and the epoch that they belong to."""
+        epoch = self.progress.step / self.train_loader.steps_per_epoch
+        return {"step": self.progress.step, "epoch": round(epoch, 4), **metrics}
+
+    @property
+    def task(self) -> Task:
+        return self.options.make_task()
 
     @property
     def eval_every(self) -> int:
@@ -94,6 +122,10 @@ class Run:
         Raises:
             FloatingPointError: a weight is not finite; what was saved before is kept.
         """
+        self._save_weights(directory)
+        self._report_save(directory)
+
+    def _save_weights(self, directory: Path) -> None:
         weights = self.model.named_parameters()
         non_finite = [name for name, weight in weights if not to_local(weight).isfinite().all()]
         for names in all_gather(non_finite):
@@ -107,15 +139,22 @@ class Run:
             save_model(merge_lora(model), place)
             if lora_layers(model) and self.resized is None:  # a resized base model exists nowhere on disk
                 save_adapter(model, place / "adapter", base_model=self.options.model)
+                self.task.save(place / "adapter")
             self.tokenizer.save_pretrained(place)
+            self.task.save(place)
 
     def save(self) -> None:
         """Save the weights at last/, then the state to resume from. A collective.
 
         In this order: after a kill in between, the resumed run writes last/ again.
         """
-        self.save_checkpoint(self.directory.last)
+        self._save_weights(self.directory.last)
         save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
+        self._report_save(self.directory.last)
+
+    def _report_save(self, directory: Path) -> None:
+        for callback in self.callbacks:
+            callback.on_save(self, directory)
 
     @property
     def lost_worker(self) -> str | None:
@@ -260,7 +299,7 @@ def make_datasets(
     options: RunOptions, model: Model, tokenizer: Tokenizer
 ) -> tuple[ExampleDataset, dict[str, ExampleDataset]]:
     """The training set, and the validation sets by name; "" is the only, unnamed one."""
-    read = partial(read_data, options.task, model=model, tokenizer=tokenizer)
+    read = partial(read_data, options.make_task(), model=model, tokenizer=tokenizer)
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
         train = read(options.train)

@@ -32,6 +32,8 @@ from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, s
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.run_files import data_files
 
+_OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
+
 
 def save_state(
     path: Path,
@@ -60,6 +62,7 @@ def save_state(
         "config": model.config.to_dict(),
         "fingerprints": fingerprints,
         "versions": versions(),
+        "optimizer_class": type(optimizer).__name__,
         "progress": progress,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,14 +98,16 @@ def load_state(
         _require_same_options(state, options, path)
         _require_same_data(state, options, fingerprints, path.parent.parent)
         _require_same_model(state, model, options, path.parent.parent)
+        _require_same_optimizer(state, optimizer, path.parent.parent)
         _warn_of_other_versions(state, path.parent.parent)
         here: dict[str, Any] = {"scaler": scaler.state_dict(), "loader": loader.state_dict()}
         random = {"cpu": torch.get_rng_state()}
         here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
         if "model" in state:
+            here |= {"model": model.state_dict()}
+        if "model" in state and type(optimizer) in _OPTIMIZERS:
             moments = _moments(optimizer)
             saved = state["optimizer"]["state"]
-            here |= {"model": model.state_dict()}
             here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
         _require_kinds(state, here, path)
         scaler.load_state_dict(state["scaler"])
@@ -116,8 +121,12 @@ def load_state(
         load_sharded(path, state, model, optimizer)
     else:
         model.load_state_dict(state["model"])
-        # The groups follow from the options; torch may have added keys since.
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        if type(optimizer) in _OPTIMIZERS:  # its groups follow from the options; torch may have added keys
+            state["optimizer"] |= {"param_groups": optimizer.state_dict()["param_groups"]}
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # a user's optimizer, of other groups for example
+            raise _damaged(path, error) from None
     of_ranks = [state["random"], *state["random_of_others"]]
     if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
         with sync_errors():
@@ -268,6 +277,15 @@ def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOpti
             f"{directory} was trained by {_processes(processes)}, it cannot continue with "
             f"{_processes(world_size())}: its dropout would draw other numbers (without dropout it could)"
         )
+
+
+def _require_same_optimizer(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, directory: Path
+) -> None:
+    now = type(optimizer).__name__
+    saved = state.get("optimizer_class", now)
+    if saved != now:
+        raise ValueError(f"{directory} was trained with {saved}, it cannot continue with {now}")
 
 
 def _processes(count: int) -> str:

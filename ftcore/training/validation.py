@@ -53,7 +53,7 @@ def score_set(run: Run, loader: DataLoader) -> tuple[dict[str, float], list[Answ
         model,
         run.tokenizer,
         dataset,
-        task=options.task,
+        task=run.task,
         limit=options.eval_answers,
         batch_size=options.eval_batch_size,
         max_new_tokens=options.max_target_length,
