@@ -263,11 +263,11 @@ class TrainOptions(TaskOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self)
         for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
-        super().__post_init__()
-        check_bounds(self)
         metric_names(self.metrics)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
