@@ -102,7 +102,7 @@ class Task:
         ):
             if getattr(self, argument) and self.name not in tasks:
                 raise ValueError(f"`{argument}` is for task {' or '.join(tasks)}, not for {self.name}")
-        known = {*_FIELDS[self.name], *self.prompt_template(False).names, *self.target_names}
+        known = {*_FIELDS[self.name], *self.prompt_fields, *self.target_names}
         for name in self.columns:
             if name not in known:
                 fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
@@ -130,6 +130,20 @@ class Task:
     def learns_target(self, decoder_only: bool) -> bool:
         """False where GPT-2 learns the text of an emotion instead of its label."""
         return self.name != "emotion" or not decoder_only or self.target_template is not None
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The fields of the task's prompt, each once."""
+        return tuple(dict.fromkeys(self.prompt_template(False).names))
+
+    def prompt(self, fields: Mapping[str, str], *, decoder_only: bool) -> str:
+        """The source for these fields. Raises ValueError for others than `prompt_fields`."""
+        if set(fields) != set(self.prompt_fields):
+            takes, given = listed(self.prompt_fields), listed(fields) or "nothing"
+            raise ValueError(f"a prompt of task {self.name!r} takes {takes}; got {given}")
+        if self.name in ("qa", "emotion"):
+            fields = {name: text.strip() for name, text in fields.items()}
+        return self.prompt_template(decoder_only).fill(fields)
 
     def column(self, name: str) -> str:
         """The column of a field or placeholder."""
@@ -201,20 +215,13 @@ def as_task(task: str | Task) -> Task:
     return task if isinstance(task, Task) else Task(task)
 
 
-def prompt(task: str | Task, *, decoder_only: bool, **fields: str) -> str:
+def prompt(task: str | Task, /, *, decoder_only: bool, **fields: str) -> str:
     """The input text of a task, in training and for generation.
 
     `fields` are `question` and `context` for qa, `source` for text2text, `message` for chat, `text` for the
     others; with a template, its placeholders.
     """
-    task = as_task(task)
-    template = task.prompt_template(decoder_only)
-    if set(fields) != set(template.names):
-        given = listed(fields) or "nothing"
-        raise ValueError(f"a prompt of task {task.name!r} takes {listed(template.names)}; got {given}")
-    if task.name in ("qa", "emotion"):
-        fields = {name: text.strip() for name, text in fields.items()}
-    return template.fill(fields)
+    return as_task(task).prompt(fields, decoder_only=decoder_only)
 
 
 def check_corpus_task(task: str | Task, decoder_only: bool) -> None:

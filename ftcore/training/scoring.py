@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ftcore.data import DataLoader, ExampleDataset
+from ftcore.data import DataLoader, ExampleDataset, Task
+from ftcore.data.tasks import as_task
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import SPECIAL_TOKENS, position_limit
@@ -67,9 +68,9 @@ class Answer:
         return cls(source, prediction, references, *scores)
 
 
-def comparison(task: str, tokenizer: Tokenizer) -> Callable[[str], str]:
+def comparison(task: str | Task, tokenizer: Tokenizer) -> Callable[[str], str]:
     """The form in which the answers of a task are compared: SQuAD's for qa, else `as_written`."""
-    return normalize_answer if task == "qa" else partial(as_written, tokenizer)
+    return normalize_answer if as_task(task).name == "qa" else partial(as_written, tokenizer)
 
 
 def as_written(tokenizer: Tokenizer, text: str) -> str:
@@ -85,15 +86,15 @@ def as_written(tokenizer: Tokenizer, text: str) -> str:
     return (written if is_lossless else text).strip()
 
 
-def named(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
+def named(metrics: Mapping[str, Any], task: str | Task) -> dict[str, Any]:
     """Metrics under printed names, which say where answers are compared as SQuAD does."""
-    suffix = " (SQuAD)" if task == "qa" else ""
+    suffix = " (SQuAD)" if as_task(task).name == "qa" else ""
     return {name + suffix if name in ("exact_match", "f1") else name: metrics[name] for name in metrics}
 
 
-def describe_answers(task: str, *, num_beams: int, max_new_tokens: int) -> str:
+def describe_answers(task: str | Task, *, num_beams: int, max_new_tokens: int) -> str:
     """How `score_answers` searches for answers and compares them, in a line."""
-    how = "as in SQuAD 1.1" if task == "qa" else "exactly, as the tokenizer writes them"
+    how = "as in SQuAD 1.1" if as_task(task).name == "qa" else "exactly, as the tokenizer writes them"
     search = "greedy search" if num_beams == 1 else f"beam search with {num_beams} beams"
     return f"{search}, at most {max_new_tokens} tokens, compared {how}"
 
@@ -157,7 +158,7 @@ def score_answers(
     tokenizer: Tokenizer,
     dataset: ExampleDataset,
     *,
-    task: str,
+    task: str | Task,
     max_new_tokens: int,
     num_beams: int = 1,
     limit: int | None = None,

@@ -33,8 +33,9 @@ from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.cli import parse
 from ftcore.data import Corpus, DataLoader, load_tokenizer
 from ftcore.decoding import generate_texts
+from ftcore.decoding.prompts import read_prompts
 from ftcore.explorer.server import Server, Session
-from ftcore.generate import GenerateOptions, read_prompts
+from ftcore.generate import GenerateOptions
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
@@ -307,7 +308,7 @@ def read_cached(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    read_prompts(GenerateOptions(model="", input=str(path)), decoder_only=True)
+    read_prompts(None, str(path), decoder_only=True)
 
 
 def options(path: Path, *, kind: type, given: tuple[str, ...] = ()) -> None:
