@@ -90,6 +90,8 @@ class Task:
             raise ValueError(f"unknown task {shown(self.name)}; known tasks: {listed(TASKS)}")
         for argument in ("columns", "labels"):
             _require_texts(argument, getattr(self, argument))
+        labels = {_label_key(label): word for label, word in self.labels.items()}
+        object.__setattr__(self, "labels", labels)  # the dataclass is frozen
         for argument in ("template", "target_template", "no_answer"):
             value = getattr(self, argument)
             if not isinstance(value, str) and (value is not None or argument == "no_answer"):
@@ -159,20 +161,16 @@ class Task:
 
     def word(self, label: str, where: str) -> str:
         """The word of a label. Raises ValueError if it is not among `labels`."""
-        word = self._words.get(label_key(label))
+        word = self.labels.get(_label_key(label))
         if word is None:
-            raise ValueError(f"{where}: label {shown(label)} is not among `labels` ({listed(self._words)})")
+            raise ValueError(f"{where}: label {shown(label)} is not among `labels` ({listed(self.labels)})")
         return word
-
-    @cached_property
-    def _words(self) -> dict[str, str]:
-        return {label_key(label): word for label, word in self.labels.items()}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write task.json, for `load_task`. Raises OSError if it cannot be written."""
         values: dict[str, Any] = {
             "columns": dict(self.columns),
-            "labels": self._words,
+            "labels": dict(self.labels),
             "no_answer": self.no_answer,
         }
         values |= {"template": self.template, "target_template": self.target_template}
@@ -249,7 +247,7 @@ def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
     return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
 
 
-def label_key(label: object) -> str:
+def _label_key(label: object) -> str:
     """A label in the one form that files and label maps share: "1" for 1.0, "true" for True."""
     text = str(as_text(label)).strip()
     if text.lower() in ("true", "false"):

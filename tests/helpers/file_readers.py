@@ -31,7 +31,7 @@ import ftcore.train
 import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.cli import parse
-from ftcore.data import Corpus, DataLoader, load_tokenizer
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, Task, load_task, load_tokenizer, read_records
 from ftcore.decoding import generate_texts
 from ftcore.decoding.prompts import read_prompts
 from ftcore.explorer.server import Server, Session
@@ -140,6 +140,21 @@ prompts.jsonl
 {"prompt": "Ada"}
 {"context": "Ada sews.", "question": "Who?"}
 {"source": "Bea"}
+
+chat.jsonl
+{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+{"messages": [{"role": "system", "content": "Nod."}, {"role": "assistant", "content": "Yes"}]}
+
+squad2.jsonl
+{"context": "Ada sews.", "question": "Who reads?", "answers": {"text": [], "answer_start": []}}
+{"context": "Ada sews.", "question": "Who sews?", "answers": ["Ada"], "is_impossible": false}
+
+labels.json
+{"0": "sadness", "true": "joy"}
+
+task.json
+{"task": "text2text", "template": "sum up: {document} ({{{id}}})", "target_template": "{label}.",
+"columns": {"document": "Text", "label": "Class"}, "labels": {"0": "sad", "true": "glad"}}
 
 train.json
 {"task": "emotion", "batch_size": 4, "lr": 0.1, "set": ["n_positions=64"], "dropout": 0, "freeze": null}
@@ -311,6 +326,19 @@ def prompts(path: Path) -> None:
     read_prompts(None, str(path), decoder_only=True)
 
 
+def task(path: Path) -> None:
+    """Build a prompt of the task, and records of one row."""
+    saved = load_task(path.parent) or Task("text2text")
+    saved.prompt(dict.fromkeys(saved.prompt_fields, "Ada"), decoder_only=True)
+    (path.parent / "rows.jsonl").write_text('{"Text": "Ada sews.", "Class": 0, "id": 1}')
+    if saved.name not in CORPUS_TASKS:
+        read_records(saved, path.parent / "rows.jsonl", decoder_only=True)
+
+
+def labels(path: Path) -> None:
+    command(partial(parse, TrainOptions, command="ftcore"), "--labels", str(path))
+
+
 def options(path: Path, *, kind: type, given: tuple[str, ...] = ()) -> None:
     command(partial(parse, kind, command="ftcore"), *given, "--config", str(path))
 
@@ -426,6 +454,10 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (data, partial(examples, task="lm", make=gpt2), ["lm.txt", "lm.jsonl", "lm.csv"]),
     (data, partial(examples, task="span-corruption", make=tiny_t5), ["span.txt"]),
     (corpus_cache, read_cached, ["span.txt.*.ids.safetensors"]),
+    (data, partial(examples, task="chat", make=gpt2), ["chat.jsonl"]),
+    (data, partial(examples, task="qa", make=t5), ["squad2.jsonl"]),
+    (data, task, ["task.json"]),
+    (data, labels, ["labels.json"]),
     (data, prompts, ["prompts.txt", "prompts.jsonl"]),
     (data, partial(options, kind=TrainOptions), ["train.json"]),
     (data, partial(options, kind=GenerateOptions, given=PROMPT), ["generate.json"]),
