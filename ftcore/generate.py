@@ -85,10 +85,11 @@ class GenerateOptions(TaskOptions):
         for text in self.field or []:
             if not text.partition("=")[1]:
                 raise ValueError(f"--field {text}: expected NAME=TEXT")
-        if not self.interactive and (self.context is None) != (self.question is None):
+        given = self.given_fields()
+        if not self.interactive and ("context" in given) != ("question" in given):
             raise ValueError("--context and --question go together, one of them is missing")
         inputs = sum(value is not None for value in (self.text, self.source, self.prompt, self.input))
-        inputs += bool(self.given_fields()) and not self.interactive
+        inputs += bool(given) and not self.interactive
         if inputs != (0 if self.interactive else 1):
             choices = "TEXT, --prompt, --context with --question, --field, or --input"
             if self.interactive:

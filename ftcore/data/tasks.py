@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from reprlib import repr as shown
@@ -88,14 +88,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise ValueError(f"unknown task {shown(self.name)}; known tasks: {listed(TASKS)}")
-        for argument in ("columns", "labels"):
-            _require_texts(argument, getattr(self, argument))
+        self._check_types()
         labels = {_label_key(label): word for label, word in self.labels.items()}
         object.__setattr__(self, "labels", labels)  # the dataclass is frozen
-        for argument in ("template", "target_template", "no_answer"):
-            value = getattr(self, argument)
-            if not isinstance(value, str) and (value is not None or argument == "no_answer"):
-                raise ValueError(f"`{argument}` is {shown(value)}; expected text")
         for argument, tasks in (
             ("template", _TARGETS),
             ("target_template", _TARGETS),
@@ -109,6 +104,20 @@ class Task:
             if name not in known:
                 fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
                 raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a value of another type, from a file for example."""
+        for argument in ("template", "target_template", "no_answer"):
+            value = getattr(self, argument)
+            if not isinstance(value, str) and (value is not None or argument == "no_answer"):
+                raise ValueError(f"`{argument}` is {shown(value)}; expected text")
+        for argument in ("columns", "labels"):
+            texts = getattr(self, argument)
+            if not isinstance(texts, Mapping):
+                raise ValueError(f"`{argument}` is {shown(texts)}; expected a map")
+            for key, text in texts.items():
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"`{argument}` has {shown(text)} for {shown(key)}; expected text")
 
     def prompt_template(self, decoder_only: bool) -> Template:
         """Template of the source."""
@@ -168,13 +177,8 @@ class Task:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write task.json, for `load_task`. Raises OSError if it cannot be written."""
-        values: dict[str, Any] = {
-            "columns": dict(self.columns),
-            "labels": dict(self.labels),
-            "no_answer": self.no_answer,
-        }
-        values |= {"template": self.template, "target_template": self.target_template}
-        given = {"task": self.name} | {key: value for key, value in values.items() if value}
+        values = asdict(self)
+        given = {"task": values.pop("name")} | {key: value for key, value in values.items() if value}
         write_text(Path(directory, TASK_FILE), json.dumps(given, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -253,11 +257,3 @@ def _label_key(label: object) -> str:
     if text.lower() in ("true", "false"):
         return text.lower()
     return re.sub(r"(?<=\d)\.0+$", "", text)
-
-
-def _require_texts(argument: str, texts: Any) -> None:
-    if not isinstance(texts, Mapping):
-        raise ValueError(f"`{argument}` is {shown(texts)}; expected a map")
-    for key, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"`{argument}` has {shown(text)} for {shown(key)}; expected text")
