@@ -102,7 +102,8 @@ import torch
 
 from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
-from ftcore.data.files import Row, listed, read_rows
+from ftcore.data.files import Row, listed
+from ftcore.data.rows import read_rows
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
 from ftcore.decoding.text import check_prompts

@@ -26,7 +26,8 @@ from reprlib import repr as shown
 from typing import Any
 
 from ftcore.checkpoints.files import parse_json
-from ftcore.data.files import Paths, Row, as_text, expand_files, labeled_row, listed, read_rows, text_of
+from ftcore.data.files import Paths, Row, as_text, expand_files, listed, text_of
+from ftcore.data.rows import labeled_row, read_rows
 from ftcore.output import few
 
 # The fields of each task's prompt.
