@@ -71,15 +71,16 @@ def open_text(path: Path, *, gunzip: bool = False) -> Iterator[io.TextIOWrapper]
             yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
     except UnicodeDecodeError:
         raise _not_utf8(path, gunzip) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: a damaged gzip file ({error})") from None
 
 
 @contextmanager
 def _open_bytes(path: Path, gunzip: bool) -> Iterator[Any]:
     with path.open("rb") as file:
         is_gzip = gunzip and file.peek(2).startswith(b"\x1f\x8b")
-        yield gzip.GzipFile(fileobj=file) if is_gzip else file
+        try:
+            yield gzip.GzipFile(fileobj=file) if is_gzip else file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: a damaged gzip file ({error})") from None
 
 
 def read_text(path: Path) -> str:

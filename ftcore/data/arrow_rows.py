@@ -48,7 +48,7 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
 
-    with path.open("rb") as file:
+    with pyarrow.memory_map(str(path)) as file:  # a size in a damaged file is not allocated
         if arrow_format(path) == "parquet":
             from pyarrow.parquet import ParquetFile
 
@@ -65,6 +65,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError("two columns have the same name")
         labels = _class_labels(schema.metadata or {}, path)
         for batch in batches:
+            batch.validate(full=True)  # reading damaged offsets would crash the process
             for start in range(0, batch.num_rows, _ROWS):
                 for row in batch.slice(start, _ROWS).to_pylist():
                     yield row | {name: names.get(row[name]) for name, names in labels.items()}
@@ -100,9 +101,12 @@ def saved_files(directory: Path) -> list[Path]:
         )
     try:
         files = read_json(directory / "state.json")["_data_files"]
-        return [directory / Path(file["filename"]).name for file in files]
+        names = [Path(file["filename"]).name for file in files]
     except (KeyError, TypeError):
-        raise ValueError(f"{directory / 'state.json'}: no list of files under '_data_files'") from None
+        names = []
+    if not names:
+        raise ValueError(f"{directory / 'state.json'}: no list of files under '_data_files'")
+    return [directory / name for name in names]
 
 
 def hub_files(name: str) -> list[Path]:

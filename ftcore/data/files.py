@@ -43,8 +43,8 @@ def expand_files(names: Paths) -> list[Path]:
             files += saved_files(path)
         elif path.exists():
             files.append(path)
-        elif matches := sorted(glob.glob(str(path), recursive=True)):
-            files += filter(Path.is_file, map(Path, matches))
+        elif matches := [*filter(Path.is_file, map(Path, sorted(glob.glob(str(path), recursive=True))))]:
+            files += matches
         else:
             is_pattern = glob.has_magic(str(name))
             raise FileNotFoundError(f"{'no file matches' if is_pattern else 'no such file:'} {name}")
