@@ -8,7 +8,8 @@ from reprlib import repr as shown
 from typing import Any
 
 from ftcore.data.answers import parse_literal, read_answers
-from ftcore.data.files import Paths, Row, expand_files, labeled_row, listed, read_rows, text_of
+from ftcore.data.files import Paths, Row, expand_files, listed, text_of
+from ftcore.data.rows import labeled_row, read_rows
 from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column
 from ftcore.data.templates import Template
 from ftcore.output import few

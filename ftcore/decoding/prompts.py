@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ftcore.data import CORPUS_TASKS, ExampleDataset, Task
-from ftcore.data.files import Row, labeled_row, listed, read_rows, text_of
+from ftcore.data.files import Row, listed, text_of
 from ftcore.data.records import chat_prompt, has_prompt, read_prompt
+from ftcore.data.rows import labeled_row, read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.output import one_line, warn
 

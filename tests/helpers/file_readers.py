@@ -5,6 +5,7 @@ directory is also the working directory.
 """
 
 import base64
+import gzip
 import http.client
 import io
 import json
@@ -114,6 +115,18 @@ b,c
 pairs.jsonl
 {"source": "a long text", "target": "short"}
 {"source": "b", "target": "c"}
+
+pairs.json
+[{"source": "a long text", "target": "short"},
+ {"source": "b", "target": "c"}]
+
+records.json
+{"version": "1", "data": [{"source": "b", "target": "c"}, {"source": "d", "target": "e"}]}
+
+pairs.tsv
+source	target
+a "quoted" text	short
+b	c
 
 lm.txt
 Ada sews.<|endoftext|>Bea reads a book about the sea;
@@ -291,6 +304,28 @@ def data(directory: Path) -> None:
     write_files(directory, DATA_FILES)
 
 
+def compressed(directory: Path) -> None:
+    data(directory)
+    for name in ("pairs.jsonl", "lm.txt"):
+        (directory / f"{name}.gz").write_bytes(gzip.compress((directory / name).read_bytes(), mtime=0))
+
+
+def tables(directory: Path) -> None:
+    import datasets
+    import pyarrow.feather
+
+    datasets.disable_progress_bars()
+    feelings = {"text": ["i feel fine", "i feel low"] * 5, "label": [0, 1] * 5}
+    columns = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    data_set = datasets.Dataset.from_dict(feelings, features=columns)
+    data_set.to_parquet(directory / "feelings.parquet")
+    data_set.save_to_disk(directory / "saved")
+
+    pyarrow.feather.write_feather(data_set.data.table, directory / "feelings.feather", compression="lz4")
+
+
 @cache
 def checkpoint(make: Make) -> tuple[Any, Any]:
     with TemporaryDirectory() as directory:
@@ -305,6 +340,10 @@ def examples(path: Path, *, task: str, make: Make) -> None:
     lengths = {"max_source_length": 48, "max_target_length": 16}
     dataset = make_dataset(records, model, tokenizer, name="training", **lengths)
     next(iter(DataLoader(dataset, 2, pad_id=tokenizer.pad_id, shuffle=True)))
+
+
+def saved(path: Path) -> None:
+    examples(path.parent, task="emotion", make=t5)
 
 
 def corpus_cache(directory: Path) -> None:
@@ -453,6 +492,9 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (data, partial(examples, task="text2text", make=t5), ["pairs.jsonl"]),
     (data, partial(examples, task="lm", make=gpt2), ["lm.txt", "lm.jsonl", "lm.csv"]),
     (data, partial(examples, task="span-corruption", make=tiny_t5), ["span.txt"]),
+    (data, partial(examples, task="text2text", make=t5), ["pairs.json", "records.json", "pairs.tsv"]),
+    (compressed, partial(examples, task="text2text", make=t5), ["pairs.jsonl.gz"]),
+    (compressed, partial(examples, task="lm", make=gpt2), ["lm.txt.gz"]),
     (corpus_cache, read_cached, ["span.txt.*.ids.safetensors"]),
     (data, partial(examples, task="chat", make=gpt2), ["chat.jsonl"]),
     (data, partial(examples, task="qa", make=t5), ["squad2.jsonl"]),
@@ -464,6 +506,10 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (data, request, ["record.json", "other.json", "outcome.json", "head-ablations.json"]),
     (run, resume, ["run/state/*.pt", "run/train_config.json", "run/metrics.jsonl", "run/predictions.jsonl"]),
 ]
+if find_spec("datasets"):
+    feelings = partial(examples, task="emotion", make=t5)
+    GROUPS.append((tables, feelings, ["feelings.parquet", "feelings.feather"]))
+    GROUPS.append((tables, saved, ["saved/state.json", "saved/*.arrow"]))
 if find_spec("optuna"):
     GROUPS.append((search, resume_search, ["run/journal.log", "run/tune_config.json"]))
 
