@@ -4,12 +4,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ftcore.data import CORPUS_TASKS, ExampleDataset, Task
-from ftcore.data.files import Row, listed, text_of
+from ftcore.data.files import Row, expand_files, listed, text_of
 from ftcore.data.records import chat_prompt, has_prompt, read_prompt
 from ftcore.data.rows import labeled_row, read_rows
 from ftcore.data.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def warn_of_other_form(task: Task, text: str, *, decoder_only: bool) -> None:
 
 
 def read_prompts(task: Task | None, file: str, *, decoder_only: bool) -> list[str]:
-    """The prompts of a file's rows; "-" is standard input.
+    """The prompts of a file's rows, or of several files'; "-" is standard input.
 
     Rows are those of the task, or have the model's input text in a column `prompt`; without a task they may
     also be those of qa and text2text. A line of text is the only field of the task's prompt (of emotion, with
@@ -66,27 +66,28 @@ def read_prompts(task: Task | None, file: str, *, decoder_only: bool) -> list[st
             return labeled_row(line, where)
         return {task.column(names[0]) if task and len(names) == 1 else "prompt": line}
 
-    with _opened(file) as path:
+    with _opened(file) as paths:
         is_qa = task is not None and task.name == "qa"
-        rows = read_rows(
-            path, expected="one prompt per line, or JSON lines or CSV", squad=is_qa, line_row=line_row
+        expected = "one prompt per line, or rows in JSON or CSV"
+        rows = chain.from_iterable(
+            read_rows(path, expected=expected, squad=is_qa, line_row=line_row) for path in paths
         )
         prompts = [_row_prompt(task, row, where, decoder_only) for where, row in rows]
         if not prompts:
-            raise ValueError(f"{path}: no prompts, expected one per line")
+            raise ValueError(f"{file}: no prompts, expected one per line")
     return prompts
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Path]:
-    """The path of a file, or of a copy of standard input."""
+def _opened(file: str) -> Iterator[list[Path]]:
+    """The files of a name or pattern, or a copy of standard input."""
     if file != "-":
-        yield Path(file)
+        yield expand_files(file)
         return
     with TemporaryDirectory(prefix="ftcore-") as directory:
         path = Path(directory, "standard-input")
         path.write_bytes(sys.stdin.buffer.read())
-        yield path
+        yield [path]
 
 
 def _row_prompt(task: Task | None, row: Row, where: str, decoder_only: bool) -> str:
