@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -41,6 +41,7 @@ from ftcore.training.distributed import (
     world_size,
     wrap,
 )
+from ftcore.training.inputs import Examples
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
 from ftcore.training.loss import Loss, batch_loss, count_targets
@@ -58,6 +59,7 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
+    without_files,
 )
 from ftcore.training.validation import improved, score_set
 
@@ -69,6 +71,8 @@ MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved it
 def prepare(
     options: TrainOptions,
     *,
+    train_set: Examples | None = None,
+    valid_set: Examples | Mapping[str, Examples] | None = None,
     loss: Loss = batch_loss,
     optimizer: Callable[[Model, RunOptions], torch.optim.Optimizer] = make_optimizer,
 ) -> Run:
@@ -76,6 +80,9 @@ def prepare(
 
     Args:
         options: those of the command line. To resume a run, pass the same again with `resume`.
+        train_set: examples in the place of files: dicts of the task's columns, as the lines of a JSON lines
+            file; or records; or an `ExampleDataset`, of token ids.
+        valid_set: the same to validate on, or several by name; by default a share of the rows to train on.
         loss: of a batch, see `batch_loss`.
         optimizer: makes the optimizer; each step sets the learning rate of its groups.
 
@@ -88,11 +95,12 @@ def prepare(
     with sync_errors(), naming_saved_options(options):
         strategy, device = connect(options), local_device(options.device)
         torch.manual_seed(options.seed)
+        options = without_files(options, train_set, valid_set)
         files = find_files(options)
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
-        train_set, valid_sets = make_datasets(settings, model, tokenizer)
-        train_loader = make_loader(train_set, settings, tokenizer, training=True)
+        train_examples, valid_sets = make_datasets(settings, model, tokenizer, train_set, valid_set)
+        train_loader = make_loader(train_examples, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
     fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
@@ -105,8 +113,8 @@ def prepare(
         compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
         valid_loaders={
-            name: make_loader(valid_set, settings, tokenizer, training=False)
-            for name, valid_set in valid_sets.items()
+            name: make_loader(examples, settings, tokenizer, training=False)
+            for name, examples in valid_sets.items()
         },
         optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),

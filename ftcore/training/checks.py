@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from ftcore.data import DataLoader, ExampleDataset, Record
+from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
@@ -244,21 +244,16 @@ def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 # --- Examples and trial runs
 
 
-class Subset(torch.utils.data.Dataset):
-    """Some examples of an `ExampleDataset`, as an `ExampleDataset`."""
-
-    epoch = truncated_sources = truncated_targets = 0
+class Subset(ExampleDataset):
+    """Some examples of another data set."""
 
     def __init__(self, dataset: ExampleDataset, indices: Sequence[int]) -> None:
         self._dataset, self._indices = dataset, indices
         self.decoder_only = dataset.decoder_only
         self.generation_side = "left" if dataset.decoder_only else "right"  # of padding
-        self.records: Sequence[Record] = [dataset.records[i] for i in indices if dataset.records]
+        self.records = [dataset.records[i] for i in indices if dataset.records]
         self.lengths = dataset.lengths[indices]
         self.max_input_length, self.max_label_length = dataset.max_input_length, dataset.max_label_length
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._dataset.epoch = self.epoch

@@ -77,6 +77,8 @@ class RoundTrip:
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
     def lines(self) -> list[str]:
+        if not self.texts:
+            return []
         unknown = "none: the vocabulary covers every text"
         if self.unknown is not None:
             share = self.unknown / max(1, self.tokens)
@@ -255,7 +257,7 @@ def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
     if isinstance(dataset, CausalLMDataset | SpanCorruption):
         yield from _excerpts(dataset.corpus, len(sample))
         return
-    for index in sample:
+    for index in sample if dataset.records else ():  # a data set of token ids has none
         record = dataset.records[index]
         yield from filter(None, (record.source, record.target))
 

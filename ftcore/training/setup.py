@@ -1,9 +1,9 @@
 """A run: what the training loop works with, and how options become its parts."""
 
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as shown
@@ -35,7 +35,14 @@ from ftcore.training.distributed import (
     world_size,
 )
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
+from ftcore.training.inputs import (
+    Examples,
+    check_checkpoint,
+    load_checkpoint,
+    make_dataset,
+    own_data,
+    read_data,
+)
 from ftcore.training.launch import start_command
 from ftcore.training.loss import Loss
 from ftcore.training.optim import Autocast
@@ -292,20 +299,54 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 
 
+def without_files(options: TrainOptions, train_set: object, valid_set: object) -> TrainOptions:
+    """The options of a run with examples of the caller's own, which are read from no files.
+
+    Raises:
+        ValueError: files are named, too.
+    """
+    for option, given in (("train", train_set), ("valid", valid_set)):
+        if given is not None and getattr(options, option):
+            raise ValueError(f"`{option}` names files, and {option}_set is given too: choose one")
+    train = options.train if train_set is None else []
+    return replace(options, train=train, valid=options.valid if valid_set is None else [])
+
+
 def make_datasets(
-    options: RunOptions, model: Model, tokenizer: Tokenizer
+    options: RunOptions,
+    model: Model,
+    tokenizer: Tokenizer,
+    train_set: Examples | None = None,
+    valid_set: Examples | Mapping[str, Examples] | None = None,
 ) -> tuple[ExampleDataset, dict[str, ExampleDataset]]:
-    """The training set, and the validation sets by name; "" is the only, unnamed one."""
+    """The training set, and the validation sets by name; "" is the only, unnamed one.
+
+    Args:
+        train_set, valid_set: see `prepare`; by default they are read from files.
+
+    Raises:
+        ValueError, OSError: see `read_data`, `own_data` and `make_dataset`.
+    """
     read = partial(read_data, options.make_task(), model=model, tokenizer=tokenizer)
+    own = partial(own_data, options.make_task(), model=model)
+    if train_set is None and not options.train:
+        raise ValueError("`train` names no file: such a run has its examples from Python, where it resumes")
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
-        train = read(options.train)
-        valid = {name: read(paths) for name, paths in valid_files(options.valid or []).items()}
+        train = read(options.train) if train_set is None else own(train_set, name="train_set")
+        valid: dict[str, Any]
+        if valid_set is None:
+            valid = {name: read(paths) for name, paths in valid_files(options.valid or []).items()}
+        else:
+            sets = valid_set if isinstance(valid_set, Mapping) else {"": valid_set}
+            valid = {name: own(examples, name="valid_set") for name, examples in sets.items()}
     if not valid:
-        if isinstance(train, Corpus):
+        if isinstance(train, list):
+            train, valid[""] = split_records(train, options.valid_share, options.seed)
+        elif isinstance(train, Corpus):
             train, valid[""] = train.split(options.valid_share)
         else:
-            train, valid[""] = split_records(train, options.valid_share, options.seed)
+            raise ValueError("valid_set is missing: only rows can be split, train_set is a data set")
     settings: dict[str, Any] = {
         "max_source_length": options.max_source_length,
         "max_target_length": options.max_target_length,
@@ -342,8 +383,9 @@ def make_loader(
 
 
 def fingerprint(options: RunOptions) -> dict[str, str]:
-    """SHA-256 of the data files, in their order, by the option that names them."""
-    return {name: " ".join(map(sha256, files)) for name, files in data_files(options).items() if files}
+    """SHA-256 of the data files, in their order, by the option that names them; empty for a train_set."""
+    files = data_files(options)
+    return {name: " ".join(map(sha256, files[name])) for name in files if files[name] or name == "train"}
 
 
 def seed_rank(seed: int) -> None:
