@@ -4,21 +4,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
 
 
 @dataclass
 class EvaluateOptions:
-    """Score a checkpoint on a file: loss, token accuracy, perplexity and, where the task has gold answers,
-    exact match and F1 of the generated answers.
+    """Score a checkpoint on files: loss, token accuracy, perplexity and, where the task has gold answers,
+    metrics of the generated answers.
 
-    Answers of task qa are compared as in SQuAD 1.1, without case, punctuation and articles; those of other
-    tasks exactly, as the tokenizer writes them. They come from greedy or beam search: of the checkpoint's
-    generation_config.json only the special tokens are used.
+    Exact match and F1 compare answers of task qa as in SQuAD, without case, punctuation and articles; those
+    of other tasks exactly, as the tokenizer writes them. Answers come from greedy or beam search: of the
+    checkpoint's generation_config.json only the special tokens are used.
     """
 
     model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
-    data: str = option(REQUIRED, "file of records", metavar="FILE")
+    data: list[str] = option(
+        REQUIRED, "files of records, or patterns such as 'data/*.json', scored together", metavar="FILE"
+    )
     task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
         "qa", "how a file becomes examples"
     )
@@ -28,6 +31,7 @@ class EvaluateOptions:
         128, "tokens of the target, and most tokens of a generated answer", at_least=1
     )
     num_beams: int = option(1, "beams of the generation", at_least=1)
+    metrics: list[str] | None = option(None, METRICS_HELP, metavar="NAME")
 
     predictions: str | None = option(
         None, "file to write the answers to, a JSON object per line", group="Output", metavar="FILE"
@@ -40,6 +44,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        metric_names(self.metrics)
 
 
 if __name__ == "__main__":
@@ -57,8 +62,18 @@ from typing import Any
 
 from ftcore.checkpoints.files import write_text
 from ftcore.data import DataLoader
+from ftcore.metrics import MetricError
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
-from ftcore.training.scoring import describe_answers, mean, named, score_answers, score_loss
+from ftcore.training.scoring import (
+    answer_metrics,
+    describe_answers,
+    is_squad2,
+    named,
+    no_answer_metrics,
+    score_answers,
+    score_loss,
+    try_metrics,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--predictions {path}: its directory does not exist")
         if path and not any(record.references for record in dataset.records):
             raise ValueError(f"--predictions {path}: the records have no gold answers, so none are written")
+        try_metrics(options.metrics, dataset.records)
         loader = DataLoader(dataset, options.batch_size, pad_id=tokenizer.pad_id)
     decoder = model
     if options.fast:
@@ -102,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_new_tokens=options.max_target_length,
             num_beams=options.num_beams,
         )
+    if path:
+        lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+        with cli_errors("ftcore.evaluate"):
+            write_text(path, lines)
     scores: dict[str, Any] = {
         "examples": len(dataset),
         "tokens": loss.tokens,
@@ -110,15 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "perplexity": loss.perplexity,
     }
     if answers:
-        scores["exact_match"] = mean([answer.exact_match for answer in answers])
-        scores["f1"] = mean([answer.f1 for answer in answers])
+        with cli_errors("ftcore.evaluate", (MetricError,), FAILED_RUN):
+            scores |= answer_metrics(answers, options.metrics)
+        squad2 = is_squad2(options.task, dataset)
+        scores |= no_answer_metrics(answers, options.task) if squad2 else {}
         scores["answers"] = describe_answers(
-            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+            options.task,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_target_length,
+            squad2=squad2,
         )
-    if path:
-        lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        with cli_errors("ftcore.evaluate"):
-            write_text(path, lines)
     if options.json:
         scores["perplexity"] = scores["perplexity"] if math.isfinite(scores["perplexity"]) else None
         print(json.dumps(scores, allow_nan=False))

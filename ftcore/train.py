@@ -27,6 +27,7 @@ from torch import Tensor
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
+from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.training import console
 from ftcore.training.callbacks import Callback
@@ -61,7 +62,7 @@ from ftcore.training.setup import (
     seed_rank,
     without_files,
 )
-from ftcore.training.validation import improved, score_set
+from ftcore.training.validation import check_metrics, improved, named_key, score_set
 
 Batch = dict[str, Tensor]
 
@@ -100,6 +101,7 @@ def prepare(
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
         train_examples, valid_sets = make_datasets(settings, model, tokenizer, train_set, valid_set)
+        check_metrics(settings, valid_sets)
         train_loader = make_loader(train_examples, settings, tokenizer, training=True)
         total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
     fingerprints = on_main(lambda: fingerprint(settings))
@@ -146,11 +148,12 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
     """
     options, progress = run.options, run.progress
     run.start(callbacks)
-    if progress.step == 0:
-        validate(run)  # the untrained model
+    if progress.step == 0 or progress.is_unvalidated:
+        validate(run)  # the untrained model, or again after a metric that failed
+        progress.is_unvalidated = False
 
     meter = Meter(progress.losses)
-    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
+    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_on_failure():
         while progress.step < run.total_steps:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
@@ -254,7 +257,7 @@ def validate(run: Run) -> None:
     for name, loader in run.valid_loaders.items():
         scores, answers = score_set(run, loader)
         console.print_validation(run, name, scores, answers)
-        metrics |= {f"{name}/{key}" if name else key: value for key, value in scores.items()}
+        metrics |= {named_key(name, key): value for key, value in scores.items()}
         of_set = {"set": name} if name else {}
         predictions += [{"step": run.progress.step, **of_set, **asdict(answer)} for answer in answers]
     log_metrics(run, **metrics)
@@ -305,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run = prepare(options)
             with (
                 run,
-                cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
+                cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
             ):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ftcore.cli import check_resumed, option, parse, to_argv
+from ftcore.metrics import DEFAULT_METRICS, MetricError, metric_names
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
 from ftcore.training.options import TrainOptions
 from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
@@ -59,6 +60,8 @@ class TuneOptions(TrainOptions):
         if self.check or self.dry_run:
             given = "--check" if self.check else "--dry-run"
             raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
+        if self.metric in DEFAULT_METRICS and self.metric not in metric_names(self.metrics):
+            raise ValueError(f"--metric {self.metric} is not among --metrics {' '.join(self.metrics or [])}")
         if not self.search and not self.resume:
             raise ValueError("--search is missing, for example --search lr=1e-4..1e-2 batch_size=8,16,32")
         for name, distribution in parse_search(self.search or []).items():
@@ -114,6 +117,7 @@ from ftcore.training.tuning import (
     default_metric,
     describe,
     finished_trials,
+    of_first_set,
     open_journal,
     save_picture,
     score,
@@ -173,7 +177,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
         with cli_errors("ftcore.tune"), quiet(warnings=warnings):
             run = prepare(search.options.of_trial(settings, output=output, overwrite=True))
             require_comparable(run, search.options)
-        with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
+        with cli_errors("ftcore.tune", (OSError, MetricError), FAILED_RUN), quiet(warnings=warnings):
             train(run, [reporter])
         if run.progress.step < run.total_steps and run.stop_reason is None:
             return None
@@ -209,7 +213,7 @@ class Reporter(Callback):
         step = run.progress.step
         if step == 0:  # the untrained model
             return
-        metrics = {name: value for name, value in metrics.items() if name not in ("step", "epoch")}
+        metrics = of_first_set(metrics)
         value = score(metrics, self.metric or default_metric(metrics))
         self.bar.set_postfix_str(f"step {step}/{run.total_steps}")
         if not math.isfinite(value):

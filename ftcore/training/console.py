@@ -14,7 +14,7 @@ from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import Answer, count_answers, describe_answers, named
+from ftcore.training.scoring import Answer, count_answers, describe_answers, is_squad2, named
 from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
@@ -42,7 +42,10 @@ def print_summary(run: Run) -> None:
     )
     if answers := sum(min(options.eval_answers, count_answers(dataset)) for dataset in valid_sets.values()):
         how = describe_answers(
-            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+            options.task,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_target_length,
+            squad2=any(is_squad2(run.task, dataset) for dataset in valid_sets.values()),
         )
         log(f"answers    {answers:,} in each validation: {how}")
     if run.strategy:

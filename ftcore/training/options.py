@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ftcore.cli import check_bounds, option
+from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import flag
 from ftcore.training.task_options import TaskName, TaskOptions
 
@@ -217,6 +218,14 @@ class TrainOptions(TaskOptions):
         200, "validation examples to generate answers for, where the task has answers", at_least=0
     )
     num_beams: int = option(1, "beams of these answers", at_least=1)
+    metrics: list[str] | None = option(None, METRICS_HELP, metavar="NAME")
+    best: str | None = option(
+        None,
+        "metric that selects best/, such as rougeL or dev/f1; valid_loss and perplexity are better the lower "
+        "they are, others the higher, unless :min is appended, as in wer:min (default: exact_match, and the "
+        "loss where it is equal or there are no answers, of the first validation set)",
+        metavar="METRIC",
+    )
     save_every: int | None = option(
         None, "steps between checkpoints/step-N (default: only best/ and last/)", at_least=1, resumable=True
     )
@@ -254,11 +263,12 @@ class TrainOptions(TaskOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self)
         for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
-        super().__post_init__()
-        check_bounds(self)
+        metric_names(self.metrics)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
@@ -296,6 +306,10 @@ class TrainOptions(TaskOptions):
         for name in ("check", "dry_run"):
             nothing = self.resume and getattr(self, name)
             yield nothing, f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+        yield (
+            self.metrics and self.eval_answers == 0,
+            "--metrics contradicts --eval-answers 0: metrics are of generated answers",
+        )
         relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
         yield (
             self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps),

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 
+from ftcore.data.files import expand_files
 from ftcore.training.options import CLONE, Files, RunOptions, TrainOptions
 
 # The two runs that a clone of the project can make without any option but --task.
@@ -23,8 +23,9 @@ def find_files(options: TrainOptions) -> Files:
     stands for examples that are given to `prepare`.
 
     Raises:
-        ValueError: the task has no embedded files, or they are missing because this is no clone; a pattern
-            matches nothing; some validation files have names and others have none.
+        FileNotFoundError: there is no such file.
+        ValueError: the task has no embedded files, or they are missing because this is no clone; some
+            validation files have names and others have none.
     """
     embedded = _EMBEDDED_FILES.get(options.task)
     model, train, valid = options.model, options.train, options.valid
@@ -68,11 +69,7 @@ def data_files(options: RunOptions) -> dict[str, list[str]]:
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    files: list[str] = []
-    for pattern in patterns:
-        is_file = Path(pattern).exists() or not re.search(r"[*?\[]", pattern)
-        files += [pattern] if is_file else sorted(glob(pattern, recursive=True))
-    return files
+    return [str(path) for path in expand_files(patterns)]
 
 
 def _in_clone(path: str, option: str) -> str:

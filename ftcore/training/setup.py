@@ -19,6 +19,7 @@ from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora, lora_layers, merge_lora
+from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import log, one_line, warn
@@ -59,9 +60,10 @@ class Progress:
 
     step: int = 0  # optimizer steps taken
     epoch: int = 0  # current epoch, from 0
-    best: list[float] | None = None  # best validation so far: exact match, negative loss
+    best: list[float] | None = None  # best validation so far, see `validation.improved`
     losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
     skipped: int = 0  # last steps in a row without an update, since fp16 gradients overflowed
+    is_unvalidated: bool = False  # the validation of this step failed
 
 
 @dataclass
@@ -177,16 +179,17 @@ class Run:
             )
 
     @contextmanager
-    def saved_if_unreadable(self) -> Iterator[None]:
-        """Save the run where a batch cannot be read, unless other processes wait in the same step."""
+    def saved_on_failure(self) -> Iterator[None]:
+        """Save the run where a metric fails, or a batch cannot be read and no other process waits for it."""
         try:
             yield
-        except BatchError as error:
-            if world_size() > 1:
+        except (BatchError, MetricError) as error:
+            if isinstance(error, BatchError) and world_size() > 1:
                 raise
+            self.progress.is_unvalidated = isinstance(error, MetricError)
             self.save()
             resume = f"saved after step {self.progress.step}, resume with {self.resume_command}"
-            raise BatchError(f"{error}; {resume}") from None
+            raise type(error)(f"{error}; {resume}") from None
 
     def resume(self) -> None:
         """Continue from the saved state. A collective."""

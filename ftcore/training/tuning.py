@@ -210,6 +210,13 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
+def of_first_set(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the first validation set by their plain names, without step and epoch."""
+    first = next(key for key in metrics if key.endswith("valid_loss")).removesuffix("valid_loss")
+    metrics = {key: value for key, value in metrics.items() if key not in ("step", "epoch")}
+    return {key.removeprefix(first): value for key, value in metrics.items() if key.startswith(first)}
+
+
 def default_metric(metrics: Mapping[str, float]) -> str:
     return "exact_match" if "exact_match" in metrics else "valid_loss"
 

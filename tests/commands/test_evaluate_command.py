@@ -109,7 +109,7 @@ def test_answers_outside_qa_are_compared_exactly(
 ) -> None:
     rows = ({"source": f"review {n}", "target": "+-"[n % 2]} for n in range(8))
     data = str(tiny_runs.write_lines(tmp_path / "signs.jsonl", rows))
-    options = [*on(files, "t5"), "--data", data, "--task", "text2text"]
+    options = [*on(files, "t5", data), "--task", "text2text"]
     scores = evaluate(capsys, *options)
     assert scores["exact_match"] == scores["f1"] <= 0.5
     assert "exactly" in scores["answers"]
