@@ -21,7 +21,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal, NoReturn, TypeVar
@@ -58,7 +58,7 @@ def option(
         help: one text for --help; the default is appended.
         group: heading in --help; holds for the options after it, up to the next one with a heading.
         metavar: placeholder of the value in --help.
-        at_least, below: bounds, checked by `check_bounds`.
+        at_least, below: bounds, checked by `check_options`.
         resumable: whether a resumed run may change it.
         searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
         positional: given without its name; it may be left out.
@@ -76,19 +76,43 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_bounds(options: Any) -> None:
-    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are.
+def check_options(options: Any) -> None:
+    """Raise ValueError naming the first option of a wrong type, not among its choices or out of its bounds.
 
-    So are integers of more than 64 bits, which torch does not take.
+    NaN, infinity and integers of more than 64 bits, which torch does not take, are out of all bounds. A path
+    becomes text and, where the option is a list, a single text a list of one.
     """
-    for field in dataclasses.fields(options):
-        value, low = getattr(options, field.name), field.metadata.get("at_least")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected an integer of at most 64 bits")
-        below = field.metadata.get("below") or math.inf
-        if low is not None and value is not None and not low <= value < below:
+    for name, kind, metadata in _typed_fields(type(options)):
+        value, low = _plain(getattr(options, name), kind), metadata.get("at_least")
+        setattr(options, name, value)
+        below = metadata.get("below") or math.inf
+        expected = None
+        if not fits(value, kind):
+            expected = " or ".join(_description(one) for one in _alternatives(kind) if one is not type(None))
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            expected = "an integer of at most 64 bits"
+        elif low is not None and value is not None and not low <= value < below:
             expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
-            raise ValueError(f"{flag(field.name)} is {value}, expected {expected}")
+        if expected:
+            raise ValueError(f"{flag(name)} is {shown(value)}, expected {expected}")
+
+
+def _plain(value: Any, annotation: Any) -> Any:
+    """Paths as text; a single text as a list, if that is the only type that the annotation has for it."""
+    if isinstance(value, list):
+        return [_plain(item, str) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    is_single = isinstance(value, str) and not fits(value, annotation) and fits([value], annotation)
+    return [value] if is_single else value
+
+
+def _description(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
+    if typing.get_origin(annotation) is list:
+        return "a list of texts"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[annotation]
 
 
 def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str) -> None:
@@ -170,6 +194,12 @@ def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 
 
+def _typed_fields(options: type) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(name, annotation, metadata) of each field."""
+    types_of = typing.get_type_hints(options)
+    return ((field.name, types_of[field.name], field.metadata) for field in _fields(options))
+
+
 def _parser(options: type, command: str) -> _Parser:
     parser = _Parser(
         prog=command,
@@ -238,18 +268,16 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
     """Read field values from a JSON file.
 
     Raises:
-        ValueError: not JSON, an unknown key or a value of the wrong type; the message names file and key.
+        ValueError: not JSON, or an unknown key; the message names file and key.
     """
     try:
         values = read_json(path)
     except OSError as error:
         raise ValueError(one_line(error)) from None
     types_of = typing.get_type_hints(options)
-    for key, value in values.items():
+    for key in values:
         if key not in types_of:
             raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
-        if not fits(value, types_of[key]):
-            raise ValueError(f"{path}: {key} is {shown(value)}, which does not fit {flag(key)}")
     return values
 
 

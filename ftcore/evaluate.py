@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
 
 
@@ -39,7 +39,7 @@ class EvaluateOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_options(self)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 
 
@@ -63,6 +63,7 @@ class GenerateOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.context is None) != (self.question is None):
             raise ValueError("--context and --question go together, one of them is missing")
         inputs = [value for value in (self.prompt, self.context, self.input) if value is not None]
@@ -76,7 +77,6 @@ class GenerateOptions:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
                     raise ValueError(f"--stream prints a single answer, it cannot go with {flag(name)}")
-        check_bounds(self)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `ftcore.decoding.generate` that were given."""

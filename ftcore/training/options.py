@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftcore.cli import check_bounds, option
+from ftcore.cli import check_options, option
 from ftcore.output import flag
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -248,7 +248,7 @@ class TrainOptions:
     )
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_options(self)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
