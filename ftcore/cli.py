@@ -50,6 +50,7 @@ def option(
     resumable: bool = False,
     searchable: bool | Literal["log"] = False,
     positional: bool = False,
+    also: str = "",
 ) -> Any:
     """A dataclass field that is a command-line option. Its type is the field's annotation.
 
@@ -62,6 +63,8 @@ def option(
         resumable: whether a resumed run may change it.
         searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
         positional: given without its name; it may be left out.
+        also: its names in other libraries, separated by spaces, which errors suggest it for; "bf16=bf16"
+            where a name stands for a value.
     """
     metadata = {
         "help": help,
@@ -72,6 +75,7 @@ def option(
         "resumable": resumable,
         "searchable": searchable,
         "positional": positional,
+        "also": also,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -115,18 +119,19 @@ def _description(annotation: Any) -> str:
     return {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[annotation]
 
 
-def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str) -> None:
+def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str, instead: str = "") -> None:
     """Raise ValueError naming the first changed option that a resumed run may not change.
 
     Args:
         kind: the dataclass of the options.
         what: subject of the message, such as "runs/qa: the run".
+        instead: end of the message: how to get what was wanted.
     """
     for field in _fields(kind):
         then, now = saved[field.name], getattr(options, field.name)
         if now != then and not field.metadata["resumable"]:
             with_then, with_now = _as_flag(field.name, then), _as_flag(field.name, now)
-            raise ValueError(f"{what} was started {with_then}, it cannot continue {with_now}")
+            raise ValueError(f"{what} was started {with_then}, it cannot continue {with_now}{instead}")
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -147,8 +152,10 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     parser = _parser(options, command)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [name for action in parser._actions for name in action.option_strings]
-        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
+        known = {name: name for action in parser._actions for name in action.option_strings}
+        known |= {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
+        word = unknown[0].partition("=")[0].replace("_", "-")
+        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(word, known)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
@@ -192,6 +199,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
+
+
+def _also(options: type) -> Iterator[tuple[str, str, str]]:
+    """(name in another library, option, value that the name stands for or "") of all options."""
+    for field in _fields(options):
+        for also in field.metadata["also"].split():
+            other, _, value = also.partition("=")
+            yield other, field.name, value
 
 
 def _typed_fields(options: type) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -274,10 +289,11 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
         values = read_json(path)
     except OSError as error:
         raise ValueError(one_line(error)) from None
-    types_of = typing.get_type_hints(options)
-    for key in values:
-        if key not in types_of:
-            raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
+    known = {field.name: field.name for field in _fields(options)}
+    if unknown := [key for key in values if key not in known]:
+        known |= {also: f"{name}: {value}" if value else name for also, name, value in _also(options)}
+        meant = did_you_mean(unknown[0].replace("-", "_"), known)
+        raise ValueError(f"{path}: unknown option {shown(unknown[0])}{meant}")
     return values
 
 

@@ -17,13 +17,21 @@ class EvaluateOptions:
     generation_config.json only the special tokens are used.
     """
 
-    model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
-    data: str = option(REQUIRED, "file of records", metavar="FILE")
+    model: str = option(
+        REQUIRED,
+        "directory or hub name of a checkpoint",
+        group="Input",
+        metavar="DIR",
+        also="model_name_or_path",
+    )
+    data: str = option(REQUIRED, "file of records", metavar="FILE", also="validation_file test_file")
     task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
         "qa", "how a file becomes examples"
     )
     limit: int | None = option(None, "score only this many records from the start of the file", at_least=1)
-    max_source_length: int = option(512, "tokens of the source; longer ones are cut", at_least=1)
+    max_source_length: int = option(
+        512, "tokens of the source; longer ones are cut", at_least=1, also="max_length max_seq_length"
+    )
     max_target_length: int = option(
         128, "tokens of the target, and most tokens of a generated answer", at_least=1
     )
@@ -35,7 +43,7 @@ class EvaluateOptions:
     json: bool = option(False, "print the scores as one JSON object")
 
     fast: bool = option(False, "generate the answers with a model prepared for it", group="Computation")
-    batch_size: int = option(16, "examples per batch", at_least=1)
+    batch_size: int = option(16, "examples per batch", at_least=1, also="per_device_eval_batch_size")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:

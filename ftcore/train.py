@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
+    steps_to_take,
 )
 
 Batch = dict[str, Tensor]
@@ -78,7 +79,7 @@ def prepare(options: TrainOptions) -> Run:
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
         train_set, valid_set = make_datasets(settings, model, tokenizer)
         train_loader = make_loader(train_set, settings, tokenizer, training=True)
-        total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+        total_steps = steps_to_take(settings, train_loader)
     fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
@@ -120,7 +121,7 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
 
     meter = Meter(progress.losses)
     with training_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
-        while progress.step < run.total_steps:
+        while not run.is_finished:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
@@ -244,8 +245,7 @@ def validate(run: Run) -> dict[str, float]:
     log(f"step {run.progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown))
 
     quality = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
-    if run.progress.step > 0 and (run.progress.best is None or quality > run.progress.best):
-        run.progress.best = quality
+    if run.progress.step > 0 and run.is_best(quality):
         run.save_checkpoint(run.directory.best)
         predictions = [{"step": run.progress.step, **asdict(answer)} for answer in answers]
         on_main(lambda: run.directory.save_predictions(predictions))
@@ -279,7 +279,9 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     with cli_errors("ftcore.train"):
         directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    resumed = parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    goal_in_epochs = options.epochs is not None and options.max_steps is None
+    return replace(resumed, max_steps=None) if goal_in_epochs else resumed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

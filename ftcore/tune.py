@@ -186,7 +186,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
             require_comparable(run, search.options)
         with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
             train(run, partial(watch, run))
-        if run.progress.step < run.total_steps:
+        if not run.is_finished:
             return None
     except optuna.TrialPruned:
         state = "PRUNED"

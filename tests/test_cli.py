@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from ftcore.__main__ import find_commands
 from ftcore.cli import REQUIRED, check_options, option, parse, to_argv
+from ftcore.generate import GenerateOptions
 from ftcore.output import flag
+from ftcore.training.options import TrainOptions
 
 OPTION_CLASSES = [
     getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in find_commands()
@@ -341,6 +343,78 @@ def test_a_misspelt_option_is_one_line() -> None:
         done.stderr
         == "ftcore.train: unknown argument '--epoch', did you mean '--epochs'? (--help lists the options)\n"
     )
+
+
+HUGGING_FACE = """
+learning_rate --lr
+num_train_epochs --epochs
+per_device_train_batch_size --batch-size
+per_device_eval_batch_size --eval-batch-size
+gradient_accumulation_steps --grad-accum
+warmup_ratio --warmup
+warmup_steps --warmup
+lr_scheduler_type --schedule
+max_grad_norm --clip-norm
+label_smoothing_factor --label-smoothing
+optim --optimizer
+adafactor --optimizer adafactor
+bf16 --precision bf16
+fp16 --precision fp16
+eval_steps --eval-every
+save_steps --save-every
+save_total_limit --keep
+logging_steps --log-every
+early_stopping_patience --early-stopping
+max_length --max-source-length
+model_name_or_path --model
+output_dir --output
+overwrite_output_dir --overwrite
+train_file --train
+validation_file --valid
+resume_from_checkpoint --resume
+dataloader_num_workers --workers
+use_cpu --device cpu
+lora_r --lora-rank
+fsdp --parallel fsdp
+"""
+
+
+@pytest.mark.parametrize("line", HUGGING_FACE.split("\n")[1:-1])
+def test_names_of_hugging_face_are_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture, line: str
+) -> None:
+    """On the command line and in --config, with dashes and with underscores."""
+    name, _, meant = line.partition(" ")
+    option_name, _, value = meant.removeprefix("--").replace("-", "_").partition(" ")
+    in_file = f"{option_name}: {value}" if value else option_name
+    for spelling in (name, name.replace("_", "-")):
+        config = as_file(tmp_path / "train.json", {spelling: 1})
+        for arguments, unknown, suggestion in (
+            ([f"--{spelling}", "1"], f"unknown argument '--{spelling}'", meant),
+            ([f"--{spelling}=1"], f"unknown argument '--{spelling}=1'", meant),
+            (["--config", config], f"unknown option '{spelling}'", in_file),
+        ):
+            with pytest.raises(SystemExit):
+                parse(TrainOptions, arguments, command="train")
+            assert f"{unknown}, did you mean {suggestion!r}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
+def test_names_of_other_libraries_are_no_options(options: type) -> None:
+    names = [field.name for field in dataclasses.fields(options)]
+    others = [
+        name.partition("=")[0]
+        for field in dataclasses.fields(options)
+        for name in field.metadata["also"].split()
+    ]
+    assert len({*names, *others}) == len(names) + len(others)
+
+
+def test_hugging_faces_names_of_a_search_are_understood(capsys: pytest.CaptureFixture) -> None:
+    for name, meant in (("--do_sample", "--sample"), ("--max-length", "--max-new-tokens")):
+        with pytest.raises(SystemExit):
+            parse(GenerateOptions, ["--model", "x", "--prompt", "x", name, "5"], command="generate")
+        assert f"unknown argument '{name}', did you mean '{meant}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", find_commands())

@@ -289,7 +289,7 @@ def trial_run(
     With `exact`, weights and computation are float64.
     """
     options = replace(run.options, batch_size=batch_size, eval_batch_size=batch_size, grad_accum=grad_accum)
-    options = replace(options, eval_every=None, eval_answers=0, save_every=None, workers=0)
+    options = replace(options, eval_every=None, eval_answers=0, save_every=None, workers=0, early_stopping=0)
     model = copy.deepcopy(run.model)
     if exact:
         model.double()

@@ -61,14 +61,14 @@ def print_answers(answers: Sequence[Answer]) -> None:
 
 
 def print_results(run: Run) -> None:
-    """After the last step, save curves and report and print where the results are.
+    """Of a finished run, save curves and report and print where the results are.
 
-    After an interrupt, print the command that resumes the run.
+    Of a run that was stopped, print why and the command that resumes it.
     """
     directory = run.directory
     if run.progress.step < run.total_steps:
-        log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
-        log(f"  {run.resume_command}")
+        print_stop(run)
+    if not run.is_finished:
         return
     from ftcore.training.curves import save_curves
     from ftcore.training.report import save_report
@@ -82,6 +82,24 @@ def print_results(run: Run) -> None:
     prompt = ["--context", "TEXT", "--question", "TEXT"] if run.options.task == "qa" else ["--prompt", "TEXT"]
     command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *prompt]
     log(f"try them      {shlex.join(command)}")
+
+
+def print_stop(run: Run) -> None:
+    """Print why the run ended before its last step and the command that resumes it."""
+    step, best_step, command = run.progress.step, run.progress.best_step, run.resume_command
+    reason = run.early_stop or run.stop_reason
+    if run.early_stop:
+        for line in run.directory.metrics_log.read():
+            if line["step"] == best_step and "train_loss" not in line:
+                scores = {name: line[name] for name in line if name not in ("step", "epoch")}
+                shown = named(scores, run.options.task).items()
+                log(
+                    f"best/ is step {best_step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown)
+                )
+        command += f" --early-stopping {2 * run.options.early_stopping}"
+    because = f": {reason}" if reason else ""
+    how = " a larger --early-stopping, or 0 for all steps" if run.early_stop else ""
+    log(f"stopped after step {step} of {run.total_steps} and saved{because}; resume with{how}:\n  {command}")
 
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:

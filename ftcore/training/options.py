@@ -11,6 +11,7 @@ from ftcore.output import flag
 
 Schedule = Literal["linear", "cosine", "constant"]
 
+GOAL = ("epochs", "max_steps")  # a resumed run may change it, a resumed search may not
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "d_kv", "d_ff", "num_heads")  # the model's
 
 CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ and examples/ are
@@ -30,6 +31,7 @@ class TrainOptions:
         "directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)",
         group="Model and data",
         metavar="DIR",
+        also="model_name_or_path pretrained_model_name_or_path",
     )
     from_scratch: bool = option(
         False, "start from random weights; --model then needs only config.json and a tokenizer"
@@ -39,23 +41,36 @@ class TrainOptions:
         "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
     )
     train: str | None = option(
-        None, "file to train on (default: the task's data set in examples/data)", metavar="FILE"
+        None,
+        "file to train on (default: the task's data set in examples/data)",
+        metavar="FILE",
+        also="train_file dataset_name",
     )
     valid: str | None = option(
         None,
         "file to validate on (default: the task's in examples/data, or with --train a share of that "
         "file, see --valid-share)",
         metavar="FILE",
+        also="validation_file eval_file",
     )
     valid_share: float = option(
         0.1, "share of the training file to hold out if --valid is not given", at_least=0, below=1
     )
     output: str | None = option(
-        None, "directory of the run (default: a new one below runs/)", metavar="DIR", resumable=True
+        None,
+        "directory of the run (default: a new one below runs/)",
+        metavar="DIR",
+        resumable=True,
+        also="output_dir",
     )
-    overwrite: bool = option(False, "replace the run that --output already holds", resumable=True)
+    overwrite: bool = option(
+        False, "replace the run that --output already holds", resumable=True, also="overwrite_output_dir"
+    )
     resume: bool = option(
-        False, "continue the run in --output, with the options it was started with", resumable=True
+        False,
+        "continue the run in --output, with the options it was started with",
+        resumable=True,
+        also="resume_from_checkpoint",
     )
     dry_run: bool = option(
         False,
@@ -88,10 +103,21 @@ class TrainOptions:
     )
 
     max_source_length: int = option(
-        512, "tokens of the source; longer ones are truncated, with a warning", group="Lengths", at_least=1
+        512,
+        "tokens of the source; longer ones are truncated, with a warning",
+        group="Lengths",
+        at_least=1,
+        also="max_length max_seq_length block_size",
     )
-    max_target_length: int = option(128, "tokens of the target", at_least=1)
-    pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its longest row")
+    max_target_length: int = option(
+        128,
+        "tokens of the target",
+        at_least=1,
+        also="max_new_tokens val_max_target_length generation_max_length",
+    )
+    pad_to_max_length: bool = option(
+        False, "pad every batch to these lengths instead of its longest row", also="padding"
+    )
     packing: bool = option(
         False,
         "put several examples into one row, up to these lengths, without attention between them, instead "
@@ -99,25 +125,39 @@ class TrainOptions:
     )
 
     epochs: int | None = option(
-        None, "passes over the training set (default: 3)", group="Optimization", at_least=1, searchable=True
+        None,
+        "passes over the training set (default: 3); with --resume, a new goal",
+        group="Optimization",
+        at_least=1,
+        searchable=True,
+        also="num_train_epochs",
     )
     max_steps: int | None = option(
-        None, "stop after this many optimizer steps; overrides --epochs", at_least=1, searchable=True
+        None,
+        "optimizer steps of the run; overrides --epochs. With --resume, a new goal",
+        at_least=1,
+        searchable=True,
     )
     batch_size: int | None = option(
-        None, "examples per forward pass (default: 8)", at_least=1, searchable=True
+        None,
+        "examples per forward pass (default: 8)",
+        at_least=1,
+        searchable=True,
+        also="per_device_train_batch_size",
     )
     grad_accum: int = option(
         1,
         "forward passes per optimizer step; the loss is exactly that of one large batch",
         at_least=1,
         searchable=True,
+        also="gradient_accumulation_steps",
     )
     optimizer: Literal["adamw", "adafactor"] = option(
         "adamw",
         "adafactor is what the published T5 was trained with; its state is much smaller than AdamW's. It "
         "changes the defaults of --lr, --schedule, --warmup, --weight-decay and --clip-norm to T5's",
         searchable=True,
+        also="optim adafactor=adafactor",
     )
     lr: float | None = option(
         None,
@@ -125,6 +165,7 @@ class TrainOptions:
         "with --lora-rank 3e-3 and 1e-3; adafactor 1e-3)",
         at_least=0,
         searchable="log",
+        also="learning_rate",
     )
     relative_steps: bool | None = option(
         None,
@@ -133,13 +174,17 @@ class TrainOptions:
         searchable=True,
     )
     schedule: Schedule | None = option(
-        None, "learning rate after the warm-up (default: adamw linear, adafactor constant)", searchable=True
+        None,
+        "learning rate after the warm-up (default: adamw linear, adafactor constant)",
+        searchable=True,
+        also="lr_scheduler_type",
     )
     warmup: int | float | None = option(
         None,
         "steps of warm-up, or below 1 the share of all steps (default: of adamw 0.05, of adafactor none)",
         at_least=0,
         searchable=True,
+        also="warmup_ratio warmup_steps",
     )
     weight_decay: float | None = option(
         None,
@@ -153,6 +198,7 @@ class TrainOptions:
         "tensor's update)",
         at_least=0,
         searchable=True,
+        also="max_grad_norm",
     )
     label_smoothing: float = option(
         0.0,
@@ -160,6 +206,7 @@ class TrainOptions:
         at_least=0,
         below=1,
         searchable=True,
+        also="label_smoothing_factor",
     )
     dropout: float | None = option(
         None,
@@ -169,7 +216,7 @@ class TrainOptions:
         searchable=True,
     )
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "precision of the computation; weights stay fp32. fp16 needs CUDA"
+        "fp32", "precision of the computation; weights stay fp32. fp16 needs CUDA", also="bf16=bf16 fp16=fp16"
     )
     seed: int = option(0, "random seed of dropout, data order and random weights", at_least=0)
 
@@ -186,6 +233,7 @@ class TrainOptions:
         "merged weights, and the adapter alone in adapter/",
         at_least=1,
         searchable=True,
+        also="lora_r",
     )
     lora_alpha: float | None = option(
         None, "scale of the adapters is alpha / rank (default: 2 * rank)", at_least=0, searchable=True
@@ -195,6 +243,7 @@ class TrainOptions:
         None,
         "names of linear layers or their suffixes, or all-linear (default: q v for T5, c_attn for GPT-2)",
         metavar="NAME",
+        also="target_modules lora_target_modules",
     )
 
     eval_every: int | None = option(
@@ -203,24 +252,43 @@ class TrainOptions:
         group="Validation and saving",
         at_least=1,
         resumable=True,
+        also="eval_steps eval_strategy evaluation_strategy",
     )
     eval_batch_size: int | None = option(
-        None, "batch size of validation (default: twice --batch-size)", at_least=1, resumable=True
+        None,
+        "batch size of validation (default: twice --batch-size)",
+        at_least=1,
+        resumable=True,
+        also="per_device_eval_batch_size",
+    )
+    early_stopping: int = option(
+        0,
+        "stop after this many validations in a row without an improvement of best/; 0 never does",
+        at_least=0,
+        resumable=True,
+        also="early_stopping_patience",
     )
     eval_answers: int = option(
         200, "validation examples to generate answers for, where the task has answers", at_least=0
     )
-    num_beams: int = option(1, "beams of these answers", at_least=1)
+    num_beams: int = option(1, "beams of these answers", at_least=1, also="generation_num_beams")
     save_every: int | None = option(
-        None, "steps between checkpoints/step-N (default: only best/ and last/)", at_least=1, resumable=True
+        None,
+        "steps between checkpoints/step-N (default: only best/ and last/)",
+        at_least=1,
+        resumable=True,
+        also="save_steps save_strategy",
     )
     keep: int | None = option(
         None,
         "how many of checkpoints/step-N to keep (default: all); best/ and last/ are always kept",
         at_least=1,
         resumable=True,
+        also="save_total_limit",
     )
-    log_every: int = option(10, "steps between lines of metrics.jsonl", at_least=1, resumable=True)
+    log_every: int = option(
+        10, "steps between lines of metrics.jsonl", at_least=1, resumable=True, also="logging_steps"
+    )
 
     gradient_checkpointing: bool = option(
         False,
@@ -237,14 +305,20 @@ class TrainOptions:
         False,
         "compile the blocks with torch.compile, about a minute in the first step; meant for GPUs, no "
         "faster on a CPU",
+        also="torch_compile",
     )
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
-    workers: int = option(0, "worker processes of the data loader", at_least=0, resumable=True)
+    device: str | None = option(
+        None, "cpu, cuda or cuda:N (default: cuda if available)", also="use_cpu=cpu no_cuda=cpu"
+    )
+    workers: int = option(
+        0, "worker processes of the data loader", at_least=0, resumable=True, also="dataloader_num_workers"
+    )
     parallel: Literal["ddp", "fsdp"] | None = option(
         None,
         "under torchrun --nproc-per-node N -m ftcore.train, N processes share each batch: ddp replicates "
         "the model, fsdp shards weights, gradients and optimizer state (default: ddp)",
         resumable=True,
+        also="fsdp=fsdp",
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.options import GOAL, RunOptions, TrainOptions
 
 
 def save_state(
@@ -82,8 +82,8 @@ def load_state(
     loader: DataLoader,
     options: RunOptions,
     fingerprints: dict[str, str],
-) -> dict[str, Any]:
-    """Restore everything and return the caller's `progress`. A collective.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore everything and return the caller's `progress`, and the options of the saved run. A collective.
 
     Raises:
         ValueError: the file is damaged, or options, data, model or number of processes differ from the saved
@@ -124,7 +124,7 @@ def load_state(
                 set_random_state(of_ranks[rank()])
             except Exception as error:
                 raise _damaged(path, error) from None
-    return state["progress"]
+    return state["progress"], asdict(TrainOptions()) | state["options"]
 
 
 def saved_step(path: Path) -> int | None:
@@ -226,7 +226,12 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
     # States from before --fast existed were trained with these layers, unless they were compiled.
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
-    check_resumed(TrainOptions, saved, options, f"{path}: the run")
+    saved |= {name: getattr(options, name) for name in GOAL}
+    check_resumed(TrainOptions, saved, options, f"{path}: the run", _from_weights(path.parent.parent))
+
+
+def _from_weights(directory: Path) -> str:
+    return f"; start a new run from its weights: --model {directory / 'last'}"
 
 
 def _require_same_data(
@@ -234,7 +239,10 @@ def _require_same_data(
 ) -> None:
     saved = state["fingerprints"]
     if saved["train"] != now["train"]:
-        raise ValueError(f"{options.train}: the training file has changed since the run in {directory}")
+        raise ValueError(
+            f"{options.train}: the training file has changed since the run in {directory}"
+            f"{_from_weights(directory)}"
+        )
     if saved.get("valid", now.get("valid")) != now.get("valid"):
         raise ValueError(
             f"{options.valid}: the validation file, which selected {directory / 'best'}, has changed since"
