@@ -27,6 +27,7 @@ from reprlib import repr as shown
 from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
+from ftcore.checkpoints.yaml_files import read_yaml
 from ftcore.output import WRONG_INPUT, as_options, did_you_mean, flag, is_main_process, one_line, printable
 
 # Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them
@@ -145,7 +146,7 @@ def _as_flag(name: str, value: Any) -> str:
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:
     """Read the command line into an instance of the dataclass `options`; its docstring heads the help.
 
-    `--config FILE.json` gives values by field name, which the command line overrides; not where `options`
+    `--config FILE` gives values by field name, which the command line overrides; not where `options`
     has a field of that name. Exits with status 2 and one line where something is unknown, missing or of the
     wrong type, or where the dataclass itself (its `__post_init__`) raises ValueError.
     """
@@ -234,7 +235,9 @@ def _parser(options: type, command: str) -> _Parser:
         else:
             group.add_argument(flag(field.name), **arguments)
     if _takes_config_file(options):
-        parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
+        parser.add_argument(
+            "--config", metavar="FILE", help="JSON or YAML file of options, such as a run's train_config.json"
+        )
     return parser
 
 
@@ -280,13 +283,14 @@ _number.__name__ = "number"  # argparse puts it into its error message
 
 
 def _read_config(options: type, path: Path) -> dict[str, Any]:
-    """Read field values from a JSON file.
+    """Read field values from a JSON file or, by its name, a YAML file.
 
     Raises:
-        ValueError: not JSON, or an unknown key; the message names file and key.
+        ValueError: not of that format, or an unknown key; the message names file and key.
     """
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
-        values = read_json(path)
+        values = read_yaml(path) if is_yaml else read_json(path, unique_keys=True)
     except OSError as error:
         raise ValueError(one_line(error)) from None
     known = {field.name: field.name for field in _fields(options)}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,6 +219,18 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
     assert trip("--config", config, "--days", "4") == Trip("Rome", 4, 2, night=True)
 
 
+@pytest.mark.skipif(find_spec("yaml") is None, reason="needs PyYAML")
+def test_a_config_may_be_yaml(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = as_file(tmp_path / "trip.YAML", "goal: no\nspeed: 1e-3  # slow\nfriends: Ada\nnight: true\n")
+    assert trip("--config", config, "--days", "4") == Trip("no", 4, 0.001, ["Ada"], night=True)
+    for text, complaint in (
+        ("goal: x\nnight: yes", "trip.yml: --night is 'yes', expected true or false"),
+        ("goal: x\ndyas: 3", "trip.yml: unknown option 'dyas', did you mean 'days'?"),
+        ("goal: x\ngoal: y", "trip.yml, line 2: broken YAML: key 'goal' twice"),
+    ):
+        assert complaint in refusal(capsys, "--config", as_file(tmp_path / "trip.yml", text))
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     st.builds(
@@ -242,6 +255,7 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
     [
         ("{", "trip.json: broken JSON: Expecting property name"),
         ("", "trip.json: the file is empty"),
+        ('{"goal": "x", "goal": "y"}', "trip.json: broken JSON: key 'goal' twice"),
         ([1], "trip.json: expected a JSON object, found list"),
         ({"gaol": "x"}, "trip.json: unknown option 'gaol', did you mean 'goal'?"),
         ({"goal": 3}, "trip.json: --goal is 3, expected a text"),

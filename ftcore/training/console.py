@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftcore.output import FAILED_RUN, cli_errors, log, printable
+from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
 from ftcore.training.distributed import world_size
-from ftcore.training.options import TrainOptions
+from ftcore.training.options import TrainOptions, model_defaults
 from ftcore.training.preview import preview
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import Answer, describe_answers, named
@@ -39,6 +39,9 @@ def print_summary(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
+    tuned = model_defaults(options.model).items()
+    if words := [f"{flag(name)} {value}" for name, value in tuned if getattr(options, name) == value]:
+        log(f"defaults   of this model: {' '.join(words)}".replace(" True", ""))
     if answers := min(options.eval_answers, sum(bool(record.references) for record in run.valid_set.records)):
         how = describe_answers(
             options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length

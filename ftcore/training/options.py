@@ -418,9 +418,17 @@ _EMBEDDED_FILES = {
         "weights/gpt2-mini", "examples/data/emotion/train.txt", "examples/data/emotion/valid.txt"
     ),
 }
-_EMBEDDED_SETTINGS: dict[str, dict[str, Any]] = {
-    "qa": {"epochs": 5, "batch_size": 32, "lr": 1e-2, "relative_steps": True, "weight_decay": 0.0},
-    "emotion": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
+
+# Defaults tuned for the models that come with a clone, whatever they are trained on.
+_MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "weights/t5-mini": {
+        "epochs": 5,
+        "batch_size": 32,
+        "lr": 1e-2,
+        "relative_steps": True,
+        "weight_decay": 0.0,
+    },
+    "weights/gpt2-mini": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
 }
 
 # Defaults of each optimizer. Adafactor's are those of T5's fine-tuning (Raffel et al. 2020, section 3.1.2,
@@ -465,27 +473,25 @@ def find_files(options: TrainOptions) -> Files:
 
 
 def resolve(options: TrainOptions, files: Files, *, is_t5: bool) -> RunOptions:
-    """Fill in all defaults: the embedded run's settings, then the optimizer's, then general ones.
-
-    The embedded settings are tuned for the embedded model, and hold where --model names no other.
-    """
-    embedded = _EMBEDDED_SETTINGS.get(options.task, {}) if options.model is None else {}
+    """Fill in all defaults: those of the model, then the optimizer's, then general ones."""
+    tuned = model_defaults(files.model)
     relative = options.optimizer == "adafactor" or options.relative_steps
-    if relative not in (
-        None,
-        embedded.get("relative_steps", False),
-    ):  # the rate is for the other kind of steps
-        embedded = {key: value for key, value in embedded.items() if key != "lr"}
+    if relative not in (None, tuned.get("relative_steps", False)):  # the rate is for the other kind of steps
+        tuned.pop("lr", None)
     if options.lora_rank is not None:
-        embedded = {key: value for key, value in embedded.items() if key not in ("lr", "relative_steps")}
+        tuned = {key: value for key, value in tuned.items() if key not in ("lr", "relative_steps")}
     given = {key: value for key, value in asdict(options).items() if value is not None}
-    values: dict[str, Any] = (
-        {"epochs": 3, "batch_size": 8} | _OPTIMIZER_DEFAULTS[options.optimizer] | embedded
-    )
+    values: dict[str, Any] = {"epochs": 3, "batch_size": 8} | _OPTIMIZER_DEFAULTS[options.optimizer] | tuned
     values |= given | files._asdict()
     values.setdefault("eval_batch_size", 2 * values["batch_size"])
     values.setdefault("lr", _default_lr(is_t5, relative=values["relative_steps"], lora=options.lora_rank))
     return RunOptions(**values)
+
+
+def model_defaults(model: str) -> dict[str, Any]:
+    """Defaults tuned for this model; none for models that do not come with a clone."""
+    here = (name for name in _MODEL_DEFAULTS if (CLONE / name).resolve() == Path(model).resolve())
+    return dict(_MODEL_DEFAULTS.get(next(here, ""), {}))
 
 
 def _default_lr(is_t5: bool, *, relative: bool, lora: int | None) -> float:
