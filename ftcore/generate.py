@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 
 
@@ -15,7 +15,9 @@ class GenerateOptions:
     checkpoint's generation_config.json.
     """
 
-    model: str = option(REQUIRED, "directory or hub name of a checkpoint", metavar="DIR")
+    model: str = option(
+        REQUIRED, "directory or hub name of a checkpoint", metavar="DIR", also="model_name_or_path"
+    )
 
     prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="Input")
     context: str | None = option(None, "passage that contains the answer to --question")
@@ -27,8 +29,10 @@ class GenerateOptions:
         metavar="FILE",
     )
 
-    max_new_tokens: int | None = option(None, "most tokens to generate (default: 20)", group="Search")
-    min_new_tokens: int | None = option(None, "fewest tokens to generate")
+    max_new_tokens: int | None = option(
+        None, "most tokens to generate (default: 20)", group="Search", also="max_length"
+    )
+    min_new_tokens: int | None = option(None, "fewest tokens to generate", also="min_length")
     num_beams: int | None = option(None, "beams of beam search (default: 1, greedy search or sampling)")
     length_penalty: float | None = option(None, "of beam search: above 0 favors long answers (default: 1.0)")
     num_return_sequences: int | None = option(
@@ -39,7 +43,9 @@ class GenerateOptions:
     )
     repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
 
-    sample: bool = option(False, "sample each token instead of taking the most likely", group="Sampling")
+    sample: bool = option(
+        False, "sample each token instead of taking the most likely", group="Sampling", also="do_sample"
+    )
     temperature: float | None = option(
         None, "below 1.0 closer to the most likely, above 1.0 more varied (default: 1.0)"
     )
@@ -63,6 +69,7 @@ class GenerateOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.context is None) != (self.question is None):
             raise ValueError("--context and --question go together, one of them is missing")
         inputs = [value for value in (self.prompt, self.context, self.input) if value is not None]
@@ -76,7 +83,6 @@ class GenerateOptions:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
                     raise ValueError(f"--stream prints a single answer, it cannot go with {flag(name)}")
-        check_bounds(self)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `ftcore.decoding.generate` that were given."""

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
+    steps_to_take,
     without_files,
 )
 from ftcore.training.validation import check_metrics, improved, named_key, score_set
@@ -103,7 +104,7 @@ def prepare(
         train_examples, valid_sets = make_datasets(settings, model, tokenizer, train_set, valid_set)
         check_metrics(settings, valid_sets)
         train_loader = make_loader(train_examples, settings, tokenizer, training=True)
-        total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+        total_steps = steps_to_take(settings, train_loader)
     fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
@@ -154,7 +155,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
 
     meter = Meter(progress.losses)
     with training_bar(run) as bar, Interrupt() as interrupt, run.saved_on_failure():
-        while progress.step < run.total_steps:
+        while not run.is_finished:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
@@ -293,7 +294,9 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     with cli_errors("ftcore.train"):
         directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    resumed = parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    goal_in_epochs = options.epochs is not None and options.max_steps is None
+    return replace(resumed, max_steps=None) if goal_in_epochs else resumed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

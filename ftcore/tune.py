@@ -179,7 +179,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
             require_comparable(run, search.options)
         with cli_errors("ftcore.tune", (OSError, MetricError), FAILED_RUN), quiet(warnings=warnings):
             train(run, [reporter])
-        if run.progress.step < run.total_steps and run.stop_reason is None:
+        if not run.is_finished:
             return None
     except optuna.TrialPruned:
         state = "PRUNED"

@@ -285,7 +285,7 @@ def trial_run(
     """
     options = replace(run.options, batch_size=batch_size, eval_batch_size=batch_size, grad_accum=grad_accum)
     options = replace(options, eval_every=None, eval_answers=0, metrics=None, best=None, save_every=None)
-    options = replace(options, workers=0)
+    options = replace(options, workers=0, early_stopping=0)
     model = copy.deepcopy(run.model)
     if exact:
         model.double()

@@ -46,8 +46,8 @@ from ftcore.training.inputs import (
 )
 from ftcore.training.launch import start_command
 from ftcore.training.loss import Loss
-from ftcore.training.optim import Autocast
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.optim import Autocast, make_schedule
+from ftcore.training.options import GOAL, RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
 from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
 from ftcore.training.run_files import data_files, valid_files
@@ -61,6 +61,8 @@ class Progress:
     step: int = 0  # optimizer steps taken
     epoch: int = 0  # current epoch, from 0
     best: list[float] | None = None  # best validation so far, see `validation.improved`
+    best_step: int | None = None  # its step; None in the state of an older version
+    validations_since_best: int = 0  # none of them better
     losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
     skipped: int = 0  # last steps in a row without an update, since fp16 gradients overflowed
     is_unvalidated: bool = False  # the validation of this step failed
@@ -118,6 +120,29 @@ class Run:
     @property
     def task(self) -> Task:
         return self.options.make_task()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.progress.step >= self.total_steps or self.early_stop is not None
+
+    @property
+    def early_stop(self) -> str | None:
+        """Why --early-stopping ends the run, if it does."""
+        count = self.progress.validations_since_best
+        if 0 < self.options.early_stopping <= count:
+            return f"no improvement of best/ in the last {count} validations"
+        return None
+
+    def is_best(self, quality: list[float]) -> bool:
+        """Record a validation. Returns whether it is the best; if not, --early-stopping may end the run."""
+        progress = self.progress
+        if progress.best is None or quality > progress.best:
+            progress.best, progress.best_step, progress.validations_since_best = quality, progress.step, 0
+            return True
+        progress.validations_since_best += 1
+        if self.early_stop:
+            self.stop(self.early_stop)
+        return False
 
     @property
     def eval_every(self) -> int:
@@ -194,12 +219,33 @@ class Run:
     def resume(self) -> None:
         """Continue from the saved state. A collective."""
         state = self.directory.state
-        saved, types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
+        (saved, options), types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
         for name, value in saved.items():
             if name not in types or not fits(value, types[name]):
                 raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
         self.progress = Progress(**saved)
+        self._continue_to_goal(replace(self.options, **{name: options[name] for name in GOAL}))
         on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
+
+    def _continue_to_goal(self, before: RunOptions) -> None:
+        """Print what a goal other than that of the options `before` means for the learning rate.
+
+        Raises:
+            ValueError: the new goal has been reached already.
+        """
+        if all(getattr(before, name) == getattr(self.options, name) for name in GOAL):
+            return
+        step, goal, old_goal = self.progress.step, self.total_steps, steps_to_take(before, self.train_loader)
+        if goal <= step:
+            raise ValueError(
+                f"{self.directory.path} has already taken {step} steps, not less than the goal of {goal}: "
+                f"pass larger `epochs` or `max_steps`, or use the weights at {self.directory.last}"
+            )
+        last, following = make_schedule(before, old_goal)(step - 1), self.learning_rate(step)
+        log(
+            f"goal       {old_goal:,} -> {goal:,} steps. From here on the learning rate is that of a run "
+            f"planned for {goal:,} steps: {last:.3g} in step {step}, {following:.3g} in step {step + 1}"
+        )
 
     def _stateful(self) -> dict[str, Any]:
         return {
@@ -383,6 +429,11 @@ def make_loader(
         rank=rank(),
         world_size=world_size(),
     )
+
+
+def steps_to_take(options: RunOptions, train_loader: DataLoader) -> int:
+    """Optimizer steps of the whole run."""
+    return options.max_steps or options.epochs * train_loader.steps_per_epoch
 
 
 def fingerprint(options: RunOptions) -> dict[str, str]:

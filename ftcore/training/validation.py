@@ -82,11 +82,7 @@ def improved(run: Run, metrics: Mapping[str, float]) -> bool:
         value = sign * metrics[key]
     else:
         value = metrics.get(named_key(first, "exact_match"), 0.0)
-    quality = [value, -metrics[named_key(first, "valid_loss")]]
-    if run.progress.best is not None and quality <= run.progress.best:
-        return False
-    run.progress.best = quality
-    return True
+    return run.is_best([value, -metrics[named_key(first, "valid_loss")]])
 
 
 def find_best(best: str, keys: Collection[str]) -> tuple[str, int]:
