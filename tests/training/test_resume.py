@@ -83,11 +83,15 @@ def test_lora_stopped(t5: Bench, step: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_pretraining_stopped(t5: Bench, gpt2: Bench, family: str, tmp_path: Path) -> None:
+def test_pretraining_stopped(
+    t5: Bench, gpt2: Bench, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{place} is number {n}. " for n, place in enumerate(tiny_runs.PLACES * 9)))
     bench, task = (t5, "span-corruption") if family == "t5" else (gpt2, "lm")
-    options = f"--train {text} --task {task} --max-source-length 40"
+    data = bench.folder / "train.jsonl"
+    monkeypatch.setattr(bench, "command", bench.command.replace(str(data), str(text)))
+    options = f"--task {task} --max-source-length 40"
     whole, run = bench.new_directory(), bench.new_directory()
     assert bench.train(whole, options) == 0
     stop_at(bench, run, 3, options)
