@@ -1,21 +1,22 @@
 """Score a checkpoint: `python -m ftcore.evaluate`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
+from ftcore.training.task_options import TaskOptions
 
 
-@dataclass
-class EvaluateOptions:
+@dataclass(kw_only=True)
+class EvaluateOptions(TaskOptions):
     """Score a checkpoint on files: loss, token accuracy, perplexity and, where the task has gold answers,
     metrics of the generated answers.
 
     Exact match and F1 compare answers of task qa as in SQuAD, without case, punctuation and articles; those
     of other tasks exactly, as the tokenizer writes them. Answers come from greedy or beam search: of the
-    checkpoint's generation_config.json only the special tokens are used.
+    checkpoint's generation_config.json only the special tokens are used. The task is the one that a run has
+    saved with the checkpoint, or else qa, unless --task says another.
     """
 
     model: str = option(
@@ -30,9 +31,6 @@ class EvaluateOptions:
         "files of records, or patterns such as 'data/*.json', scored together",
         metavar="FILE",
         also="validation_file test_file",
-    )
-    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
-        "qa", "how a file becomes examples"
     )
     limit: int | None = option(None, "score only this many records from the start of the file", at_least=1)
     max_source_length: int = option(
@@ -55,6 +53,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        super().__post_init__()
         metric_names(self.metrics)
 
 
@@ -72,7 +71,7 @@ from textwrap import fill
 from typing import Any
 
 from ftcore.checkpoints.files import write_text
-from ftcore.data import DataLoader
+from ftcore.data import DataLoader, Task, load_task
 from ftcore.metrics import MetricError
 from ftcore.training.inputs import find_device, load_checkpoint, make_dataset, read_data
 from ftcore.training.scoring import (
@@ -93,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
-        data = read_data(options.task, options.data, model, tokenizer, options.limit)
+        task = options.make_task(load_task(options.model) or Task("qa"))
+        data = read_data(task, options.data, model, tokenizer, options.limit)
         dataset = make_dataset(
             data,
             model,
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset,
             batch_size=options.batch_size,
             progress=True,
-            task=options.task,
+            task=task,
             max_new_tokens=options.max_target_length,
             num_beams=options.num_beams,
         )
@@ -143,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answers:
         with cli_errors("ftcore.evaluate", (MetricError,), FAILED_RUN):
             scores |= answer_metrics(answers, options.metrics)
-        squad2 = is_squad2(options.task, dataset)
-        scores |= no_answer_metrics(answers, options.task) if squad2 else {}
+        squad2 = is_squad2(task, dataset)
+        scores |= no_answer_metrics(answers, task) if squad2 else {}
         scores["answers"] = describe_answers(
-            options.task,
+            task,
             num_beams=options.num_beams,
             max_new_tokens=options.max_target_length,
             squad2=squad2,
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores["perplexity"] = scores["perplexity"] if math.isfinite(scores["perplexity"]) else None
         print(json.dumps(scores, allow_nan=False))
     else:
-        for name, value in named(scores, options.task).items():
+        for name, value in named(scores, task).items():
             form = {int: ",", float: ".4f"}.get(type(value), "")
             print(fill(f"{name:20} {value:{form}}", 80, subsequent_indent=" " * 21))
     return 0

@@ -160,7 +160,7 @@ def compute(name: str, predictions: Sequence[str], references: Sequence[Sequence
         raise MetricError(f"`metrics` {name}: {type(error).__name__}: {one_line(error)}{where}") from None
     values = _values(name, result)
     for key in values:
-        if key in _TAKEN or re.search(r"[\s/]", key):
+        if key in _TAKEN or not re.fullmatch(r"[^\s/]+", key) or not key.isprintable():
             raise MetricError(f"`metrics` {name}: {shown(key)} is no name for a metric of your own")
     return values
 

@@ -59,6 +59,12 @@ def step(predictions, references):
 def slashed(predictions, references):
     return {"a/b": 1.0}
 
+def colored(predictions, references):
+    return {"\\x1b[31m": 1.0}
+
+def nameless(predictions, references):
+    return {"": 1.0}
+
 def fails(predictions, references):
     return len(predictions) / 0
 
@@ -100,8 +106,10 @@ def test_a_users_metric_returns_a_number_or_several(own: Path) -> None:
         ("own_metrics:vector", "vector is tensor([0., 0., 0.]), expected a finite number"),
         ("own_metrics:step", "'step' is no name for a metric of your own"),
         ("own_metrics:slashed", "'a/b' is no name for a metric of your own"),
-        ("own_metrics:fails", "ZeroDivisionError: division by zero ({}, line 34)"),
-        ("own_metrics:exits", "SystemExit: goodbye ({}, line 37)"),
+        ("own_metrics:colored", r"'\x1b[31m' is no name for a metric of your own"),
+        ("own_metrics:nameless", "'' is no name for a metric of your own"),
+        ("own_metrics:fails", "ZeroDivisionError: division by zero ({}, line 40)"),
+        ("own_metrics:exits", "SystemExit: goodbye ({}, line 43)"),
         ("own_metrics:alone", "TypeError: alone() takes 1 positional argument but 2 were given"),
         ("own_metrics:number", "TypeError: 'int' object is not callable"),
         (

@@ -80,7 +80,7 @@ class SpanCorruption(ExampleDataset):
         count = len(corpus) // self.chunk_length
         if not count:
             raise ValueError(
-                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} needs "
+                f"{corpus.name}: {len(corpus)} tokens, but a source of {source_length} needs "
                 f"{self.chunk_length}: use more text, or shorter sources"
             )
         self.lengths = np.tile(np.array([source_length, target_length], dtype=np.int32), (count, 1))

@@ -8,8 +8,9 @@ from reprlib import repr as shown
 from typing import Any
 
 from ftcore.data.answers import parse_literal, read_answers
-from ftcore.data.files import Paths, Row, expand_files, labeled_row, listed, read_rows, text_of
-from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column, prompt
+from ftcore.data.files import Paths, Row, expand_files, listed, text_of
+from ftcore.data.rows import labeled_row, read_rows
+from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column
 from ftcore.data.templates import Template
 from ftcore.output import few
 
@@ -110,12 +111,12 @@ def read_prompt(task: Task, row: Row, where: str, *, decoder_only: bool) -> str:
         return chat_prompt(messages)
     template = task.prompt_template(decoder_only)
     texts = _texts(task, template, row, where, may_be_blank=task.template is not None)
-    return prompt(task, decoder_only=decoder_only, **texts)
+    return task.prompt(texts, decoder_only=decoder_only)
 
 
 def has_prompt(task: Task, row: Row) -> bool:
     """Whether a row has the columns of the task's prompt."""
-    names = ("messages",) if task.name == "chat" else task.prompt_template(False).names
+    names = ("messages",) if task.name == "chat" else task.prompt_fields
     return all(task.column(name) in row for name in names)
 
 

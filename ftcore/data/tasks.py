@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from reprlib import repr as shown
@@ -88,12 +88,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise ValueError(f"unknown task {shown(self.name)}; known tasks: {listed(TASKS)}")
-        for argument in ("columns", "labels"):
-            _require_texts(argument, getattr(self, argument))
-        for argument in ("template", "target_template", "no_answer"):
-            value = getattr(self, argument)
-            if not isinstance(value, str) and (value is not None or argument == "no_answer"):
-                raise ValueError(f"`{argument}` is {shown(value)}; expected text")
+        self._check_types()
+        labels = {_label_key(label): word for label, word in self.labels.items()}
+        object.__setattr__(self, "labels", labels)  # the dataclass is frozen
         for argument, tasks in (
             ("template", _TARGETS),
             ("target_template", _TARGETS),
@@ -102,11 +99,25 @@ class Task:
         ):
             if getattr(self, argument) and self.name not in tasks:
                 raise ValueError(f"`{argument}` is for task {' or '.join(tasks)}, not for {self.name}")
-        known = {*_FIELDS[self.name], *self.prompt_template(False).names, *self.target_names}
+        known = {*_FIELDS[self.name], *self.prompt_fields, *self.target_names}
         for name in self.columns:
             if name not in known:
                 fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
                 raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a value of another type, from a file for example."""
+        for argument in ("template", "target_template", "no_answer"):
+            value = getattr(self, argument)
+            if not isinstance(value, str) and (value is not None or argument == "no_answer"):
+                raise ValueError(f"`{argument}` is {shown(value)}; expected text")
+        for argument in ("columns", "labels"):
+            texts = getattr(self, argument)
+            if not isinstance(texts, Mapping):
+                raise ValueError(f"`{argument}` is {shown(texts)}; expected a map")
+            for key, text in texts.items():
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"`{argument}` has {shown(text)} for {shown(key)}; expected text")
 
     def prompt_template(self, decoder_only: bool) -> Template:
         """Template of the source."""
@@ -131,6 +142,20 @@ class Task:
         """False where GPT-2 learns the text of an emotion instead of its label."""
         return self.name != "emotion" or not decoder_only or self.target_template is not None
 
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The fields of the task's prompt, each once."""
+        return tuple(dict.fromkeys(self.prompt_template(False).names))
+
+    def prompt(self, fields: Mapping[str, str], *, decoder_only: bool) -> str:
+        """The source for these fields. Raises ValueError for others than `prompt_fields`."""
+        if set(fields) != set(self.prompt_fields):
+            takes, given = listed(self.prompt_fields), listed(fields) or "nothing"
+            raise ValueError(f"a prompt of task {self.name!r} takes {takes}; got {given}")
+        if self.name in ("qa", "emotion"):
+            fields = {name: text.strip() for name, text in fields.items()}
+        return self.prompt_template(decoder_only).fill(fields)
+
     def column(self, name: str) -> str:
         """The column of a field or placeholder."""
         return self.columns.get(name, name)
@@ -145,24 +170,15 @@ class Task:
 
     def word(self, label: str, where: str) -> str:
         """The word of a label. Raises ValueError if it is not among `labels`."""
-        word = self._words.get(label_key(label))
+        word = self.labels.get(_label_key(label))
         if word is None:
-            raise ValueError(f"{where}: label {shown(label)} is not among `labels` ({listed(self._words)})")
+            raise ValueError(f"{where}: label {shown(label)} is not among `labels` ({listed(self.labels)})")
         return word
-
-    @cached_property
-    def _words(self) -> dict[str, str]:
-        return {label_key(label): word for label, word in self.labels.items()}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write task.json, for `load_task`. Raises OSError if it cannot be written."""
-        values: dict[str, Any] = {
-            "columns": dict(self.columns),
-            "labels": self._words,
-            "no_answer": self.no_answer,
-        }
-        values |= {"template": self.template, "target_template": self.target_template}
-        given = {"task": self.name} | {key: value for key, value in values.items() if value}
+        values = asdict(self)
+        given = {"task": values.pop("name")} | {key: value for key, value in values.items() if value}
         write_text(Path(directory, TASK_FILE), json.dumps(given, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -201,20 +217,13 @@ def as_task(task: str | Task) -> Task:
     return task if isinstance(task, Task) else Task(task)
 
 
-def prompt(task: str | Task, *, decoder_only: bool, **fields: str) -> str:
+def prompt(task: str | Task, /, *, decoder_only: bool, **fields: str) -> str:
     """The input text of a task, in training and for generation.
 
     `fields` are `question` and `context` for qa, `source` for text2text, `message` for chat, `text` for the
     others; with a template, its placeholders.
     """
-    task = as_task(task)
-    template = task.prompt_template(decoder_only)
-    if set(fields) != set(template.names):
-        given = listed(fields) or "nothing"
-        raise ValueError(f"a prompt of task {task.name!r} takes {listed(template.names)}; got {given}")
-    if task.name in ("qa", "emotion"):
-        fields = {name: text.strip() for name, text in fields.items()}
-    return template.fill(fields)
+    return as_task(task).prompt(fields, decoder_only=decoder_only)
 
 
 def check_corpus_task(task: str | Task, decoder_only: bool) -> None:
@@ -242,17 +251,9 @@ def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
     return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
 
 
-def label_key(label: object) -> str:
+def _label_key(label: object) -> str:
     """A label in the one form that files and label maps share: "1" for 1.0, "true" for True."""
     text = str(as_text(label)).strip()
     if text.lower() in ("true", "false"):
         return text.lower()
     return re.sub(r"(?<=\d)\.0+$", "", text)
-
-
-def _require_texts(argument: str, texts: Any) -> None:
-    if not isinstance(texts, Mapping):
-        raise ValueError(f"`{argument}` is {shown(texts)}; expected a map")
-    for key, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"`{argument}` has {shown(text)} for {shown(key)}; expected text")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ftcore.decoding.prompts import example_arguments
 from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
 from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions, model_defaults
@@ -88,8 +89,9 @@ def print_results(run: Run) -> None:
     log(f"report        {directory.report}")
     log(f"best weights  {directory.best}")
     log(f"last weights  {directory.last}")
-    prompt = ["--context", "TEXT", "--question", "TEXT"] if run.options.task == "qa" else ["--prompt", "TEXT"]
-    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *prompt]
+    first = next(iter(run.valid_loaders.values()))
+    example = example_arguments(run.task, first.dataset, run.tokenizer)
+    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *example]
     log(f"try them      {shlex.join(command)}")
 
 

@@ -81,7 +81,7 @@ def read_data(
                 f"`limit` counts records; `task` {task.name} reads plain text, which has none: "
                 "pass a shorter file"
             )
-        return read_corpus(task, paths[0], tokenizer, decoder_only=decoder_only)
+        return read_corpus(task, paths, tokenizer, decoder_only=decoder_only)
     return read_records(task, paths, decoder_only=decoder_only, limit=limit)
 
 

@@ -335,8 +335,8 @@ class TrainOptions(TaskOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_options(self)
+        super().__post_init__()
         for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])

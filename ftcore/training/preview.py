@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ftcore.data import CausalLMDataset, Corpus, DataLoader, ExampleDataset, SpanCorruption
+from ftcore.data import CausalLMDataset, DataLoader, ExampleDataset, SpanCorruption
 from ftcore.data.corpus import END_OF_DOCUMENT, is_plain_text, read_documents
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.models import Model, T5ForConditionalGeneration
@@ -255,21 +256,23 @@ def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
 def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
     """Raw texts of examples: sources and targets, or excerpts of a corpus."""
     if isinstance(dataset, CausalLMDataset | SpanCorruption):
-        yield from _excerpts(dataset.corpus, len(sample))
+        texts = dataset.corpus.texts
+        for text in texts:
+            yield from _excerpts(text, dataset.corpus.column, -(-len(sample) // len(texts)))
         return
     for index in sample if dataset.records else ():  # a data set of token ids has none
         record = dataset.records[index]
         yield from filter(None, (record.source, record.target))
 
 
-def _excerpts(corpus: Corpus, count: int) -> Iterator[str]:
-    """Random excerpts of a text file of any size, cut at words; of JSON lines or CSV, the first documents."""
-    if not is_plain_text(corpus.text):
-        for document in islice(read_documents(corpus.text, _EXCERPT, corpus.column), 2 * count):
+def _excerpts(text: Path, column: str, count: int) -> Iterator[str]:
+    """Random excerpts of a text file of any size, cut at words; of a compressed file or rows, the first."""
+    if not is_plain_text(text, compressed=False):
+        for document in islice(read_documents(text, _EXCERPT, column), 2 * count):
             yield from filter(None, document.split(END_OF_DOCUMENT))
         return
-    generator, size = random.Random(0), corpus.text.stat().st_size
-    with corpus.text.open("rb") as file:
+    generator, size = random.Random(0), text.stat().st_size
+    with text.open("rb") as file:
         for _ in range(min(count, -(-size // _EXCERPT))):
             file.seek(generator.randrange(max(1, size - _EXCERPT)))
             excerpt = file.read(_EXCERPT).decode(errors="ignore")

@@ -114,19 +114,19 @@ def as_written(tokenizer: Tokenizer, text: str) -> str:
     return (written if is_lossless else text).strip()
 
 
-def named(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
+def named(metrics: Mapping[str, Any], task: str | Task) -> dict[str, Any]:
     """Metrics under printed names, which say where answers are compared as SQuAD does."""
-    suffix = " (SQuAD)" if task == "qa" else ""
+    suffix = " (SQuAD)" if as_task(task).name == "qa" else ""
     return {
         key + suffix if key.rpartition("/")[2] in DEFAULT_METRICS else key: value
         for key, value in metrics.items()
     }
 
 
-def describe_answers(task: str, *, num_beams: int, max_new_tokens: int, squad2: bool = False) -> str:
+def describe_answers(task: str | Task, *, num_beams: int, max_new_tokens: int, squad2: bool = False) -> str:
     """How `score_answers` searches for answers and compares them, in a line."""
     squad = f"as in SQuAD {'2.0' if squad2 else '1.1'}"
-    how = squad if task == "qa" else "exactly, as the tokenizer writes them"
+    how = squad if as_task(task).name == "qa" else "exactly, as the tokenizer writes them"
     search = "greedy search" if num_beams == 1 else f"beam search with {num_beams} beams"
     return f"{search}, at most {max_new_tokens} tokens, compared {how}"
 

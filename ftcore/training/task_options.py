@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftcore.checkpoints.files import read_json
 from ftcore.cli import option
-from ftcore.output import flag, one_line
+from ftcore.output import one_line
 
 if TYPE_CHECKING:
     from ftcore.data import Task  # imports torch
@@ -77,7 +77,7 @@ def _split(option: str, texts: list[str]) -> list[str]:
     for pair in pairs:
         if not re.fullmatch("[^=]+=.+", pair, re.DOTALL):
             form = "FIELD=COLUMN" if option == "columns" else "LABEL=WORD"
-            raise ValueError(f"{flag(option)} {shown(pair)[1:-1]}: expected {form}")
+            raise ValueError(f"`{option}` {shown(pair)[1:-1]}: expected {form}")
     return pairs
 
 
@@ -92,9 +92,7 @@ def _read_labels(path: Path) -> list[str]:
     try:
         labels: Mapping[str, Any] = read_json(path)
     except OSError as error:
-        raise ValueError(
-            f"--labels: expected LABEL=WORD, or a JSON file of them: {one_line(error)}"
-        ) from None
+        raise ValueError(f"`labels` takes LABEL=WORD, or a JSON file of them: {one_line(error)}") from None
     for label, word in labels.items():
         if not isinstance(word, str) or _pairs(_split("labels", [f"{label}={word}"])) != {label: word}:
             raise ValueError(f"{path}: {shown(label)} has the word {shown(word)}; expected text without '='")

@@ -220,14 +220,13 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "qa",
             "a.json",
             '{"data": [\n{"paragraphs": oops}]}',
-            "a.json, line 2: broken JSON: Expecting value",
+            "a.json, item 1, line 2: broken JSON: Expecting value (column 16)",
         ),
-        ("qa", "a.json", "[" + QA_LINE + "]", "a.json: a JSON array; write one object per line"),
         (
             "qa",
             "a.jsonl",
             QA_LINE + "[1, 2]\n",
-            "line 2: [1, 2] is not a record; expected an object {...} on",
+            "line 2: [1, 2] is not a record; expected an object {...}",
         ),
         ("qa", "a.txt", "What is this?\n", "a.txt: neither JSON nor CSV; expected SQuAD JSON"),
         (
@@ -266,7 +265,6 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             '{"context": "c \\ud83d", "question": "q", "answer": "a"}',
             "line 1: broken JSON: a \\u escape of a lone surrogate",
         ),
-        ("qa", "a.json", '{"data": {}}', "a.json: no list of objects under 'data' (found keys: data)"),
         (
             "qa",
             "a.json",
@@ -288,7 +286,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "emotion",
             "a.csv",
             "text,label\nfine,joy\nwell, well,joy\n",
-            "a.csv, line 3: 3 fields, but the header has 2 (text, label); quote fields that contain a comma",
+            "a.csv, line 3: 3 fields, but the header has 2 (text, label); quote fields that contain commas",
         ),
         ("emotion", "a.csv", 'text,label\n"fine,joy\n', "broken CSV: unexpected end of data"),
         (

@@ -4,8 +4,8 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,21 +207,31 @@ def test_a_pattern_without_files_is_refused(files: Path, tmp_path: Path) -> None
 # --- --best
 
 
-def improvements(best: str | None, sets: list[str], *metrics: dict[str, float]) -> list[bool]:
-    options, progress = SimpleNamespace(best=best), Progress()
-    run: Any = SimpleNamespace(options=options, valid_loaders=dict.fromkeys(sets), progress=progress)
-    return [improved(run, line) for line in metrics]
+@pytest.fixture(scope="module")
+def run(files: Path) -> Iterator[Run]:
+    options = TrainOptions(
+        model=str(files / "t5"), train=str(files / "a.jsonl"), output=str(files / "run"), max_steps=1
+    )
+    with ftcore.train.prepare(options) as run:
+        yield run
 
 
-def test_the_exact_match_selects_best_and_then_the_loss() -> None:
+def improvements(run: Run, best: str | None, sets: list[str], *metrics: dict[str, float]) -> list[bool]:
+    """Whether each of these validations is the best so far."""
+    loaders = dict.fromkeys(sets, run.train_loader)
+    fresh = replace(run, options=replace(run.options, best=best), valid_loaders=loaders, progress=Progress())
+    return [improved(fresh, line) for line in metrics]
+
+
+def test_the_exact_match_selects_best_and_then_the_loss(run: Run) -> None:
     pairs = [(0.0, 3.0), (0.0, 2.0), (0.5, 2.5), (0.5, 2.5), (0.5, 2.4), (0.4, 1.0)]
     lines = [{"exact_match": match, "valid_loss": loss} for match, loss in pairs]
     expected = [True, True, True, False, True, False]  # of equal ones, the first
-    assert improvements(None, [""], *lines) == expected
+    assert improvements(run, None, [""], *lines) == expected
     two = [{f"dev/{key}": line[key] for key in line} | {"test/exact_match": 1.0} for line in lines]
-    assert improvements(None, ["dev", "test"], *two) == expected
+    assert improvements(run, None, ["dev", "test"], *two) == expected
     losses = [{"valid_loss": loss} for loss in (2.0, 3.0, 1.0, 1.0)]
-    assert improvements(None, [""], *losses) == [True, False, True, False]
+    assert improvements(run, None, [""], *losses) == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,7 @@ def test_the_exact_match_selects_best_and_then_the_loss() -> None:
         ("test/valid_loss", [True, True, True]),
     ],
 )
-def test_best_names_the_metric_that_selects(best: str, expected: list[bool]) -> None:
+def test_best_names_the_metric_that_selects(run: Run, best: str, expected: list[bool]) -> None:
     values = {
         "dev/f1": (0.1, 0.5, 0.2),
         "dev/valid_loss": (2, 3, 1),
@@ -245,7 +255,7 @@ def test_best_names_the_metric_that_selects(best: str, expected: list[bool]) -> 
         "test/valid_loss": (3, 2, 1),
     }
     lines = [{key: column[number] for key, column in values.items()} for number in range(3)]
-    assert improvements(best, ["dev", "test"], *lines) == expected
+    assert improvements(run, best, ["dev", "test"], *lines) == expected
 
 
 @pytest.mark.parametrize("best", ["f2", "dev/f1", "f1:max", "test/", ""])
