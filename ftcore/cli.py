@@ -87,19 +87,25 @@ def check_options(options: Any) -> None:
     NaN, infinity and integers of more than 64 bits, which torch does not take, are out of all bounds. A path
     becomes text and, where the option is a list, a single text a list of one.
     """
-    for name, kind, metadata in _typed_fields(type(options)):
-        value, low = _plain(getattr(options, name), kind), metadata.get("at_least")
-        setattr(options, name, value)
-        below = metadata.get("below") or math.inf
-        expected = None
-        if not fits(value, kind):
-            expected = " or ".join(_description(one) for one in _alternatives(kind) if one is not type(None))
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            expected = "an integer of at most 64 bits"
-        elif low is not None and value is not None and not low <= value < below:
-            expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
-        if expected:
-            raise ValueError(f"{flag(name)} is {shown(value)}, expected {expected}")
+    types_of = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value = _plain(getattr(options, field.name), types_of[field.name])
+        setattr(options, field.name, value)
+        if expected := _expected(value, types_of[field.name], field.metadata):
+            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected {expected}")
+
+
+def _expected(value: Any, annotation: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What the value of an option should have been; None if it is that."""
+    if not fits(value, annotation):
+        kinds = (kind for kind in _alternatives(annotation) if kind is not type(None))
+        return " or ".join(map(_description, kinds))
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "an integer of at most 64 bits"
+    at_least, below = metadata.get("at_least"), metadata.get("below")
+    if at_least is None or value is None or at_least <= value < (below or math.inf):
+        return None
+    return f"from {at_least} to below {below}" if below else f"at least {at_least}"
 
 
 def _plain(value: Any, annotation: Any) -> Any:
@@ -208,12 +214,6 @@ def _also(options: type) -> Iterator[tuple[str, str, str]]:
         for also in field.metadata["also"].split():
             other, _, value = also.partition("=")
             yield other, field.name, value
-
-
-def _typed_fields(options: type) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """(name, annotation, metadata) of each field."""
-    types_of = typing.get_type_hints(options)
-    return ((field.name, types_of[field.name], field.metadata) for field in _fields(options))
 
 
 def _parser(options: type, command: str) -> _Parser:

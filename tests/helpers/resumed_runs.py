@@ -36,10 +36,17 @@ class Bench:
         return self.folder / f"run{self.runs}"
 
     def train(self, run: Path, options: str = "") -> int:
-        return ftcore.train.main([*self.command.split(), "--output", str(run), *options.split()])
+        return main([*self.command.split(), "--output", str(run), *options.split()])
 
     def resume(self, run: Path, options: str = "") -> int:
-        return ftcore.train.main(["--output", str(run), "--resume", *options.split()])
+        return main(["--output", str(run), "--resume", *options.split()])
+
+
+def main(argv: list[str]) -> int:
+    """ftcore.train without curves, which take longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
+        return ftcore.train.main(argv)
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The learning rate is so high that the validation loss soon rises: of 20 steps, t
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +13,6 @@ from tests.helpers import tiny_runs
 from tests.helpers.resumed_runs import Bench, assert_same, outcome, refusal, stop_at
 
 OPTIONS = "--eval-every 1 --max-steps 20 --lr 0.3 --schedule constant --eval-answers 0 --early-stopping "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-        yield
 
 
 @pytest.fixture(scope="module")

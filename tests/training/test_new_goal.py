@@ -18,13 +18,6 @@ from tests.helpers.resumed_runs import STEPS, Bench, assert_same, outcome, refus
 CONSTANT = "--schedule constant --warmup 2 --log-every 1 "
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench("gpt2", tmp_path_factory.mktemp("gpt2"))

@@ -31,14 +31,7 @@ from ftcore.data import DataLoader, load_tokenizer
 from ftcore.training import validation
 from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
-from tests.helpers.resumed_runs import STEPS, Bench, assert_same, at_step, outcome, refusal, stop_at
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-        yield
+from tests.helpers.resumed_runs import STEPS, Bench, assert_same, at_step, main, outcome, refusal, stop_at
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +246,7 @@ def test_the_saved_options_of_a_resumed_run_start_a_new_run(t5: Bench) -> None:
     run, other = t5.new_directory(), t5.new_directory()
     stop_at(t5, run, 2)
     t5.resume(run)
-    assert ftcore.train.main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
+    assert main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
     assert_same(outcome(other), t5.wanted)
 
 
@@ -611,7 +604,7 @@ def test_nothing_to_resume_is_refused(t5: Bench, tmp_path: Path, capsys: pytest.
     assert "holds no run to resume" in refusal(lambda: t5.resume(tmp_path), capsys)
     (tmp_path / "train_config.json").write_text("{}")
     assert "stopped before its first save" in refusal(lambda: t5.resume(tmp_path), capsys)
-    assert "--resume needs --output" in refusal(lambda: ftcore.train.main(["--resume"]), capsys)
+    assert "--resume needs --output" in refusal(lambda: main(["--resume"]), capsys)
 
 
 @pytest.mark.skipif(find_spec("ftcore.fast") is None, reason="needs ftcore.fast")
