@@ -49,10 +49,10 @@ from ftcore.training.loss import Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
+from ftcore.training.run import Run, steps_to_take
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.run_files import find_files
 from ftcore.training.setup import (
-    Run,
     fingerprint,
     make_datasets,
     make_directory,
@@ -60,7 +60,6 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
-    steps_to_take,
     without_files,
 )
 from ftcore.training.validation import check_metrics, improved, named_key, score_set

@@ -106,10 +106,10 @@ from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import SIZES
 from ftcore.training.resize import config_changes, resize
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory, claim, require_free
 from ftcore.training.run_files import find_files
 from ftcore.training.scoring import count_answers
-from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
     Study,

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ftcore.training.loss import TokenLoss, batch_loss, count_targets, target_logits
     from ftcore.training.optim import adafactor, adamw, learning_rate, set_learning_rate
     from ftcore.training.options import TrainOptions
+    from ftcore.training.run import Run
     from ftcore.training.scoring import score_answers, score_loss
-    from ftcore.training.setup import Run
 
 __all__ = [
     "Callback",
@@ -41,7 +41,7 @@ _MODULES = {
     "ftcore.training.optim": ("adafactor", "adamw", "learning_rate", "set_learning_rate"),
     "ftcore.training.options": ("TrainOptions",),
     "ftcore.training.scoring": ("score_answers", "score_loss"),
-    "ftcore.training.setup": ("Run",),
+    "ftcore.training.run": ("Run",),
 }
 
 

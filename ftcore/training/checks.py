@@ -29,9 +29,10 @@ from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.distributed import BatchLoss
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import make_optimizer
+from ftcore.training.run import Progress, Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import plain_search
-from ftcore.training.setup import Progress, Run, make_loader, set_dropout
+from ftcore.training.setup import make_loader, set_dropout
 
 Batch = dict[str, Tensor]
 
@@ -55,23 +56,29 @@ class Loop(NamedTuple):
 
 
 class Measurement(NamedTuple):
+    """A measured number and the largest one that passes."""
+
     name: str
     value: float
     bound: float = FLOAT64_TOL
 
     @property
     def is_within(self) -> bool:
-        return self.value <= self.bound  # False for NaN
+        """Whether the value passes; NaN does not."""
+        return self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Result:
+    """The measurements of a check, and that of its control."""
+
     description: str  # what was compared, or why nothing could be
     measurements: Sequence[Measurement] = ()
     control: Measurement | None = None  # must exceed its bound
 
     @property
     def verdict(self) -> str:
+        """HOLDS, FAILS or NOT_CHECKED."""
         if not all(measurement.is_within for measurement in self.measurements):
             return FAILS
         return NOT_CHECKED if self.control is None or self.control.is_within else HOLDS

@@ -14,9 +14,9 @@ from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
 from ftcore.training.distributed import world_size
 from ftcore.training.options import TrainOptions, model_defaults
 from ftcore.training.preview import preview
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import Answer, count_answers, describe_answers, is_squad2, named
-from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
 

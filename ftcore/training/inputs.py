@@ -60,7 +60,10 @@ def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True
 
 
 def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
-    """See `check_vocabulary`; a T5 without a start token gets the one of all published T5s, the pad token."""
+    """Check that a tokenizer fits a model, see `check_vocabulary`.
+
+    A T5 without a start token gets the one of all published T5s, the pad token.
+    """
     check_vocabulary(tokenizer, model.config, where)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.config.pad_token_id

@@ -39,6 +39,7 @@ class Lengths:
         return int(np.percentile(self.values, percent, method="inverted_cdf"))
 
     def summary(self) -> str:
+        """Range, median and 95th percentile in words."""
         first, last = self.values.min(), self.values.max()
         if first == last:
             return f"{last} tokens each"
@@ -78,6 +79,7 @@ class RoundTrip:
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
     def lines(self) -> list[str]:
+        """Two lines: unknown tokens, and changed texts; none without texts."""
         if not self.texts:
             return []
         unknown = "none: the vocabulary covers every text"
@@ -138,6 +140,7 @@ class Preview:
     alignment: Alignment
 
     def lines(self, *, histograms: bool = True) -> list[str]:
+        """Lines of text for the console."""
         lines = []
         for lengths in self.lengths:
             lines.append(f"{lengths.side:<11}{lengths.summary()}")

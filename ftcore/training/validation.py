@@ -7,6 +7,7 @@ from ftcore.metrics import MetricError
 from ftcore.output import did_you_mean
 from ftcore.training.distributed import on_main, unsharded
 from ftcore.training.options import RunOptions
+from ftcore.training.run import Run
 from ftcore.training.scoring import (
     Answer,
     answer_metrics,
@@ -15,7 +16,6 @@ from ftcore.training.scoring import (
     score_loss,
     try_metrics,
 )
-from ftcore.training.setup import Run
 
 LOWER_IS_BETTER = ("valid_loss", "perplexity")
 

@@ -20,7 +20,7 @@ from ftcore.training.console import print_summary
 from ftcore.training.loss import TokenLoss, batch_loss, target_logits
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.report import save_report
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 

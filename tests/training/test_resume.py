@@ -25,7 +25,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import DataLoader, load_tokenizer
 from ftcore.training import validation
