@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, did_you_mean, guard_output
 
 
@@ -74,12 +74,12 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         for row in self.rows or []:
             if row not in ROWS:
                 raise ValueError(
                     f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
                 )
-        check_bounds(self)
         if self.dtype == "int8" and not (self.fast or self.compile):
             raise ValueError("--dtype int8 needs --fast: ftcore has int8 weights in its fast decoding only")
         if self.dtype == "int8" and self.rows and all(row.startswith("train") for row in self.rows):

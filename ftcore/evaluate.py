@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
 from ftcore.training.task_options import TaskOptions
@@ -19,12 +19,23 @@ class EvaluateOptions(TaskOptions):
     saved with the checkpoint, or else qa, unless --task says another.
     """
 
-    model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
+    model: str = option(
+        REQUIRED,
+        "directory or hub name of a checkpoint",
+        group="Input",
+        metavar="DIR",
+        also="model_name_or_path",
+    )
     data: list[str] = option(
-        REQUIRED, "files of records, or patterns such as 'data/*.json', scored together", metavar="FILE"
+        REQUIRED,
+        "files of records, or patterns such as 'data/*.json', scored together",
+        metavar="FILE",
+        also="validation_file test_file",
     )
     limit: int | None = option(None, "score only this many records from the start of the file", at_least=1)
-    max_source_length: int = option(512, "tokens of the source; longer ones are cut", at_least=1)
+    max_source_length: int = option(
+        512, "tokens of the source; longer ones are cut", at_least=1, also="max_length max_seq_length"
+    )
     max_target_length: int = option(
         128, "tokens of the target, and most tokens of a generated answer", at_least=1
     )
@@ -37,12 +48,12 @@ class EvaluateOptions(TaskOptions):
     json: bool = option(False, "print the scores as one JSON object")
 
     fast: bool = option(False, "generate the answers with a model prepared for it", group="Computation")
-    batch_size: int = option(16, "examples per batch", at_least=1)
+    batch_size: int = option(16, "examples per batch", at_least=1, also="per_device_eval_batch_size")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
+        check_options(self)
         super().__post_init__()
-        check_bounds(self)
         metric_names(self.metrics)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 from ftcore.training.task_options import TaskOptions
 
@@ -18,7 +18,13 @@ class GenerateOptions(TaskOptions):
     generation_config.json.
     """
 
-    model: str = option(REQUIRED, "directory or hub name of a checkpoint", group="Input", metavar="DIR")
+    model: str = option(
+        REQUIRED,
+        "directory or hub name of a checkpoint",
+        group="Input",
+        metavar="DIR",
+        also="model_name_or_path",
+    )
     text: str | None = option(
         None,
         "what the task's source is made of: for emotion a text, for text2text a source, for chat a message, "
@@ -45,8 +51,10 @@ class GenerateOptions(TaskOptions):
         False, "ask for the texts that are not given, again and again, until standard input ends (Ctrl-D)"
     )
 
-    max_new_tokens: int | None = option(None, "most tokens to generate (default: 20)", group="Search")
-    min_new_tokens: int | None = option(None, "fewest tokens to generate")
+    max_new_tokens: int | None = option(
+        None, "most tokens to generate (default: 20)", group="Search", also="max_length"
+    )
+    min_new_tokens: int | None = option(None, "fewest tokens to generate", also="min_length")
     num_beams: int | None = option(None, "beams of beam search (default: 1, greedy search or sampling)")
     length_penalty: float | None = option(None, "of beam search: above 0 favors long answers (default: 1.0)")
     num_return_sequences: int | None = option(
@@ -57,7 +65,9 @@ class GenerateOptions(TaskOptions):
     )
     repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
 
-    sample: bool = option(False, "sample each token instead of taking the most likely", group="Sampling")
+    sample: bool = option(
+        False, "sample each token instead of taking the most likely", group="Sampling", also="do_sample"
+    )
     temperature: float | None = option(
         None, "below 1.0 closer to the most likely, above 1.0 more varied (default: 1.0)"
     )
@@ -81,6 +91,7 @@ class GenerateOptions(TaskOptions):
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
+        check_options(self)
         super().__post_init__()
         for text in self.field or []:
             if not text.partition("=")[1]:
@@ -106,7 +117,6 @@ class GenerateOptions(TaskOptions):
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
                     raise ValueError(f"--stream prints a single answer, it cannot go with {flag(name)}")
-        check_bounds(self)
 
     def given_fields(self) -> dict[str, str]:
         """The texts that were given by name."""

@@ -14,9 +14,9 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,17 @@ from ftcore.training.distributed import (
     world_size,
     wrap,
 )
+from ftcore.training.inputs import Examples
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
 from ftcore.training.loss import Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
+from ftcore.training.run import Run, steps_to_take
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.run_files import find_files
 from ftcore.training.setup import (
-    Run,
     fingerprint,
     make_datasets,
     make_directory,
@@ -59,6 +60,7 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
+    without_files,
 )
 from ftcore.training.validation import check_metrics, improved, named_key, score_set
 
@@ -70,6 +72,8 @@ MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved it
 def prepare(
     options: TrainOptions,
     *,
+    train_set: Examples | None = None,
+    valid_set: Examples | Mapping[str, Examples] | None = None,
     loss: Loss = batch_loss,
     optimizer: Callable[[Model, RunOptions], torch.optim.Optimizer] = make_optimizer,
 ) -> Run:
@@ -77,6 +81,9 @@ def prepare(
 
     Args:
         options: those of the command line. To resume a run, pass the same again with `resume`.
+        train_set: examples in the place of files: dicts of the task's columns, as the lines of a JSON lines
+            file; or records; or an `ExampleDataset`, of token ids.
+        valid_set: the same to validate on, or several by name; by default a share of the rows to train on.
         loss: of a batch, see `batch_loss`.
         optimizer: makes the optimizer; each step sets the learning rate of its groups.
 
@@ -89,13 +96,14 @@ def prepare(
     with sync_errors(), naming_saved_options(options):
         strategy, device = connect(options), local_device(options.device)
         torch.manual_seed(options.seed)
+        options = without_files(options, train_set, valid_set)
         files = find_files(options)
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
-        train_set, valid_sets = make_datasets(settings, model, tokenizer)
+        train_examples, valid_sets = make_datasets(settings, model, tokenizer, train_set, valid_set)
         check_metrics(settings, valid_sets)
-        train_loader = make_loader(train_set, settings, tokenizer, training=True)
-        total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+        train_loader = make_loader(train_examples, settings, tokenizer, training=True)
+        total_steps = steps_to_take(settings, train_loader)
     fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
@@ -107,8 +115,8 @@ def prepare(
         compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
         valid_loaders={
-            name: make_loader(valid_set, settings, tokenizer, training=False)
-            for name, valid_set in valid_sets.items()
+            name: make_loader(examples, settings, tokenizer, training=False)
+            for name, examples in valid_sets.items()
         },
         optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),
@@ -146,7 +154,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
 
     meter = Meter(progress.losses)
     with training_bar(run) as bar, Interrupt() as interrupt, run.saved_on_failure():
-        while progress.step < run.total_steps:
+        while not run.is_finished:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
@@ -285,7 +293,9 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     with cli_errors("ftcore.train"):
         directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    resumed = parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    goal_in_epochs = options.epochs is not None and options.max_steps is None
+    return replace(resumed, max_steps=None) if goal_in_epochs else resumed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

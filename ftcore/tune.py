@@ -106,10 +106,10 @@ from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import SIZES
 from ftcore.training.resize import config_changes, resize
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory, claim, require_free
 from ftcore.training.run_files import find_files
 from ftcore.training.scoring import count_answers
-from ftcore.training.setup import Run
 from ftcore.training.tuning import (
     FrozenTrial,
     Study,
@@ -179,7 +179,7 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
             require_comparable(run, search.options)
         with cli_errors("ftcore.tune", (OSError, MetricError), FAILED_RUN), quiet(warnings=warnings):
             train(run, [reporter])
-        if run.progress.step < run.total_steps and run.stop_reason is None:
+        if not run.is_finished:
             return None
     except optuna.TrialPruned:
         state = "PRUNED"

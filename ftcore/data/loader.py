@@ -137,7 +137,7 @@ class DataLoader(torch.utils.data.DataLoader):
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
 
-    dataset: ExampleDataset  # type: ignore[assignment]
+    dataset: ExampleDataset
     batch_sampler: BucketBatchSampler
 
     def __init__(
@@ -169,7 +169,7 @@ class DataLoader(torch.utils.data.DataLoader):
         limits = (dataset.max_input_length, dataset.max_label_length) if pack or pad_to_max_length else None
         self._row_limits, self._padded_to = limits if pack else None, None if pack else limits
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # `ExampleDataset` has __len__ and __getitem__
+            dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=partial(

@@ -1,7 +1,7 @@
 """Records: the rows of a file as source and target texts of a task."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from reprlib import repr as shown
@@ -51,9 +51,7 @@ def read_records(
         ValueError: the task is unknown, or a file is empty, not UTF-8, not of the expected format, or has
             an invalid record. The message names the file and the line.
     """
-    task = as_task(task)
-    if task.name in CORPUS_TASKS:
-        raise ValueError(f"task {task.name!r} has no records, it trains on running text: use read_corpus")
+    task = _with_records(task)
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; expected at least 1")
     files, expected = expand_files(paths), _FORMS[task.name]
@@ -66,6 +64,38 @@ def read_records(
     if not records:
         raise ValueError(f"{few([*map(str, files)])}: no records; expected {expected}")
     return records
+
+
+def make_records(
+    task: str | Task, rows: Iterable[Record | Mapping[str, Any]], *, decoder_only: bool
+) -> list[Record]:
+    """Make the records of rows in memory, as `read_records` makes those of a file's rows.
+
+    Args:
+        task: as in `read_records`.
+        rows: dicts as in JSON lines; records stay as they are.
+        decoder_only: as in `read_records`.
+
+    Raises:
+        ValueError: the task is unknown, or a row is none of it. The message has the row's number, from 0.
+    """
+    task, records = _with_records(task), []
+    for number, row in enumerate(rows):
+        if isinstance(row, Record):
+            records.append(row)
+        elif isinstance(row, Mapping):
+            records += _records(task, dict(row), f"row {number}", decoder_only)
+        else:
+            raise ValueError(f"row {number} is {shown(row)}; expected a Record, or a dict of columns")
+    return records
+
+
+def _with_records(task: str | Task) -> Task:
+    """The task of that name. Raises ValueError if there is none, or if it trains on running text."""
+    task = as_task(task)
+    if task.name in CORPUS_TASKS:
+        raise ValueError(f"task {task.name!r} has no records, it trains on running text: use read_corpus")
+    return task
 
 
 def read_prompt(task: Task, row: Row, where: str, *, decoder_only: bool) -> str:

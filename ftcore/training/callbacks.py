@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ftcore.training.setup import Run
+    from ftcore.training.run import Run
 
 Metrics = dict[str, float]  # the keys of metrics.jsonl; `step` and `epoch` always
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ftcore.decoding.prompts import example_arguments
-from ftcore.output import FAILED_RUN, cli_errors, log, printable
+from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
 from ftcore.training.distributed import world_size
-from ftcore.training.options import TrainOptions
+from ftcore.training.options import TrainOptions, model_defaults
 from ftcore.training.preview import preview
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import Answer, count_answers, describe_answers, is_squad2, named
-from ftcore.training.setup import Run
 
 Prepare = Callable[[TrainOptions], Run]
 
@@ -41,6 +41,9 @@ def print_summary(run: Run) -> None:
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
+    tuned = model_defaults(options.model).items()
+    if words := [f"{flag(name)} {value}" for name, value in tuned if getattr(options, name) == value]:
+        log(f"defaults   of this model: {' '.join(words)}".replace(" True", ""))
     if answers := sum(min(options.eval_answers, count_answers(dataset)) for dataset in valid_sets.values()):
         how = describe_answers(
             options.task,
@@ -68,14 +71,14 @@ def print_validation(run: Run, name: str, metrics: Mapping[str, float], answers:
 
 
 def print_results(run: Run) -> None:
-    """After the last step, save curves and report and print where the results are.
+    """Of a finished run, save curves and report and print where the results are.
 
-    After an interrupt, print the command that resumes the run.
+    Of a run that was stopped, print why and the command that resumes it.
     """
     directory = run.directory
     if run.progress.step < run.total_steps:
-        log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
-        log(f"  {run.resume_command}")
+        print_stop(run)
+    if not run.is_finished:
         return
     from ftcore.training.curves import save_curves
     from ftcore.training.report import save_report
@@ -90,6 +93,24 @@ def print_results(run: Run) -> None:
     example = example_arguments(run.task, first.dataset, run.tokenizer)
     command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *example]
     log(f"try them      {shlex.join(command)}")
+
+
+def print_stop(run: Run) -> None:
+    """Print why the run ended before its last step and the command that resumes it."""
+    step, best_step, command = run.progress.step, run.progress.best_step, run.resume_command
+    reason = run.early_stop or run.stop_reason
+    if run.early_stop:
+        for line in run.directory.metrics_log.read():
+            if line["step"] == best_step and "train_loss" not in line:
+                scores = {name: line[name] for name in line if name not in ("step", "epoch")}
+                shown = named(scores, run.options.task).items()
+                log(
+                    f"best/ is step {best_step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown)
+                )
+        command += f" --early-stopping {2 * run.options.early_stopping}"
+    because = f": {reason}" if reason else ""
+    how = " a larger --early-stopping, or 0 for all steps" if run.early_stop else ""
+    log(f"stopped after step {step} of {run.total_steps} and saved{because}; resume with{how}:\n  {command}")
 
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:

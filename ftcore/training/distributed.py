@@ -115,6 +115,7 @@ class BatchLoss(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
+        """The loss of a batch of tensors, see `batch_loss`."""
         return self.loss(self.model, batch, label_smoothing)
 
 

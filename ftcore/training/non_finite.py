@@ -17,7 +17,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.non_finite import finite_checks
 from ftcore.training.distributed import all_gather, on_main, unsharded
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
 
 Batch = dict[str, Tensor]

@@ -39,6 +39,7 @@ class Lengths:
         return int(np.percentile(self.values, percent, method="inverted_cdf"))
 
     def summary(self) -> str:
+        """Range, median and 95th percentile in words."""
         first, last = self.values.min(), self.values.max()
         if first == last:
             return f"{last} tokens each"
@@ -78,6 +79,9 @@ class RoundTrip:
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
     def lines(self) -> list[str]:
+        """Two lines: unknown tokens, and changed texts; none without texts."""
+        if not self.texts:
+            return []
         unknown = "none: the vocabulary covers every text"
         if self.unknown is not None:
             share = self.unknown / max(1, self.tokens)
@@ -136,6 +140,7 @@ class Preview:
     alignment: Alignment
 
     def lines(self, *, histograms: bool = True) -> list[str]:
+        """Lines of text for the console."""
         lines = []
         for lengths in self.lengths:
             lines.append(f"{lengths.side:<11}{lengths.summary()}")
@@ -258,7 +263,7 @@ def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
         for text in texts:
             yield from _excerpts(text, dataset.corpus.column, -(-len(sample) // len(texts)))
         return
-    for index in sample:
+    for index in sample if dataset.records else ():  # a data set of token ids has none
         record = dataset.records[index]
         yield from filter(None, (record.source, record.target))
 

@@ -23,9 +23,9 @@ from ftcore.training.curves import PANELS, curves_svg, split_key
 from ftcore.training.launch import start_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
+from ftcore.training.run import Run
 from ftcore.training.run_files import data_files
 from ftcore.training.scoring import named
-from ftcore.training.setup import Run
 from ftcore.training.state import sha256
 
 _PREDICTIONS = 6  # of the worst and of the best

@@ -19,7 +19,8 @@ _EMBEDDED_FILES = {
 def find_files(options: TrainOptions) -> Files:
     """The files that the options name or, where they name none, those of the task that come with a clone.
 
-    Patterns are replaced by the files that match now, which a resumed run then reads again.
+    Patterns are replaced by the files that match now, which a resumed run then reads again. An empty list
+    stands for examples that are given to `prepare`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -32,9 +33,10 @@ def find_files(options: TrainOptions) -> Files:
         model = model or _in_clone(embedded.model, "model")
         if train is None:
             train = [_in_clone(path, "train") for path in embedded.train]
-            valid = valid or [_in_clone(path, "valid") for path in embedded.valid or []]
+            if valid is None:
+                valid = [_in_clone(path, "valid") for path in embedded.valid or []]
     for name, given in (("model", model), ("train", train)):
-        if not given:
+        if given is None:
             raise ValueError(f"--task {options.task} has no default for --{name}: pass one")
     sets = valid_files(valid or [])
     valid = [f"{name}={path}" if name else path for name, paths in sets.items() for path in _expand(paths)]

@@ -57,6 +57,7 @@ class LossScore:
 
     @property
     def perplexity(self) -> float:
+        """e to the loss; infinite where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -159,6 +160,7 @@ def score_loss(
     """Loss and token accuracy over a loader, without dropout. A collective: each rank has its own rows.
 
     Args:
+        autocast: context of the forward passes, see `optim.autocast`.
         compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
 
     Raises:
@@ -278,6 +280,7 @@ def _new_tokens(model: Model, sources: Sequence[Sequence[int]], max_new_tokens: 
 
 
 def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean; 0 of no values."""
     return sum(values) / max(1, len(values))
 
 

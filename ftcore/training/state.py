@@ -29,7 +29,7 @@ from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.options import GOAL, RunOptions, TrainOptions
 from ftcore.training.run_files import data_files
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
@@ -86,8 +86,8 @@ def load_state(
     loader: DataLoader,
     options: RunOptions,
     fingerprints: dict[str, str],
-) -> dict[str, Any]:
-    """Restore everything and return the caller's `progress`. A collective.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore everything and return the caller's `progress`, and the options of the saved run. A collective.
 
     Raises:
         ValueError: the file is damaged, or options, data, model or number of processes differ from the saved
@@ -134,7 +134,7 @@ def load_state(
                 set_random_state(of_ranks[rank()])
             except Exception as error:
                 raise _damaged(path, error) from None
-    return state["progress"]
+    return state["progress"], asdict(TrainOptions()) | state["options"]
 
 
 def saved_step(path: Path) -> int | None:
@@ -237,15 +237,19 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
     one_file = {name: [saved[name]] for name in ("train", "valid") if isinstance(saved[name], str)}
-    saved |= one_file  # older states
-    check_resumed(TrainOptions, saved, options, f"{path}: the run")
+    saved |= one_file | {name: getattr(options, name) for name in GOAL}  # one file: older states
+    check_resumed(TrainOptions, saved, options, f"{path}: the run", _from_weights(path.parent.parent))
+
+
+def _from_weights(directory: Path) -> str:
+    return f"; start a new run from its weights: --model {directory / 'last'}"
 
 
 def _require_same_data(
     state: Mapping[str, Any], options: RunOptions, now: dict[str, str], directory: Path
 ) -> None:
     complaints = {
-        "train": f"the training file has changed since the run in {directory}",
+        "train": f"the training file has changed since the run in {directory}{_from_weights(directory)}",
         "valid": f"the validation file, which selected {directory / 'best'}, has changed since",
     }
     for name, files in data_files(options).items():
@@ -313,6 +317,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -207,6 +207,7 @@ def study_in_memory(journal: Study, halving: int | None) -> Study:
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
+    """The complete, pruned and failed trials, in their order."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
@@ -218,6 +219,7 @@ def of_first_set(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def default_metric(metrics: Mapping[str, float]) -> str:
+    """The metric that ranks trials unless --metric names one."""
     return "exact_match" if "exact_match" in metrics else "valid_loss"
 
 
@@ -293,6 +295,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
+    """Write a table of all trials, best first."""
     rows = [row(trial) for trial in ranked(trials)]
 
     def write(temporary: Path) -> None:

@@ -7,6 +7,7 @@ from ftcore.metrics import MetricError
 from ftcore.output import did_you_mean
 from ftcore.training.distributed import on_main, unsharded
 from ftcore.training.options import RunOptions
+from ftcore.training.run import Run
 from ftcore.training.scoring import (
     Answer,
     answer_metrics,
@@ -15,7 +16,6 @@ from ftcore.training.scoring import (
     score_loss,
     try_metrics,
 )
-from ftcore.training.setup import Run
 
 LOWER_IS_BETTER = ("valid_loss", "perplexity")
 
@@ -82,11 +82,7 @@ def improved(run: Run, metrics: Mapping[str, float]) -> bool:
         value = sign * metrics[key]
     else:
         value = metrics.get(named_key(first, "exact_match"), 0.0)
-    quality = [value, -metrics[named_key(first, "valid_loss")]]
-    if run.progress.best is not None and quality <= run.progress.best:
-        return False
-    run.progress.best = quality
-    return True
+    return run.is_best([value, -metrics[named_key(first, "valid_loss")]])
 
 
 def find_best(best: str, keys: Collection[str]) -> tuple[str, int]:

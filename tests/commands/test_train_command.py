@@ -375,6 +375,42 @@ def test_embedded_learning_rates_depend_on_relative_steps(
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ("", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
+        ("--model ./weights/../weights/t5-mini/", (5, 32, 1e-2, True, 0.0)),
+        (f"--model {options_module.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini --task text2text --train mine.csv", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini --lr 0.02 --batch-size 4", (5, 4, 0.02, True, 0.0)),
+        ("--model weights/t5-mini --lora-rank 2", (5, 32, 3e-3, False, 0.0)),
+        ("--model weights/t5-mini --no-relative-steps", (5, 32, 3e-4, False, 0.0)),
+        ("--model weights/gpt2-mini", (3, 16, 5e-4, False, 0.01)),
+        ("--model weights/gpt2-mini --task lm --train mine.txt", (3, 16, 5e-4, False, 0.01)),
+        ("--model elsewhere/weights/t5-mini", (3, 8, 3e-4, False, 0.01)),
+        ("--model runs/t5-mini", (3, 8, 3e-4, False, 0.01)),
+    ],
+)
+def test_embedded_models_bring_their_defaults(
+    options: str, settings: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they are trained on, and however they are named."""
+    monkeypatch.chdir(options_module.CLONE)
+    given = parse(options_module.TrainOptions, options.split(), command="ftcore.train")
+    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="gpt2" not in options)
+    names = ("epochs", "batch_size", "lr", "relative_steps", "weight_decay")
+    assert tuple(getattr(resolved, name) for name in names) == settings
+
+
+def test_the_defaults_of_an_embedded_model_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, data = options_module.CLONE / "weights" / "t5-mini", tiny_runs.questions(tmp_path / "x.jsonl", 4)
+    options = ["--dry-run", "--model", str(model), "--train", str(data), "--batch-size", "2", "--lr", "1e-2"]
+    assert ftcore.train.main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "defaults   of this model: --epochs 5 --lr 0.01 --relative-steps --weight-decay 0.0" in lines
+
+
 def test_label_smoothing_changes_only_the_training_loss(files: Path, tmp_path: Path) -> None:
     """With a learning rate of 0, so that the losses can be compared."""
     logs = []

@@ -159,6 +159,13 @@ def test_bad_trials_are_pruned(files: Path, tmp_path: Path, capsys: pytest.Captu
     assert "pruned: lr 1e-0" in capsys.readouterr().out
 
 
+def test_a_trial_that_stops_early_is_complete(files: Path, tmp_path: Path) -> None:
+    """Without an improvement after the first step."""
+    options = "--search dropout=0..0.3 --trials 2 --lr 0 --eval-every 1 --early-stopping 1"
+    assert tune(files, tmp_path / "search", options) == 0
+    assert [(row["state"], row["steps"]) for row in rows(tmp_path / "search")] == [("complete", "2")] * 2
+
+
 def test_a_failed_trial_is_recorded_and_the_search_continues(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

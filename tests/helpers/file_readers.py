@@ -172,6 +172,19 @@ task.json
 train.json
 {"task": "emotion", "batch_size": 4, "lr": 0.1, "set": ["n_positions=64"], "dropout": 0, "freeze": null}
 
+train.yaml
+# The run of the last week
+task: emotion
+"lr": 1e-3
+train: a/b.csv  # relative
+set: [n_positions=64, 'n_layer=1']
+freeze:
+- encoder
+valid: >
+  some
+  file
+fast: false
+
 generate.json
 {"num_beams": 2, "json": true, "length_penalty": 1}
 
@@ -501,7 +514,7 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (data, task, ["task.json"]),
     (data, labels, ["labels.json"]),
     (data, prompts, ["prompts.txt", "prompts.jsonl"]),
-    (data, partial(options, kind=TrainOptions), ["train.json"]),
+    (data, partial(options, kind=TrainOptions), ["train.json", "train.yaml"]),
     (data, partial(options, kind=GenerateOptions, given=PROMPT), ["generate.json"]),
     (data, request, ["record.json", "other.json", "outcome.json", "head-ablations.json"]),
     (run, resume, ["run/state/*.pt", "run/train_config.json", "run/metrics.jsonl", "run/predictions.jsonl"]),

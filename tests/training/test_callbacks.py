@@ -10,7 +10,7 @@ from ftcore import load_model
 from ftcore.train import prepare, train
 from ftcore.training.callbacks import Callback
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 STEPS = 6  # of two epochs

@@ -49,6 +49,7 @@ VARIANTS = {  # name -> family, mode, options
     "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),
     # Gradients of the new matrices are nearly 0 at first, and AdamW amplifies rounding: use small steps.
     "resized": ("gpt2", "fsdp", "--num-layers 2 --d-model 24 --lr 0.001"),
+    "early stopping": ("gpt2", "fsdp", "--eval-every 1 --early-stopping 2 --lr 0"),  # the first is the best
     "one epoch": ("gpt2", "ddp", "--epochs 1 --save-every 2"),
     "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
     "spans": ("t5", "fsdp", "--task span-corruption --train {text} --valid {other} --max-source-length 40"),
@@ -299,6 +300,12 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(bench: Bench) -> N
         command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
         assert f"{command} {bench.directory(name)} --resume" in output
         assert bench.state(name)["progress"]["step"] == STOP
+
+
+def test_all_processes_stop_early_after_the_same_step(bench: Bench) -> None:
+    output = bench.result("early stopping")["output"]
+    assert "stopped after step 3 of 8 and saved: no improvement of best/ in the last 2 validations" in output
+    assert bench.state("early stopping")["progress"]["step"] == 3
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -17,7 +17,7 @@ from ftcore.checkpoints.checkpoint import load_model
 from ftcore.models.attention import Softmax
 from ftcore.train import prepare
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 BUILD = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}

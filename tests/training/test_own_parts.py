@@ -1,22 +1,26 @@
-"""A user's own loss, optimizer and learning rate in a run: exact accumulation and bit-exact resuming."""
+"""A user's own loss, optimizer, learning rate and data in a run: exact accumulation, bit-exact resuming."""
 
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore import load_model
+from ftcore.data import ExampleDataset, Record
 from ftcore.models import Model
-from ftcore.train import grouped, prepare, take_step, train
+from ftcore.train import grouped, main, prepare, take_step, train
 from ftcore.training.callbacks import Callback
+from ftcore.training.console import print_summary
 from ftcore.training.loss import TokenLoss, batch_loss, target_logits
 from ftcore.training.options import RunOptions, TrainOptions
-from ftcore.training.setup import Run
+from ftcore.training.report import save_report
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 
@@ -204,3 +208,136 @@ def test_a_state_that_does_not_fit_an_own_optimizer_is_refused(folder: Path, tmp
 
     with pytest.raises(ValueError, match=r"training_state\.pt: damaged, the run cannot be resumed"):
         prepare(replace(options, resume=True), optimizer=half)
+
+
+# --- data
+
+PAIRS = [{"source": f"say {number}", "target": "x" * (1 + number % 5)} for number in range(16)]
+
+
+def write_pairs(path: Path, rows: list[dict[str, str]]) -> str:
+    return str(tiny_runs.write_lines(path, rows))
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_rows_in_memory_train_as_the_same_rows_of_files(folder: Path, tmp_path: Path, family: str) -> None:
+    options = an_option(folder, tmp_path / "files", family, task="text2text", eval_answers=2)
+    files = {
+        "train": write_pairs(tmp_path / "train.jsonl", PAIRS[:12]),
+        "valid": write_pairs(tmp_path / "valid.jsonl", PAIRS[12:]),
+    }
+    with prepare(replace(options, **files)) as run:
+        train(run)
+    options = replace(options, train=None, output=str(tmp_path / "rows"))
+    with prepare(options, train_set=PAIRS[:12], valid_set=PAIRS[12:]) as run:
+        train(run)
+        assert run.fingerprints == {"train": ""}
+    from_files, from_rows = (load_model(tmp_path / name / "last").state_dict() for name in ("files", "rows"))
+    torch.testing.assert_close(from_rows, from_files, rtol=0, atol=0)
+    assert tiny_runs.metrics(tmp_path / "rows") == tiny_runs.metrics(tmp_path / "files")
+    assert "exact_match" in tiny_runs.metrics(tmp_path / "rows")[0]
+
+
+def test_records_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """A task of one's own is a function from a row to a record."""
+    records = [Record(f"{number} ->", f" {number + 1}", (str(number + 1),)) for number in range(10)]
+    options = an_option(folder, tmp_path / "run", "gpt2", train=None, task="text2text", eval_answers=2)
+    with prepare(options, train_set=records) as run:  # of which a share is held out
+        train(run)
+        texts = [run.tokenizer.decode(run.train_loader.dataset[0]["input_ids"])]
+    assert texts == [
+        record.source + record.target for record in records if record.source + record.target in texts
+    ]
+    [valid_loader] = run.valid_loaders.values()
+    assert len(run.train_loader.dataset) == 7 and len(valid_loader.dataset) == 3
+
+
+class Letters(ExampleDataset):
+    """Token ids made by the caller: the letters of a word, and the same letters as labels."""
+
+    def __init__(self, words: list[str], decoder_only: bool) -> None:
+        self.words, self.decoder_only = words, decoder_only
+        self.lengths = np.array([[len(word), len(word)] for word in words])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = [ord(letter) for letter in self.words[index]]
+        return {"input_ids": ids, "labels": ids, "index": index}
+
+    def source(self, index: int) -> list[int]:
+        return [ord(letter) for letter in self.words[index]]
+
+
+WORDS = ["a" * (2 + number % 5) for number in range(12)]
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_a_data_set_of_token_ids(
+    folder: Path, tmp_path: Path, family: str, capsys: pytest.CaptureFixture
+) -> None:
+    options = an_option(folder, tmp_path / "run", family, train=None, task="text2text", eval_answers=2)
+    decoder_only = family == "gpt2"
+    own: dict[str, Any] = {
+        "train_set": Letters(WORDS, decoder_only),
+        "valid_set": Letters(WORDS[:3], decoder_only),
+    }
+    with prepare(options, **own) as run:
+        train(run, [StopAt(2)])
+        print_summary(run)
+        save_report(run)
+    assert "12 examples for training, 3 for validation" in capsys.readouterr().out
+    with prepare(replace(options, resume=True), **own) as run:
+        train(run)
+    whole = replace(options, output=str(tmp_path / "whole"))
+    with prepare(whole, **own) as run:
+        train(run)
+    assert tiny_runs.metrics(tmp_path / "run") == tiny_runs.metrics(tmp_path / "whole")
+
+
+def test_validation_sets_by_name(folder: Path, tmp_path: Path) -> None:
+    sets = {"dev": PAIRS[:2], "words": Letters(WORDS, False)}
+    with prepare(
+        an_option(folder, tmp_path / "run", task="text2text", train=None), train_set=PAIRS, valid_set=sets
+    ) as run:
+        train(run)
+    assert {"dev/valid_loss", "words/valid_loss"} <= tiny_runs.metrics(tmp_path / "run")[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("own", "complaint"),
+    [
+        ({"train_set": ["a"]}, "train_set: row 0 is 'a'; expected a Record, or a dict of columns"),
+        ({"train_set": [*PAIRS, {"source": "a"}]}, "train_set: row 16: no key 'target'"),
+        ({"train_set": Letters(WORDS, False)}, "valid_set is missing: only rows can be split"),
+        ({"train_set": Letters(WORDS, True)}, "train_set has decoder_only True, this model is T5"),
+        ({"train_set": PAIRS, "valid_set": {"source": "a"}}, "valid_set: row 0 is 'a'"),
+        ({"train_set": []}, "cannot split 0 record"),
+        ({"train_set": PAIRS, "valid_set": []}, "the data set has no examples"),
+        ({}, "`train` names no file"),
+    ],
+)
+def test_wrong_examples_are_refused(
+    folder: Path, tmp_path: Path, own: dict[str, Any], complaint: str
+) -> None:
+    options = an_option(folder, tmp_path / "run", task="text2text", train=[])
+    with pytest.raises(ValueError) as error:
+        prepare(options, **own)
+    assert str(error.value).startswith(complaint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_and_examples_of_the_same_set_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`train` names files, and train_set is given too: choose one"):
+        prepare(an_option(folder, tmp_path / "run"), train_set=PAIRS)
+
+
+def test_the_command_does_not_resume_a_run_with_other_examples(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = an_option(folder, tmp_path / "run", task="text2text", train=None, max_steps=1)
+    with prepare(options, train_set=PAIRS) as run:
+        train(run)
+    with pytest.raises(ValueError, match=r"cannot resume in the data: examples was 11 .* and is 10 now"):
+        prepare(replace(options, resume=True), train_set=PAIRS[1:])
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path / "run"), "--resume"])
+    assert "--train names no file: such a run has its examples from Python" in capsys.readouterr().err

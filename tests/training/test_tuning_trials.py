@@ -39,7 +39,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
             eval_every=10,
             options=run_options,
             valid_loaders={"": valid_loader},
-            stop_reason=None,
+            is_finished=True,
             close=lambda: None,
         )
 

@@ -16,8 +16,8 @@ import ftcore.train
 from ftcore.metrics import MetricError
 from ftcore.training.callbacks import Callback
 from ftcore.training.options import TrainOptions
+from ftcore.training.run import Progress, Run
 from ftcore.training.run_files import find_files, valid_files
-from ftcore.training.setup import Progress, Run
 from ftcore.training.validation import find_best, improved
 from tests.helpers import tiny_runs
 
