@@ -54,7 +54,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         values = [value for line in axes.get_lines() for value in line.get_ydata()]
         if title in LOGARITHMIC and 0 < 20 * min(values) < max(values):
             axes.set_yscale("log")
-        if "share" in title:
+        if "(share)" in title:
             axes.set_ylim(0, 1)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")

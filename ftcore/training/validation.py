@@ -26,11 +26,13 @@ def check_metrics(options: RunOptions, valid_sets: Mapping[str, ExampleDataset])
     Raises:
         ValueError: a metric fails or needs answers that there are not, or --best names none.
     """
-    keys = ["valid_loss", "token_accuracy", "perplexity"]
-    if options.eval_answers:
-        keys += try_metrics(options.metrics, next(iter(valid_sets.values())).records)
+    names: list[str] = []
+    for name, dataset in valid_sets.items():
+        of_answers = try_metrics(options.metrics, dataset.records) if options.eval_answers else []
+        keys = ["valid_loss", "token_accuracy", "perplexity", *of_answers]
+        names += [named_key(name, key) for key in keys]
     if options.best:
-        find_best(options.best, [named_key(name, key) for name in valid_sets for key in keys])
+        find_best(options.best, names)
 
 
 def score_set(run: Run, loader: DataLoader) -> tuple[dict[str, float], list[Answer]]:

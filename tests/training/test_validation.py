@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import ftcore.train
+from ftcore.data import Record
 from ftcore.metrics import MetricError
 from ftcore.training.callbacks import Callback
 from ftcore.training.options import TrainOptions
 from ftcore.training.run import Progress, Run
 from ftcore.training.run_files import find_files, valid_files
-from ftcore.training.validation import find_best, improved
+from ftcore.training.validation import check_metrics, find_best, improved
 from tests.helpers import tiny_runs
 
 BRIEF = ("--max-steps", "4", "--eval-every", "2", "--batch-size", "4", "--max-target-length", "12")
@@ -264,6 +266,18 @@ def test_an_unknown_metric_lists_those_there_are(best: str) -> None:
         MetricError, match=f"`best` {best}: no such metric.*there are f1, valid_loss, and :min"
     ):
         find_best(best, ["f1", "valid_loss"])
+
+
+def test_a_set_without_gold_answers_has_no_metrics_of_answers() -> None:
+    records = {"dev": [Record("s", "t", ("t",))], "test": [Record("s", "t")]}
+    sets: Any = {name: SimpleNamespace(records=found) for name, found in records.items()}
+    options: Any = SimpleNamespace(metrics=None, eval_answers=2, best="dev/f1")
+    check_metrics(options, sets)
+    options.best = "test/f1"
+    with pytest.raises(
+        MetricError, match="dev/f1, test/valid_loss, test/token_accuracy, test/perplexity, and"
+    ):
+        check_metrics(options, sets)
 
 
 def test_best_is_checked_before_the_first_step(
