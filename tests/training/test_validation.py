@@ -274,9 +274,7 @@ def test_a_set_without_gold_answers_has_no_metrics_of_answers() -> None:
     options: Any = SimpleNamespace(metrics=None, eval_answers=2, best="dev/f1")
     check_metrics(options, sets)
     options.best = "test/f1"
-    with pytest.raises(
-        MetricError, match="dev/f1, test/valid_loss, test/token_accuracy, test/perplexity, and"
-    ):
+    with pytest.raises(MetricError, match="dev/f1, test/valid_loss, test/token_accuracy, test/perple"):
         check_metrics(options, sets)
 
 
