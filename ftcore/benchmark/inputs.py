@@ -60,7 +60,7 @@ def training_data(model: Model, train: str | None, tokenizer: str | None) -> tup
         ValueError: not given, and not in a clone of the repository.
     """
     task: Literal["qa", "emotion"] = "qa" if model.config.is_encoder_decoder else "emotion"
-    return task, find_files(TrainOptions(task=task, train=train, model=tokenizer))
+    return task, find_files(TrainOptions(task=task, train=[train] if train else None, model=tokenizer))
 
 
 def write_batches(case: Case, task: str, files: Files, model: Model, directory: Path, file: Path) -> None:

@@ -44,14 +44,14 @@ class TrainOptions(TaskOptions):
     from_scratch: bool = option(
         False, "start from random weights; --model then needs only config.json and a tokenizer"
     )
-    train: list[str] | str | None = option(
+    train: list[str] | None = option(
         None,
         "files to train on, or patterns such as 'data/*.json' (default: the task's data set in "
         "examples/data)",
         metavar="FILE",
         also="train_file dataset_name",
     )
-    valid: list[str] | str | None = option(
+    valid: list[str] | None = option(
         None,
         "files to validate on (default: the task's in examples/data, or with --train a share of those "
         "files, see --valid-share). NAME=FILE makes several sets, as in dev=a.json test=b.json",
@@ -337,9 +337,6 @@ class TrainOptions(TaskOptions):
     def __post_init__(self) -> None:
         check_options(self)
         super().__post_init__()
-        for name in ("train", "valid"):  # a single file, from Python or in an older train_config.json
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, [value])
         metric_names(self.metrics)
         for text in self.set or []:
             if not re.match("[^=]+=", text):

@@ -299,6 +299,10 @@ def test_killed_and_resumed(files: Path, halved: Path, tmp_path: Path, operation
         ("--search lr=1,2 --halving 1", "--halving is 1, expected at least 2"),
         ("--search lr=1,2 --metric loss", "invalid choice: 'loss'"),
         ("--search lr=1,2 --check", "--check is about one run: python -m ftcore.train --check"),
+        (
+            "--search lr=1,2 --eval-answers 1 --metrics rouge --metric f1",
+            "--metric f1 is not among --metrics rouge",
+        ),
         ("--search lr=1,2 --dry-run", "--dry-run is about one run: python -m ftcore.train --dry-run"),
         ("--search lr=1,2 --trails 3", "did you mean '--trials'?"),
         ("--search num_heads=2,3 d_model=15,16 --model {gpt2}", "n_embd is 1"),
