@@ -76,12 +76,15 @@ def test_a_template_makes_the_prompt_of_generation(text: str, decoder_only: bool
 
 def test_a_missing_column_names_the_option_and_a_similar_column(tmp_path: Path) -> None:
     row = {"Source": "a", "summary": "b"}
-    assert error(tmp_path, Task("text2text"), row).startswith(
-        "line 1: no key 'target' (found: Source, summary); `columns` target=COLUMN names another one"
+    assert error(tmp_path, Task("text2text"), row) == (
+        "line 1: no key 'source' (found: Source, summary); `columns` source=COLUMN names another one, "
+        "did you mean 'Source'?"
     )
-    assert error(tmp_path, Task("text2text", {"target": "summary"}), row).endswith("did you mean 'Source'?")
-    assert error(tmp_path, Task("text2text", {"target": "sumary"}), row) == (
-        "line 1: no key 'sumary' (found: Source, summary), which `columns` target=sumary names, "
+    assert error(tmp_path, Task("text2text", {"source": "summary"}), row).endswith(
+        "target=COLUMN names another one"
+    )
+    assert error(tmp_path, Task("text2text", {"source": "sumary"}), row) == (
+        "line 1: no key 'sumary' (found: Source, summary), which `columns` source=sumary names, "
         "did you mean 'summary'?"
     )
     assert "no key 'x'" in error(
