@@ -105,9 +105,7 @@ def max_length(file: TextIOWrapper) -> int:
 
 def check_length(text: str, limit: int, path: Path) -> None:
     if len(text) >= limit:
-        raise ValueError(
-            f"{path}: a line or item of {limit:,} characters or more: decompress the file first"
-        )
+        raise ValueError(f"{path}: a line or item of {limit:,} characters or more: decompress the file first")
 
 
 def check_no_nul(text: str, path: Path, line: int) -> None:

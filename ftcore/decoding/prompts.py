@@ -177,10 +177,10 @@ def example_arguments(task: Task, dataset: ExampleDataset, tokenizer: Tokenizer)
     return as_arguments(shortest or dict.fromkeys(task.prompt_fields, "TEXT"))
 
 
-def _length(fields: Mapping[str, str], too_short: int) -> tuple[bool, int]:
-    """Sorts by length, fields of fewer words than `too_short` last."""
+def _length(fields: Mapping[str, str], too_short: int) -> tuple[bool, bool, int]:
+    """Sort key: length; fields of fewer words than `too_short`, or that need two kinds of quotes, last."""
     text = " ".join(fields.values())
-    return len(text.split()) < too_short, len(text)
+    return len(text.split()) < too_short, "'" in text, len(text)
 
 
 def _excerpt(text: str) -> str:
