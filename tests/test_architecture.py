@@ -29,7 +29,10 @@ LAYERS = [
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 CORE = {"torch", "sentencepiece", "tokenizers", "numpy", "tqdm", "safetensors"}
-EXTRAS = {"huggingface_hub", "matplotlib", "optuna", "transformers", "yaml"}  # imported where used
+EXTRAS = {  # imported only where they are used
+    *("datasets", "huggingface_hub", "matplotlib", "optuna", "pyarrow", "rouge_score", "sacrebleu"),
+    *("transformers", "yaml"),
+}
 
 TEMPLATES = PACKAGE / "lessons" / "templates"  # a student's files, which import each other by name
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != TEMPLATES)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.checkpoints.files import parse_json, read_json
-from ftcore.output import one_line
+from ftcore.output import few, one_line
 
 HUB = "hub:"  # a data set on the hub: hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT
 
@@ -90,10 +90,9 @@ def saved_files(directory: Path) -> list[Path]:
     Raises:
         ValueError: the directory is not one of `save_to_disk`, or has several splits.
     """
-    if splits := sorted(file.parent.name for file in directory.glob("*/state.json")):
-        raise ValueError(
-            f"{directory}: a data set of {len(splits)} splits: name one, such as {directory / splits[0]}"
-        )
+    if (directory / "dataset_dict.json").is_file():
+        splits = sorted(str(file.parent) for file in directory.glob("*/state.json"))
+        raise ValueError(f"{directory}: a data set of several splits; name one: {few(splits)}")
     if not (directory / "state.json").is_file():
         raise ValueError(
             f"{directory} is a directory; expected a file, a pattern such as {directory / '*.jsonl'}, "

@@ -5,8 +5,10 @@ A row is a dictionary. It comes with `where`, its file and line, for error messa
 
 import glob
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from gzip import GzipFile
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -19,8 +21,7 @@ from ftcore.data.arrow_rows import HUB, hub_files, saved_files
 Row = dict[str, Any]
 Paths = str | Path | Sequence[str | Path]  # one file or several; each may be a pattern of `expand_files`
 
-# Characters of a line, a CSV field or an item of a JSON array: a gzip file of 1 MB can be one line of 1 GB.
-MAX_LENGTH = 2**26
+_MAX_UNZIPPED = 2**23  # characters of a line or an item in a gzip file: 1 MB can be one line of 1 GB
 
 
 def expand_files(names: Paths) -> list[Path]:
@@ -81,11 +82,12 @@ def read_lines(path: Path, file: TextIOWrapper) -> Iterator[str]:
     """Lines without byte order marks, which concatenated files have in the middle.
 
     Raises:
-        ValueError: a line longer than `MAX_LENGTH`, or with a NUL character.
+        ValueError: a line with a NUL character, or longer than a gzip file's may be.
     """
-    for number, line in enumerate(iter(lambda: file.readline(MAX_LENGTH), ""), 1):
+    limit = max_length(file)
+    for number, line in enumerate(iter(lambda: file.readline(limit), ""), 1):
         check_no_nul(line, path, number)
-        check_length(line, f"{path}, line {number}")
+        check_length(line, limit, path)
         yield line.removeprefix("\ufeff")
 
 
@@ -96,9 +98,14 @@ def numbered(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", line.removesuffix("\n")
 
 
-def check_length(text: str, where: str) -> None:
-    if len(text) >= MAX_LENGTH:
-        raise ValueError(f"{where}: more than {MAX_LENGTH:,} characters; expected a row")
+def max_length(file: TextIOWrapper) -> int:
+    """Characters that a line or an item may have: limited in a gzip file, else by the size of the file."""
+    return _MAX_UNZIPPED if isinstance(file.buffer, GzipFile) else sys.maxsize
+
+
+def check_length(text: str, limit: int, path: Path) -> None:
+    if len(text) >= limit:
+        raise ValueError(f"{path}: a line or item of {limit:,} characters or more: decompress the file first")
 
 
 def check_no_nul(text: str, path: Path, line: int) -> None:

@@ -18,6 +18,7 @@ from ftcore.data.files import (
     check_length,
     check_no_nul,
     listed,
+    max_length,
     numbered,
     peek_text,
     read_lines,
@@ -59,7 +60,7 @@ def json_rows(path: Path, file: TextIOWrapper, expected: str, squad: bool) -> It
 
 
 class _JSONReader:
-    """Parses the values of a JSON text one at a time, each of at most `MAX_LENGTH` characters."""
+    """Parses the values of a JSON text one at a time."""
 
     def __init__(self, path: Path, file: TextIOWrapper) -> None:
         self.path, self.file = path, file
@@ -112,7 +113,7 @@ class _JSONReader:
         while True:
             try:
                 end = _decoder.raw_decode(self.text, self.position)[1]
-                is_whole = end < len(self.text)  # else a number may go on
+                is_whole = end + 2 < len(self.text)  # else it may be the start of a number: 1 of 1e+5
             except (ValueError, RecursionError):  # broken, or it goes on in the next block
                 end, is_whole = len(self.text), False
             if is_whole or not self._read():
@@ -150,10 +151,11 @@ class _JSONReader:
     def _read(self) -> bool:
         """Read as much again as is not parsed yet; False at the end of the file."""
         rest = self.text[self.position :]
-        check_length(rest, f"{self.path}, item {self.number}, line {self.line}")
+        check_length(rest, max_length(self.file), self.path)
         block = self.file.read(max(_BLOCK, len(rest)))
         check_no_nul(block, self.path, self.line + rest.count("\n"))
-        self.text, self.position = rest + block, 0
+        if block:
+            self.text, self.position = rest + block, 0
         return bool(block)
 
 

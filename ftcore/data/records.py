@@ -164,8 +164,8 @@ def _records(task: Task, row: Row, where: str, decoder_only: bool) -> Iterator[R
     if task.name == "chat":
         yield from _replies(_messages(task, row, where), where, decoder_only)
         return
-    references = _references(task, row, where)
     source = read_prompt(task, row, where, decoder_only=decoder_only)
+    references = _references(task, row, where)
     if not task.learns_target(decoder_only):
         yield Record(source="", target=source, where=where)
         return

@@ -15,11 +15,12 @@ from reprlib import repr as shown
 from typing import Literal
 
 from ftcore.data.arrow_rows import arrow_format, arrow_rows
-from ftcore.data.files import MAX_LENGTH, Row, listed, numbered, open_data, peek_text, read_lines, suffix
+from ftcore.data.files import Row, listed, numbered, open_data, peek_text, read_lines, suffix
 from ftcore.data.json_rows import json_rows
 from ftcore.output import warn
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_CSV_FIELD = 2**26  # characters of a field; the csv module's own limit is 2**17
 _csv_lock = threading.Lock()
 
 
@@ -137,7 +138,7 @@ def _find_delimiter(path: Path, header: str) -> str:
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
     """The next row. The csv module's limit for a field is global, so it is raised for this call only."""
     with _csv_lock:
-        limit = csv.field_size_limit(MAX_LENGTH)
+        limit = csv.field_size_limit(_CSV_FIELD)
         try:
             return next(reader, None)
         finally:

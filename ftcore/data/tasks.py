@@ -152,7 +152,7 @@ class Task:
         if set(fields) != set(self.prompt_fields):
             takes, given = listed(self.prompt_fields), listed(fields) or "nothing"
             raise ValueError(f"a prompt of task {self.name!r} takes {takes}; got {given}")
-        if self.name in ("qa", "emotion"):
+        if self.name in ("qa", "emotion", "chat"):
             fields = {name: text.strip() for name, text in fields.items()}
         return self.prompt_template(decoder_only).fill(fields)
 

@@ -162,19 +162,25 @@ def example_arguments(task: Task, dataset: ExampleDataset, tokenizer: Tokenizer)
         ids = dataset[0]["input_ids"]
         return [_excerpt(tokenizer.decode(ids, skip_special_tokens=dataset.decoder_only))]
     template = task.prompt_template(dataset.decoder_only)
+    is_text = not task.learns_target(dataset.decoder_only)  # GPT-2 then gets the first half
     examples = []
     for record in islice(dataset.records, _EXAMPLES):
-        fields = template.read(record.source or record.target) if record.target else None
-        fields = {name: " ".join(text.split()) for name, text in (fields or {}).items()}
+        found = template.read(record.source or record.target) or {} if record.target else {}
+        words = {name: text.split() for name, text in found.items()}
+        fields = {
+            name: " ".join(text[: -(-len(text) // 2)] if is_text else text) for name, text in words.items()
+        }
         if fields and not any(text.startswith("-") or not text.isprintable() for text in fields.values()):
             examples.append(fields)
-    fields = min(examples, key=lambda fields: len("".join(fields.values())), default=None)
-    if fields is None:
-        return as_arguments(dict.fromkeys(task.prompt_fields, "TEXT"))
-    if not task.learns_target(dataset.decoder_only):  # the start of a text that GPT-2 continues
-        words = fields["text"].split()
-        fields = {"text": " ".join(words[: -(-len(words) // 2)])}
-    return as_arguments(fields)
+    too_short = 2 if is_text else 0  # words
+    shortest = min(examples, key=lambda fields: _length(fields, too_short), default=None)
+    return as_arguments(shortest or dict.fromkeys(task.prompt_fields, "TEXT"))
+
+
+def _length(fields: Mapping[str, str], too_short: int) -> tuple[bool, bool, int]:
+    """Sort key: length; fields of fewer words than `too_short`, or that need two kinds of quotes, last."""
+    text = " ".join(fields.values())
+    return len(text.split()) < too_short, "'" in text, len(text)
 
 
 def _excerpt(text: str) -> str:

@@ -95,7 +95,8 @@ def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Re
         name: of the argument in messages, such as "train_set".
 
     Raises:
-        ValueError: a row is none of the task, or the data set is for the other family of models.
+        ValueError: a row is none of the task; the data set is for the other family of models, or its lengths
+            have the wrong shape.
     """
     decoder_only = not model.config.is_encoder_decoder
     if not isinstance(examples, ExampleDataset):
@@ -106,6 +107,9 @@ def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Re
     if examples.decoder_only != decoder_only:
         family = "GPT-2" if decoder_only else "T5"
         raise ValueError(f"{name} has decoder_only {examples.decoder_only}, this model is {family}")
+    shape = getattr(examples.lengths, "shape", type(examples.lengths).__name__)
+    if shape != (len(examples), 2):
+        raise ValueError(f"{name}.lengths is {shape}; expected an array, ({len(examples)}, 2)")
     return examples
 
 

@@ -271,7 +271,7 @@ class TrainOptions(TaskOptions):
         "stop after this many validations in a row without an improvement of best/; 0 never does",
         at_least=0,
         resumable=True,
-        also="early_stopping_patience",
+        also="early_stopping_patience patience",
     )
     eval_answers: int = option(
         200, "validation examples to generate answers for, where the task has answers", at_least=0

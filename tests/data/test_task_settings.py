@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.data import Dataset, Record, Task, load_task, load_tokenizer, prompt, read_records, split_records
+from ftcore.data import (
+    Dataset,
+    Record,
+    Task,
+    load_task,
+    load_tokenizer,
+    prompt,
+    read_corpus,
+    read_records,
+    split_records,
+)
 from tests.helpers import tiny_runs
 
 
@@ -76,12 +86,15 @@ def test_a_template_makes_the_prompt_of_generation(text: str, decoder_only: bool
 
 def test_a_missing_column_names_the_option_and_a_similar_column(tmp_path: Path) -> None:
     row = {"Source": "a", "summary": "b"}
-    assert error(tmp_path, Task("text2text"), row).startswith(
-        "line 1: no key 'target' (found: Source, summary); `columns` target=COLUMN names another one"
+    assert error(tmp_path, Task("text2text"), row) == (
+        "line 1: no key 'source' (found: Source, summary); `columns` source=COLUMN names another one, "
+        "did you mean 'Source'?"
     )
-    assert error(tmp_path, Task("text2text", {"target": "summary"}), row).endswith("did you mean 'Source'?")
-    assert error(tmp_path, Task("text2text", {"target": "sumary"}), row) == (
-        "line 1: no key 'sumary' (found: Source, summary), which `columns` target=sumary names, "
+    assert error(tmp_path, Task("text2text", {"source": "summary"}), row).endswith(
+        "target=COLUMN names another one"
+    )
+    assert error(tmp_path, Task("text2text", {"source": "sumary"}), row) == (
+        "line 1: no key 'sumary' (found: Source, summary), which `columns` source=sumary names, "
         "did you mean 'summary'?"
     )
     assert "no key 'x'" in error(
@@ -300,3 +313,20 @@ def test_a_task_file_that_is_none_is_refused_in_one_line(tmp_path: Path, content
         load_task(tmp_path)
     assert str(raised.value).startswith(f"{tmp_path / 'task.json'}: ") and message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# --- running text
+
+
+def test_a_corpus_may_be_another_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tokenizer = load_tokenizer(tiny_runs.tiny_gpt2(tmp_path / "gpt2"))
+    file = tiny_runs.write_lines(tmp_path / "rows.jsonl", [{"text": "ab", "body": "cde"}] * 2)
+    for column in ("text", "body", "text"):
+        corpus = read_corpus(Task("lm", {"text": column}), file, tokenizer, decoder_only=True)
+        document = [*tokenizer.encode({"text": "ab", "body": "cde"}[column]), tokenizer.eos_id]
+        assert corpus.read(0, 99) == document * 2
+    assert capsys.readouterr().err.count("tokenized ") == 2  # each column once
+    with pytest.raises(
+        ValueError, match=r"line 1: no key 'Body' .* which `columns` text=Body names, .* 'body'\?"
+    ):
+        read_corpus(Task("lm", {"text": "Body"}), file, tokenizer, decoder_only=True)

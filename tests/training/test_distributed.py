@@ -79,9 +79,10 @@ class Bench:
         return self.folder / "runs" / name.replace(" ", "-")
 
     def words(self, name: str, family: str, options: str) -> list[str]:
-        files = f"--model {self.folder / family} --train {self.folder}/train.jsonl "
-        files += f"--valid {self.folder}/valid.jsonl --output {self.directory(name)}"
-        return f"{files} {COMMON} {options}".split()
+        files = {"--train": self.folder / "train.jsonl", "--valid": self.folder / "valid.jsonl"}
+        given = " ".join(f"{flag} {file}" for flag, file in files.items() if flag not in options)
+        model = f"--model {self.folder / family} --output {self.directory(name)}"
+        return f"{model} {given} {COMMON} {options}".split()
 
     def alone(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
         """Run in this process."""
@@ -92,10 +93,10 @@ class Bench:
         shutil.copytree(self.directory(name), self.directory(copy))
         return ftcore.train.main(["--output", str(self.directory(copy)), "--resume"])
 
-    def plan(self, name: str, words: list[str], stop_at: int | None = None) -> None:
+    def plan(self, name: str, words: list[str], stop_at: int | None = None, own: bool = False) -> None:
         """Add a run in two processes; `torchrun` starts all of them."""
         self.names.append(name)
-        self.planned.append({"words": words, "stop_at": stop_at})
+        self.planned.append({"words": words, "stop_at": stop_at, "own": own})
 
     def plan_run(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
         self.plan(name, self.words(name, family, options), stop_at)
@@ -192,6 +193,9 @@ def bench(empty: Bench) -> Bench:
         words = ["--output", str(bench.directory(f"alone to {mode}")), "--resume", "--parallel", mode]
         bench.plan(f"alone to {mode}", words)
 
+    for mode in MODES:
+        bench.plan(f"own {mode}", bench.words(f"own {mode}", "t5", f"{EIGHT} --parallel {mode}"), own=True)
+
     # With dropout each process has its own random state.
     for mode in MODES:
         bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 8 --parallel {mode}")
@@ -276,6 +280,18 @@ def test_variants_equal_one_process(bench: Bench, name: str) -> None:
     assert_same_metrics(bench.directory(name), bench.directory(f"{name} alone"))
     checkpoints = [path.name for path in sorted(bench.directory(name).glob("checkpoints/*"))]
     assert checkpoints == (["step-000002"] if name == "one epoch" else [])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_own_parts_equal_one_process(bench: Bench, mode: str) -> None:
+    """Callbacks are called on each process, with the same metrics; one of them stops all."""
+    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", EIGHT))["told"]
+    for process in (0, 1):
+        told = bench.result(f"own {mode}", process)["told"]
+        for one, other in zip(told, alone, strict=True):
+            assert one == (pytest.approx(other, rel=1e-5) if isinstance(other, dict) else other)
+    assert [line["step"] for line in alone if isinstance(line, dict)] == [0, 1, 2] and alone[-1] == "last"
+    assert_close(bench.weights(f"own {mode}"), bench.weights(f"own alone {mode}"))
 
 
 def test_only_the_first_process_prints(bench: Bench) -> None:

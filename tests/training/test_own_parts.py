@@ -268,6 +268,8 @@ class Letters(ExampleDataset):
 
 
 WORDS = ["a" * (2 + number % 5) for number in range(12)]
+WRONG_LENGTHS = Letters(WORDS, False)
+WRONG_LENGTHS.lengths = np.array([len(word) for word in WORDS])
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
@@ -309,6 +311,10 @@ def test_validation_sets_by_name(folder: Path, tmp_path: Path) -> None:
         ({"train_set": [*PAIRS, {"source": "a"}]}, "train_set: row 16: no key 'target'"),
         ({"train_set": Letters(WORDS, False)}, "valid_set is missing: only rows can be split"),
         ({"train_set": Letters(WORDS, True)}, "train_set has decoder_only True, this model is T5"),
+        (
+            {"train_set": WRONG_LENGTHS, "valid_set": PAIRS},
+            "train_set.lengths is (12,); expected an array, (12, 2)",
+        ),
         ({"train_set": PAIRS, "valid_set": {"source": "a"}}, "valid_set: row 0 is 'a'"),
         ({"train_set": []}, "cannot split 0 record"),
         ({"train_set": PAIRS, "valid_set": []}, "the data set has no examples"),
