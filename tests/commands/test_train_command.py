@@ -382,12 +382,12 @@ def test_embedded_learning_rates_depend_on_relative_steps(
         ("--model weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
         ("--model ./weights/../weights/t5-mini/", (5, 32, 1e-2, True, 0.0)),
         (f"--model {options_module.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
-        ("--model weights/t5-mini --task text2text --train mine.csv", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini --task text2text --train README.md", (5, 32, 1e-2, True, 0.0)),
         ("--model weights/t5-mini --lr 0.02 --batch-size 4", (5, 4, 0.02, True, 0.0)),
         ("--model weights/t5-mini --lora-rank 2", (5, 32, 3e-3, False, 0.0)),
         ("--model weights/t5-mini --no-relative-steps", (5, 32, 3e-4, False, 0.0)),
         ("--model weights/gpt2-mini", (3, 16, 5e-4, False, 0.01)),
-        ("--model weights/gpt2-mini --task lm --train mine.txt", (3, 16, 5e-4, False, 0.01)),
+        ("--model weights/gpt2-mini --task lm --train README.md", (3, 16, 5e-4, False, 0.01)),
         ("--model elsewhere/weights/t5-mini", (3, 8, 3e-4, False, 0.01)),
         ("--model runs/t5-mini", (3, 8, 3e-4, False, 0.01)),
     ],
@@ -398,7 +398,7 @@ def test_embedded_models_bring_their_defaults(
     """Whatever they are trained on, and however they are named."""
     monkeypatch.chdir(options_module.CLONE)
     given = parse(options_module.TrainOptions, options.split(), command="ftcore.train")
-    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="gpt2" not in options)
+    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="gpt2" not in options)
     names = ("epochs", "batch_size", "lr", "relative_steps", "weight_decay")
     assert tuple(getattr(resolved, name) for name in names) == settings
 
