@@ -252,7 +252,7 @@ def test_invalid_files_are_refused(files: Path, tmp_path: Path, capsys: pytest.C
     assert "--model is missing" in error_of(capsys)
     assert "--data is missing" in error_of(capsys, "--model", str(files / "t5"))
     broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"context": \n')
+    broken.write_text('{"context"}\n')
     assert "broken.jsonl, line 1: broken JSON" in error_of(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
     assert "the records have no gold answers" in error_of(capsys, *text)
