@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 from ftcore.output import FAILED_RUN, cli_errors, guard_output
 
@@ -53,6 +53,7 @@ class ExploreOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)", group="Machine")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.context is None) != (self.question is None):
             raise ValueError("--context and --question go together, one of them is missing")
         if self.prompt is not None and self.context is not None:
@@ -65,7 +66,6 @@ class ExploreOptions:
             raise ValueError("--port needs --serve")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 0 to 65535")
-        check_bounds(self)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,58 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_bounds, option, parse
+from ftcore.cli import REQUIRED, check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
+from ftcore.training.task_options import TaskOptions
 
 
-@dataclass
-class GenerateOptions:
-    """Generate text with a checkpoint: GPT-2 continues a prompt, T5 answers one.
+@dataclass(kw_only=True)
+class GenerateOptions(TaskOptions):
+    """Generate text with a checkpoint: GPT-2 continues a text, T5 answers one.
 
-    Give a prompt, or a context and a question, or a file of many. Options that are not given default to the
-    checkpoint's generation_config.json.
+    A run's checkpoint knows its task. Give what a row of its files has (TEXT, or --context and --question, or
+    --field), and the model's input is built as in training. --prompt is the model's input as it is, without a
+    task. --input has many of either. Options that are not given default to the checkpoint's
+    generation_config.json.
     """
 
-    model: str = option(REQUIRED, "directory or hub name of a checkpoint", metavar="DIR")
-
-    prompt: str | None = option(None, "text to continue (GPT-2) or to answer (T5)", group="Input")
+    model: str = option(
+        REQUIRED,
+        "directory or hub name of a checkpoint",
+        group="Input",
+        metavar="DIR",
+        also="model_name_or_path",
+    )
+    text: str | None = option(
+        None,
+        "what the task's source is made of: for emotion a text, for text2text a source, for chat a message, "
+        "for span-corruption a text with gaps <extra_id_0> ...; without a task, as --prompt",
+        metavar="TEXT",
+        positional=True,
+    )
+    source: str | None = option(None, "the same by name; without a task, a source of text2text")
     context: str | None = option(None, "passage that contains the answer to --question")
     question: str | None = option(None, "question about --context")
+    field: list[str] | None = option(
+        None, "texts by their names in a template, or in the task's prompt", metavar="NAME=TEXT"
+    )
+    prompt: str | None = option(
+        None, "the model's input: text to continue (GPT-2) or to answer (T5). For chat, a message"
+    )
     input: str | None = option(
         None,
-        'file of one prompt per line, or JSON lines or CSV with "prompt", or "context" and "question", or '
-        '"source"',
+        "file of the task's rows, or of one TEXT per line, or JSON lines or CSV with prompt, or (without a "
+        "task) context and question, or source; - reads standard input",
         metavar="FILE",
     )
+    interactive: bool = option(
+        False, "ask for the texts that are not given, again and again, until standard input ends (Ctrl-D)"
+    )
 
-    max_new_tokens: int | None = option(None, "most tokens to generate (default: 20)", group="Search")
-    min_new_tokens: int | None = option(None, "fewest tokens to generate")
+    max_new_tokens: int | None = option(
+        None, "most tokens to generate (default: 20)", group="Search", also="max_length"
+    )
+    min_new_tokens: int | None = option(None, "fewest tokens to generate", also="min_length")
     num_beams: int | None = option(None, "beams of beam search (default: 1, greedy search or sampling)")
     length_penalty: float | None = option(None, "of beam search: above 0 favors long answers (default: 1.0)")
     num_return_sequences: int | None = option(
@@ -39,7 +65,9 @@ class GenerateOptions:
     )
     repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
 
-    sample: bool = option(False, "sample each token instead of taking the most likely", group="Sampling")
+    sample: bool = option(
+        False, "sample each token instead of taking the most likely", group="Sampling", also="do_sample"
+    )
     temperature: float | None = option(
         None, "below 1.0 closer to the most likely, above 1.0 more varied (default: 1.0)"
     )
@@ -63,12 +91,25 @@ class GenerateOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
-        if (self.context is None) != (self.question is None):
+        check_options(self)
+        super().__post_init__()
+        for text in self.field or []:
+            if not text.partition("=")[1]:
+                raise ValueError(f"--field {text}: expected NAME=TEXT")
+        given = self.given_fields()
+        if not self.interactive and ("context" in given) != ("question" in given):
             raise ValueError("--context and --question go together, one of them is missing")
-        inputs = [value for value in (self.prompt, self.context, self.input) if value is not None]
-        if len(inputs) != 1:
-            choices = "--prompt, --context with --question, or --input"
+        inputs = sum(value is not None for value in (self.text, self.source, self.prompt, self.input))
+        inputs += bool(given) and not self.interactive
+        if inputs != (0 if self.interactive else 1):
+            choices = "TEXT, --prompt, --context with --question, --field, or --input"
+            if self.interactive:
+                raise ValueError(
+                    "--interactive asks for the texts; only --context, --question or --field fit"
+                )
             raise ValueError(f"give one of {choices}" + (", not several" if inputs else ""))
+        if self.interactive and self.output is not None:
+            raise ValueError("--interactive prints its answers, it cannot go with --output")
         for name in ("temperature", "top_k", "top_p", "seed"):
             if getattr(self, name) is not None and not self.sample:
                 raise ValueError(f"{flag(name)} needs --sample")
@@ -76,7 +117,23 @@ class GenerateOptions:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
                     raise ValueError(f"--stream prints a single answer, it cannot go with {flag(name)}")
-        check_bounds(self)
+
+    def given_fields(self) -> dict[str, str]:
+        """The texts that were given by name."""
+        named = {"context": self.context, "question": self.question}
+        named |= {name: value for name, _, value in (text.partition("=") for text in self.field or [])}
+        return {name: text for name, text in named.items() if text is not None}
+
+    def find_task(self) -> "Task | None":
+        """The task: the checkpoint's, changed by the options; None if neither has one."""
+        from ftcore.data import Task, load_task
+
+        saved = load_task(self.model)
+        if saved or any(getattr(self, field.name) is not None for field in fields(TaskOptions)):
+            return self.make_task(saved)
+        if self.context is not None or self.question is not None:
+            return Task("qa")
+        return Task("text2text") if self.source is not None else None
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `ftcore.decoding.generate` that were given."""
@@ -101,11 +158,13 @@ from typing import Any
 import torch
 
 from ftcore.checkpoints.files import write_text
-from ftcore.data import prompt
-from ftcore.data.files import Row, listed, read_rows
+from ftcore.data import Task
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
+from ftcore.decoding.prompts import build_prompt, interact, read_prompts, warn_of_other_form
 from ftcore.decoding.text import check_prompts
+from ftcore.models import Model
 from ftcore.training.inputs import find_device, load_checkpoint
 
 
@@ -118,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
         model, tokenizer = load_checkpoint(options.model)
         model.to(device)
-        prompts = read_prompts(options, decoder_only=not model.config.is_encoder_decoder)
+        task, decoder_only = options.find_task(), not model.config.is_encoder_decoder
+        prompts = [] if options.interactive else read_input(options, task, decoder_only=decoder_only)
         chosen = arguments_for(model, arguments)
         check_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
     own = [name for name, file in chosen.origin.items() if file and name not in SPECIAL_TOKENS]
@@ -135,9 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
     with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):
+        answer = partial(print_answer, model, tokenizer, options, arguments)
+        if options.interactive:
+            interact(task, options.given_fields(), answer, decoder_only=decoder_only)
+            return 0
         if options.stream:
-            stream_text(model, tokenizer, prompts[0], partial(print, end="", flush=True), **arguments)
-            print()
+            answer(prompts[0])
             return 0
         arguments |= {"batch_size": options.batch_size, "progress": options.input is not None}
         answers = generate_texts(model, tokenizer, prompts, **arguments)
@@ -150,32 +213,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_prompts(options: GenerateOptions, *, decoder_only: bool) -> list[str]:
+def read_input(options: GenerateOptions, task: Task | None, *, decoder_only: bool) -> list[str]:
     """The model's input texts, from the command line or from the file."""
-    if options.prompt is not None:
-        return [options.prompt]
-    if options.input is None:
-        record = {"context": options.context, "question": options.question}
-        return [as_prompt(record, decoder_only, "command line")]
-    path = Path(options.input)
-    expected = "one prompt per line, or JSON lines or CSV"
-    rows = read_rows(path, expected=expected, line_row=lambda line, where: {"prompt": line})
-    prompts = [as_prompt(row, decoder_only, where) for where, row in rows]
-    if not prompts:
-        raise ValueError(f"{path}: no prompts, expected one per line")
-    return prompts
+    if options.input is not None:
+        return read_prompts(task, options.input, decoder_only=decoder_only)
+    texts = (options.text, options.source, options.prompt)
+    text = next((text for text in texts if text is not None), None)
+    if task is None or (options.prompt is not None and task.name != "chat"):
+        if task:
+            warn_of_other_form(task, options.prompt or "", decoder_only=decoder_only)
+        return [text or ""]
+    given = options.given_fields() if text is None else text
+    return [build_prompt(task, given, decoder_only=decoder_only)]
 
 
-def as_prompt(fields: Row, decoder_only: bool, where: str) -> str:
-    """The model's input text for a record: its prompt, or its task's text, as in training."""
-    for task, keys in ((None, ["prompt"]), ("qa", ["context", "question"]), ("text2text", ["source"])):
-        if all(isinstance(fields.get(key), str) for key in keys):
-            chosen = {key: fields[key] for key in keys}
-            return prompt(task, decoder_only=decoder_only, **chosen) if task else chosen["prompt"]
-    raise ValueError(
-        f'{where}: expected an object with the texts "prompt", or "context" and "question", or "source"'
-        f" (keys found: {listed(fields) or 'none'})"
-    )
+def print_answer(
+    model: Model, tokenizer: Tokenizer, options: GenerateOptions, arguments: dict[str, Any], text: str
+) -> str:
+    """Print the answer to one prompt, and return it; of several, the first one."""
+    if options.stream:
+        answer = stream_text(model, tokenizer, text, partial(print, end="", flush=True), **arguments)
+        print()
+        return answer
+    [answer] = generate_texts(model, tokenizer, [text], **arguments)
+    for line in formatted([text], [answer], options):
+        print(line, flush=True)
+    return answer if isinstance(answer, str) else answer[0]
 
 
 def formatted(prompts: Sequence[str], answers: Sequence[Any], options: GenerateOptions) -> Iterator[str]:

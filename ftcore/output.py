@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -169,10 +169,16 @@ def _flush_output() -> None:
         os._exit(int(ending.code or 0))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """End of an error about an unknown word: the most similar known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """End of an error about an unknown word: the most similar known word, or "". Case is ignored.
+
+    Args:
+        known: the words, or a mapping from each word to what is suggested.
+    """
+    suggestions = known if isinstance(known, Mapping) else {name: name for name in known}
+    words = {name.lower(): suggestion for name, suggestion in suggestions.items()}
+    close = difflib.get_close_matches(word.lower(), words, n=1)
+    return f", did you mean {words[close[0]]!r}?" if close else ""
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

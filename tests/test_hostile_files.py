@@ -127,7 +127,6 @@ READING |= {"from_str", "LoadFromSerializedProto", "parse_json", "read_json", "r
 NOT_COVERED = {
     "__main__.py find_commands": "part of the package",
     "benchmark/": "reads what it has written",
-    "checkpoints/files.py not_utf8": "reads again to name the line",
     "output.py guard_output": "standard output",
     "compare.py random_model": "a config.json, read as in load_model",
     "explorer/page.py _file": "part of the package",

@@ -78,7 +78,7 @@ class FtcoreBackend:
         options = TrainOptions(
             model=job.checkpoint,
             task=job.task,  # type: ignore[arg-type]
-            train=job.train,
+            train=[job.train],
             output=mkdtemp(prefix="run-", dir=job.checkpoint),  # a process locks its run's directory
             batch_size=case.rows,
             max_source_length=case.source,

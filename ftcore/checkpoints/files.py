@@ -1,10 +1,13 @@
 """Text, JSON, atomic writes and file locks, without torch."""
 
+import codecs
+import gzip
 import io
 import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,8 +27,6 @@ FORMATS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: decompress it first",
     b"PK\x03\x04": "a zip archive or a workbook (.xlsx): extract it, or export it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook (.xls): export it as CSV",
-    b"PAR1": "a parquet file: export it as JSON lines or CSV",
-    b"ARROW1": "an arrow file: export it as JSON lines or CSV",
     b"SQLite format 3": "an SQLite database: export it as JSON lines or CSV",
     b"%PDF": "a PDF: extract its text",
     b"<!doctype html": "a web page: download the file itself",
@@ -44,28 +45,42 @@ def describe_format(start: bytes) -> str | None:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path, *, gunzip: bool = False) -> Iterator[io.TextIOWrapper]:
     """Open a UTF-8 text file, which may be a pipe, for reading; its lines end with "\\n".
+
+    Args:
+        gunzip: decompress a gzip file while it is read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a directory, an empty file, not UTF-8, or a format of `describe_format`.
+        ValueError: a directory, an empty file, not UTF-8, a damaged gzip file, or a format of
+            `describe_format`.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a directory; expected a file")
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        start = file.peek(64)
-        if not start:
-            raise ValueError(f"{path}: the file is empty")
-        if description := describe_format(start[:64]):
-            raise ValueError(f"{path}: {description}")
-        try:
+    try:
+        with _open_bytes(path, gunzip) as file:
+            start = file.peek(64)
+            if not start:
+                raise ValueError(f"{path}: the file is empty")
+            if description := describe_format(start[:64]):
+                raise ValueError(f"{path}: {description}")
             # Without the byte order mark that spreadsheets write; newline=None: every line ends with "\n".
             yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
-        except UnicodeDecodeError:
-            raise not_utf8(path) from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path, gunzip) from None
+
+
+@contextmanager
+def _open_bytes(path: Path, gunzip: bool) -> Iterator[Any]:
+    with path.open("rb") as file:
+        is_gzip = gunzip and file.peek(2).startswith(b"\x1f\x8b")
+        try:
+            yield gzip.GzipFile(fileobj=file) if is_gzip else file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: a damaged gzip file ({error})") from None
 
 
 def read_text(path: Path) -> str:
@@ -74,33 +89,36 @@ def read_text(path: Path) -> str:
         return file.read()
 
 
-def not_utf8(path: Path) -> ValueError:
+def _not_utf8(path: Path, gunzip: bool) -> ValueError:
     """An error that names the first line that is not UTF-8."""
-    if path.is_file():  # a pipe cannot be read again
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    byte = line[error.start]
-                    return ValueError(
-                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
-                    )
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        if path.is_file():  # a pipe cannot be read again
+            with _open_bytes(path, gunzip) as file:
+                while chunk := file.read(2**16):
+                    line += decoder.decode(chunk).count("\n")
+                decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        byte = error.object[error.start]
+        return ValueError(f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
     return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
-def parse_json(text: str, where: object) -> Any:
+def parse_json(text: str, where: object, *, unique_keys: bool = False) -> Any:
     """Parse JSON from a file or a request.
 
     Args:
         where: file, and line where it has several documents; heads the message of an error.
+        unique_keys: refuse a key that an object has twice; otherwise the last one counts.
 
     Raises:
         ValueError: broken JSON; NaN, Infinity or a number beyond float64; a lone surrogate; more than
             MAX_JSON_DEPTH levels.
     """
     try:
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        hook = _unique if unique_keys else None
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=hook)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # a surrogate: UTF-8 cannot encode half of a pair
             json.dumps(value, ensure_ascii=False).encode()
         if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(value) > MAX_JSON_DEPTH:
@@ -108,7 +126,7 @@ def parse_json(text: str, where: object) -> Any:
     except RecursionError:
         raise ValueError(f"{where}: broken JSON: more than {MAX_JSON_DEPTH} levels of nesting") from None
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
+        line = f", line {error.lineno}" if "\n" in text.rstrip() else ""
         raise ValueError(f"{where}{line}: broken JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError:
         raise ValueError(f"{where}: broken JSON: a \\u escape of a lone surrogate") from None
@@ -123,6 +141,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {shown(key)} twice")
+        values[key] = value
+    return values
+
+
 def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
@@ -131,13 +158,13 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         FileNotFoundError, ValueError: see `read_text` and `parse_json`; or not an object.
     """
-    values = parse_json(read_text(path), path)
+    values = parse_json(read_text(path), path, unique_keys=unique_keys)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values

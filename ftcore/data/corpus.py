@@ -17,20 +17,24 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from gzip import GzipFile
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
+from ftcore.checkpoints.files import file_lock, parse_json, write_atomically
+from ftcore.data.arrow_rows import arrow_format
 from ftcore.data.dataset import check_family
-from ftcore.data.files import find_row_format, read_chunks, read_rows, text_of
-from ftcore.data.tasks import check_corpus_task
+from ftcore.data.files import Paths, expand_files, open_data, read_chunks, text_of
+from ftcore.data.rows import find_row_format, read_rows
+from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.output import progress_bar
+from ftcore.output import few, progress_bar
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -48,16 +52,22 @@ class Corpus:
     preprocessor: </s> could be part of a corrupted span, and the model would learn to stop inside targets.
     """
 
-    text: Path  # the text file
+    texts: tuple[Path, ...]  # the text files
     ids: Path  # the file of ids
     decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
     header: bytes = field(repr=False)  # of the file of ids, with their checksum; compared at every read
     dtype: np.dtype  # of the ids in the file
     start: int  # index of the first id in the file
     stop: int  # index after the last id
+    column: str = "text"  # of the documents, in files of rows
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def name(self) -> str:
+        """The text files, for messages."""
+        return few([*map(str, self.texts)])
 
     def read(self, start: int, stop: int) -> list[int]:
         """The ids in [start, stop), relative to this part and clipped to its end.
@@ -71,7 +81,7 @@ class Corpus:
         try:
             with self.ids.open("rb") as file:
                 if file.read(_HEADER) != self.header:
-                    raise ValueError(f"{self.text} has changed while its ids were read: start again")
+                    raise ValueError(f"{self.name} has changed while its ids were read: start again")
                 file.seek(start * self.dtype.itemsize, os.SEEK_CUR)
                 ids = np.fromfile(file, self.dtype, stop - start)
         except OSError as error:
@@ -90,64 +100,80 @@ class Corpus:
             raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
         cut = self.stop - round(len(self) * fraction)
         if min(cut - self.start, self.stop - cut) < 2:
-            raise ValueError(f"{self.text} is too short to split; pass a separate validation file")
+            raise ValueError(f"{self.name} is too short to split; pass a separate validation file")
         return replace(self, stop=cut), replace(self, start=cut)
 
 
-def read_corpus(task: str, path: str | Path, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
-    """The ids of a text, tokenized now (with a message on stderr) unless that was done before.
+def read_corpus(task: str | Task, paths: Paths, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
+    """The ids of one or more files, tokenized now (with a message on stderr) unless that was done before.
 
     Processes that read the same text at the same time wait for the first one to tokenize it.
 
     Args:
         task: one of `CORPUS_TASKS`.
-        path: a UTF-8 file: plain text with `<|endoftext|>` between documents, or JSON lines or CSV, where the
-            `text` of each row is a document.
+        paths: one file or several, or patterns, see `expand_files`: plain text with `<|endoftext|>` between
+            documents, which may be compressed by gzip, or rows, where the `text` of each is a document, or
+            the column that the task has for it. A document ends where a file ends.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: task, model and tokenizer do not match, or the file is not UTF-8, not in one of these
-            formats, or has no text.
+        ValueError: task, model and tokenizer do not match, or a file is not UTF-8 or not in one of these
+            formats, or there is no text.
         OSError: the ids cannot be written.
     """
+    task = as_task(task)
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
-    text = Path(path)
-    if text.is_fifo():
-        raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
-    is_plain_text(text)  # here for its errors
+    first, *others = texts = tuple(expand_files(paths))
+    for text in texts:
+        if text.is_fifo():
+            raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
+        is_plain_text(text)  # here for its errors
+    column = task.column("text")
     fingerprint = _fingerprint(tokenizer)
-    ids = _directory(text) / f"{text.name}.{fingerprint[:8]}.ids.safetensors"
+    fingerprint = fingerprint if column == "text" else _hash(fingerprint, column)
+    key = _hash(fingerprint, *texts) if others else fingerprint
+    ids = _directory(first) / f"{first.name}.{key[:8]}.ids.safetensors"
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    with file_lock(text, wait=True):
-        made_from = f"{_size_and_time(text)}, tokenizer {fingerprint}, format {_FORMAT}"
+    with file_lock(first, wait=True):
+        made_from = f"{_version(texts)}, tokenizer {fingerprint}, format {_FORMAT}"
         metadata, again = _read_metadata(ids, dtype, made_from)
         if not metadata:
-            metadata, documents = _write_ids(ids, text, tokenizer, decoder_only, made_from, dtype)
+            metadata, documents = _write_ids(ids, texts, column, tokenizer, decoder_only, made_from, dtype)
             size = f"{int(metadata['tokens']):,} tokens of {documents:,} documents"
-            print(f"tokenized {text}{again}: {size}, kept in {ids}", file=sys.stderr)
+            print(f"tokenized {few([*map(str, texts)])}{again}: {size}, kept in {ids}", file=sys.stderr)
     tokens = int(metadata["tokens"])
-    return Corpus(text, ids, decoder_only, _header(tokens, dtype, metadata), dtype, start=0, stop=tokens)
+    header = _header(tokens, dtype, metadata)
+    return Corpus(texts, ids, decoder_only, header, dtype, start=0, stop=tokens, column=column)
 
 
-def is_plain_text(path: Path) -> bool:
-    """Whether a file is plain text, not JSON lines or CSV. Raises the errors of `open_text`."""
-    with open_text(path) as file:
-        return find_row_format(path, file) == "text"
+def is_plain_text(path: Path, *, compressed: bool = True) -> bool:
+    """Whether a file is plain text, without rows. Raises the errors of `open_text`.
+
+    Args:
+        compressed: True also for plain text compressed by gzip.
+    """
+    if arrow_format(path):
+        return False
+    with open_data(path) as file:
+        is_gzip = isinstance(file.buffer, GzipFile)
+        return find_row_format(path, file) == "text" and (compressed or not is_gzip)
 
 
-def read_documents(path: Path, size: int) -> Iterator[str]:
+def read_documents(path: Path, size: int, column: str = "text") -> Iterator[str]:
     """The text of a file, at most `size` characters at a time; each row's ends with `<|endoftext|>`.
 
     Raises:
-        ValueError: a row without `text`, or another error of `read_rows`.
+        ValueError: a row without `column`, or another error of `read_rows`.
     """
     if is_plain_text(path):
         yield from read_chunks(path, size)
         return
-    for where, row in read_rows(path, expected="plain text, or JSON lines or CSV with text"):
-        document = text_of(row, "text", where, blank=True)
+    for where, row in read_rows(path, expected="plain text, or rows with text"):
+        if column not in row:
+            raise missing_column("text", column, row, where)
+        document = text_of(row, column, where, blank=True)
         yield from (document[start : start + size] for start in range(0, len(document), size))
         yield END_OF_DOCUMENT
 
@@ -179,6 +205,16 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
         for file in sorted(Path(directory).iterdir()):
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256("\0".join(map(str, values)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _version(texts: Sequence[Path]) -> str:
+    """Sizes and times of the files."""
+    versions = [_size_and_time(text) for text in texts]
+    return versions[0] if len(texts) == 1 else f"{len(texts)} files of {_hash(*versions)}"
 
 
 def _size_and_time(path: Path) -> str:
@@ -219,10 +255,16 @@ def _checksum(ids: Path, size_and_time: str) -> str:
 
 
 def _write_ids(
-    ids: Path, text: Path, tokenizer: Tokenizer, decoder_only: bool, made_from: str, dtype: np.dtype
+    ids: Path,
+    texts: Sequence[Path],
+    column: str,
+    tokenizer: Tokenizer,
+    decoder_only: bool,
+    made_from: str,
+    dtype: np.dtype,
 ) -> tuple[dict[str, str], int]:
-    """Tokenize a text to a file of ids; returns (the file's metadata, number of documents)."""
-    metadata = {"made_from": made_from}
+    """Tokenize texts to a file of ids; returns (the file's metadata, number of documents)."""
+    name, metadata = few([*map(str, texts)]), {"made_from": made_from}
     documents = 0
 
     def write(path: Path) -> None:
@@ -230,16 +272,16 @@ def _write_ids(
         tokens = checksum = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
-            for chunk, ends_document in _tokenize(text, tokenizer, decoder_only):
+            for chunk, ends_document in _tokenize(texts, column, tokenizer, decoder_only):
                 block = np.array(chunk, dtype).tobytes()
                 file.write(block)
                 checksum = zlib.crc32(block, checksum)
                 tokens += len(chunk)
                 documents += ends_document
             if tokens < 2:
-                raise ValueError(f"{text}: {tokens} tokens are too few to learn from; expected plain text")
-            if not made_from.startswith(_size_and_time(text)):
-                raise ValueError(f"{text} has changed while it was tokenized: start again")
+                raise ValueError(f"{name}: {tokens} tokens are too few to learn from; expected plain text")
+            if not made_from.startswith(_version(texts)):
+                raise ValueError(f"{name} has changed while it was tokenized: start again")
             metadata.update(tokens=str(tokens), checksum=str(checksum))
             file.seek(0)
             file.write(_header(tokens, dtype, metadata))
@@ -262,8 +304,10 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 # ------------------------------------------------------------------------------------------------ tokenizing
 
 
-def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[tuple[list[int], bool]]:
-    """The ids of a text, chunk by chunk: (ids, whether a document ends here)."""
+def _tokenize(
+    texts: Sequence[Path], column: str, tokenizer: Tokenizer, decoder_only: bool
+) -> Iterator[tuple[list[int], bool]]:
+    """The ids of texts, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
     prefix = len(tokenizer.encode("")) - (not decoder_only)
 
@@ -280,11 +324,12 @@ def _tokenize(text: Path, tokenizer: Tokenizer, decoder_only: bool) -> Iterator[
 
     spaces = "".join(filter(can_cut_before, " \t\n"))
     inside_document = False
-    size = text.stat().st_size
+    size = sum(text.stat().st_size for text in texts)
+    chunks = chain.from_iterable(_chunks(read_documents(text, _CHUNK, column), spaces) for text in texts)
     with progress_bar(
-        desc=f"tokenizing {text.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
+        desc=f"tokenizing {texts[0].name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:
-        for chunk, ends_document in _chunks(read_documents(text, _CHUNK), spaces):
+        for chunk, ends_document in chunks:
             bar.update(len(chunk.encode()))
             if not inside_document and not chunk.strip():
                 continue  # an empty document

@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ftcore.data.corpus import Corpus
 from ftcore.data.dataset import ExampleDataset
@@ -31,7 +30,7 @@ from ftcore.data.tokenizer import Tokenizer
 _LONGEST = 2**31 - 1  # tokens of an example; lengths are int32
 
 
-class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
+class CausalLMDataset(ExampleDataset):
     """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
 
     Consecutive blocks share one token, the last of the first and the first of the second. So every token of
@@ -61,7 +60,7 @@ class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
         return []
 
 
-class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
+class SpanCorruption(ExampleDataset):
     """Span corruption: the text in chunks, each with a source of exactly `source_length` tokens.
 
     All targets have the length `max_label_length`, so no batch has padding. A remainder of the text
@@ -81,7 +80,7 @@ class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
         count = len(corpus) // self.chunk_length
         if not count:
             raise ValueError(
-                f"{corpus.text}: {len(corpus)} tokens, but a source of {source_length} needs "
+                f"{corpus.name}: {len(corpus)} tokens, but a source of {source_length} needs "
                 f"{self.chunk_length}: use more text, or shorter sources"
             )
         self.lengths = np.tile(np.array([source_length, target_length], dtype=np.int32), (count, 1))

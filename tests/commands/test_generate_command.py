@@ -145,7 +145,7 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of --prompt, --context with --question, or --input"),
+        ([], "give one of TEXT, --prompt, --context with --question, --field, or --input"),
         (["--prompt", "a", "--input", "b"], "give one of"),
         (["--context", "a"], "--context and --question go together"),
         (["--prompt", "a", "--temperature", "0.5"], "--temperature needs --sample"),

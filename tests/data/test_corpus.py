@@ -13,6 +13,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 from uuid import uuid4
@@ -344,15 +345,14 @@ def test_documents_are_unchanged(tmp_path: Path, texts: list[str], size: int) ->
         ("a.jsonl", '{"text": "a"}\n{"text": ["b"]}\n', "line 2: key 'text' is ['b']; expected a string"),
         ("a.txt", '{"text": "a"}\nand then prose\n', "line 2: broken JSON"),
         ("a.csv", "id,body\n1,a\n", "line 2: no key 'text' (found: id, body)"),
-        ("a.json", '{"data": []}', "a SQuAD document, which is for task 'qa'; expected plain text, or JSON"),
-        ("a.json", '[{"text": "a"}]', "a JSON array; write one object per line"),
-        ("a.txt", '[{"text": "a"}]', "a JSON array; write one object per line"),
-        ("a.txt", "id\ttext\n1\ta\n", "tab-separated values; save the file as CSV"),
-        ("a.tsv", "The ferry left.\tAt noon.\n", "tab-separated values; save the file as CSV"),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": []}]}',
+            "a SQuAD document, which is for task 'qa'; expected plain text, or rows",
+        ),
         ("a.txt", "The ferry\nleft\0\0\n", "line 2: a NUL character"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
-        ("a.txt.gz", gzip.compress(b"The ferry left.", mtime=0), "compressed by gzip"),
-        ("a.parquet", b"PAR1\x15\x04\x15", "a parquet file"),
+        ("a.txt.gz", gzip.compress(b"The ferry left.", mtime=0)[:-4], "a damaged gzip file"),
         ("a.txt", "The ferry left.".encode("utf-16"), "text in UTF-16"),
         ("a.txt", "The ferry left.".encode("utf-16-le"), "line 1: a NUL character"),
         ("a.html", "<!DOCTYPE html><html>", "a web page"),
@@ -366,6 +366,47 @@ def test_files_that_are_no_running_text(
         read(path, gpt2, decoder_only=True)
     assert message in str(error.value) and str(path) in str(error.value)
     assert not ids_files(tmp_path)
+
+
+@pytest.mark.parametrize("decoder_only", [True, False])
+def test_several_files_are_one_corpus(
+    tmp_path: Path, gpt2: Tokenizer, t5: Tokenizer, decoder_only: bool, capsys: pytest.CaptureFixture
+) -> None:
+    tokenizer, task = (gpt2, "lm") if decoder_only else (t5, "span-corruption")
+    files = [
+        write(tmp_path / "a.txt", TALE),
+        write(tmp_path / "b.txt.gz", gzip.compress(TALE.encode())),
+        write(tmp_path / "c.jsonl", as_json_lines(DOCUMENTS)),
+        write(tmp_path / "d.tsv", "id\ttext\n1\tBo reads.\n"),
+    ]
+    single = [all_ids(read(file, tokenizer, decoder_only)) for file in files]
+    capsys.readouterr()
+    corpus = read_corpus(task, str(tmp_path / "[a-d].*[!s]"), tokenizer, decoder_only=decoder_only)
+    assert all_ids(corpus) == [*chain(*single)]
+    assert corpus.texts == tuple(files)
+    message = capsys.readouterr().err
+    assert f"tokenized {files[0]}, {files[1]}, {files[2]}, {files[3]}: {len(corpus)} tokens of " in message
+    assert read_corpus(task, files, tokenizer, decoder_only=decoder_only) == corpus
+    assert capsys.readouterr().err == ""
+
+    other = read_corpus(task, files[:2], tokenizer, decoder_only=decoder_only)
+    assert all_ids(other) == [*chain(*single[:2])] and other.ids != corpus.ids
+    capsys.readouterr()
+    write(files[1], gzip.compress(b"Cy is late."))
+    changed = read_corpus(task, files, tokenizer, decoder_only=decoder_only)
+    assert "again: it has changed" in capsys.readouterr().err
+    single[1] = all_ids(read(files[1], tokenizer, decoder_only))
+    assert all_ids(changed) == [*chain(*single)]
+
+
+def test_a_parquet_file_is_a_corpus(tmp_path: Path, gpt2: Tokenizer) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({"text": DOCUMENTS}), tmp_path / "a.parquet"
+    )
+    lines = write(tmp_path / "a.jsonl", as_json_lines(DOCUMENTS))
+    parquet = all_ids(read(tmp_path / "a.parquet", gpt2, decoder_only=True))
+    assert parquet == all_ids(read(lines, gpt2, decoder_only=True))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
@@ -385,6 +426,17 @@ def test_rows_are_not_held_in_memory(tmp_path: Path, written: Callable[[list[str
     finally:
         tracemalloc.stop()
     assert characters == 2000 * (10_000 + len(END)) and peak < 2e6
+
+
+def test_a_compressed_text_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt.gz", gzip.compress(b"word " * 4_000_000, 1))
+    tracemalloc.start()
+    try:
+        characters = sum(map(len, read_documents(path, 2**16)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert characters == 20_000_000 and peak < 2e6
 
 
 def test_a_failure_while_tokenising_leaves_no_file(tmp_path: Path, gpt2: Tokenizer) -> None:
@@ -478,7 +530,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         file.truncate(file.tell() + 2 * tokens)
     gc.collect()
     before = resident_megabytes()
-    blocks = CausalLMDataset(Corpus(tmp_path / "text", ids, True, header, dtype, 0, tokens), 512)
+    blocks = CausalLMDataset(Corpus((tmp_path / "text",), ids, True, header, dtype, 0, tokens), 512)
     loader = DataLoader(blocks, 8, pad_id=0, shuffle=True)
     for _, batch in zip(range(500), loader, strict=False):
         assert batch["input_ids"].shape == (8, 512)

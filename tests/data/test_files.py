@@ -1,9 +1,11 @@
 """Rows are the same from all formats, and whatever a file contains, it is read or refused by name."""
 
 import csv
+import gzip
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import CORPUS_TASKS, TASKS, Record, read_records
+from ftcore.data.files import expand_files
+from ftcore.data.rows import read_rows
 
 SQUAD = {
     "version": "1.1",
@@ -40,6 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "qa": {"context": "Ada lived in London.", "question": "Where?", "answers": {"text": ["London"]}},
     "emotion": {"text": "i am late", "label": "fear"},
     "text2text": {"source": "b a", "target": "a b"},
+    "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
 }
 RECORD_TASKS = [task for task in TASKS if task not in CORPUS_TASKS]
 SQUAD_RECORD = Record(
@@ -291,10 +296,6 @@ def test_line_ends_and_byte_order_marks(tmp_path: Path, end: str, mark: str) -> 
         ("emotion", "a.csv", "text,label\nfine,joy\n\0\0\0\0", "a.csv, line 3: a NUL character"),
         ("emotion", "a.csv", "text,text,label\na,b,joy\n", "a.csv, line 1: 2 columns have the name 'text'"),
         ("emotion", "a.csv", 'text,label\nfine,joy\n"fine\n,joy\n', "a.csv, line 3: broken CSV"),
-        ("emotion", "a.tsv", "text\tlabel\nfine\tjoy\n", "a.tsv: tab-separated values; save the file as CSV"),
-        ("emotion", "a.txt", "id\ttext\tlabel\n1\tfine\tjoy\n", "a.txt: tab-separated values"),
-        ("text2text", "a.txt", '[{"source": "a"}]', "a.txt: a JSON array; write one object per line"),
-        ("text2text", "a.json", '{\n"source": "a",\n"target": "b"}', "a.json: JSON on several lines"),
         ("text2text", "a.json", '{"source": "a", "target": }', "a.json, line 1: broken JSON"),
         ("text2text", "a.json", '{"source" "a"}\n{"source": "a"}\n', "a.json, line 1: broken JSON"),
         ("text2text", "a.jsonl", '{"source": "a", "target": NaN}', "a.jsonl, line 1: broken JSON: 'NaN'"),
@@ -304,7 +305,6 @@ def test_line_ends_and_byte_order_marks(tmp_path: Path, end: str, mark: str) -> 
         ("text2text", "a.jsonl", json_lines({"\x1b[2J\x9b": 1}), r"(found: \x1b[2J\x9b)"),
         ("text2text", "a.csv", "source,target\r\n", "a.csv: no records"),
         ("text2text", "a.json", "\n" * 100_000, "a.json: no records"),
-        ("text2text", "a.csv", b"PAR1\x15\x04", "a.csv: a parquet file"),
         ("qa", "a.json", "version https://git-lfs.github.com/spec/v1\n", "a.json: a git-lfs pointer"),
     ],
 )  # fmt: skip
@@ -322,6 +322,123 @@ def test_formats_are_found_by_content(tmp_path: Path) -> None:
     for number, content in enumerate([json_lines(ROWS["text2text"]), table(ROWS["text2text"])]):
         (record,) = read("text2text", write(tmp_path / f"{number}.txt", content))
         assert (record.source, record.target) == ("b a", "a b")
+
+
+# --- delimiters
+
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+CELLS = st.text(st.sampled_from('ab,;|\t"\n é'), min_size=1).filter(str.strip)
+
+
+@settings(EVERY_PLACE, max_examples=100)
+@given(
+    pairs=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=3),
+    delimiter=st.sampled_from(list(NAMES)),
+    name=st.sampled_from(["a.csv", "a.tsv", "a.txt", "a.csv.gz"]),
+)
+def test_any_delimiter_is_found(
+    tmp_path: Path, pairs: list[tuple[str, str]], delimiter: str, name: str
+) -> None:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows([("source", "target"), *pairs])
+    content = file.getvalue().encode()
+    path = write(tmp_path / name, gzip.compress(content, 1) if name.endswith("gz") else content)
+    assert [(record.source, record.target) for record in read("text2text", path)] == pairs
+
+
+@pytest.mark.parametrize("delimiter", NAMES)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt"])
+def test_another_delimiter_than_the_suffix_promises_is_said(
+    tmp_path: Path, delimiter: str, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    first = "id" if name == "a.txt" else '"an id, with | and ; in quotes"'
+    path = write(tmp_path / name, delimiter.join([first, "source", "target"]) + "\n")
+    with pytest.raises(ValueError, match="no records"):
+        read("text2text", path)
+    promised = {"a.csv": ",", "a.tsv": "\t", "a.txt": delimiter}[name]
+    said = f"warning: {path}: its fields are separated by {NAMES[delimiter]}, not by {NAMES[promised]}\n"
+    assert capsys.readouterr().err == (said if delimiter != promised else "")
+
+
+def test_a_column_of_texts_has_no_delimiter(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "a.csv", "text\nfine; really\n")
+    assert [row for _, row in read_rows(path, expected="rows")] == [{"text": "fine; really"}]
+    assert capsys.readouterr().err == ""
+
+
+# --- several files
+
+
+def test_files_are_read_in_order(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        write(tmp_path / f"part-{number}.txt", f"text {number};joy\n")
+    (tmp_path / "part-directory.txt").mkdir()
+    lines = write(tmp_path / "a.jsonl", json_lines({"text": "text 0", "label": "joy"}))
+    records = read_records("emotion", [lines, str(tmp_path / "part-*.txt"), lines], decoder_only=False)
+    assert [record.source for record in records] == [f"Emotion: text {number}" for number in (0, 1, 10, 2)]
+    assert [record.where for record in records[:2]] == [f"{lines}, line 1", f"{tmp_path}/part-1.txt, line 1"]
+    assert len(read_records("emotion", str(tmp_path / "part-*"), decoder_only=False, limit=2)) == 2
+
+
+def test_an_error_in_the_second_file_names_it(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.txt", "fine;joy\n"), write(tmp_path / "b.txt", "fine;joy\nlow\n")]
+    with pytest.raises(ValueError, match=r"b\.txt, line 2: no ';'"):
+        read_records("emotion", files, decoder_only=False)
+    tables = [write(tmp_path / f"{name}.csv", "text,label\n") for name in "abcdef"]
+    with pytest.raises(ValueError, match=r"a\.csv, .*d\.csv and 2 more: no records"):
+        read_records("emotion", tables, decoder_only=False)
+
+
+def test_names_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    files = [write(folder / "x[1].txt", "fine;joy\n") for folder in (deep, tmp_path)]
+    assert expand_files("~/x[1].txt") == [
+        tmp_path / "x[1].txt"
+    ]  # a name, although it has the form of a pattern
+    assert expand_files(str(tmp_path / "**" / "*.txt")) == files
+    assert expand_files([tmp_path / "x?1?.txt", "~/a/*/*"]) == files[::-1]
+    for pattern in ("~/nothing-*.txt", "~/a*"):  # the second matches a directory
+        with pytest.raises(FileNotFoundError, match=f"no file matches {re.escape(pattern)}"):
+            expand_files([tmp_path / "x[1].txt", pattern])
+    with pytest.raises(FileNotFoundError, match="no such file: ~/nowhere"):
+        expand_files("~/nowhere")
+
+
+# --- gzip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.txt.gz", "no-suffix"])
+def test_gzip_files_are_read_as_what_is_inside(tmp_path: Path, name: str) -> None:
+    row = ROWS["emotion"]
+    text = {"a.csv.gz": table(row, row), "a.txt.gz": "i am late;fear\n" * 2}.get(name, json_lines(row, row))
+    path = write(tmp_path / name, gzip.compress(text.encode("utf-8-sig")))
+    first, second = read("emotion", path)
+    assert first == second == Record("Emotion: i am late", "fear", ("fear",))
+    parts = [gzip.compress(line.encode()) for line in text.splitlines(keepends=True)]
+    assert read("emotion", write(path, b"".join(parts))) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"fine;joy\n" * 9999)[:-9], "a damaged gzip file"),
+        (gzip.compress(b"fine;joy\n")[:-8] + bytes(8), "a damaged gzip file (CRC check failed"),
+        (gzip.compress(b"fine;joy\n") + b"x", "a damaged gzip file"),
+        (b"\x1f\x8b\x08" + b"\xff" * 99, "a damaged gzip file"),
+        (gzip.compress(b""), "the file is empty"),
+        (gzip.compress(b"fine;joy\ncaf\xe9;joy\n"), "line 2: not UTF-8 (byte 0xe9)"),
+        (gzip.compress(b"fine;joy\nfi\0ne;joy\n"), "line 2: a NUL character"),
+        (gzip.compress(gzip.compress(b"fine;joy\n")), "compressed by gzip: decompress it first"),
+    ],
+)  # fmt: skip
+def test_damaged_gzip_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write(tmp_path / "a.txt.gz", content)
+    with pytest.raises(ValueError) as error:
+        read("emotion", path)
+    assert str(path) in str(error.value) and message in str(error.value)
 
 
 # --- streams

@@ -5,6 +5,7 @@ directory is also the working directory.
 """
 
 import base64
+import gzip
 import http.client
 import io
 import json
@@ -31,10 +32,11 @@ import ftcore.train
 import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.cli import parse
-from ftcore.data import Corpus, DataLoader, load_tokenizer
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, Task, load_task, load_tokenizer, read_records
 from ftcore.decoding import generate_texts
+from ftcore.decoding.prompts import read_prompts
 from ftcore.explorer.server import Server, Session
-from ftcore.generate import GenerateOptions, read_prompts
+from ftcore.generate import GenerateOptions
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
@@ -114,6 +116,18 @@ pairs.jsonl
 {"source": "a long text", "target": "short"}
 {"source": "b", "target": "c"}
 
+pairs.json
+[{"source": "a long text", "target": "short"},
+ {"source": "b", "target": "c"}]
+
+records.json
+{"version": "1", "data": [{"source": "b", "target": "c"}, {"source": "d", "target": "e"}]}
+
+pairs.tsv
+source	target
+a "quoted" text	short
+b	c
+
 lm.txt
 Ada sews.<|endoftext|>Bea reads a book about the sea;
 Cy does not.
@@ -140,8 +154,36 @@ prompts.jsonl
 {"context": "Ada sews.", "question": "Who?"}
 {"source": "Bea"}
 
+chat.jsonl
+{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+{"messages": [{"role": "system", "content": "Nod."}, {"role": "assistant", "content": "Yes"}]}
+
+squad2.jsonl
+{"context": "Ada sews.", "question": "Who reads?", "answers": {"text": [], "answer_start": []}}
+{"context": "Ada sews.", "question": "Who sews?", "answers": ["Ada"], "is_impossible": false}
+
+labels.json
+{"0": "sadness", "true": "joy"}
+
+task.json
+{"task": "text2text", "template": "sum up: {document} ({{{id}}})", "target_template": "{label}.",
+"columns": {"document": "Text", "label": "Class"}, "labels": {"0": "sad", "true": "glad"}}
+
 train.json
 {"task": "emotion", "batch_size": 4, "lr": 0.1, "set": ["n_positions=64"], "dropout": 0, "freeze": null}
+
+train.yaml
+# The run of the last week
+task: emotion
+"lr": 1e-3
+train: a/b.csv  # relative
+set: [n_positions=64, 'n_layer=1']
+freeze:
+- encoder
+valid: >
+  some
+  file
+fast: false
 
 generate.json
 {"num_beams": 2, "json": true, "length_penalty": 1}
@@ -275,6 +317,28 @@ def data(directory: Path) -> None:
     write_files(directory, DATA_FILES)
 
 
+def compressed(directory: Path) -> None:
+    data(directory)
+    for name in ("pairs.jsonl", "lm.txt"):
+        (directory / f"{name}.gz").write_bytes(gzip.compress((directory / name).read_bytes(), mtime=0))
+
+
+def tables(directory: Path) -> None:
+    import datasets
+    import pyarrow.feather
+
+    datasets.disable_progress_bars()
+    feelings = {"text": ["i feel fine", "i feel low"] * 5, "label": [0, 1] * 5}
+    columns = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    data_set = datasets.Dataset.from_dict(feelings, features=columns)
+    data_set.to_parquet(directory / "feelings.parquet")
+    data_set.save_to_disk(directory / "saved")
+
+    pyarrow.feather.write_feather(data_set.data.table, directory / "feelings.feather", compression="lz4")
+
+
 @cache
 def checkpoint(make: Make) -> tuple[Any, Any]:
     with TemporaryDirectory() as directory:
@@ -289,6 +353,10 @@ def examples(path: Path, *, task: str, make: Make) -> None:
     lengths = {"max_source_length": 48, "max_target_length": 16}
     dataset = make_dataset(records, model, tokenizer, name="training", **lengths)
     next(iter(DataLoader(dataset, 2, pad_id=tokenizer.pad_id, shuffle=True)))
+
+
+def saved(path: Path) -> None:
+    examples(path.parent, task="emotion", make=t5)
 
 
 def corpus_cache(directory: Path) -> None:
@@ -307,7 +375,20 @@ def read_cached(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    read_prompts(GenerateOptions(model="", input=str(path)), decoder_only=True)
+    read_prompts(None, str(path), decoder_only=True)
+
+
+def task(path: Path) -> None:
+    """Build a prompt of the task, and records of one row."""
+    saved = load_task(path.parent) or Task("text2text")
+    saved.prompt(dict.fromkeys(saved.prompt_fields, "Ada"), decoder_only=True)
+    (path.parent / "rows.jsonl").write_text('{"Text": "Ada sews.", "Class": 0, "id": 1}')
+    if saved.name not in CORPUS_TASKS:
+        read_records(saved, path.parent / "rows.jsonl", decoder_only=True)
+
+
+def labels(path: Path) -> None:
+    command(partial(parse, TrainOptions, command="ftcore"), "--labels", str(path))
 
 
 def options(path: Path, *, kind: type, given: tuple[str, ...] = ()) -> None:
@@ -424,13 +505,24 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (data, partial(examples, task="text2text", make=t5), ["pairs.jsonl"]),
     (data, partial(examples, task="lm", make=gpt2), ["lm.txt", "lm.jsonl", "lm.csv"]),
     (data, partial(examples, task="span-corruption", make=tiny_t5), ["span.txt"]),
+    (data, partial(examples, task="text2text", make=t5), ["pairs.json", "records.json", "pairs.tsv"]),
+    (compressed, partial(examples, task="text2text", make=t5), ["pairs.jsonl.gz"]),
+    (compressed, partial(examples, task="lm", make=gpt2), ["lm.txt.gz"]),
     (corpus_cache, read_cached, ["span.txt.*.ids.safetensors"]),
+    (data, partial(examples, task="chat", make=gpt2), ["chat.jsonl"]),
+    (data, partial(examples, task="qa", make=t5), ["squad2.jsonl"]),
+    (data, task, ["task.json"]),
+    (data, labels, ["labels.json"]),
     (data, prompts, ["prompts.txt", "prompts.jsonl"]),
-    (data, partial(options, kind=TrainOptions), ["train.json"]),
+    (data, partial(options, kind=TrainOptions), ["train.json", "train.yaml"]),
     (data, partial(options, kind=GenerateOptions, given=PROMPT), ["generate.json"]),
     (data, request, ["record.json", "other.json", "outcome.json", "head-ablations.json"]),
     (run, resume, ["run/state/*.pt", "run/train_config.json", "run/metrics.jsonl", "run/predictions.jsonl"]),
 ]
+if find_spec("datasets"):
+    feelings = partial(examples, task="emotion", make=t5)
+    GROUPS.append((tables, feelings, ["feelings.parquet", "feelings.feather"]))
+    GROUPS.append((tables, saved, ["saved/state.json", "saved/*.arrow"]))
 if find_spec("optuna"):
     GROUPS.append((search, resume_search, ["run/journal.log", "run/tune_config.json"]))
 

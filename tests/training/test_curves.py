@@ -41,6 +41,25 @@ def test_one_panel_per_metric() -> None:
     assert curves[0] == [[[10, 2.0], [20, 1.0]], [[0, 3.0], [20, 1.5]]]
 
 
+def test_sets_differ_by_the_kind_of_line_and_metrics_by_color() -> None:
+    pytest.importorskip("matplotlib")
+    values = {"valid_loss": 2.0, "exact_match": 0.5, "f1": 0.6, "share$": 3.0, "token_accuracy": 0.5}
+    validation = {f"{name}/{key}": value for name in ("dev", "test") for key, value in values.items()}
+    lines = [{"step": 0} | validation, {"step": 10, "train_loss": 2.0}, {"step": 10} | validation]
+    panels = {axes.get_title(): axes for axes in draw_curves([named(line, "qa") for line in lines]).axes}
+    names = ["loss (nats per token)", "validation answers (share)", "token accuracy (share)", r"share\$"]
+    assert list(panels) == names
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in panels.values()]
+    assert legends[0] == ["training", "validation", "dev", "test"]
+    assert legends[1] == ["exact match (SQuAD)", "F1 (SQuAD)", "dev", "test"]
+    assert legends[2:] == [["dev", "test"]] * 2
+    drawn = [line for line in panels[names[1]].get_lines() if len(line.get_xdata())]
+    assert [line.get_linestyle() for line in drawn] == ["-", "--"] * 2
+    assert [line.get_color() for line in drawn] == ["C0", "C0", "C1", "C1"]
+    assert all(line.get_xdata().tolist() == [0, 10] for line in drawn)
+    assert [axes.get_ylim() == (0, 1) for axes in panels.values()] == [False, True, True, False]
+
+
 def test_losses_far_apart_are_drawn_logarithmically() -> None:
 
     def scale(*losses: float) -> str:
