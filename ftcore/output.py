@@ -170,13 +170,13 @@ def _flush_output() -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
-    """End of an error about an unknown word: the most similar known word, or an empty string.
+    """End of an error about an unknown word: the most similar known word, or "". Case is ignored.
 
     Args:
         synonyms: other words, and the known word that is suggested in place of each.
     """
-    meant = {name: name for name in known} | dict(synonyms or {})
-    close = difflib.get_close_matches(word, meant, n=1)
+    meant = {name.lower(): name for name in known} | dict(synonyms or {})
+    close = difflib.get_close_matches(word.lower(), meant, n=1)
     return f", did you mean {meant[close[0]]!r}?" if close else ""
 
 
