@@ -32,7 +32,8 @@ class Callback:
         Args:
             run: best/ is already saved if this validation was the best one.
             metrics: valid_loss (nats per target token), token_accuracy (0 to 1), perplexity and, for tasks
-                with gold answers, exact_match and f1 (0 to 1).
+                with gold answers, exact_match and f1 (0 to 1) or those of --metrics. The keys of a named
+                validation set begin with its name: dev/valid_loss.
         """
 
     def on_save(self, run: "Run", directory: Path) -> None:
