@@ -89,16 +89,14 @@ class GenerateOptions(TaskOptions):
         if not self.interactive and ("context" in given) != ("question" in given):
             raise ValueError("--context and --question go together, one of them is missing")
         inputs = sum(value is not None for value in (self.text, self.source, self.prompt, self.input))
-        inputs += bool(given) and not self.interactive
-        if inputs != (0 if self.interactive else 1):
+        if self.interactive and (inputs or self.output is not None):
+            raise ValueError(
+                "--interactive asks for texts and prints answers: it takes --context, --question or --field, "
+                "but no other input, and no --output"
+            )
+        if not self.interactive and inputs + bool(given) != 1:
             choices = "TEXT, --prompt, --context with --question, --field, or --input"
-            if self.interactive:
-                raise ValueError(
-                    "--interactive asks for the texts; only --context, --question or --field fit"
-                )
             raise ValueError(f"give one of {choices}" + (", not several" if inputs else ""))
-        if self.interactive and self.output is not None:
-            raise ValueError("--interactive prints its answers, it cannot go with --output")
         for name in ("temperature", "top_k", "top_p", "seed"):
             if getattr(self, name) is not None and not self.sample:
                 raise ValueError(f"{flag(name)} needs --sample")
@@ -119,7 +117,7 @@ class GenerateOptions(TaskOptions):
         from ftcore.data import Task, load_task
 
         saved = load_task(self.model)
-        if saved or any(getattr(self, field.name) is not None for field in fields(TaskOptions)):
+        if saved or self.field or any(getattr(self, field.name) is not None for field in fields(TaskOptions)):
             return self.make_task(saved)
         if self.context is not None or self.question is not None:
             return Task("qa")
