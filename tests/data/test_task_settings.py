@@ -49,6 +49,10 @@ def test_fields_may_be_other_columns(tmp_path: Path) -> None:
     [record] = records(tmp_path, Task("qa", columns), row)
     assert (record.source, record.references) == ("question: Who? context: Ada sews.", ("Ada", "she"))
     assert record.group == "Ada sews."
+    [record] = records(tmp_path, Task("qa", columns), row | {"answers": "not this one"})
+    assert record.target == "Ada"
+    with pytest.raises(ValueError, match="no key 'gold' .* which `columns` answers=gold names"):
+        records(tmp_path, Task("qa", columns), {"passage": "c", "q": "q", "answers": "a"})
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,7 @@ def test_a_split_keeps_a_conversation_together(tmp_path: Path) -> None:
         ([{"role": "bot", "content": "a"}], "message 1: role 'bot'; expected one of system, user, assistant"),
         ([{"role": "user", "content": ["a"]}], "message 1: key 'content' is ['a']; expected a string"),
         ([{"role": "user", "content": "a"}], "line 1: no message of role 'assistant'"),
+        ([{"role": "user", "content": "a"}] * 1001, "line 1: 1001 messages; expected at most 1000"),
     ],
 )
 def test_wrong_conversations_are_named(tmp_path: Path, messages: object, message: str) -> None:
