@@ -8,18 +8,23 @@ Letters: B sources, N rows or beams of each, R = B * N rows in all, K candidates
 T tokens so far, L maximum length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments, arguments_for, position_limit
 from ftcore.decoding.processors import LogitsProcessor, apply_processors, processors_for
 from ftcore.decoding.state import DecoderState, eval_mode
+from ftcore.decoding.stopping import EndOfRow
 from ftcore.models import Model
 from ftcore.models.non_finite import find_non_finite
+
+# Of sampling: one for all rows, or one per source, whose samples then do not depend on the rest of the batch.
+Generators = torch.Generator | Sequence[torch.Generator]
 
 # Below every real score, yet finite, so that the order of such hypotheses is defined.
 NEG_INF = -1e9
@@ -27,11 +32,12 @@ NEG_INF = -1e9
 
 def generate(
     model: Model,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     *,
     decoder_input_ids: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    tokenizer: Tokenizer | None = None,
+    generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
     observer: "BeamObserver | None" = None,
     **arguments: Any,
@@ -40,11 +46,14 @@ def generate(
 
     Args:
         model: GPT-2 or T5. It runs in eval mode; its former mode is restored.
-        input_ids: (B, S) GPT-2's prompts, padded on the left, or T5's encoder inputs, padded anywhere.
+        input_ids: (B, S) GPT-2's prompts, padded on the left, or T5's encoder inputs, padded anywhere. By default
+            one row of the BOS token.
         attention_mask: (B, S) 1 at tokens, 0 at padding. By default T5 attends to every position, and GPT-2
             to all but pad tokens, unless the pad token is an EOS.
         decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if missing.
-        generator: random number generator of sampling, on the model's device; default: torch's global one.
+        tokenizer: of `stop_strings`.
+        generator: random number generator of sampling, on the model's device, or a list of B; default: torch's
+            global one. With a list, a source's samples do not depend on the rest of the batch.
         streamer: called in every step with the new tokens (R,), on the model's device. Not with beams.
         observer: called in every step of a beam search; see `BeamObserver`.
         arguments: the fields of `ftcore.decoding.arguments.Arguments`: max_new_tokens=20, num_beams=1,
@@ -66,6 +75,13 @@ def generate(
     if observer is not None and chosen.num_beams == 1:
         raise ValueError("observer needs num_beams above 1: it observes beam search")
     device = next(model.parameters()).device
+    end_of_row = EndOfRow(chosen, tokenizer)
+    if input_ids is None:
+        input_ids, attention_mask = torch.tensor([[chosen.bos_id]]), torch.ones(1, 1)
+    if isinstance(generator, Sequence) and len(generator) != len(input_ids):
+        raise ValueError(
+            f"generator has {len(generator)} generators, expected {len(input_ids)}, one per source"
+        )
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
     first_token = None
     if model.config.is_encoder_decoder:
@@ -89,9 +105,9 @@ def generate(
     with eval_mode(model), torch.inference_mode():
         state = DecoderState(model, input_ids, attention_mask, max_length - 1)
         if chosen.num_beams > 1:
-            ids = beam_search(state, prompt, processors, chosen, max_length, generator, observer)
+            ids = beam_search(state, prompt, processors, end_of_row, chosen, max_length, generator, observer)
         else:
-            ids = sample(state, prompt, processors, chosen, max_length, generator, streamer)
+            ids = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
     return ids.clone()  # outside of inference mode, so that autograd accepts it
 
 
@@ -102,15 +118,15 @@ def sample(
     state: DecoderState,
     prompt: Tensor,
     processors: list[LogitsProcessor],
+    end_of_row: EndOfRow,
     arguments: Arguments,
     max_length: int,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Greedy search or sampling until every row has ended: `prompt` (B, T) -> (R, up to L)."""
     sources, prompt_length = prompt.shape
     rows_per_source = arguments.num_return_sequences
-    eos_ids = prompt.new_tensor(arguments.eos_ids)
     logits = state.expand(state(prompt), rows_per_source)  # (R, V)
     ids = prompt.new_full((sources * rows_per_source, max_length), arguments.pad_id)  # (R, L)
     ids[:, :prompt_length] = prompt.repeat_interleave(rows_per_source, 0)
@@ -122,7 +138,7 @@ def sample(
         chosen = draw(scores, 1, generator)[:, 0] if arguments.do_sample else scores.argmax(-1)  # (R,)
         tokens = torch.where(running, chosen, arguments.pad_id)
         ids[:, length] = tokens
-        running = running & ~torch.isin(tokens, eos_ids)
+        running = running & ~end_of_row(ids[:, : length + 1])
         # The only device synchronization of a step.
         *unfinished, any_failed = torch.cat(
             [running.view(sources, rows_per_source).any(1), failed.any(0, keepdim=True)]
@@ -138,10 +154,14 @@ def sample(
     return ids[:, : length + 1]
 
 
-def draw(scores: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+def draw(scores: Tensor, count: int, generator: Generators | None) -> Tensor:
     """Draw `count` columns of each row, without replacement: (R, V) -> (R, count)."""
     # Rows that are not finite are drawn from too, and refused afterwards with the others of the step.
-    return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), count, generator=generator)
+    probabilities = scores.softmax(-1).nan_to_num(1.0)
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(probabilities, count, generator=generator)
+    sources = zip(probabilities.chunk(len(generator)), generator, strict=True)
+    return torch.cat([torch.multinomial(rows, count, generator=own) for rows, own in sources])
 
 
 def search_error(
@@ -197,9 +217,10 @@ def beam_search(
     state: DecoderState,
     prompt: Tensor,
     processors: list[LogitsProcessor],
+    end_of_row: EndOfRow,
     arguments: Arguments,
     max_length: int,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     observer: BeamObserver | None = None,
 ) -> Tensor:
     """Beam search: `prompt` (B, T) -> (B * num_return_sequences, up to L).
@@ -210,7 +231,6 @@ def beam_search(
     """
     sources, prompt_length = prompt.shape
     beams = arguments.num_beams
-    eos_ids = prompt.new_tensor(arguments.eos_ids)
     # The running beams before the first step, and as many empty slots for complete hypotheses.
     ids = prompt.new_full((sources, beams, max_length), arguments.pad_id)
     ids[:, :, :prompt_length] = prompt[:, None]
@@ -231,7 +251,7 @@ def beam_search(
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
         best = (running.scores + log_probs.amax(-1).view(sources, beams)).amax(1)
         failed = unfinished & ~best.isfinite()  # (B,)
-        candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
+        candidates = propose(running, log_probs, length, max_length, end_of_row, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)
         not_ended = candidates.scores + NEG_INF * candidates.ended
@@ -239,14 +259,14 @@ def beam_search(
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         can_improve = can_improve & may_improve(running, complete, max_length - prompt_length, arguments)
-        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0]
+        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0] & ~candidates.ended.all()
         # The only device synchronization of a step.
         *still_unfinished, any_failed, prefix_length = torch.cat(
             [unfinished.long(), failed.any(0, keepdim=True).long(), prefix]
         ).tolist()
         if any_failed:
             raise search_error(state, arguments, ids, logits, failed.repeat_interleave(beams))
-        if length + 1 == max_length or not state.drop_finished(still_unfinished):
+        if not state.drop_finished(still_unfinished):
             break
         state.reorder(running.parents, prefix_length)
         logits = state(running.ids[:, :, length].reshape(-1, 1))
@@ -272,9 +292,9 @@ def propose(
     log_probs: Tensor,
     length: int,
     max_length: int,
-    eos_ids: Tensor,
+    end_of_row: EndOfRow,
     arguments: Arguments,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Hypotheses:
     """The K candidates of each source: running beams plus one token, with `log_probs` (R, V).
 
@@ -284,15 +304,16 @@ def propose(
     vocabulary = log_probs.shape[-1]
     totals = running.scores[:, :, None] + log_probs.view(sources, beams, vocabulary)  # (B, N, V)
     totals = totals.flatten(1)  # (B, N * V): the beams of a source compete
-    count = min(beams * max(2, 1 + len(eos_ids)), totals.shape[1])
+    count = min(beams * max(2, 1 + len(arguments.eos_ids)), totals.shape[1])
     chosen = draw(totals, count, generator) if arguments.do_sample else totals.topk(count).indices  # (B, K)
     parents, tokens = chosen // vocabulary, chosen % vocabulary
     candidates = running.gather(parents)
     candidates.ids[:, :, length] = tokens
+    ended = end_of_row(candidates.ids[:, :, : length + 1].flatten(0, 1)).view_as(tokens)
     return replace(
         candidates,
         scores=totals.gather(1, chosen),
-        ended=torch.isin(tokens, eos_ids) | (length + 1 == max_length),
+        ended=ended | (length + 1 == max_length),
         new_tokens=candidates.new_tokens + 1,
         parents=parents,
     )
