@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import NEG_INF, Hypotheses
+from ftcore.decoding.beam_search import NEG_INF, Hypotheses
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import Model
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import common_prefix_length
+from ftcore.decoding.beam_search import common_prefix_length
 from tests.helpers.oracle import gpt2_pair, t5_pair
 
 VOCAB = 41  # small, so that repetitions and EOS are frequent
