@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments
 from ftcore.decoding.processors import LogitsProcessor, apply_processors
-from ftcore.decoding.sampling import draw, search_error
+from ftcore.decoding.sampling import ScoredIds, draw, search_error
 from ftcore.decoding.state import DecoderState
 
 # Below every real score, yet finite, so that the order of such hypotheses is defined.
@@ -20,6 +20,7 @@ class Hypotheses:
     """M sequences of each of B sources."""
 
     ids: Tensor  # (B, M, L) prompt and tokens, then pad up to the maximum length
+    token_scores: Tensor  # (B, M, L) log-probability of each generated token, 0 at all others
     scores: Tensor  # (B, M) sum of log-probabilities; of complete ones, that / new_tokens ** length_penalty
     ended: Tensor  # (B, M) bool: the last token is an EOS, or the maximum length is reached
     new_tokens: Tensor  # (B, M) number of generated tokens, EOS included
@@ -27,9 +28,12 @@ class Hypotheses:
 
     def gather(self, index: Tensor) -> "Hypotheses":
         """The hypotheses at `index` (B, M') of each source."""
-        ids = self.ids.take_along_dim(index[:, :, None], 1)
-        others = self.scores, self.ended, self.new_tokens, self.parents
-        return Hypotheses(ids, *(tensor.gather(1, index) for tensor in others))
+        of_tokens = index[:, :, None]
+        return Hypotheses(
+            self.ids.take_along_dim(of_tokens, 1),
+            self.token_scores.take_along_dim(of_tokens, 1),
+            *(tensor.gather(1, index) for tensor in (self.scores, self.ended, self.new_tokens, self.parents)),
+        )
 
     def cat(self, other: "Hypotheses") -> "Hypotheses":
         """These and then the others, of each source."""
@@ -50,8 +54,8 @@ def beam_search(
     max_length: int,
     generator: torch.Generator | None = None,
     observer: BeamObserver | None = None,
-) -> Tensor:
-    """Beam search: `prompt` (B, T) -> (B * num_return_sequences, up to L).
+) -> ScoredIds:
+    """Beam search: `prompt` (B, T) -> ids (B * num_return_sequences, up to L).
 
     Every source has two sets of N hypotheses: the `running` beams, and the best `complete` ones so far. A
     step proposes K candidates, the best one-token extensions of the running beams. Those that end compete
@@ -65,7 +69,8 @@ def beam_search(
     ids[:, :, :prompt_length] = prompt[:, None]
     zeros = torch.zeros(sources, beams, dtype=torch.long, device=prompt.device)
     empty = torch.full((sources, beams), NEG_INF, device=prompt.device)
-    complete = Hypotheses(ids, empty, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
+    token_scores = torch.zeros(ids.shape, device=prompt.device)
+    complete = Hypotheses(ids, token_scores, empty, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
     # All beams of a source are identical at first, so only the first one counts.
     scores = empty.clone()
     scores[:, 0] = 0.0
@@ -106,8 +111,12 @@ def beam_search(
         raise arguments.error(
             f"all hypotheses have a score below {NEG_INF:g}, because of {', '.join(causes)}"
         )
-    longest = int(complete.new_tokens[:, :returned].max())
-    return complete.ids[:, :returned, : prompt_length + longest].flatten(0, 1)
+    end = prompt_length + int(complete.new_tokens[:, :returned].max())
+    return ScoredIds(
+        complete.ids[:, :returned, :end].flatten(0, 1),
+        complete.token_scores[:, :returned, prompt_length:end].flatten(0, 1),
+        complete.scores[:, :returned].flatten(),
+    )
 
 
 def common_prefix_length(ids: Tensor) -> Tensor:
@@ -138,6 +147,7 @@ def propose(
     parents, tokens = chosen // vocabulary, chosen % vocabulary
     candidates = running.gather(parents)
     candidates.ids[:, :, length] = tokens
+    candidates.token_scores[:, :, length] = log_probs.view(sources, -1).gather(1, chosen)
     return replace(
         candidates,
         scores=totals.gather(1, chosen),

@@ -1,6 +1,7 @@
 """Greedy search and sampling. The letters of shapes are those of search.py."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from ftcore.decoding.state import DecoderState
 from ftcore.models.non_finite import find_non_finite
 
 
+class ScoredIds(NamedTuple):
+    """What a search returns, in R rows."""
+
+    ids: Tensor  # (R, length) prompt, new tokens, then pad
+    token_scores: Tensor  # (R, length - T) log-probability of each new token; 0 after the end
+    sequence_scores: Tensor  # (R,) their sum; of beams, that / new_tokens ** length_penalty
+
+
 def sample(
     state: DecoderState,
     prompt: Tensor,
@@ -19,14 +28,15 @@ def sample(
     max_length: int,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """Greedy search or sampling until every row has ended: `prompt` (B, T) -> (R, up to L)."""
+) -> ScoredIds:
+    """Greedy search or sampling until every row has ended: `prompt` (B, T) -> ids (R, up to L)."""
     sources, prompt_length = prompt.shape
     rows_per_source = arguments.num_return_sequences
     eos_ids = prompt.new_tensor(arguments.eos_ids)
     logits = state.expand(state(prompt), rows_per_source)  # (R, V)
     ids = prompt.new_full((sources * rows_per_source, max_length), arguments.pad_id)  # (R, L)
     ids[:, :prompt_length] = prompt.repeat_interleave(rows_per_source, 0)
+    token_scores = torch.zeros(ids.shape, device=ids.device)  # (R, L)
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     for length in range(prompt_length, max_length):
         scores = apply_processors(processors, ids[:, :length], logits)
@@ -35,6 +45,7 @@ def sample(
         chosen = draw(scores, 1, generator)[:, 0] if arguments.do_sample else scores.argmax(-1)  # (R,)
         tokens = torch.where(running, chosen, arguments.pad_id)
         ids[:, length] = tokens
+        token_scores[:, length] = torch.where(running, log_prob(scores, chosen), 0.0)
         running = running & ~torch.isin(tokens, eos_ids)
         # The only device synchronization of a step.
         *unfinished, any_failed = torch.cat(
@@ -48,13 +59,19 @@ def sample(
             break
         # Finished rows are fed their (ignored) next token: pad may be out of vocabulary.
         logits = state(chosen[:, None])
-    return ids[:, : length + 1]
+    end = length + 1
+    return ScoredIds(ids[:, :end], token_scores[:, prompt_length:end], token_scores.sum(1))
 
 
 def draw(scores: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Draw `count` columns of each row, without replacement: (R, V) -> (R, count)."""
     # Rows that are not finite are drawn from too, and refused afterwards with the others of the step.
     return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), count, generator=generator)
+
+
+def log_prob(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of one token of each row, by the softmax of `scores`: (R, V), (R,) -> (R,)."""
+    return scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
 
 
 def search_error(

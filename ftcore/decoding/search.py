@@ -9,7 +9,7 @@ T tokens so far, L maximum length.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,9 +17,31 @@ from torch import Tensor
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
 from ftcore.decoding.processors import processors_for
-from ftcore.decoding.sampling import sample
+from ftcore.decoding.sampling import ScoredIds, sample
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.models import Model
+
+
+@overload
+def generate(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    return_scores: Literal[False] = False,
+    **arguments: Any,
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    return_scores: Literal[True],
+    **arguments: Any,
+) -> ScoredIds: ...
 
 
 def generate(
@@ -27,12 +49,13 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
+    return_scores: bool = False,
     decoder_input_ids: Tensor | None = None,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
     observer: BeamObserver | None = None,
     **arguments: Any,
-) -> Tensor:
+) -> Tensor | ScoredIds:
     """Continue GPT-2's prompts, or answer T5's inputs.
 
     Args:
@@ -41,6 +64,7 @@ def generate(
         attention_mask: (B, S) 1 at tokens, 0 at padding. By default T5 attends to every position, and GPT-2
             to all but pad tokens, unless the pad token is an EOS.
         decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if missing.
+        return_scores: return the scores of tokens and sequences too.
         generator: random number generator of sampling, on the model's device; default: torch's global one.
         streamer: called in every step with the new tokens (R,), on the model's device. Not with beams.
         observer: called in every step of a beam search; see `BeamObserver`.
@@ -50,7 +74,10 @@ def generate(
     Returns:
         LongTensor (B * num_return_sequences, length): GPT-2's prompt and continuation, or T5's decoder ids
         with the start token. Sequences of a source are consecutive, with beams best first. Rows that ended
-        early are filled with the pad token.
+        early are filled with the pad token. With return_scores=True a `ScoredIds`: these ids; token_scores
+        (B * num_return_sequences, new tokens), the log-probability of each new token after the logits
+        processors, 0 after the end; and sequence_scores (B * num_return_sequences,), their sum or, of beams,
+        the score that ranks them. Greedy search and sampling normalize the scores; beam search does not.
 
     Raises:
         ValueError: an argument, shape, token id or length that cannot work, before the model runs; or
@@ -86,10 +113,11 @@ def generate(
     with eval_mode(model), torch.inference_mode():
         state = DecoderState(model, input_ids, attention_mask, max_length - 1)
         if chosen.num_beams > 1:
-            ids = beam_search(state, prompt, processors, chosen, max_length, generator, observer)
+            result = beam_search(state, prompt, processors, chosen, max_length, generator, observer)
         else:
-            ids = sample(state, prompt, processors, chosen, max_length, generator, streamer)
-    return ids.clone()  # outside of inference mode, so that autograd accepts it
+            result = sample(state, prompt, processors, chosen, max_length, generator, streamer)
+    result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
+    return result if return_scores else result.ids
 
 
 def checked_source(
