@@ -1,5 +1,6 @@
-"""Text generation. Read search.py first (greedy search, sampling, beam search), then processors.py (logits
-processors), state.py (the model and its cache), arguments.py (all arguments) and text.py (text in and out).
+"""Text generation. Read search.py first, then sampling.py (greedy search and sampling), beam_search.py,
+processors.py (logits processors), state.py (the model and its cache), arguments.py (all arguments) and
+text.py (text in and out).
 """
 
 from typing import Any

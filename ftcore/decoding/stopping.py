@@ -26,8 +26,8 @@ class EndOfRow:
         ValueError: `stop_strings` was given, but no tokenizer.
     """
 
-    def __init__(self, arguments: Arguments, tokenizer: Tokenizer | None = None) -> None:
-        self.eos_ids = arguments.eos_ids
+    def __init__(self, arguments: Arguments, tokenizer: Tokenizer | None, device: torch.device) -> None:
+        self.eos_ids = torch.tensor(arguments.eos_ids, dtype=torch.long, device=device)
         self.criteria: list[StoppingCriterion] = [*(arguments.stopping_criteria or [])]
         if tokenizer is not None and arguments.stops:
             self.criteria.append(StopStrings(tokenizer, arguments.stops))
@@ -41,7 +41,7 @@ class EndOfRow:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """`ids` (R, T), prompt included -> (R,) bool."""
-        ended = torch.isin(ids[:, -1], ids.new_tensor(self.eos_ids))
+        ended = torch.isin(ids[:, -1], self.eos_ids)
         for criterion in self.criteria:
             result = criterion(ids, None)  # transformers passes scores, but by default None too
             if isinstance(result, bool):

@@ -336,8 +336,8 @@ def convert(name: str, value: Any, expected: Any) -> Any:
     """A value of the type `expected`; scalars and arrays of numpy and torch become Python's, tuples lists.
 
     Args:
-        expected: int, float, bool, str, None, Callable, a Literal of strings, list[...], tuple[...] for a list
-            of that length, or a union of these; None accepts every type.
+        expected: int, float, bool, str, Callable, None, a Literal of strings, list[...], tuple[...] (a list of
+            that length), or a union of these; None accepts every type.
 
     Raises:
         ValueError: another type, or NaN, infinite or beyond 64 bits; the message names `name`.
@@ -381,7 +381,7 @@ def _has_type(value: Any, expected: Any) -> bool:
 
 
 def _describe(expected: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    names: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names |= {type(None): "null", list[int]: "a list of whole numbers"}
     names |= {list[list[int]]: "a list of lists of whole numbers", tuple[int, float]: "a list of two numbers"}
     names |= {list[str]: "a list of strings", Callable: "a function", list[Callable]: "a list of functions"}
