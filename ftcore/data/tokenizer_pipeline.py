@@ -40,8 +40,8 @@ ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 
-# The byte that each character of a byte-level BPE stands for: printable ones for themselves, those from U+0100
-# on for the other bytes, in order.
+# The byte that each character of a byte-level BPE stands for: printable ones for themselves, those from
+# U+0100 on for the other bytes, in order.
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 BYTES = dict(zip(LETTERS, sorted(range(256), key=lambda byte: (chr(byte) not in LETTERS, byte)), strict=True))
 

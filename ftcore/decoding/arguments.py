@@ -150,13 +150,6 @@ class Arguments:
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
 
     @property
-    def bos_id(self) -> int:
-        """What an empty prompt is continued from."""
-        if self.bos_token_id is None:
-            raise ValueError("the prompt is empty, and the model has no bos_token_id to begin with: pass one")
-        return self.bos_token_id
-
-    @property
     def start_id(self) -> int:
         """The first decoder input."""
         start = self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
@@ -318,6 +311,17 @@ def check_together(arguments: Arguments, vocab_size: int) -> None:
         raise arguments.error(
             f"{name} is {rows}, expected at most {most} with a vocabulary of {vocab_size} tokens"
         )
+
+
+def bos_id(model: Any, arguments: Arguments) -> int:
+    """The token that an empty prompt is replaced by. Raises ValueError if the model has none."""
+    token, vocab_size = arguments.bos_token_id, model.config.vocab_size
+    if token is None or not 0 <= token < vocab_size:
+        raise arguments.error(
+            f"the prompt is empty, and bos_token_id, which would begin it, is {token},"
+            f" expected a token id from 0 to {vocab_size - 1}"
+        )
+    return token
 
 
 def position_limit(model: Any) -> int | None:

@@ -171,8 +171,8 @@ def allowed_tokens(function: PrefixFunction, batch_id: int, ids: Tensor, vocab_s
         tokens = torch.tensor([-1])
     if tokens.dim() != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(
-            f"prefix_allowed_tokens_fn returned {shown(returned)} for batch_id {batch_id}, expected a list of at"
-            f" least one token id from 0 to {vocab_size - 1}"
+            f"prefix_allowed_tokens_fn returned {shown(returned)} for batch_id {batch_id}, expected a list of"
+            f" at least one token id from 0 to {vocab_size - 1}"
         )
     return tokens.to(ids.device)
 

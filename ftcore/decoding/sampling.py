@@ -66,6 +66,12 @@ def sample(
     return ScoredIds(ids[:, :end], token_scores[:, prompt_length:end], token_scores.sum(1))
 
 
+def check_generators(generator: Generators | None, sources: int) -> None:
+    """Raises ValueError unless a list of generators has one per source."""
+    if isinstance(generator, Sequence) and len(generator) != sources:
+        raise ValueError(f"generator is a list of {len(generator)}, expected {sources}, one for each source")
+
+
 def draw(scores: Tensor, count: int, generator: Generators | None) -> Tensor:
     """Draw `count` columns of each row, without replacement: (R, V) -> (R, count)."""
     # Rows that are not finite are drawn from too, and refused afterwards with the others of the step.

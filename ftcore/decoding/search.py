@@ -8,17 +8,17 @@ Letters: B sources, N rows or beams of each, R = B * N rows in all, K candidates
 T tokens so far, L maximum length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.decoding.arguments import Arguments, arguments_for, bos_id, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
 from ftcore.decoding.processors import processors_for
-from ftcore.decoding.sampling import Generators, ScoredIds, sample
+from ftcore.decoding.sampling import Generators, ScoredIds, check_generators, sample
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.decoding.stopping import EndOfRow
 from ftcore.models import Model
@@ -97,12 +97,9 @@ def generate(
         raise ValueError("observer needs num_beams above 1: it observes beam search")
     device = next(model.parameters()).device
     if input_ids is None:
-        input_ids, attention_mask = torch.tensor([[chosen.bos_id]]), torch.ones(1, 1)
+        input_ids, attention_mask = torch.tensor([[bos_id(model, chosen)]]), torch.ones(1, 1)
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
-    if isinstance(generator, Sequence) and len(generator) != len(input_ids):
-        raise ValueError(
-            f"generator has {len(generator)} generators for {len(input_ids)} rows, expected one each"
-        )
+    check_generators(generator, len(input_ids))
     first_token = None
     if model.config.is_encoder_decoder:
         prompt = decoder_prompt(model, chosen, decoder_input_ids, len(input_ids), device)

@@ -66,6 +66,10 @@ class StopStrings:
     """
 
     def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]) -> None:
+        if not isinstance(tokenizer, Tokenizer):
+            raise ValueError(
+                f"tokenizer is a {type(tokenizer).__name__}, expected one of ftcore.load_tokenizer"
+            )
         self.strings = [string.encode(errors="surrogatepass") for string in strings]
         self.most_tokens = max(map(len, self.strings))
         self.bytes_of = cache(tokenizer.token_bytes)
