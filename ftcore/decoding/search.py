@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
@@ -51,6 +52,7 @@ def generate(
     *,
     return_scores: bool = False,
     decoder_input_ids: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     streamer: Callable[[Tensor], None] | None = None,
     observer: BeamObserver | None = None,
@@ -63,7 +65,9 @@ def generate(
         input_ids: (B, S) GPT-2's prompts, padded on the left, or T5's encoder inputs, padded anywhere.
         attention_mask: (B, S) 1 at tokens, 0 at padding. By default T5 attends to every position, and GPT-2
             to all but pad tokens, unless the pad token is an EOS.
-        decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if missing.
+        decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if no row has it there.
+        decoder_attention_mask: (B, T) 1 at its tokens, 0 at its padding on the left. By default T5 attends to
+            every position.
         return_scores: return the scores of tokens and sequences too.
         generator: random number generator of sampling, on the model's device; default: torch's global one.
         streamer: called in every step with the new tokens (R,), on the model's device. Not with beams.
@@ -91,16 +95,20 @@ def generate(
         raise ValueError("observer needs num_beams above 1: it observes beam search")
     device = next(model.parameters()).device
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
-    first_token = None
     if model.config.is_encoder_decoder:
-        prompt = decoder_prompt(model, chosen, decoder_input_ids, len(input_ids), device)
-    elif decoder_input_ids is not None:
-        raise ValueError("decoder_input_ids is for T5; pass GPT-2's whole prompt as input_ids")
+        prompt, prompt_mask = decoder_prompt(
+            model, chosen, decoder_input_ids, decoder_attention_mask, len(input_ids), device
+        )
+    elif decoder_input_ids is not None or decoder_attention_mask is not None:
+        raise ValueError(
+            "decoder_input_ids and decoder_attention_mask are for T5; pass GPT-2's whole prompt as input_ids"
+        )
     else:
-        prompt = input_ids
-        if attention_mask is not None:
-            rows_per_source = max(chosen.num_beams, chosen.num_return_sequences)
-            first_token = attention_mask.argmax(1).repeat_interleave(rows_per_source)
+        prompt, prompt_mask = input_ids, attention_mask
+    first_token = None
+    if prompt_mask is not None:
+        rows_per_source = max(chosen.num_beams, chosen.num_return_sequences)
+        first_token = prompt_mask.argmax(1).repeat_interleave(rows_per_source)
     min_length, max_length = chosen.lengths(prompt.shape[1], position_limit(model))
     processors = processors_for(
         chosen,
@@ -111,7 +119,7 @@ def generate(
         first_token=first_token,
     )
     with eval_mode(model), torch.inference_mode():
-        state = DecoderState(model, input_ids, attention_mask, max_length - 1)
+        state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask)
         if chosen.num_beams > 1:
             result = beam_search(state, prompt, processors, chosen, max_length, generator, observer)
         else:
@@ -130,15 +138,8 @@ def checked_source(
         attention_mask = input_ids.ne(pad)
     if attention_mask is None:
         return input_ids, None
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}, expected that of input_ids,"
-            f" {tuple(input_ids.shape)}"
-        )
-    attention_mask = attention_mask.to(device).ne(0).long()
-    if bool(attention_mask.all()):
-        return input_ids, None
-    if decoder_only and not bool(attention_mask[:, -1].all()):
+    attention_mask = checked_mask(attention_mask, "attention_mask", input_ids)
+    if attention_mask is not None and decoder_only and not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "a prompt ends in padding, by its attention_mask or, without one, by pad_token_id, and cannot be"
             " continued there: pad GPT-2's prompts on the left"
@@ -147,20 +148,44 @@ def checked_source(
 
 
 def decoder_prompt(
-    model: Any, arguments: Arguments, prefix: Tensor | None, sources: int, device: torch.device
-) -> Tensor:
-    """T5's first decoder inputs (B, T): the start token, and the caller's prefix."""
+    model: Any,
+    arguments: Arguments,
+    prefix: Tensor | None,
+    mask: Tensor | None,
+    sources: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None]:
+    """T5's first decoder inputs (B, T), the start token and the caller's prefix, and their mask."""
     if not 0 <= arguments.start_id < model.config.vocab_size:
         name = "bos_token_id" if arguments.decoder_start_token_id is None else "decoder_start_token_id"
         highest = model.config.vocab_size - 1
         raise arguments.error(f"{name} is {arguments.start_id}, expected a token id from 0 to {highest}")
     start = torch.full((sources, 1), arguments.start_id, device=device)
     if prefix is None:
-        return start
+        if mask is not None:
+            raise ValueError("decoder_attention_mask needs decoder_input_ids, whose padding it marks")
+        return start, None
     prefix = checked_ids(prefix, "decoder_input_ids", device)
     if len(prefix) != sources:
         raise ValueError(f"decoder_input_ids has {len(prefix)} rows, expected {sources}, as in input_ids")
-    return prefix if bool((prefix[:, 0] == arguments.start_id).any()) else torch.cat([start, prefix], 1)
+    mask = None if mask is None else checked_mask(mask, "decoder_attention_mask", prefix)
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise ValueError("decoder_input_ids ends in padding, by decoder_attention_mask: pad it on the left")
+    if bool((prefix[:, 0] == arguments.start_id).any()):
+        return prefix, mask
+    mask = None if mask is None else F.pad(mask, (1, 0), value=1)
+    return torch.cat([start, prefix], 1), mask
+
+
+def checked_mask(mask: Tensor, name: str, ids: Tensor) -> Tensor | None:
+    """An attention mask (B, T) of 0 and 1 on the device of its ids; None without padding."""
+    if mask.shape != ids.shape:
+        ids_name = name.replace("attention_mask", "input_ids")
+        raise ValueError(
+            f"{name} has the shape {tuple(mask.shape)}, expected that of {ids_name}, {tuple(ids.shape)}"
+        )
+    mask = mask.to(ids.device).ne(0).long()
+    return None if bool(mask.all()) else mask
 
 
 def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:

@@ -47,11 +47,17 @@ class CompiledStep:
         return CompiledStep, ()  # compiled code reads the weights of the original model
 
     def __call__(
-        self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> Tensor:
         new_ids = new_ids.flatten().clone()[:, None]  # (R, 1) with fixed strides, which are guarded
         is_few = len(new_ids) <= FEW_ROWS
-        mark_sizes(new_ids, mask, encoder_output, is_few=is_few)
+        mark_sizes(new_ids, mask, encoder_output, encoder_mask, is_few=is_few)
         if self.marked_cache() is not cache:
             for layer in cache.layers:
                 mark_sizes(layer.key, layer.value, *(layer.cross or ()), is_few=is_few, length_dimension=2)
@@ -62,7 +68,7 @@ class CompiledStep:
         has_beams = encoder_output is not None and len(encoder_output) < len(new_ids)
         dynamic = torch.compiler.config.patch(dynamic_sources=DYNAMIC)  # type: ignore[attr-defined]
         with inductor.patch(options), dynamic, sdpa_kernel(FUSED if is_few and has_beams else PLAIN):
-            return step(model, new_ids, cache, mask, encoder_output)
+            return step(model, new_ids, cache, mask, encoder_output, encoder_mask)
 
     def supports(self, sources: int, rows: int) -> bool:
         """False where it would compile again: for few rows, and for one source, a special case of a size."""

@@ -42,14 +42,20 @@ class GraphStep:
         return GraphStep, ()  # captured graphs read the memory of the original model
 
     def __call__(
-        self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> Tensor:
         graph = next((graph for graph in self.graphs if graph.owner() is cache), None)
         if graph is None:
-            sizes = Sizes.of(model, new_ids, cache, mask, encoder_output)
+            sizes = Sizes.of(model, new_ids, cache, encoder_output, encoder_mask)
             with self.lock:
                 graph = self.unused_or_new(model, sizes, cache)
-                graph.attach(cache, mask)
+                graph.attach(cache, mask, encoder_mask)
         return graph.step(new_ids, cache)
 
     def supports(self, sources: int, rows: int) -> bool:
@@ -77,14 +83,18 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(
-        cls, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        cls,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> "Sizes":
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         max_length = min(max_length, position_limit(model) or max_length)
         source = None if encoder_output is None else encoder_output.shape
-        is_padded = source is not None and mask is not None
-        return cls(weights, len(new_ids), max_length, source, is_padded)
+        return cls(weights, len(new_ids), max_length, source, encoder_mask is not None)
 
 
 class Graph:
@@ -135,14 +145,12 @@ class Graph:
         hidden = decoder.final_layer_norm(hidden)
         return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden
 
-    def attach(self, cache: KVCache, mask: Tensor | None) -> None:
-        """Copy a cache and its mask into the static tensors, and make the cache use these from now on."""
+    def attach(self, cache: KVCache, mask: Tensor | None, source_mask: Tensor | None) -> None:
+        """Copy a cache and the masks into the static tensors, and make the cache use these from now on."""
         self.visible.zero_()
-        self.visible[:, : cache.length] = 1
-        if mask is not None and self.source_mask is not None:
-            self.source_mask.copy_(mask)
-        elif mask is not None:  # GPT-2's mask, over all positions so far
-            self.visible[:, : cache.length] = mask[:, : cache.length]
+        self.visible[:, : cache.length] = 1 if mask is None else mask[:, : cache.length]
+        if self.source_mask is not None and source_mask is not None:
+            self.source_mask.copy_(source_mask)
         self.cache.attach(cache)
         self.owner = weakref.ref(cache)
 
