@@ -38,6 +38,7 @@ class GenerateOptions:
         None, "no n-gram of that many tokens occurs twice (default: off)"
     )
     repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
+    stop: list[str] | None = option(None, "end before any of these texts", metavar="TEXT")
 
     sample: bool = option(False, "sample each token instead of taking the most likely", group="Sampling")
     temperature: float | None = option(
@@ -48,10 +49,14 @@ class GenerateOptions:
         None, "sample from the most likely tokens that together reach this probability (default: 1.0)"
     )
     seed: int | None = option(
-        None, "random seed (default: a different one every time)", at_least=0, below=2**63
+        None,
+        "random seed, of the n-th prompt of --input SEED + n - 1 (default: a different one every time)",
+        at_least=0,
+        below=2**63,
     )
 
     stream: bool = option(False, "print the text as it is generated", group="Output")
+    keep_special_tokens: bool = option(False, "print special tokens, such as T5's <extra_id_0>, too")
     json: bool = option(False, "print a JSON object per prompt, with the model's input and its text or texts")
     output: str | None = option(None, "file to write instead of printing", metavar="FILE")
 
@@ -82,6 +87,7 @@ class GenerateOptions:
         """The arguments of `ftcore.decoding.generate` that were given."""
         shared = {field.name for field in fields(self)} & {field.name for field in fields(Arguments)}
         given = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
+        given |= {"stop_strings": self.stop} if self.stop is not None else {}
         return given | ({"do_sample": True} if self.sample else {})
 
 
@@ -105,7 +111,7 @@ from ftcore.data import prompt
 from ftcore.data.files import Row, listed, read_rows
 from ftcore.decoding import generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
-from ftcore.decoding.text import check_prompts
+from ftcore.decoding.text import checked_prompts
 from ftcore.training.inputs import find_device, load_checkpoint
 
 
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.to(device)
         prompts = read_prompts(options, decoder_only=not model.config.is_encoder_decoder)
         chosen = arguments_for(model, arguments)
-        check_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
+        checked_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
     own = [name for name, file in chosen.origin.items() if file and name not in SPECIAL_TOKENS]
     if settings := chosen.changed(own):
         print(f"the checkpoint sets {', '.join(settings)}", file=sys.stderr)
@@ -130,8 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             model = prepare_for_decoding(model, compile=options.compile)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
+    arguments["skip_special_tokens"] = not options.keep_special_tokens
     if options.seed is not None:
-        arguments["generator"] = torch.Generator(device).manual_seed(options.seed)
+        seeds = range(options.seed, options.seed + len(prompts))
+        arguments["generator"] = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
     with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):

@@ -9,7 +9,7 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 import math
 import re
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 PROCESSOR_ARGUMENTS = words(
     """min_new_tokens min_length no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
     bad_words_ids suppress_tokens begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id temperature top_k top_p min_p typical_p"""
+    forced_eos_token_id temperature top_k top_p min_p typical_p prefix_allowed_tokens_fn logits_processor"""
 )
 WITHIN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
 # Ids that may exceed the vocabulary: such a token never occurs, and pad tokens are not fed to the model.
@@ -60,9 +60,8 @@ NOT_IMPLEMENTED: dict[str, Any] = {
     "token_healing": False,
 } | dict.fromkeys(
     words(
-        """constraints custom_generate dola_layers force_words_ids logits_processor max_time
-        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn sequence_bias stop_strings
-        stopping_criteria top_h watermarking_config"""
+        """constraints custom_generate dola_layers force_words_ids max_time negative_prompt_attention_mask
+        negative_prompt_ids sequence_bias top_h watermarking_config"""
     )
 )
 # Settings of transformers that change its speed, its memory or what it returns beside the ids.
@@ -106,6 +105,13 @@ class Arguments:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     forced_bos_token_id: int | None = None  # the token after a prompt of one token (T5: the start token)
     forced_eos_token_id: int | list[int] | None = None  # the last token at the maximum length
+    # (batch_id, ids (T,)) -> the ids that may follow; batch_id counts rows, with beams sources.
+    prefix_allowed_tokens_fn: Callable | None = None
+    logits_processor: list[Callable] | None = None  # each (ids (R, T), scores (R, V)) -> scores
+
+    # The end of a row, besides EOS and the maximum length.
+    stop_strings: str | list[str] | None = None  # a row ends with the token that completes one of them
+    stopping_criteria: list[Callable] | None = None  # each (ids (R, T), None) -> (R,) bool
 
     # Sampling.
     do_sample: bool = False  # sample instead of taking the most likely token
@@ -119,7 +125,7 @@ class Arguments:
     # Special tokens, by default the model's.
     eos_token_id: int | list[int] | None = None  # any of these ends a row
     pad_token_id: int | None = None  # fills rows that have ended; default: the first EOS
-    bos_token_id: int | None = None  # used if there is no decoder_start_token_id
+    bos_token_id: int | None = None  # an empty prompt; decoder_start_token_id where there is none
     decoder_start_token_id: int | None = None  # first decoder input of T5
 
     # Not an argument: the files that values come from, by argument, for errors.
@@ -134,8 +140,13 @@ class Arguments:
         return as_list(self.forced_eos_token_id)
 
     @property
+    def stops(self) -> list[str]:
+        """`stop_strings` as a list."""
+        return [self.stop_strings] if isinstance(self.stop_strings, str) else self.stop_strings or []
+
+    @property
     def pad_id(self) -> int:
-        """The id that fills rows that have ended (without EOS none does, and it is unused)."""
+        """The id that fills rows that have ended; 0 without any EOS."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
 
     @property
@@ -279,6 +290,8 @@ def checked(name: str, value: Any, vocab_size: int) -> Any:
             raise ValueError(f"{name} holds {token}, expected token ids from 0 to {vocab_size - 1}")
     if name == "bad_words_ids" and not all(value):
         raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
+    if name == "stop_strings" and "" in ([value] if isinstance(value, str) else value):
+        raise ValueError("stop_strings holds an empty text, expected at least one character")
     return value
 
 
@@ -300,6 +313,17 @@ def check_together(arguments: Arguments, vocab_size: int) -> None:
         )
 
 
+def bos_id(model: Any, arguments: Arguments) -> int:
+    """The token that an empty prompt is replaced by. Raises ValueError if the model has none."""
+    token, vocab_size = arguments.bos_token_id, model.config.vocab_size
+    if token is None or not 0 <= token < vocab_size:
+        raise arguments.error(
+            f"the prompt is empty, and bos_token_id, which would begin it, is {token},"
+            f" expected a token id from 0 to {vocab_size - 1}"
+        )
+    return token
+
+
 def position_limit(model: Any) -> int | None:
     """GPT-2's number of positions; None for T5, whose positions are relative."""
     return getattr(model.config, "n_positions", None)
@@ -310,3 +334,8 @@ def as_list(tokens: Any) -> list[int]:
     if tokens is None:
         return []
     return [id for item in tokens for id in as_list(item)] if isinstance(tokens, list) else [tokens]
+
+
+def function_name(function: Callable) -> str:
+    """The name of a function of the caller, or the class of a callable object, for errors."""
+    return getattr(function, "__name__", type(function).__name__)

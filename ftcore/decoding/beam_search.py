@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments
 from ftcore.decoding.processors import LogitsProcessor, apply_processors
-from ftcore.decoding.sampling import ScoredIds, draw, search_error
+from ftcore.decoding.sampling import Generators, ScoredIds, draw, search_error
 from ftcore.decoding.state import DecoderState
+from ftcore.decoding.stopping import EndOfRow
 
 # Below every real score, yet finite, so that the order of such hypotheses is defined.
 NEG_INF = -1e9
@@ -22,7 +23,7 @@ class Hypotheses:
     ids: Tensor  # (B, M, L) prompt and tokens, then pad up to the maximum length
     token_scores: Tensor  # (B, M, L) log-probability of each generated token, 0 at all others
     scores: Tensor  # (B, M) sum of log-probabilities; of complete ones, that / new_tokens ** length_penalty
-    ended: Tensor  # (B, M) bool: the last token is an EOS, or the maximum length is reached
+    ended: Tensor  # (B, M) bool: the last token ends the row, or the maximum length is reached
     new_tokens: Tensor  # (B, M) number of generated tokens, EOS included
     parents: Tensor  # (B, M) the running beam, 0 to N - 1, that it extends
 
@@ -50,9 +51,10 @@ def beam_search(
     state: DecoderState,
     prompt: Tensor,
     processors: list[LogitsProcessor],
+    end_of_row: EndOfRow,
     arguments: Arguments,
     max_length: int,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     observer: BeamObserver | None = None,
 ) -> ScoredIds:
     """Beam search: `prompt` (B, T) -> ids (B * num_return_sequences, up to L).
@@ -63,7 +65,6 @@ def beam_search(
     """
     sources, prompt_length = prompt.shape
     beams = arguments.num_beams
-    eos_ids = prompt.new_tensor(arguments.eos_ids)
     # The running beams before the first step, and as many empty slots for complete hypotheses.
     ids = prompt.new_full((sources, beams, max_length), arguments.pad_id)
     ids[:, :, :prompt_length] = prompt[:, None]
@@ -85,7 +86,7 @@ def beam_search(
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
         best = (running.scores + log_probs.amax(-1).view(sources, beams)).amax(1)
         failed = unfinished & ~best.isfinite()  # (B,)
-        candidates = propose(running, log_probs, length, max_length, eos_ids, arguments, generator)
+        candidates = propose(running, log_probs, length, max_length, end_of_row, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)
         not_ended = candidates.scores + NEG_INF * candidates.ended
@@ -93,14 +94,14 @@ def beam_search(
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         can_improve = can_improve & may_improve(running, complete, max_length - prompt_length, arguments)
-        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0]
+        unfinished = (can_improve & ~stops_early(complete, arguments))[:, 0] & ~candidates.ended.all()
         # The only device synchronization of a step.
         *still_unfinished, any_failed, prefix_length = torch.cat(
             [unfinished.long(), failed.any(0, keepdim=True).long(), prefix]
         ).tolist()
         if any_failed:
             raise search_error(state, arguments, ids, logits, failed.repeat_interleave(beams))
-        if length + 1 == max_length or not state.drop_finished(still_unfinished):
+        if not state.drop_finished(still_unfinished):
             break
         state.reorder(running.parents, prefix_length)
         logits = state(running.ids[:, :, length].reshape(-1, 1))
@@ -130,9 +131,9 @@ def propose(
     log_probs: Tensor,
     length: int,
     max_length: int,
-    eos_ids: Tensor,
+    end_of_row: EndOfRow,
     arguments: Arguments,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Hypotheses:
     """The K candidates of each source: running beams plus one token, with `log_probs` (R, V).
 
@@ -142,16 +143,17 @@ def propose(
     vocabulary = log_probs.shape[-1]
     totals = running.scores[:, :, None] + log_probs.view(sources, beams, vocabulary)  # (B, N, V)
     totals = totals.flatten(1)  # (B, N * V): the beams of a source compete
-    count = min(beams * max(2, 1 + len(eos_ids)), totals.shape[1])
+    count = min(beams * max(2, 1 + len(arguments.eos_ids)), totals.shape[1])
     chosen = draw(totals, count, generator) if arguments.do_sample else totals.topk(count).indices  # (B, K)
     parents, tokens = chosen // vocabulary, chosen % vocabulary
     candidates = running.gather(parents)
     candidates.ids[:, :, length] = tokens
     candidates.token_scores[:, :, length] = log_probs.view(sources, -1).gather(1, chosen)
+    ended = end_of_row(candidates.ids[:, :, : length + 1].flatten(0, 1)).view_as(tokens)
     return replace(
         candidates,
         scores=totals.gather(1, chosen),
-        ended=torch.isin(tokens, eos_ids) | (length + 1 == max_length),
+        ended=ended | (length + 1 == max_length),
         new_tokens=candidates.new_tokens + 1,
         parents=parents,
     )

@@ -1,6 +1,6 @@
 """Greedy search and sampling. The letters of shapes are those of search.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,10 @@ from torch import Tensor
 from ftcore.decoding.arguments import PROCESSOR_ARGUMENTS, Arguments
 from ftcore.decoding.processors import LogitsProcessor, apply_processors
 from ftcore.decoding.state import DecoderState
+from ftcore.decoding.stopping import EndOfRow
 from ftcore.models.non_finite import find_non_finite
+
+Generators = torch.Generator | Sequence[torch.Generator]  # one for all rows, or one per source
 
 
 class ScoredIds(NamedTuple):
@@ -24,15 +27,15 @@ def sample(
     state: DecoderState,
     prompt: Tensor,
     processors: list[LogitsProcessor],
+    end_of_row: EndOfRow,
     arguments: Arguments,
     max_length: int,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
 ) -> ScoredIds:
     """Greedy search or sampling until every row has ended: `prompt` (B, T) -> ids (R, up to L)."""
     sources, prompt_length = prompt.shape
     rows_per_source = arguments.num_return_sequences
-    eos_ids = prompt.new_tensor(arguments.eos_ids)
     logits = state.expand(state(prompt), rows_per_source)  # (R, V)
     ids = prompt.new_full((sources * rows_per_source, max_length), arguments.pad_id)  # (R, L)
     ids[:, :prompt_length] = prompt.repeat_interleave(rows_per_source, 0)
@@ -46,7 +49,7 @@ def sample(
         tokens = torch.where(running, chosen, arguments.pad_id)
         ids[:, length] = tokens
         token_scores[:, length] = torch.where(running, log_prob(scores, chosen), 0.0)
-        running = running & ~torch.isin(tokens, eos_ids)
+        running = running & ~end_of_row(ids[:, : length + 1])
         # The only device synchronization of a step.
         *unfinished, any_failed = torch.cat(
             [running.view(sources, rows_per_source).any(1), failed.any(0, keepdim=True)]
@@ -63,10 +66,20 @@ def sample(
     return ScoredIds(ids[:, :end], token_scores[:, prompt_length:end], token_scores.sum(1))
 
 
-def draw(scores: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+def check_generators(generator: Generators | None, sources: int) -> None:
+    """Raises ValueError unless a list of generators has one per source."""
+    if isinstance(generator, Sequence) and len(generator) != sources:
+        raise ValueError(f"generator is a list of {len(generator)}, expected {sources}, one for each source")
+
+
+def draw(scores: Tensor, count: int, generator: Generators | None) -> Tensor:
     """Draw `count` columns of each row, without replacement: (R, V) -> (R, count)."""
     # Rows that are not finite are drawn from too, and refused afterwards with the others of the step.
-    return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), count, generator=generator)
+    probabilities = scores.softmax(-1).nan_to_num(1.0)
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(probabilities, count, generator=generator)
+    of_sources = zip(probabilities.chunk(len(generator)), generator, strict=True)
+    return torch.cat([torch.multinomial(rows, count, generator=own) for rows, own in of_sources])
 
 
 def log_prob(scores: Tensor, tokens: Tensor) -> Tensor:

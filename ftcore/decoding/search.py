@@ -15,18 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.decoding.arguments import Arguments, arguments_for, bos_id, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
 from ftcore.decoding.processors import processors_for
-from ftcore.decoding.sampling import ScoredIds, sample
+from ftcore.decoding.sampling import Generators, ScoredIds, check_generators, sample
 from ftcore.decoding.state import DecoderState, eval_mode
+from ftcore.decoding.stopping import EndOfRow
 from ftcore.models import Model
 
 
 @overload
 def generate(
     model: Model,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     *,
     return_scores: Literal[False] = False,
@@ -37,7 +39,7 @@ def generate(
 @overload
 def generate(
     model: Model,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     *,
     return_scores: Literal[True],
@@ -47,13 +49,14 @@ def generate(
 
 def generate(
     model: Model,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     *,
     return_scores: bool = False,
     decoder_input_ids: Tensor | None = None,
     decoder_attention_mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    tokenizer: Tokenizer | None = None,
+    generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
     observer: BeamObserver | None = None,
     **arguments: Any,
@@ -62,14 +65,17 @@ def generate(
 
     Args:
         model: GPT-2 or T5. It runs in eval mode; its former mode is restored.
-        input_ids: (B, S) GPT-2's prompts, padded on the left, or T5's encoder inputs, padded anywhere.
+        input_ids: (B, S) GPT-2's prompts, padded on the left, or T5's encoder inputs, padded anywhere. By
+            default one row that holds the BOS token.
         attention_mask: (B, S) 1 at tokens, 0 at padding. By default T5 attends to every position, and GPT-2
             to all but pad tokens, unless the pad token is an EOS.
         decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if no row has it there.
         decoder_attention_mask: (B, T) 1 at its tokens, 0 at its padding on the left. By default T5 attends to
             every position.
         return_scores: return the scores of tokens and sequences too.
-        generator: random number generator of sampling, on the model's device; default: torch's global one.
+        tokenizer: the model's, needed by `stop_strings`.
+        generator: random number generator of sampling, on the model's device, or B of them, one per source,
+            whose samples then do not depend on the rest of the batch; default: torch's global one.
         streamer: called in every step with the new tokens (R,), on the model's device. Not with beams.
         observer: called in every step of a beam search; see `BeamObserver`.
         arguments: the fields of `ftcore.decoding.arguments.Arguments`: max_new_tokens=20, num_beams=1,
@@ -94,7 +100,10 @@ def generate(
     if observer is not None and chosen.num_beams == 1:
         raise ValueError("observer needs num_beams above 1: it observes beam search")
     device = next(model.parameters()).device
+    if input_ids is None:
+        input_ids, attention_mask = torch.tensor([[bos_id(model, chosen)]]), torch.ones(1, 1)
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
+    check_generators(generator, len(input_ids))
     if model.config.is_encoder_decoder:
         prompt, prompt_mask = decoder_prompt(
             model, chosen, decoder_input_ids, decoder_attention_mask, len(input_ids), device
@@ -118,12 +127,15 @@ def generate(
         max_length=max_length,
         first_token=first_token,
     )
+    end_of_row = EndOfRow(chosen, tokenizer, device)
     with eval_mode(model), torch.inference_mode():
         state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask)
         if chosen.num_beams > 1:
-            result = beam_search(state, prompt, processors, chosen, max_length, generator, observer)
+            result = beam_search(
+                state, prompt, processors, end_of_row, chosen, max_length, generator, observer
+            )
         else:
-            result = sample(state, prompt, processors, chosen, max_length, generator, streamer)
+            result = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
     return result if return_scores else result.ids
 
