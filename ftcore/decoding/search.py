@@ -19,10 +19,11 @@ from ftcore.decoding.arguments import arguments_for, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
 from ftcore.decoding.inputs import checked_source, decoder_prompt
 from ftcore.decoding.processors import processors_for
+from ftcore.decoding.reuse import emptied_on_error, fit_cache
 from ftcore.decoding.sampling import Generators, ScoredIds, check_generators, sample
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.decoding.stopping import EndOfRow
-from ftcore.models import Model
+from ftcore.models import KVCache, Model
 
 
 @overload
@@ -55,6 +56,7 @@ def generate(
     return_scores: bool = False,
     decoder_input_ids: Tensor | None = None,
     decoder_attention_mask: Tensor | None = None,
+    cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
     generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
@@ -72,6 +74,9 @@ def generate(
         decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if no row has it there.
         decoder_attention_mask: (B, T) 1 at its tokens, 0 at its padding on the left. By default T5 attends to
             every position.
+        cache: empty, or with the beginning of the prompt (T5: of the decoder's), which is not computed again.
+            Afterwards it holds the returned ids without the last; with beams or several sequences per prompt,
+            the prompt. Several consecutive prompts may share a row. After an error it is empty.
         return_scores: return the scores of tokens and sequences too.
         tokenizer: the model's, needed by `stop_strings`.
         generator: random number generator of sampling, on the model's device, or B of them, one per source,
@@ -120,8 +125,10 @@ def generate(
         prompt_mask=prompt_mask,
     )
     end_of_row = EndOfRow(chosen, tokenizer, input_ids.device)
-    with eval_mode(model), torch.inference_mode():
-        state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask)
+    if cache is not None:
+        fit_cache(model, cache, prompt, input_ids, max_length)
+    with eval_mode(model), torch.inference_mode(), emptied_on_error(cache):
+        state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask, cache)
         if chosen.num_beams > 1:
             result = beam_search(
                 state, prompt, processors, end_of_row, chosen, max_length, generator, observer
@@ -129,4 +136,8 @@ def generate(
         else:
             result = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
+    if cache is not None:
+        one_per_prompt = result.ids[:: len(result.ids) // len(prompt)]
+        cache.ids = one_per_prompt[:, : cache.length]
+        cache.source_ids = input_ids if model.config.is_encoder_decoder else None
     return result if return_scores else result.ids

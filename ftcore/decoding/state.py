@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -47,10 +48,11 @@ class DecoderState:
 
     Args:
         model: a model of ftcore.models, or one with the same methods.
-        source_ids: (B, S) GPT-2's prompts, which the first call must feed, or T5's encoder inputs.
+        source_ids: (B, S) GPT-2's prompts, or T5's encoder inputs.
         source_mask: (B, S) 1 at tokens, 0 at padding; None without padding.
-        max_length: maximum number of positions fed per row.
-        prompt_mask: (B, T) of the tokens that the first call feeds; None without padding.
+        max_length: maximum number of positions of a row.
+        prompt_mask: (B, T) of the prompt; None without padding.
+        cache: the caller's, see `generate`; None: a new one.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class DecoderState:
         source_mask: Tensor | None,
         max_length: int,
         prompt_mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> None:
         self.model, self.prompt_mask = model, prompt_mask
         self.source_ids, self.source_mask = source_ids, source_mask
         capacity = max_length + 1  # never full, which torch.compile would compile as a special case
-        self.cache = KVCache(capacity)
+        self.cache = KVCache(capacity) if cache is None else cache
+        self.is_callers_cache = cache is not None
         self.is_encoder_decoder = model.config.is_encoder_decoder
         self.rows_per_source = 1  # N
         self.sources = torch.arange(len(source_ids), device=source_ids.device)  # (B',) those in the batch
@@ -84,7 +88,7 @@ class DecoderState:
         if self.rows is not None:
             new_ids = new_ids[self.rows]
         mask = None if self.mask is None else self.mask[:, : self.cache.length + new_ids.shape[1]]
-        is_one_token = new_ids.shape[1] == 1 and self.cache.length > 0
+        is_one_token = new_ids.shape[1] == 1 and self.logits is not None
         step = self.fast_step if self.fast_step and is_one_token else next_logits
         logits = step(self.model, new_ids, self.cache, mask, self.encoder_output, self.encoder_mask)
         if self.rows is not None and self.logits is not None:
@@ -105,10 +109,13 @@ class DecoderState:
         else:
             self.model(ids, mask)
 
-    def expand(self, logits: Tensor, rows_per_source: int) -> Tensor:
-        """Repeat each row, in the cache and in `logits`: (B, V) -> (B * N, V)."""
+    def prefill(self, prompt: Tensor, rows_per_source: int) -> Tensor:
+        """Feed the prompt (B, T) except for cached positions, then repeat each row: -> (B * N, V)."""
+        logits = self(prompt[:, self.cache.length :])
         if rows_per_source == 1:
             return logits
+        if self.is_callers_cache:  # which keeps the prompt alone
+            self.cache, self.is_callers_cache = deepcopy(self.cache), False
         rows = torch.arange(len(logits), device=logits.device).repeat_interleave(rows_per_source)
         self.cache.reorder(rows)
         if self.mask is not None:
@@ -129,8 +136,8 @@ class DecoderState:
     def drop_finished(self, unfinished: list[int]) -> int:
         """Drop the sources for which `unfinished` is 0 from the batch; returns how many are left to decode.
 
-        None are dropped while the model has hooks, so that hooks see all rows in every step, nor where
-        the fast step does not support the smaller batch.
+        None are dropped while the model has hooks, so that hooks see all rows in every step, from the
+        caller's cache, nor where the fast step does not support the smaller batch.
         """
         left = [source for source, is_unfinished in enumerate(unfinished) if is_unfinished]
         if 0 < len(left) < len(self.sources) and self._can_shrink(len(left)):
@@ -148,7 +155,7 @@ class DecoderState:
         return len(left)
 
     def _can_shrink(self, sources: int) -> bool:
-        if is_hooked(self.model):
+        if is_hooked(self.model) or self.is_callers_cache:
             return False
         return self.fast_step is None or self.fast_step.supports(sources, sources * self.rows_per_source)
 

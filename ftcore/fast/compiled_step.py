@@ -41,7 +41,7 @@ class CompiledStep:
 
     def __init__(self) -> None:
         self.few_rows, self.many_rows = compiled_next_logits(), compiled_next_logits()
-        self.marked_cache: Callable[[], KVCache | None] = lambda: None
+        self.marked_key: Callable[[], Tensor | None] = lambda: None  # of the first layer of the last cache
 
     def __reduce__(self) -> tuple[type["CompiledStep"], tuple[()]]:
         return CompiledStep, ()  # compiled code reads the weights of the original model
@@ -58,10 +58,10 @@ class CompiledStep:
         new_ids = new_ids.flatten().clone()[:, None]  # (R, 1) with fixed strides, which are guarded
         is_few = len(new_ids) <= FEW_ROWS
         mark_sizes(new_ids, mask, encoder_output, encoder_mask, is_few=is_few)
-        if self.marked_cache() is not cache:
+        if self.marked_key() is not cache.layers[0].key:
             for layer in cache.layers:
                 mark_sizes(layer.key, layer.value, *(layer.cross or ()), is_few=is_few, length_dimension=2)
-            self.marked_cache = weakref.ref(cache)
+            self.marked_key = weakref.ref(cache.layers[0].key)
             if not is_few:
                 pack_weights(model)
         step, options = (self.few_rows, AUTOTUNED) if is_few else (self.many_rows, FREEZING)

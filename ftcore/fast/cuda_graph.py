@@ -51,9 +51,11 @@ class GraphStep:
         encoder_mask: Tensor | None,
     ) -> Tensor:
         graph = next((graph for graph in self.graphs if graph.owner() is cache), None)
-        if graph is None:
+        if graph is None or not graph.continues(cache):
             sizes = Sizes.of(model, new_ids, cache, encoder_output, encoder_mask)
             with self.lock:
+                if graph is not None:
+                    graph.owner = lambda: None
                 graph = self.unused_or_new(model, sizes, cache)
                 graph.attach(cache, mask, encoder_mask)
         return graph.step(new_ids, cache)
@@ -111,7 +113,8 @@ class Graph:
         # Only the shape of T5's encoder output is read: its keys and values are in the cache.
         self.source = None if sizes.source is None else torch.empty(sizes.source, device="meta")
         self.source_mask = zeros(sizes.source[:2]) if sizes.source and sizes.source_is_padded else None
-        self.owner: Callable[[], KVCache | None] = lambda: None  # the cache of the call in progress
+        self.owner: Callable[[], KVCache | None] = lambda: None  # the cache that uses the static tensors
+        self.known_ids: Tensor | None = None  # its ids then
         self.replay, self.logits = capture(partial(self.compute, model), device)
 
     def compute(self, model: Any) -> Tensor:
@@ -152,7 +155,11 @@ class Graph:
         if self.source_mask is not None and source_mask is not None:
             self.source_mask.copy_(source_mask)
         self.cache.attach(cache)
-        self.owner = weakref.ref(cache)
+        self.owner, self.known_ids = weakref.ref(cache), cache.ids
+
+    def continues(self, cache: KVCache) -> bool:
+        """Whether the cache is unchanged since its last step; False in the next call of `generate`."""
+        return cache.layers[0].key is self.cache.layers[0].key and cache.ids is self.known_ids
 
     def step(self, new_ids: Tensor, cache: KVCache) -> Tensor:
         """Feed the next tokens (R, 1) -> fp32 logits of the token after, (R, V)."""

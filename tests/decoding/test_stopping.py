@@ -3,13 +3,10 @@
 import json
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor
 from transformers import ByT5Tokenizer, GPT2Tokenizer, T5Tokenizer
 
 from ftcore.data import load_tokenizer
