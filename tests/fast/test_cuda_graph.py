@@ -18,7 +18,15 @@ from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import record
 from tests.helpers import tape
-from tests.helpers.small_models import MODELS, PAD, SEARCHES, VOCAB, assert_same_ids, model_of
+from tests.helpers.small_models import (
+    MODELS,
+    PAD,
+    SEARCHES,
+    VOCAB,
+    assert_same_ids,
+    assert_same_ids_with_a_kept_cache,
+    model_of,
+)
 
 FAMILIES = ["gpt2", "t5, relu, tied"]
 
@@ -60,6 +68,13 @@ def test_bfloat16_ids_are_those_of_the_model_in_bfloat16(name: str) -> None:
         generate(prepared, some_ids(2, 5), **options), generate(model, some_ids(2, 5), **options)
     )
     assert {parameter.dtype for parameter in model_of(name).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cache_may_be_kept_between_calls(name: str, captures: list[Any]) -> None:
+    prepared = graphed(name)
+    assert_same_ids_with_a_kept_cache(name, prepared)
+    assert len(captures) <= 4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
