@@ -23,7 +23,7 @@ from ftcore.analysis.inputs import (
 from ftcore.analysis.results import Tensors, one_per_line
 from ftcore.decoding import generate
 from ftcore.decoding.arguments import Arguments, arguments_for
-from ftcore.decoding.search import checked_source
+from ftcore.decoding.inputs import checked_source
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
@@ -58,7 +58,7 @@ def attention_while_generating(
     known = {field.name for field in fields(Arguments)} & arguments.keys()
     chosen = arguments_for(model, {name: arguments[name] for name in known})
     # As in `generate`, which masks GPT-2's pad tokens where no mask is given.
-    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, ids.device)
+    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask)
     per_source = len(ids) // len(input_ids)
     decoder_ids = ids[:, :-1]
     if isinstance(model, GPT2LMHeadModel):

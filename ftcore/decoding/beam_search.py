@@ -79,7 +79,7 @@ def beam_search(
     # Whether a source's running beams may still beat its complete hypotheses; once False it stays so.
     can_improve = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
     unfinished = can_improve[:, 0]  # (B,)
-    logits = state.expand(state(prompt), beams)  # (R, V)
+    logits = state.prefill(prompt, beams)  # (R, V)
     for length in range(prompt_length, max_length):
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
         # Masked log-probabilities are not renormalized.

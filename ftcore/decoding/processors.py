@@ -33,7 +33,7 @@ def processors_for(
     prompt_length: int,
     min_length: int,
     max_length: int,
-    first_token: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
 ) -> list[LogitsProcessor]:
     """The processors that `arguments` enable, in the order in which they apply.
 
@@ -41,11 +41,12 @@ def processors_for(
         source_ids: (B, S) GPT-2's prompts or T5's encoder inputs, with their padding.
         prompt_length: tokens of a row at the beginning: GPT-2's prompt, or T5's decoder prefix.
         min_length, max_length: of a row, prompt included.
-        first_token: (R,) position of each row's first token after the left padding; None without padding.
+        prompt_mask: (B, T) of the prompt, padded on the left; None without padding.
     """
     chosen: list[LogitsProcessor] = []
     if arguments.repetition_penalty != 1.0:
         penalty = arguments.repetition_penalty
+        first_token = None if prompt_mask is None else prompt_mask.argmax(1)
         chosen.append(partial(penalize_repetition, penalty=penalty, first_token=first_token))
     if arguments.no_repeat_ngram_size > 0:
         chosen.append(partial(forbid_repeated_ngrams, size=arguments.no_repeat_ngram_size))
@@ -109,9 +110,13 @@ def apply_processors(processors: list[LogitsProcessor], ids: Tensor, scores: Ten
 def penalize_repetition(
     ids: Tensor, scores: Tensor, *, penalty: float, first_token: Tensor | None = None
 ) -> Tensor:
-    """Make every token that occurs in the row (outside of padding) less likely by the factor `penalty`."""
+    """Make every token that occurs in the row less likely by the factor `penalty`.
+
+    `first_token` (B,) is the position of each source's first token after the left padding.
+    """
     is_token = torch.ones_like(ids, dtype=torch.bool)
     if first_token is not None:
+        first_token = first_token.repeat_interleave(len(ids) // len(first_token))  # (R,)
         is_token = torch.arange(ids.shape[1], device=ids.device) >= first_token[:, None]
     # Divide positive scores and multiply negative ones: both fall if penalty > 1.
     penalized = torch.where(scores < 0, scores * penalty, scores / penalty)

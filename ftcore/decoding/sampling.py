@@ -36,7 +36,7 @@ def sample(
     """Greedy search or sampling until every row has ended: `prompt` (B, T) -> ids (R, up to L)."""
     sources, prompt_length = prompt.shape
     rows_per_source = arguments.num_return_sequences
-    logits = state.expand(state(prompt), rows_per_source)  # (R, V)
+    logits = state.prefill(prompt, rows_per_source)  # (R, V)
     ids = prompt.new_full((sources * rows_per_source, max_length), arguments.pad_id)  # (R, L)
     ids[:, :prompt_length] = prompt.repeat_interleave(rows_per_source, 0)
     token_scores = torch.zeros(ids.shape, device=ids.device)  # (R, L)
@@ -60,8 +60,8 @@ def sample(
             streamer(tokens)
         if length + 1 == max_length or not state.drop_finished(unfinished):
             break
-        # Finished rows are fed their (ignored) next token: pad may be out of vocabulary.
-        logits = state(chosen[:, None])
+        # Finished rows are fed pad, which may be out of vocabulary; their logits are ignored.
+        logits = state(tokens.clamp(max=scores.shape[-1] - 1)[:, None])
     end = length + 1
     return ScoredIds(ids[:, :end], token_scores[:, prompt_length:end], token_scores.sum(1))
 

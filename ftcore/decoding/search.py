@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, arguments_for, bos_id, position_limit
+from ftcore.decoding.arguments import arguments_for, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
+from ftcore.decoding.inputs import checked_source, decoder_prompt
 from ftcore.decoding.processors import processors_for
+from ftcore.decoding.reuse import emptied_on_error, fit_cache
 from ftcore.decoding.sampling import Generators, ScoredIds, check_generators, sample
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.decoding.stopping import EndOfRow
-from ftcore.models import Model
+from ftcore.models import KVCache, Model
 
 
 @overload
@@ -53,6 +55,8 @@ def generate(
     *,
     return_scores: bool = False,
     decoder_input_ids: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
+    cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
     generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
@@ -67,7 +71,12 @@ def generate(
             default one row that holds the BOS token.
         attention_mask: (B, S) 1 at tokens, 0 at padding. By default T5 attends to every position, and GPT-2
             to all but pad tokens, unless the pad token is an EOS.
-        decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if missing.
+        decoder_input_ids: (B, T) prefix of T5's answers. The start token is prepended if no row has it there.
+        decoder_attention_mask: (B, T) 1 at its tokens, 0 at its padding on the left. By default T5 attends to
+            every position.
+        cache: empty, or with the beginning of the prompt (T5: of the decoder's), which is not computed again.
+            Afterwards it holds the returned ids without the last; with beams or several sequences per prompt,
+            the prompt. Several consecutive prompts may share a row. After an error it is empty.
         return_scores: return the scores of tokens and sequences too.
         tokenizer: the model's, needed by `stop_strings`.
         generator: random number generator of sampling, on the model's device, or B of them, one per source,
@@ -95,21 +104,17 @@ def generate(
         raise ValueError("streamer needs num_beams=1: the answer of a beam search is known only at the end")
     if observer is not None and chosen.num_beams == 1:
         raise ValueError("observer needs num_beams above 1: it observes beam search")
-    device = next(model.parameters()).device
-    if input_ids is None:
-        input_ids, attention_mask = torch.tensor([[bos_id(model, chosen)]]), torch.ones(1, 1)
-    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, device)
-    check_generators(generator, len(input_ids))
-    first_token = None
+    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask)
+    prompt, prompt_mask = input_ids, attention_mask
     if model.config.is_encoder_decoder:
-        prompt = decoder_prompt(model, chosen, decoder_input_ids, len(input_ids), device)
-    elif decoder_input_ids is not None:
-        raise ValueError("decoder_input_ids is for T5; pass GPT-2's whole prompt as input_ids")
-    else:
-        prompt = input_ids
-        if attention_mask is not None:
-            rows_per_source = max(chosen.num_beams, chosen.num_return_sequences)
-            first_token = attention_mask.argmax(1).repeat_interleave(rows_per_source)
+        prompt, prompt_mask = decoder_prompt(
+            model, chosen, decoder_input_ids, decoder_attention_mask, input_ids
+        )
+    elif decoder_input_ids is not None or decoder_attention_mask is not None:
+        raise ValueError(
+            "decoder_input_ids and decoder_attention_mask are for T5; pass GPT-2's whole prompt as input_ids"
+        )
+    check_generators(generator, len(input_ids))
     min_length, max_length = chosen.lengths(prompt.shape[1], position_limit(model))
     processors = processors_for(
         chosen,
@@ -117,11 +122,13 @@ def generate(
         prompt_length=prompt.shape[1],
         min_length=min_length,
         max_length=max_length,
-        first_token=first_token,
+        prompt_mask=prompt_mask,
     )
-    end_of_row = EndOfRow(chosen, tokenizer, device)
-    with eval_mode(model), torch.inference_mode():
-        state = DecoderState(model, input_ids, attention_mask, max_length - 1)
+    end_of_row = EndOfRow(chosen, tokenizer, input_ids.device)
+    if cache is not None:
+        fit_cache(model, cache, prompt, input_ids, max_length)
+    with eval_mode(model), torch.inference_mode(), emptied_on_error(cache):
+        state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask, cache)
         if chosen.num_beams > 1:
             result = beam_search(
                 state, prompt, processors, end_of_row, chosen, max_length, generator, observer
@@ -129,57 +136,8 @@ def generate(
         else:
             result = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
+    if cache is not None:
+        one_per_prompt = result.ids[:: len(result.ids) // len(prompt)]
+        cache.ids = one_per_prompt[:, : cache.length]
+        cache.source_ids = input_ids if model.config.is_encoder_decoder else None
     return result if return_scores else result.ids
-
-
-def checked_source(
-    model: Any, arguments: Arguments, input_ids: Tensor, attention_mask: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """`input_ids` and its mask on the model's device; the mask is None without padding."""
-    input_ids = checked_ids(input_ids, "input_ids", device)
-    pad, decoder_only = arguments.pad_token_id, not model.config.is_encoder_decoder
-    if attention_mask is None and decoder_only and pad is not None and pad not in arguments.eos_ids:
-        attention_mask = input_ids.ne(pad)
-    if attention_mask is None:
-        return input_ids, None
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}, expected that of input_ids,"
-            f" {tuple(input_ids.shape)}"
-        )
-    attention_mask = attention_mask.to(device).ne(0).long()
-    if bool(attention_mask.all()):
-        return input_ids, None
-    if decoder_only and not bool(attention_mask[:, -1].all()):
-        raise ValueError(
-            "a prompt ends in padding, by its attention_mask or, without one, by pad_token_id, and cannot be"
-            " continued there: pad GPT-2's prompts on the left"
-        )
-    return input_ids, attention_mask
-
-
-def decoder_prompt(
-    model: Any, arguments: Arguments, prefix: Tensor | None, sources: int, device: torch.device
-) -> Tensor:
-    """T5's first decoder inputs (B, T): the start token, and the caller's prefix."""
-    if not 0 <= arguments.start_id < model.config.vocab_size:
-        name = "bos_token_id" if arguments.decoder_start_token_id is None else "decoder_start_token_id"
-        highest = model.config.vocab_size - 1
-        raise arguments.error(f"{name} is {arguments.start_id}, expected a token id from 0 to {highest}")
-    start = torch.full((sources, 1), arguments.start_id, device=device)
-    if prefix is None:
-        return start
-    prefix = checked_ids(prefix, "decoder_input_ids", device)
-    if len(prefix) != sources:
-        raise ValueError(f"decoder_input_ids has {len(prefix)} rows, expected {sources}, as in input_ids")
-    return prefix if bool((prefix[:, 0] == arguments.start_id).any()) else torch.cat([start, prefix], 1)
-
-
-def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:
-    """Token ids (B, T) on the model's device. The model itself checks them against its vocabulary."""
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(
-            f"{name} must be a tensor of token ids with the shape (rows, tokens), at least one of each,"
-            f" but is {ids.dtype} with the shape {tuple(ids.shape)}"
-        )
-    return ids.to(device, torch.long)

@@ -238,6 +238,6 @@ def test_all_processors_apply_in_the_order_of_transformers(
         prompt_length=prompt_length,
         min_length=min_length,
         max_length=max_length,
-        first_token=mask.argmax(1) if padded and not encoder_decoder else None,
+        prompt_mask=mask if padded and not encoder_decoder else None,
     )
     assert_same(ours.apply_processors(processors, ids, scores), chain(ids, scores.clone()))

@@ -86,6 +86,44 @@ def test_the_start_token_is_prepended_to_a_decoder_prefix(beams: int) -> None:
         assert got[:, : len(prefix)].tolist() == [[START, 5, 9, 4][: len(prefix)]] * len(ids)
 
 
+def test_padded_decoder_prefixes_give_the_ids_and_scores_of_transformers() -> None:
+    masked = 0
+    for reference, model, r in cases("t5", 100):
+        ids, mask = inputs(r, "t5")
+        options = sampling_options(r) if r.random() < 0.3 else random_options(r)
+        options |= {"max_new_tokens": 5}
+        length = r.choice([1, 3, 8])
+        prefix = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in ids])
+        prefix_mask = torch.ones_like(prefix)
+        for row in prefix_mask:
+            row[: r.randrange(length)] = 0
+        prefix = prefix.masked_fill(prefix_mask == 0, PAD)
+        if r.random() < 0.5:  # with the start token of the longest row, or of all rows
+            prefix[:, 0] = START
+        assert_equal_to_transformers(
+            reference, model, ids, mask, options, decoder_input_ids=prefix, decoder_attention_mask=prefix_mask
+        )
+        masked += bool((prefix_mask == 0).any())
+    assert masked > 50
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_padding_a_decoder_prefix_does_not_change_the_answer(beams: int) -> None:
+    _, model = pair("t5", 1)
+    source = torch.tensor([[5, 9, 3, 12, 8]] * 3)
+    o = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": [1, 3, 4, 5], "pad_token_id": PAD}
+    prefixes = [[START, 7, 6, 9], [START, 30], [START]]
+    padded = torch.tensor([[PAD] * (4 - len(row)) + row for row in prefixes])
+    together = generate(
+        model, source, decoder_input_ids=padded, decoder_attention_mask=(padded != PAD).long(), **o
+    )
+    for row, prefix in zip(together, prefixes, strict=True):
+        alone = generate(model, source[:1], decoder_input_ids=torch.tensor([prefix]), **o)
+        assert up_to_end(row[None, 4:], o["eos_token_id"]) == up_to_end(
+            alone[:, len(prefix) :], o["eos_token_id"]
+        )
+
+
 def test_finished_t5_beams_are_filled_with_pad_unlike_transformers() -> None:
     reference, model = pair("t5", 1)
     ids = torch.randint(3, VOCAB, (3, 4), generator=torch.Generator().manual_seed(0))
@@ -331,11 +369,31 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, expected token ids from 0 to 40"),
         ("gpt2", {"forced_eos_token_id": 41}, "forced_eos_token_id holds 41"),
         ("gpt2", {"pad_token_id": -1}, "pad_token_id holds -1"),
-        ("gpt2", {"decoder_input_ids": torch.tensor([[5]])}, "decoder_input_ids is for T5"),
+        (
+            "gpt2",
+            {"decoder_input_ids": torch.tensor([[5]])},
+            "decoder_input_ids and .* are for T5",
+        ),
         ("gpt2", {"num_beams": 2, "streamer": print}, "streamer needs num_beams=1"),
         ("t5", {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
         ("t5", {"decoder_input_ids": torch.tensor([[5], [6]])}, "decoder_input_ids has 2 rows, expected 1"),
         ("t5", {"attention_mask": torch.ones(1, 2)}, r"attention_mask has the shape \(1, 2\)"),
+        (
+            "t5",
+            {"decoder_input_ids": torch.tensor([[5]]), "decoder_attention_mask": torch.ones(1, 2)},
+            r"decoder_attention_mask has the shape \(1, 2\), expected that of decoder_input_ids, \(1, 1\)",
+        ),
+        (
+            "t5",
+            {"decoder_input_ids": torch.tensor([[5, 6]]), "decoder_attention_mask": torch.tensor([[1, 0]])},
+            "decoder_input_ids ends in padding",
+        ),
+        (
+            "t5",
+            {"decoder_attention_mask": torch.ones(1, 2)},
+            "_mask needs decoder_input_ids",
+        ),
+        ("gpt2", {"decoder_attention_mask": torch.ones(1, 3)}, "decoder_attention_mask are for T5"),
     ],
 )
 def test_invalid_arguments_are_refused(family: str, options: dict[str, Any], message: str) -> None:

@@ -20,7 +20,15 @@ from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import record
 from tests.helpers import tape
-from tests.helpers.small_models import MODELS, PAD, SEARCHES, VOCAB, assert_same_ids, model_of
+from tests.helpers.small_models import (
+    MODELS,
+    PAD,
+    SEARCHES,
+    VOCAB,
+    assert_same_ids,
+    assert_same_ids_with_a_kept_cache,
+    model_of,
+)
 
 FAMILIES = ["gpt2", "t5, relu, tied"]
 
@@ -84,6 +92,13 @@ def test_stop_strings_and_generators_of_single_sources(
     ]
     assert answers[0].tolist() == answers[1].tolist()
     assert captures and (answers[0] == PAD).any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cache_may_be_kept_between_calls(name: str, captures: list[Any]) -> None:
+    prepared = graphed(name)
+    assert_same_ids_with_a_kept_cache(name, prepared)
+    assert len(captures) <= 4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
