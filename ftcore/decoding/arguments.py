@@ -339,3 +339,10 @@ def as_list(tokens: Any) -> list[int]:
 def function_name(function: Callable) -> str:
     """The name of a function of the caller, or the class of a callable object, for errors."""
     return getattr(function, "__name__", type(function).__name__)
+
+
+def describe(value: Any) -> str:
+    """What a function of the caller returned, in one line."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} of the shape {tuple(value.shape)}"
+    return shown(value)

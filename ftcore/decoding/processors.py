@@ -14,13 +14,12 @@ et al. 2022, section 4; min-p, Nguyen et al. 2024.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, function_name
+from ftcore.decoding.arguments import Arguments, describe, function_name
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 PrefixFunction = Callable[[int, Tensor], Sequence[int]]  # (batch_id, ids (T,)) -> the ids that may follow
@@ -176,8 +175,8 @@ def allowed_tokens(function: PrefixFunction, batch_id: int, ids: Tensor, vocab_s
         tokens = torch.tensor([-1])
     if tokens.dim() != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(
-            f"prefix_allowed_tokens_fn returned {shown(returned)} for batch_id {batch_id}, expected a list of"
-            f" at least one token id from 0 to {vocab_size - 1}"
+            f"prefix_allowed_tokens_fn returned {describe(returned)} for batch_id {batch_id}, expected a list"
+            f" of at least one token id from 0 to {vocab_size - 1}"
         )
     return tokens.to(ids.device)
 
@@ -218,14 +217,9 @@ def apply_function(ids: Tensor, scores: Tensor, *, function: LogitsProcessor) ->
     """
     changed: Any = function(ids, scores.clone())
     if not (isinstance(changed, Tensor) and changed.shape == scores.shape and changed.is_floating_point()):
-        kind = (
-            f"{changed.dtype} of shape {tuple(changed.shape)}"
-            if isinstance(changed, Tensor)
-            else shown(changed)
-        )
         raise ValueError(
-            f"logits_processor: {function_name(function)} returned {kind}, expected scores of the shape"
-            f" {tuple(scores.shape)}"
+            f"logits_processor: {function_name(function)} returned {describe(changed)}, expected scores"
+            f" of the shape {tuple(scores.shape)}"
         )
     return changed.to(scores)
 

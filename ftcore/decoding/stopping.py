@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, function_name
+from ftcore.decoding.arguments import Arguments, describe, function_name
 
 StoppingCriterion = Callable[[Tensor, None], Any]  # (ids (R, T), None) -> (R,) bool, or one bool for all rows
 
@@ -50,8 +50,8 @@ class EndOfRow:
                 isinstance(result, Tensor) and result.shape == ended.shape and result.dtype == torch.bool
             ):
                 raise ValueError(
-                    f"stopping_criteria: {function_name(criterion)} returned {shown(result)}, expected True,"
-                    f" False or a bool tensor of the shape {tuple(ended.shape)}"
+                    f"stopping_criteria: {function_name(criterion)} returned {describe(result)}, expected"
+                    f" True, False or a bool tensor of the shape {tuple(ended.shape)}"
                 )
             ended = ended | result.to(ended.device)
         return ended

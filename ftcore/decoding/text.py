@@ -47,9 +47,16 @@ def generate_texts(
     """
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
-    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "generator": generator}
-    settings |= {"skip_special_tokens": skip_special_tokens}
-    return generate_from_ids(model, tokenizer, sources, **settings, **arguments)
+    return generate_from_ids(
+        model,
+        tokenizer,
+        sources,
+        batch_size=batch_size,
+        progress=progress,
+        skip_special_tokens=skip_special_tokens,
+        generator=generator,
+        **arguments,
+    )
 
 
 def generate_from_ids(
@@ -76,8 +83,8 @@ def generate_from_ids(
         for start in range(0, len(sources), batch_size):
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
-            random = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
-            rows = generate(model, ids, mask, tokenizer=tokenizer, generator=random, **arguments).tolist()
+            own = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
+            rows = generate(model, ids, mask, tokenizer=tokenizer, generator=own, **arguments).tolist()
             prefix = 1 if model.config.is_encoder_decoder else ids.shape[1]  # start token or prompt
             for number, row in enumerate(rows):
                 tokens = without_end(tokenizer, up_to_end(row[prefix:], chosen.eos_ids))
@@ -143,8 +150,8 @@ class TextStream:
         """Add the next token, shape (1,)."""
         self.tokens.append(int(tokens))
         final = self.tokenizer.decode_final(self._without_end(), self.skip_special_tokens)
-        shown = max(0, len(final) - self.held_back)
-        self._write_up_to(before_stop(final, self.stop_strings)[:shown])
+        length = max(0, len(final) - self.held_back)
+        self._write_up_to(before_stop(final, self.stop_strings)[:length])
 
     def close(self) -> None:
         """Write the text that was held back."""

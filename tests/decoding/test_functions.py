@@ -79,6 +79,39 @@ def test_beams_choose_among_fewer_answers_than_beams(family: str) -> None:
         assert all(answer in found[3 * source :][:3] for source in range(len(ids)) for answer in answers)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_allowed_tokens_win_against_earlier_constraints(beams: int) -> None:
+    """They come after the bad words and the minimum length, as in transformers."""
+    reference, model = pair("gpt2", 1)
+    o = {
+        "max_new_tokens": 4,
+        "num_beams": beams,
+        "bad_words_ids": [[5]],
+        "min_new_tokens": 3,
+        "pad_token_id": PAD,
+    }
+    for tokens in ([5], [EOS], [5, EOS]):
+        o["prefix_allowed_tokens_fn"] = lambda batch_id, ids: tokens  # noqa: B023
+        assert generate(model, IDS, **o).tolist() == reference.generate(IDS, **o).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_without_a_possible_token_leave_the_complete_hypotheses(family: str) -> None:
+    reference, model = pair(family, 1)
+    start = prompt_length(family, IDS)
+
+    def end_at_once(ids: Tensor, scores: Tensor) -> Tensor:
+        kept = torch.full_like(scores, -torch.inf)
+        if ids.shape[1] == start:
+            kept[:, [EOS, 5]] = scores[:, [EOS, 5]]
+        return kept
+
+    o = {"max_new_tokens": 4, "num_beams": 2, "logits_processor": [end_at_once], "pad_token_id": PAD}
+    got = generate(model, IDS, **o)
+    assert got.tolist() == reference.generate(IDS, **o).tolist()
+    assert got[:, start:].tolist() == [[EOS]]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2, "num_return_sequences": 2}])
 def test_the_number_of_the_source_selects_its_tokens(options: dict[str, Any]) -> None:
     """With beams too; ids is one row."""
