@@ -85,7 +85,9 @@ def beam_search(
         # Masked log-probabilities are not renormalized.
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
         best = (running.scores + log_probs.amax(-1).view(sources, beams)).amax(1)
-        failed = unfinished & ~best.isfinite()  # (B,)
+        # Without a possible token, the complete hypotheses are the result, as in transformers.
+        is_exhausted = best.isneginf() & complete.ended.any(1)
+        failed = unfinished & ~best.isfinite() & ~is_exhausted  # (B,)
         candidates = propose(running, log_probs, length, max_length, end_of_row, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)

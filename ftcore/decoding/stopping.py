@@ -37,7 +37,7 @@ class EndOfRow:
             )
             if not arguments.origin["stop_strings"]:
                 raise error
-            warnings.warn(f"{error}: they are ignored", stacklevel=3)
+            warnings.warn(f"{error}: it is ignored", stacklevel=3)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """`ids` (R, T), prompt included -> (R,) bool."""

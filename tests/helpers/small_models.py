@@ -64,6 +64,23 @@ def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
+def allow_a_third(batch_id: int, ids: Tensor) -> list[int]:
+    return [*range((batch_id + len(ids)) % 3, VOCAB, 3)]
+
+
+def prefer_new_tokens(ids: Tensor, scores: Tensor) -> Tensor:
+    return scores.scatter_add_(1, ids, torch.full(ids.shape, -0.5))
+
+
+def ends_at_multiples_of_seven(ids: Tensor, scores: None) -> Tensor:
+    return ids[:, -1] % 7 == 0
+
+
+FUNCTIONS: dict[str, Any] = {
+    "prefix_allowed_tokens_fn": allow_a_third,
+    "logits_processor": [prefer_new_tokens],
+    "stopping_criteria": [ends_at_multiples_of_seven],
+}
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "greedy, many EOS": {"eos_token_id": [*range(1, 9)]},
@@ -72,6 +89,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
     "early_stopping=never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
     "early_stopping=True": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
+    "functions of the caller": FUNCTIONS,
+    "beams, functions of the caller": FUNCTIONS | {"num_beams": 3},
     "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
 }
 
