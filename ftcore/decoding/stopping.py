@@ -35,7 +35,7 @@ class EndOfRow:
             error = arguments.error(
                 f"stop_strings={shown(arguments.stops)} needs tokenizer=..., the model's own"
             )
-            if not arguments.origin["stop_strings"]:
+            if not arguments.origin.get("stop_strings"):
                 raise error
             warnings.warn(f"{error}: it is ignored", stacklevel=3)
 

@@ -152,10 +152,12 @@ def test_transformers_does_not_find_characters_of_several_bytes_in_byt5s_text(to
         StopStringCriteria(theirs, ["é"])
 
 
-def test_rows_end_alone_and_are_filled_with_pad(tokenizers: Tokenizers) -> None:
+def test_rows_end_alone_and_are_filled_with_pad(
+    tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without an EOS too, where transformers lets rows that have ended go on."""
-    _, ours = tokenizers["merges"]
-    _, model = pair("merges", ours.vocab_size, 1)
+    theirs, ours = tokenizers["merges"]
+    reference, model = pair("merges", ours.vocab_size, 1)
     ids = torch.tensor([[5, 6], [70, 80], [90, 100]])
     o: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "suppress_tokens": [*range(128, 256)]}
     free = generate(model, ids, **o)
@@ -165,6 +167,10 @@ def test_rows_end_alone_and_are_filled_with_pad(tokenizers: Tokenizers) -> None:
         text = [ours.token_bytes(token).decode("latin-1") for token in whole[2:]]
         length = next((n + 3 for n, token in enumerate(text) if stop in token), 14)
         assert row[:length] == whole[:length] and set(row[length:]) <= {300}
+    monkeypatch.setattr(reference.generation_config, "eos_token_id", None)
+    mask = torch.ones_like(ids)
+    want = reference.generate(ids, attention_mask=mask, stop_strings=stop, tokenizer=theirs, **o)
+    assert want.tolist() == free[:, : want.shape[1]].tolist() and (got == 300).any()
 
 
 def test_stop_strings_need_a_tokenizer(tokenizers: Tokenizers) -> None:
