@@ -64,6 +64,12 @@ NOT_IMPLEMENTED: dict[str, Any] = {
         negative_prompt_ids sequence_bias top_h watermarking_config"""
     )
 )
+# Arguments of transformers that have another name here.
+OUR_NAMES = {
+    "output_scores": "return_scores",
+    "return_dict_in_generate": "return_scores",
+    "past_key_values": "cache",
+}
 # Settings of transformers that change its speed, its memory or what it returns beside the ids.
 WITHOUT_EFFECT = words(
     """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
@@ -226,6 +232,10 @@ def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
             message names the argument and, for the model's own defaults, the file.
     """
     for name in given:
+        if name in OUR_NAMES:
+            raise ValueError(
+                f"generate has no argument {name!r}: it is transformers' name of {OUR_NAMES[name]}"
+            )
         if name in NOT_IMPLEMENTED or name in WITHOUT_EFFECT:
             raise ValueError(
                 f"generate has no argument {name!r}: it is one of transformers', not implemented here"
