@@ -58,6 +58,9 @@ class GenerateOptions:
     stream: bool = option(False, "print the text as it is generated", group="Output")
     keep_special_tokens: bool = option(False, "print special tokens, such as T5's <extra_id_0>, too")
     json: bool = option(False, "print a JSON object per prompt, with the model's input and its text or texts")
+    scores: bool = option(
+        False, "with --json: the score of each text, its tokens and their log-probabilities"
+    )
     output: str | None = option(None, "file to write instead of printing", metavar="FILE")
 
     fast: bool = option(
@@ -77,6 +80,8 @@ class GenerateOptions:
         for name in ("temperature", "top_k", "top_p", "seed"):
             if getattr(self, name) is not None and not self.sample:
                 raise ValueError(f"{flag(name)} needs --sample")
+        if self.scores and not self.json:
+            raise ValueError("--scores needs --json")
         if self.stream:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
@@ -109,7 +114,7 @@ import torch
 from ftcore.checkpoints.files import write_text
 from ftcore.data import prompt
 from ftcore.data.files import Row, listed, read_rows
-from ftcore.decoding import generate_texts, stream_text
+from ftcore.decoding import ScoredText, generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
 from ftcore.decoding.text import checked_prompts
 from ftcore.training.inputs import find_device, load_checkpoint
@@ -145,7 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream_text(model, tokenizer, prompts[0], partial(print, end="", flush=True), **arguments)
             print()
             return 0
-        arguments |= {"batch_size": options.batch_size, "progress": options.input is not None}
+        arguments |= {
+            "return_scores": options.scores,
+            "batch_size": options.batch_size,
+            "progress": options.input is not None,
+        }
         answers = generate_texts(model, tokenizer, prompts, **arguments)
     lines = "".join(line + "\n" for line in formatted(prompts, answers, options))
     if options.output:
@@ -195,11 +204,22 @@ def formatted(prompts: Sequence[str], answers: Sequence[Any], options: GenerateO
     """The lines to print: JSON objects, or the answers themselves, one line each for --input."""
     for text, answer in zip(prompts, answers, strict=True):
         if options.json:
-            key = "texts" if isinstance(answer, list) else "text"
-            yield json.dumps({"prompt": text, key: answer}, ensure_ascii=False)
+            yield json.dumps({"prompt": text} | json_fields(answer), ensure_ascii=False)
         else:
             for single in answer if isinstance(answer, list) else [answer]:
                 yield " ".join(single.split("\n")) if options.input else single
+
+
+def json_fields(answer: Any) -> dict[str, Any]:
+    """The text or texts of a prompt, and their scores if they have any, with the keys of a JSON object."""
+    if isinstance(answer, ScoredText):
+        return answer._asdict()
+    if not isinstance(answer, list):
+        return {"text": answer}
+    if not isinstance(answer[0], ScoredText):
+        return {"texts": answer}
+    texts, *columns = zip(*answer, strict=True)
+    return {"texts": texts} | dict(zip(("scores", "tokens", "token_scores"), columns, strict=True))
 
 
 @contextmanager

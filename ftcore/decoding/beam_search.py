@@ -65,17 +65,7 @@ def beam_search(
     """
     sources, prompt_length = prompt.shape
     beams = arguments.num_beams
-    # The running beams before the first step, and as many empty slots for complete hypotheses.
-    ids = prompt.new_full((sources, beams, max_length), arguments.pad_id)
-    ids[:, :, :prompt_length] = prompt[:, None]
-    zeros = torch.zeros(sources, beams, dtype=torch.long, device=prompt.device)
-    empty = torch.full((sources, beams), NEG_INF, device=prompt.device)
-    token_scores = torch.zeros(ids.shape, device=prompt.device)
-    complete = Hypotheses(ids, token_scores, empty, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
-    # All beams of a source are identical at first, so only the first one counts.
-    scores = empty.clone()
-    scores[:, 0] = 0.0
-    running = replace(complete, scores=scores)
+    running, complete = first_hypotheses(prompt, beams, max_length, arguments.pad_id)
     # Whether a source's running beams may still beat its complete hypotheses; once False it stays so.
     can_improve = torch.ones(sources, 1, dtype=torch.bool, device=prompt.device)
     unfinished = can_improve[:, 0]  # (B,)
@@ -84,15 +74,11 @@ def beam_search(
         ids = running.ids[:, :, :length].flatten(0, 1)  # (R, T)
         # Masked log-probabilities are not renormalized.
         log_probs = apply_processors(processors, ids, logits.log_softmax(-1))
-        best = (running.scores + log_probs.amax(-1).view(sources, beams)).amax(1)
-        # Without a possible token, the complete hypotheses are the result, as in transformers.
-        is_exhausted = best.isneginf() & complete.ended.any(1)
-        failed = unfinished & ~best.isfinite() & ~is_exhausted  # (B,)
+        failed = unfinished & cannot_continue(running, complete, log_probs)  # (B,)
         candidates = propose(running, log_probs, length, max_length, end_of_row, arguments, generator)
         complete = best_complete(complete, candidates, can_improve, arguments)
         prefix = common_prefix_length(running.ids[:, :, :length])  # (1,)
-        not_ended = candidates.scores + NEG_INF * candidates.ended
-        running = replace(candidates, scores=not_ended).gather(not_ended.topk(beams).indices)
+        running = best_running(candidates, beams)
         if observer is not None:
             observer(length + 1, candidates, complete, running)
         can_improve = can_improve & may_improve(running, complete, max_length - prompt_length, arguments)
@@ -107,25 +93,39 @@ def beam_search(
             break
         state.reorder(running.parents, prefix_length)
         logits = state(running.ids[:, :, length].reshape(-1, 1))
+    return returned_hypotheses(complete, prompt_length, arguments)
 
-    returned = arguments.num_return_sequences
-    if not complete.ended[:, 0].all():  # an empty slot has a better score than every hypothesis
-        causes = arguments.changed(["length_penalty", *PROCESSOR_ARGUMENTS])
-        raise arguments.error(
-            f"all hypotheses have a score below {NEG_INF:g}, because of {', '.join(causes)}"
-        )
-    end = prompt_length + int(complete.new_tokens[:, :returned].max())
-    return ScoredIds(
-        complete.ids[:, :returned, :end].flatten(0, 1),
-        complete.token_scores[:, :returned, prompt_length:end].flatten(0, 1),
-        complete.scores[:, :returned].flatten(),
-    )
+
+def first_hypotheses(
+    prompt: Tensor, beams: int, max_length: int, pad_id: int
+) -> tuple[Hypotheses, Hypotheses]:
+    """The running beams before the first step, and as many empty slots for complete hypotheses."""
+    ids = prompt.new_full((len(prompt), beams, max_length), pad_id)
+    ids[:, :, : prompt.shape[1]] = prompt[:, None]
+    token_scores = torch.zeros(ids.shape, device=prompt.device)
+    zeros = ids.new_zeros(ids.shape[:2])  # (B, N)
+    empty = token_scores.new_full(ids.shape[:2], NEG_INF)
+    complete = Hypotheses(ids, token_scores, empty, ended=zeros.bool(), new_tokens=zeros, parents=zeros)
+    # All beams of a source are identical at first, so only the first one counts.
+    scores = empty.clone()
+    scores[:, 0] = 0.0
+    return replace(complete, scores=scores), complete
 
 
 def common_prefix_length(ids: Tensor) -> Tensor:
     """Number of leading tokens, (1,), in which the hypotheses of each source agree; `ids` is (B, N, T)."""
     agree = (ids == ids[:, :1]).all(1).all(0)  # (T,)
     return agree.cumprod(0).sum(0, keepdim=True)
+
+
+def cannot_continue(running: Hypotheses, complete: Hypotheses, log_probs: Tensor) -> Tensor:
+    """(B,) bool: is the best candidate's score NaN or infinite? `log_probs` is (R, V).
+
+    Without a possible token, the complete hypotheses are the result, as in transformers.
+    """
+    best = (running.scores + log_probs.amax(-1).view_as(running.scores)).amax(1)
+    is_exhausted = best.isneginf() & complete.ended.any(1)
+    return ~best.isfinite() & ~is_exhausted
 
 
 def propose(
@@ -181,6 +181,12 @@ def best_complete(
     return both.gather(both.scores.topk(beams).indices)
 
 
+def best_running(candidates: Hypotheses, beams: int) -> Hypotheses:
+    """The best candidates that have not ended, (B, N); ended ones fill up."""
+    scores = candidates.scores + NEG_INF * candidates.ended
+    return replace(candidates, scores=scores).gather(scores.topk(beams).indices)
+
+
 def stops_early(complete: Hypotheses, arguments: Arguments) -> Tensor:
     """(B, 1) bool: with early_stopping=True, N complete hypotheses are enough."""
     return complete.ended.all(1, keepdim=True) & (arguments.early_stopping is True)
@@ -199,3 +205,19 @@ def may_improve(running: Hypotheses, complete: Hypotheses, most_new: int, argume
     # Any hypothesis beats an empty slot.
     worst = torch.where(complete.ended, complete.scores.amin(1, keepdim=True), NEG_INF)  # (B, N)
     return (best > worst).any(1, keepdim=True)
+
+
+def returned_hypotheses(complete: Hypotheses, prompt_length: int, arguments: Arguments) -> ScoredIds:
+    """The first `num_return_sequences` of each source, (B * num_return_sequences, up to L)."""
+    returned = arguments.num_return_sequences
+    if not complete.ended[:, 0].all():  # an empty slot has a better score than every hypothesis
+        causes = arguments.changed(["length_penalty", *PROCESSOR_ARGUMENTS])
+        raise arguments.error(
+            f"all hypotheses have a score below {NEG_INF:g}, because of {', '.join(causes)}"
+        )
+    end = prompt_length + int(complete.new_tokens[:, :returned].max())
+    return ScoredIds(
+        complete.ids[:, :returned, :end].flatten(0, 1),
+        complete.token_scores[:, :returned, prompt_length:end].flatten(0, 1),
+        complete.scores[:, :returned].flatten(),
+    )

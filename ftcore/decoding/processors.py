@@ -59,7 +59,8 @@ def processors_for(
     if min_length > 0 and arguments.eos_ids:
         chosen.append(partial(forbid_early_end, min_length=min_length, eos_ids=arguments.eos_ids))
     if arguments.prefix_allowed_tokens_fn is not None:
-        function, beams = arguments.prefix_allowed_tokens_fn, arguments.num_beams
+        function = arguments.prefix_allowed_tokens_fn
+        beams = arguments.num_beams // arguments.num_beam_groups  # the groups are processed separately
         chosen.append(partial(keep_allowed, function=function, beams=beams))
     if arguments.forced_bos_token_id is not None:
         chosen.append(partial(force_at, length=1, tokens=[arguments.forced_bos_token_id]))

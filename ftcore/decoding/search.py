@@ -17,6 +17,7 @@ from torch import Tensor
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import arguments_for, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
+from ftcore.decoding.diverse_beam_search import diverse_beam_search
 from ftcore.decoding.inputs import checked_source, decoder_prompt
 from ftcore.decoding.processors import processors_for
 from ftcore.decoding.reuse import emptied_on_error, fit_cache
@@ -102,8 +103,8 @@ def generate(
     chosen = arguments_for(model, arguments)
     if streamer is not None and chosen.num_beams > 1:
         raise ValueError("streamer needs num_beams=1: the answer of a beam search is known only at the end")
-    if observer is not None and chosen.num_beams == 1:
-        raise ValueError("observer needs num_beams above 1: it observes beam search")
+    if observer is not None and (chosen.num_beams == 1 or chosen.num_beam_groups > 1):
+        raise ValueError("observer needs num_beams above 1 and num_beam_groups=1: it observes beam search")
     input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask)
     prompt, prompt_mask = input_ids, attention_mask
     if model.config.is_encoder_decoder:
@@ -129,7 +130,9 @@ def generate(
         fit_cache(model, cache, prompt, input_ids, max_length)
     with eval_mode(model), torch.inference_mode(), emptied_on_error(cache):
         state = DecoderState(model, input_ids, attention_mask, max_length - 1, prompt_mask, cache)
-        if chosen.num_beams > 1:
+        if chosen.num_beam_groups > 1:
+            result = diverse_beam_search(state, prompt, processors, end_of_row, chosen, max_length)
+        elif chosen.num_beams > 1:
             result = beam_search(
                 state, prompt, processors, end_of_row, chosen, max_length, generator, observer
             )

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,15 @@ from ftcore.models.config import convert
 from ftcore.output import progress_bar
 
 
+class ScoredText(NamedTuple):
+    """A generated text, with the scores of `ftcore.decoding.generate`."""
+
+    text: str
+    score: float  # of the sequence
+    tokens: list[int]  # the new tokens, EOS included
+    token_scores: list[float]  # their log-probabilities
+
+
 def generate_texts(
     model: Model,
     tokenizer: Tokenizer,
@@ -24,6 +33,7 @@ def generate_texts(
     batch_size: int = 8,
     progress: bool = False,
     skip_special_tokens: bool = True,
+    return_scores: bool = False,
     generator: Generators | None = None,
     **arguments: Any,
 ) -> list[Any]:
@@ -35,6 +45,7 @@ def generate_texts(
     Args:
         batch_size: in texts.
         skip_special_tokens: leave out sentinels and other special tokens; end token and padding always are.
+        return_scores: return a `ScoredText` in place of each string.
         generator: as in `generate`; a list has one per text.
         arguments: those of `generate`. The answers end before the first of `stop_strings`.
 
@@ -55,6 +66,7 @@ def generate_texts(
         progress=progress,
         skip_special_tokens=skip_special_tokens,
         generator=generator,
+        return_scores=return_scores,
         **arguments,
     )
 
@@ -67,6 +79,7 @@ def generate_from_ids(
     batch_size: int = 8,
     progress: bool = False,
     skip_special_tokens: bool = True,
+    return_scores: bool = False,
     generator: Generators | None = None,
     **arguments: Any,
 ) -> list[Any]:
@@ -77,19 +90,28 @@ def generate_from_ids(
     check_generators(generator, len(sources))
     chosen = arguments_for(model, arguments)
     sources = checked_prompts(model, chosen, sources)
-    answers: list[list[str]] = [[] for _ in sources]
+    answers: list[list[Any]] = [[] for _ in sources]
     longest_first = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     with progress_bar(total=len(sources), unit="text", disable=not progress) as bar:
         for start in range(0, len(sources), batch_size):
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
             own = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
-            rows = generate(model, ids, mask, tokenizer=tokenizer, generator=own, **arguments).tolist()
+            result = generate(
+                model, ids, mask, tokenizer=tokenizer, generator=own, return_scores=True, **arguments
+            )
             prefix = 1 if model.config.is_encoder_decoder else ids.shape[1]  # start token or prompt
-            for number, row in enumerate(rows):
-                tokens = without_end(tokenizer, up_to_end(row[prefix:], chosen.eos_ids))
-                text = before_stop(tokenizer.decode(tokens, skip_special_tokens), chosen.stops)
-                answers[batch[number // chosen.num_return_sequences]].append(text)
+            rows = zip(*(values.tolist() for values in result), strict=True)
+            for number, (row, token_scores, score) in enumerate(rows):
+                tokens = up_to_end(row[prefix:], chosen.eos_ids)
+                text = tokenizer.decode(without_end(tokenizer, tokens), skip_special_tokens)
+                text = before_stop(text, chosen.stops)
+                while tokens and tokens[-1] == chosen.pad_id and token_scores[len(tokens) - 1] == 0.0:
+                    tokens.pop()  # padding after a stop string
+                scored = ScoredText(text, score, tokens, token_scores[: len(tokens)])
+                answers[batch[number // chosen.num_return_sequences]].append(
+                    scored if return_scores else text
+                )
             bar.update(len(batch))
     return answers if chosen.num_return_sequences > 1 else [answer for [answer] in answers]
 

@@ -111,6 +111,28 @@ def test_beams_and_several_answers(gpt2: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "".join(text + "\n" for text in texts)
 
 
+def test_scores_are_printed_as_json(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", gpt2, "--prompt", "Ada", "--max-new-tokens", "3", "--json", "--scores"]
+    assert main(arguments) == 0
+    [want] = expected(gpt2, ["Ada"], max_new_tokens=3, return_scores=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"prompt": "Ada", **want._asdict()}
+    assert sum(answer["token_scores"]) == pytest.approx(answer["score"])
+    assert main([*arguments, "--num-beams", "3", "--num-return-sequences", "2"]) == 0
+    options = {"max_new_tokens": 3, "num_beams": 3, "num_return_sequences": 2}
+    [[first, second]] = expected(gpt2, ["Ada"], **options, return_scores=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "prompt": "Ada",
+        "texts": [first.text, second.text],
+        "scores": [first.score, second.score],
+        "tokens": [first.tokens, second.tokens],
+        "token_scores": [first.token_scores, second.token_scores],
+    }
+    with pytest.raises(SystemExit):
+        main([*arguments[:-2], "--scores"])
+    assert "--scores needs --json" in capsys.readouterr().err
+
+
 def test_a_seed_makes_samples_reproducible(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     def sampled(seed: int) -> str:
         sampling = ["--sample", "--temperature", "2", "--top-k", "0", "--top-p", "0.9", "--seed", str(seed)]

@@ -339,6 +339,8 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ("gpt2", {"num_beam": 2}, "no argument 'num_beam', did you mean 'num_beams'?"),
         ("gpt2", {"max_tokens": 2}, "did you mean 'max_new_tokens'?"),
         ("gpt2", {"zzz": 2}, "no argument 'zzz'$"),
+        ("gpt2", {"output_scores": True}, "'output_scores': it is transformers' name of return_scores"),
+        ("gpt2", {"past_key_values": None}, "transformers' name of cache"),
         (
             "gpt2",
             {"num_beams": 2, "num_return_sequences": 3},

@@ -73,6 +73,31 @@ def test_gpt2_returns_the_continuation_without_the_prompt(gpt2: tuple[GPT2LMHead
     assert generate_texts(model, tokenizer, ["Ada"], max_new_tokens=7) == [tokenizer.decode(whole[3:])]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"stop_strings": ["e", "a"]}]
+)
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_scored_texts(family: str, options: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """Equal texts, and the scores that `generate` returns for each text alone, without padding."""
+    model, tokenizer = request.getfixturevalue(family)
+    o = options | {"max_new_tokens": 9}
+    texts = generate_texts(model, tokenizer, TEXTS, **o)
+    scored = generate_texts(model, tokenizer, TEXTS, batch_size=3, return_scores=True, **o)
+    for text, answer, prompt in zip(texts, scored, TEXTS, strict=True):
+        answers = answer if "num_beams" in options else [answer]
+        assert [one.text for one in answers] == (text if "num_beams" in options else [text])
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        alone = generate(model, ids, return_scores=True, tokenizer=tokenizer, **o)
+        length = alone.token_scores.shape[1]
+        for number, one in enumerate(answers):
+            assert one.tokens == alone.ids[number, -length:].tolist()[: len(one.tokens)]
+            assert one.token_scores == pytest.approx(
+                alone.token_scores[number].tolist()[: len(one.tokens)], rel=1e-4
+            )
+            assert not alone.token_scores[number, len(one.tokens) :].any()
+            assert one.score == pytest.approx(alone.sequence_scores[number].item(), rel=1e-4)
+
+
 def test_several_sequences_are_returned_as_lists(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     model, tokenizer = gpt2
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5}

@@ -91,6 +91,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "early_stopping=True": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
     "functions of the caller": FUNCTIONS,
     "beams, functions of the caller": FUNCTIONS | {"num_beams": 3},
+    "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "length_penalty": 0.0},
     "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
 }
 
