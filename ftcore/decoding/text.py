@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, arguments_for, bos_id, position_limit
+from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.decoding.inputs import bos_id
 from ftcore.decoding.sampling import Generators, check_generators
 from ftcore.decoding.search import generate
 from ftcore.models import Model

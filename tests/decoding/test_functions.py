@@ -152,8 +152,8 @@ def test_a_list_without_a_token_id_is_refused(wrong: Any, beams: int) -> None:
     with pytest.raises(ValueError) as caught:
         generate(model, ids, prefix_allowed_tokens_fn=function, num_beams=beams)
     message = str(caught.value)
-    assert message.startswith("prefix_allowed_tokens_fn returned ") and "\n" not in message
-    assert message.endswith(" for batch_id 1, expected a list of at least one token id from 0 to 40")
+    assert message.startswith("prefix_allowed_tokens_fn: function returned ") and "\n" not in message
+    assert message.endswith(", expected a list of token ids from 0 to 40 for batch_id 1, at least one")
 
 
 # Logits processors
