@@ -252,3 +252,9 @@ def test_the_command_keeps_asking(
     typed.lines = ["Hello"]
     assert main(["--model", str(model), "--interactive", "--stream", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith(first["text"])
+    typed.lines = ["Hello", "Bye"]
+    sampling = ["--sample", "--seed", "1", "--json", "--scores", "--max-new-tokens", "3"]
+    assert main(["--model", str(model), "--interactive", *sampling]) == 0
+    first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert second["prompt"] == f"{first['prompt']} {first['text'].strip()}\nuser: Bye\nassistant:"
+    assert len(second["token_scores"]) == 3
