@@ -64,6 +64,7 @@ class GenerateOptions(TaskOptions):
         None, "no n-gram of that many tokens occurs twice (default: off)"
     )
     repetition_penalty: float | None = option(None, "above 1.0 tokens that occurred become less likely")
+    stop: list[str] | None = option(None, "end before any of these texts", metavar="TEXT")
 
     sample: bool = option(
         False, "sample each token instead of taking the most likely", group="Sampling", also="do_sample"
@@ -76,11 +77,18 @@ class GenerateOptions(TaskOptions):
         None, "sample from the most likely tokens that together reach this probability (default: 1.0)"
     )
     seed: int | None = option(
-        None, "random seed (default: a different one every time)", at_least=0, below=2**63
+        None,
+        "random seed, of the n-th prompt of --input SEED + n - 1 (default: a different one every time)",
+        at_least=0,
+        below=2**63,
     )
 
     stream: bool = option(False, "print the text as it is generated", group="Output")
+    keep_special_tokens: bool = option(False, "print special tokens, such as T5's <extra_id_0>, too")
     json: bool = option(False, "print a JSON object per prompt, with the model's input and its text or texts")
+    scores: bool = option(
+        False, "with --json: the score of each text, its tokens and their log-probabilities"
+    )
     output: str | None = option(None, "file to write instead of printing", metavar="FILE")
 
     fast: bool = option(
@@ -100,19 +108,19 @@ class GenerateOptions(TaskOptions):
         if not self.interactive and ("context" in given) != ("question" in given):
             raise ValueError("--context and --question go together, one of them is missing")
         inputs = sum(value is not None for value in (self.text, self.source, self.prompt, self.input))
-        inputs += bool(given) and not self.interactive
-        if inputs != (0 if self.interactive else 1):
+        if self.interactive and (inputs or self.output is not None):
+            raise ValueError(
+                "--interactive asks for texts and prints answers: it takes --context, --question or --field, "
+                "but no other input, and no --output"
+            )
+        if not self.interactive and inputs + bool(given) != 1:
             choices = "TEXT, --prompt, --context with --question, --field, or --input"
-            if self.interactive:
-                raise ValueError(
-                    "--interactive asks for the texts; only --context, --question or --field fit"
-                )
             raise ValueError(f"give one of {choices}" + (", not several" if inputs else ""))
-        if self.interactive and self.output is not None:
-            raise ValueError("--interactive prints its answers, it cannot go with --output")
         for name in ("temperature", "top_k", "top_p", "seed"):
             if getattr(self, name) is not None and not self.sample:
                 raise ValueError(f"{flag(name)} needs --sample")
+        if self.scores and not self.json:
+            raise ValueError("--scores needs --json")
         if self.stream:
             for name in ("input", "num_beams", "num_return_sequences", "json", "output"):
                 if getattr(self, name) not in (None, False, 1):
@@ -129,7 +137,7 @@ class GenerateOptions(TaskOptions):
         from ftcore.data import Task, load_task
 
         saved = load_task(self.model)
-        if saved or any(getattr(self, field.name) is not None for field in fields(TaskOptions)):
+        if saved or self.field or any(getattr(self, field.name) is not None for field in fields(TaskOptions)):
             return self.make_task(saved)
         if self.context is not None or self.question is not None:
             return Task("qa")
@@ -139,6 +147,7 @@ class GenerateOptions(TaskOptions):
         """The arguments of `ftcore.decoding.generate` that were given."""
         shared = {field.name for field in fields(self)} & {field.name for field in fields(Arguments)}
         given = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
+        given |= {"stop_strings": self.stop} if self.stop is not None else {}
         return given | ({"do_sample": True} if self.sample else {})
 
 
@@ -160,10 +169,10 @@ import torch
 from ftcore.checkpoints.files import write_text
 from ftcore.data import Task
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding import generate_texts, stream_text
+from ftcore.decoding import ScoredText, generate_texts, stream_text
 from ftcore.decoding.arguments import SPECIAL_TOKENS, Arguments, arguments_for
 from ftcore.decoding.prompts import build_prompt, interact, read_prompts, warn_of_other_form
-from ftcore.decoding.text import check_prompts
+from ftcore.decoding.text import checked_prompts
 from ftcore.models import Model
 from ftcore.training.inputs import find_device, load_checkpoint
 
@@ -180,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         task, decoder_only = options.find_task(), not model.config.is_encoder_decoder
         prompts = [] if options.interactive else read_input(options, task, decoder_only=decoder_only)
         chosen = arguments_for(model, arguments)
-        check_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
+        checked_prompts(model, chosen, [tokenizer.encode(text) for text in prompts])
     own = [name for name, file in chosen.origin.items() if file and name not in SPECIAL_TOKENS]
     if settings := chosen.changed(own):
         print(f"the checkpoint sets {', '.join(settings)}", file=sys.stderr)
@@ -190,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             model = prepare_for_decoding(model, compile=options.compile)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
-    if options.seed is not None:
-        arguments["generator"] = torch.Generator(device).manual_seed(options.seed)
+    arguments["skip_special_tokens"] = not options.keep_special_tokens
+    arguments["generator"] = generators(options.seed, max(1, len(prompts)), device)
 
     # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
     with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):
@@ -202,7 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.stream:
             answer(prompts[0])
             return 0
-        arguments |= {"batch_size": options.batch_size, "progress": options.input is not None}
+        arguments |= {
+            "return_scores": options.scores,
+            "batch_size": options.batch_size,
+            "progress": options.input is not None,
+        }
         answers = generate_texts(model, tokenizer, prompts, **arguments)
     lines = "".join(line + "\n" for line in formatted(prompts, answers, options))
     if options.output:
@@ -211,6 +224,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write(lines)
     return 0
+
+
+def generators(seed: int | None, count: int, device: torch.device) -> list[torch.Generator] | None:
+    """A random number generator for each prompt, with the seeds `seed`, `seed` + 1, ...; None without one."""
+    if seed is None:
+        return None
+    return [torch.Generator(device).manual_seed(seed + number) for number in range(count)]
 
 
 def read_input(options: GenerateOptions, task: Task | None, *, decoder_only: bool) -> list[str]:
@@ -235,21 +255,33 @@ def print_answer(
         answer = stream_text(model, tokenizer, text, partial(print, end="", flush=True), **arguments)
         print()
         return answer
-    [answer] = generate_texts(model, tokenizer, [text], **arguments)
+    [answer] = generate_texts(model, tokenizer, [text], return_scores=options.scores, **arguments)
     for line in formatted([text], [answer], options):
         print(line, flush=True)
-    return answer if isinstance(answer, str) else answer[0]
+    first = answer[0] if isinstance(answer, list) else answer
+    return first.text if isinstance(first, ScoredText) else first
 
 
 def formatted(prompts: Sequence[str], answers: Sequence[Any], options: GenerateOptions) -> Iterator[str]:
     """The lines to print: JSON objects, or the answers themselves, one line each for --input."""
     for text, answer in zip(prompts, answers, strict=True):
         if options.json:
-            key = "texts" if isinstance(answer, list) else "text"
-            yield json.dumps({"prompt": text, key: answer}, ensure_ascii=False)
+            yield json.dumps({"prompt": text} | json_fields(answer), ensure_ascii=False)
         else:
             for single in answer if isinstance(answer, list) else [answer]:
                 yield " ".join(single.split("\n")) if options.input else single
+
+
+def json_fields(answer: Any) -> dict[str, Any]:
+    """The text or texts of a prompt, and their scores if they have any, with the keys of a JSON object."""
+    if isinstance(answer, ScoredText):
+        return answer._asdict()
+    if not isinstance(answer, list):
+        return {"text": answer}
+    if not isinstance(answer[0], ScoredText):
+        return {"texts": answer}
+    texts, *columns = zip(*answer, strict=True)
+    return {"texts": texts} | dict(zip(("scores", "tokens", "token_scores"), columns, strict=True))
 
 
 @contextmanager

@@ -43,8 +43,8 @@ COMMANDS = [path for path in MODULES if path.parent == PACKAGE and path.stem not
 # ftcore.training offers it, imported when it is asked for.
 TRAINING_LOOP = "ftcore.train"
 LOOP_USERS = ("ftcore/benchmark/backends.py", "ftcore/training/__init__.py")
-# `from_pretrained` of the model classes. Imported when it is called.
-FROM_PRETRAINED = ("ftcore/models/config.py", "ftcore.checkpoints")
+# `from_pretrained` and `generate` of the model classes. Imported when they are called.
+METHODS = ("ftcore/models/config.py", ("ftcore.checkpoints", "ftcore.decoding"))
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -71,7 +71,7 @@ def is_allowed(path: Path, module: str) -> bool:
     """Exceptions to the direction of imports."""
     if module.startswith(TRAINING_LOOP) and in_words(path) in LOOP_USERS:
         return True
-    return in_words(path) == FROM_PRETRAINED[0] and module.startswith(FROM_PRETRAINED[1])
+    return in_words(path) == METHODS[0] and module.startswith(METHODS[1])
 
 
 def test_every_folder_is_in_a_layer():

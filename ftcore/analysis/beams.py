@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import NEG_INF, Hypotheses
+from ftcore.decoding.beam_search import NEG_INF, Hypotheses
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import Model
 
@@ -100,14 +100,13 @@ class _Recorder:
         step: dict[_Ids, Candidate] = {}
         for i, ids in _valid(candidates, prompt_length):
             parent = self.beams[int(candidates.parents[0, i])] if self.beams else None
-            score = float(candidates.scores[0, i])
             step[ids] = Candidate(
                 step=len(self.steps),
                 rank=len(step),
                 parent=None if parent is None else parent.rank,
                 token=ids[-1],
-                log_prob=score - (0.0 if parent is None else parent.score),
-                score=score,
+                log_prob=float(candidates.token_scores[0, i, length - 1]),
+                score=float(candidates.scores[0, i]),
                 status="pruned",
             )
         self.steps.append(list(step.values()))

@@ -5,6 +5,7 @@ A row is a dictionary. It comes with `where`, its file and line, for error messa
 
 import glob
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -37,19 +38,25 @@ def expand_files(names: Paths) -> list[Path]:
     """
     files: list[Path] = []
     for name in [names] if isinstance(names, str | Path) else names:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path.expanduser raises for ~nosuchuser
         if path.as_posix().startswith(HUB):
             files += hub_files(path.as_posix())
         elif path.is_dir():
             files += saved_files(path)
         elif path.exists():
             files.append(path)
-        elif matches := [*filter(Path.is_file, map(Path, sorted(glob.glob(str(path), recursive=True))))]:
+        elif matches := _matches(path):
             files += matches
         else:
             is_pattern = glob.has_magic(str(name))
             raise FileNotFoundError(f"{'no file matches' if is_pattern else 'no such file:'} {name}")
     return list(dict.fromkeys(files))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files that match, sorted, without the token ids that `read_corpus` keeps beside its texts."""
+    matches = map(Path, sorted(glob.glob(str(pattern), recursive=True)))
+    return [match for match in matches if match.is_file() and not match.name.endswith(".ids.safetensors")]
 
 
 def suffix(path: Path) -> str:

@@ -23,6 +23,7 @@ _FORMS = {
 }
 
 ROLES = ("system", "user", "assistant")  # of chat messages
+_MOST_MESSAGES = 1000  # of a conversation, since the sources of its replies grow with the square of it
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,23 @@ def _references(task: Task, row: Row, where: str) -> tuple[str, ...]:
     """The target and other correct answers."""
     if task.name != "qa":
         return (_target(task, row, where),)
-    key = next((task.column(name) for name in ("answers", "answer") if task.column(name) in row), None)
-    if key is None:
-        advice = "; `columns` answer=COLUMN names another one"
-        raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)}){advice}")
-    row[key] = parse_literal(row[key], key, where)
-    answers = read_answers(row, key, where)
+    column = _answer_column(task, row, where)
+    row[column] = parse_literal(row[column], column, where)
+    answers = read_answers(row, column, where)
     return tuple(_target(task, row, where, answer=answer) for answer in answers) or (task.no_answer,)
+
+
+def _answer_column(task: Task, row: Row, where: str) -> str:
+    """The column of the answers: the one that the task names, else `answers` or `answer`."""
+    for name in ("answers", "answer"):
+        if name in task.columns:
+            if task.column(name) not in row:
+                raise missing_column(name, task.column(name), row, where)
+            return task.column(name)
+    if found := [name for name in ("answers", "answer") if name in row]:
+        return found[0]
+    advice = "; `columns` answer=COLUMN names another one"
+    raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)}){advice}")
 
 
 def _target(task: Task, row: Row, where: str, **given: str) -> str:
@@ -233,6 +244,8 @@ def _messages(task: Task, row: Row, where: str) -> list[dict[str, str]]:
     messages = parse_literal(row[column], column, where)
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: key {column!r} is {shown(messages)}; expected {_FORMS['chat']}")
+    if len(messages) > _MOST_MESSAGES:
+        raise ValueError(f"{where}: {len(messages)} messages; expected at most {_MOST_MESSAGES}: split them")
     return [_message(message, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
 
 

@@ -403,8 +403,9 @@ def test_names_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for pattern in ("~/nothing-*.txt", "~/a*"):  # the second matches a directory
         with pytest.raises(FileNotFoundError, match=f"no file matches {re.escape(pattern)}"):
             expand_files([tmp_path / "x[1].txt", pattern])
-    with pytest.raises(FileNotFoundError, match="no such file: ~/nowhere"):
-        expand_files("~/nowhere")
+    for name in ("~/nowhere", "~nosuchuser/a.txt"):
+        with pytest.raises(FileNotFoundError, match=f"no such file: {name}"):
+            expand_files(name)
 
 
 # --- gzip

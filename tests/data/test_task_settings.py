@@ -49,6 +49,10 @@ def test_fields_may_be_other_columns(tmp_path: Path) -> None:
     [record] = records(tmp_path, Task("qa", columns), row)
     assert (record.source, record.references) == ("question: Who? context: Ada sews.", ("Ada", "she"))
     assert record.group == "Ada sews."
+    [record] = records(tmp_path, Task("qa", columns), row | {"answers": "not this one"})
+    assert record.target == "Ada"
+    with pytest.raises(ValueError, match=r"no key 'gold' .* which `columns` answers=gold names"):
+        records(tmp_path, Task("qa", columns), {"passage": "c", "q": "q", "answers": "a"})
 
 
 @pytest.mark.parametrize(
@@ -250,10 +254,10 @@ def test_a_conversation_has_a_record_for_each_reply(tmp_path: Path, decoder_only
 
 
 def test_a_split_keeps_a_conversation_together(tmp_path: Path) -> None:
-    rows = [{"messages": [*CHAT, {"role": "user", "content": str(number)}]} for number in range(6)]
+    rows = [{"messages": [{"role": "user", "content": str(number)}, *CHAT[2:]]} for number in range(6)]
     train, valid = split_records(records(tmp_path, "chat", *rows), 0.3)
-    assert len(train) + len(valid) == 12
-    assert len(valid) % 2 == 0 and not {record.group for record in train} & {record.group for record in valid}
+    assert len(train) + len(valid) == 12 and valid
+    assert not {record.where for record in train} & {record.where for record in valid}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,7 @@ def test_a_split_keeps_a_conversation_together(tmp_path: Path) -> None:
         ([{"role": "bot", "content": "a"}], "message 1: role 'bot'; expected one of system, user, assistant"),
         ([{"role": "user", "content": ["a"]}], "message 1: key 'content' is ['a']; expected a string"),
         ([{"role": "user", "content": "a"}], "line 1: no message of role 'assistant'"),
+        ([{"role": "user", "content": "a"}] * 1001, "line 1: 1001 messages; expected at most 1000"),
     ],
 )
 def test_wrong_conversations_are_named(tmp_path: Path, messages: object, message: str) -> None:

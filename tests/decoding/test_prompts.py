@@ -24,7 +24,7 @@ CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "
         (Task("emotion"), " fine ", "Emotion: fine", "Emotion: fine"),
         (Task("text2text"), "a b", "a b", "a b\n"),
         (Task("text2text", template="sum: {document}"), "a", "sum: a", "sum: a\n"),
-        (Task("chat"), "Hi", "user: Hi\nassistant:", "user: Hi\nassistant:"),
+        (Task("chat"), " Hi ", "user: Hi\nassistant:", "user: Hi\nassistant:"),
         (
             Task("qa"),
             {"context": "c", "question": "q"},
@@ -237,3 +237,24 @@ def test_the_command_builds_the_prompt(
     assert main(["--model", str(model), *arguments, "--json", "--max-new-tokens", "1"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["prompt"] == prompt and not captured.err
+
+
+def test_the_command_keeps_asking(
+    model: Path, typed: SimpleNamespace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Task("chat").save(model)
+    typed.lines = ["Hello", "a" * 200, "Bye"]
+    assert main(["--model", str(model), "--interactive", "--json", "--max-new-tokens", "3"]) == 0
+    captured = capsys.readouterr()
+    first, second = [json.loads(line) for line in captured.out.splitlines()]
+    assert (first["prompt"], second["prompt"]) == ("user: Hello\nassistant:", "user: Bye\nassistant:")
+    assert "exceed the model's 128 positions" in captured.err and captured.err.count("\n") == 1
+    typed.lines = ["Hello"]
+    assert main(["--model", str(model), "--interactive", "--stream", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith(first["text"])
+    typed.lines = ["Hello", "Bye"]
+    sampling = ["--sample", "--seed", "1", "--json", "--scores", "--max-new-tokens", "3"]
+    assert main(["--model", str(model), "--interactive", *sampling]) == 0
+    first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert second["prompt"] == f"{first['prompt']} {first['text'].strip()}\nuser: Bye\nassistant:"
+    assert len(second["token_scores"]) == 3
