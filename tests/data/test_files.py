@@ -305,6 +305,7 @@ def test_line_ends_and_byte_order_marks(tmp_path: Path, end: str, mark: str) -> 
         ("text2text", "a.jsonl", json_lines({"\x1b[2J\x9b": 1}), r"(found: \x1b[2J\x9b)"),
         ("text2text", "a.csv", "source,target\r\n", "a.csv: no records"),
         ("text2text", "a.json", "\n" * 100_000, "a.json: no records"),
+        ("emotion", "a.txt", b"fine;joy\ncaf\xc3", "a.txt, line 2: not UTF-8 (byte 0xc3)"),
         ("qa", "a.json", "version https://git-lfs.github.com/spec/v1\n", "a.json: a git-lfs pointer"),
     ],
 )  # fmt: skip
@@ -351,7 +352,7 @@ def test_any_delimiter_is_found(
 def test_another_delimiter_than_the_suffix_promises_is_said(
     tmp_path: Path, delimiter: str, name: str, capsys: pytest.CaptureFixture
 ) -> None:
-    first = "id" if name == "a.txt" else '"an id, with | and ; in quotes"'
+    first = "id" if name == "a.txt" else '"an id,,, with ||| and ;;; in quotes"'
     path = write(tmp_path / name, delimiter.join([first, "source", "target"]) + "\n")
     with pytest.raises(ValueError, match="no records"):
         read("text2text", path)
