@@ -334,17 +334,6 @@ def check_together(arguments: Arguments, vocab_size: int) -> None:
         )
 
 
-def bos_id(model: Any, arguments: Arguments) -> int:
-    """The token that an empty prompt is replaced by. Raises ValueError if the model has none."""
-    token, vocab_size = arguments.bos_token_id, model.config.vocab_size
-    if token is None or not 0 <= token < vocab_size:
-        raise arguments.error(
-            f"the prompt is empty, and bos_token_id, which would begin it, is {token},"
-            f" expected a token id from 0 to {vocab_size - 1}"
-        )
-    return token
-
-
 def position_limit(model: Any) -> int | None:
     """GPT-2's number of positions; None for T5, whose positions are relative."""
     return getattr(model.config, "n_positions", None)
@@ -355,8 +344,3 @@ def as_list(tokens: Any) -> list[int]:
     if tokens is None:
         return []
     return [id for item in tokens for id in as_list(item)] if isinstance(tokens, list) else [tokens]
-
-
-def function_name(function: Callable) -> str:
-    """The name of a function of the caller, or the class of a callable object, for errors."""
-    return getattr(function, "__name__", type(function).__name__)

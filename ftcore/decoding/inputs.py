@@ -1,12 +1,13 @@
-"""The tensors that `generate` is given: checked, on the model's device, with defaults."""
+"""What `generate` is given: tensors, checked and on the model's device, and results of functions."""
 
+from reprlib import repr as shown
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, bos_id
+from ftcore.decoding.arguments import Arguments
 
 
 def checked_source(
@@ -75,3 +76,23 @@ def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:
             f" but is {ids.dtype} with the shape {tuple(ids.shape)}"
         )
     return ids.to(device, torch.long)
+
+
+def bos_id(model: Any, arguments: Arguments) -> int:
+    """The token that an empty prompt is replaced by. Raises ValueError if the model has none."""
+    token, vocab_size = arguments.bos_token_id, model.config.vocab_size
+    if token is None or not 0 <= token < vocab_size:
+        raise arguments.error(
+            f"the prompt is empty, and bos_token_id, which would begin it, is {token},"
+            f" expected a token id from 0 to {vocab_size - 1}"
+        )
+    return token
+
+
+def wrong_result(argument: str, function: Any, returned: Any, expected: str) -> ValueError:
+    """The error of a function of the caller that returned something else than `expected`."""
+    name = getattr(function, "__name__", type(function).__name__)
+    kind = shown(returned)
+    if isinstance(returned, Tensor):
+        kind = f"{returned.dtype} of the shape {tuple(returned.shape)}"
+    return ValueError(f"{argument}: {name} returned {kind}, expected {expected}")

@@ -14,13 +14,13 @@ et al. 2022, section 4; min-p, Nguyen et al. 2024.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ftcore.decoding.arguments import Arguments, function_name
+from ftcore.decoding.arguments import Arguments
+from ftcore.decoding.inputs import wrong_result
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids, scores) -> scores
 PrefixFunction = Callable[[int, Tensor], Sequence[int]]  # (batch_id, ids (T,)) -> the ids that may follow
@@ -176,10 +176,8 @@ def allowed_tokens(function: PrefixFunction, batch_id: int, ids: Tensor, vocab_s
     except (TypeError, ValueError, RuntimeError, OverflowError):  # not numbers
         tokens = torch.tensor([-1])
     if tokens.dim() != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise ValueError(
-            f"prefix_allowed_tokens_fn returned {shown(returned)} for batch_id {batch_id}, expected a list of"
-            f" at least one token id from 0 to {vocab_size - 1}"
-        )
+        expected = f"a list of token ids from 0 to {vocab_size - 1} for batch_id {batch_id}, at least one"
+        raise wrong_result("prefix_allowed_tokens_fn", function, returned, expected)
     return tokens.to(ids.device)
 
 
@@ -219,14 +217,8 @@ def apply_function(ids: Tensor, scores: Tensor, *, function: LogitsProcessor) ->
     """
     changed: Any = function(ids, scores.clone())
     if not (isinstance(changed, Tensor) and changed.shape == scores.shape and changed.is_floating_point()):
-        kind = (
-            f"{changed.dtype} of shape {tuple(changed.shape)}"
-            if isinstance(changed, Tensor)
-            else shown(changed)
-        )
-        raise ValueError(
-            f"logits_processor: {function_name(function)} returned {kind}, expected scores of the shape"
-            f" {tuple(scores.shape)}"
+        raise wrong_result(
+            "logits_processor", function, changed, f"scores of the shape {tuple(scores.shape)}"
         )
     return changed.to(scores)
 

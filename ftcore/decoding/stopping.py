@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, function_name
+from ftcore.decoding.arguments import Arguments
+from ftcore.decoding.inputs import wrong_result
 
 StoppingCriterion = Callable[[Tensor, None], Any]  # (ids (R, T), None) -> (R,) bool, or one bool for all rows
 
@@ -49,10 +50,8 @@ class EndOfRow:
             if not (
                 isinstance(result, Tensor) and result.shape == ended.shape and result.dtype == torch.bool
             ):
-                raise ValueError(
-                    f"stopping_criteria: {function_name(criterion)} returned {shown(result)}, expected True,"
-                    f" False or a bool tensor of the shape {tuple(ended.shape)}"
-                )
+                expected = f"True, False or a bool tensor of the shape {tuple(ended.shape)}"
+                raise wrong_result("stopping_criteria", criterion, result, expected)
             ended = ended | result.to(ended.device)
         return ended
 

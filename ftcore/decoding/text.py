@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ftcore.data.loader import pad_rows
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.decoding.arguments import Arguments, arguments_for, bos_id, position_limit
+from ftcore.decoding.arguments import Arguments, arguments_for, position_limit
+from ftcore.decoding.inputs import bos_id
 from ftcore.decoding.sampling import Generators, check_generators
 from ftcore.decoding.search import generate
 from ftcore.models import Model
@@ -58,9 +59,17 @@ def generate_texts(
     """
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
-    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "generator": generator}
-    settings |= {"skip_special_tokens": skip_special_tokens, "return_scores": return_scores}
-    return generate_from_ids(model, tokenizer, sources, **settings, **arguments)
+    return generate_from_ids(
+        model,
+        tokenizer,
+        sources,
+        batch_size=batch_size,
+        progress=progress,
+        skip_special_tokens=skip_special_tokens,
+        generator=generator,
+        return_scores=return_scores,
+        **arguments,
+    )
 
 
 def generate_from_ids(
@@ -88,9 +97,9 @@ def generate_from_ids(
         for start in range(0, len(sources), batch_size):
             batch = longest_first[start : start + batch_size]
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
-            random = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
+            own = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
             result = generate(
-                model, ids, mask, tokenizer=tokenizer, generator=random, return_scores=True, **arguments
+                model, ids, mask, tokenizer=tokenizer, generator=own, return_scores=True, **arguments
             )
             prefix = 1 if model.config.is_encoder_decoder else ids.shape[1]  # start token or prompt
             rows = zip(*(values.tolist() for values in result), strict=True)
@@ -164,8 +173,8 @@ class TextStream:
         """Add the next token, shape (1,)."""
         self.tokens.append(int(tokens))
         final = self.tokenizer.decode_final(self._without_end(), self.skip_special_tokens)
-        shown = max(0, len(final) - self.held_back)
-        self._write_up_to(before_stop(final, self.stop_strings)[:shown])
+        length = max(0, len(final) - self.held_back)
+        self._write_up_to(before_stop(final, self.stop_strings)[:length])
 
     def close(self) -> None:
         """Write the text that was held back."""

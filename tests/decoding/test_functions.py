@@ -1,7 +1,6 @@
 """Functions of the caller in a search: allowed tokens and logits processors; generators of single rows."""
 
 import random
-import warnings
 from typing import Any
 
 import pytest
@@ -79,6 +78,39 @@ def test_beams_choose_among_fewer_answers_than_beams(family: str) -> None:
         assert all(answer in found[3 * source :][:3] for source in range(len(ids)) for answer in answers)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_allowed_tokens_win_against_earlier_constraints(beams: int) -> None:
+    """They come after the bad words and the minimum length, as in transformers."""
+    reference, model = pair("gpt2", 1)
+    o = {
+        "max_new_tokens": 4,
+        "num_beams": beams,
+        "bad_words_ids": [[5]],
+        "min_new_tokens": 3,
+        "pad_token_id": PAD,
+    }
+    for tokens in ([5], [EOS], [5, EOS]):
+        o["prefix_allowed_tokens_fn"] = lambda batch_id, ids: tokens  # noqa: B023
+        assert generate(model, IDS, **o).tolist() == reference.generate(IDS, **o).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_without_a_possible_token_leave_the_complete_hypotheses(family: str) -> None:
+    reference, model = pair(family, 1)
+    start = prompt_length(family, IDS)
+
+    def end_at_once(ids: Tensor, scores: Tensor) -> Tensor:
+        kept = torch.full_like(scores, -torch.inf)
+        if ids.shape[1] == start:
+            kept[:, [EOS, 5]] = scores[:, [EOS, 5]]
+        return kept
+
+    o = {"max_new_tokens": 4, "num_beams": 2, "logits_processor": [end_at_once], "pad_token_id": PAD}
+    got = generate(model, IDS, **o)
+    assert got.tolist() == reference.generate(IDS, **o).tolist()
+    assert got[:, start:].tolist() == [[EOS]]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2, "num_return_sequences": 2}])
 def test_the_number_of_the_source_selects_its_tokens(options: dict[str, Any]) -> None:
     """With beams too; ids is one row."""
@@ -119,8 +151,8 @@ def test_a_list_without_a_token_id_is_refused(wrong: Any, beams: int) -> None:
     with pytest.raises(ValueError) as caught:
         generate(model, ids, prefix_allowed_tokens_fn=function, num_beams=beams)
     message = str(caught.value)
-    assert message.startswith("prefix_allowed_tokens_fn returned ") and "\n" not in message
-    assert message.endswith(" for batch_id 1, expected a list of at least one token id from 0 to 40")
+    assert message.startswith("prefix_allowed_tokens_fn: function returned ") and "\n" not in message
+    assert message.endswith(", expected a list of token ids from 0 to 40 for batch_id 1, at least one")
 
 
 # Logits processors
@@ -246,17 +278,17 @@ def test_the_method_of_the_models_is_generate(family: str) -> None:
     assert model.generate(IDS, do_sample=False).tolist() == generate(model, IDS).tolist()
 
 
-def test_without_a_prompt_gpt2_begins_with_bos_as_in_transformers() -> None:
-    reference, model = pair("gpt2", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for o in ({"max_new_tokens": 7}, {"max_new_tokens": 7, "num_beams": 3}):
-            assert model.generate(**o).tolist() == reference.generate(**o).tolist()
-            assert (
-                model.generate(bos_token_id=5, **o).tolist()
-                == reference.generate(bos_token_id=5, **o).tolist()
-            )
-    # Padding by its id, BOS is still a token.
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_prompt_generation_begins_with_bos_as_in_transformers(family: str) -> None:
+    for reference, model, r in cases(family, 55):
+        o = random_options(r) | {"bos_token_id": r.randrange(3, VOCAB)}
+        for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):
+            o.pop(name, None)  # transformers, too, may have no token left
+        assert model.generate(**o).tolist() == reference.generate(**o).tolist(), o
+
+
+def test_bos_is_a_token_where_it_is_the_pad_token_too() -> None:
+    _, model = pair("gpt2", 1)
     assert model.generate(pad_token_id=1, eos_token_id=5).tolist() == model.generate(eos_token_id=5).tolist()
     with pytest.raises(
         ValueError, match="the prompt is empty, and bos_token_id, which would begin it, is None"

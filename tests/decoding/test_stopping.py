@@ -75,6 +75,17 @@ def pair(kind: str, vocab_size: int, seed: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_the_tokens_are_the_text(kind: str, tokenizers: Tokenizers) -> None:
+    """A character may have several tokens; a special token is its name, an id without a token nothing."""
+    _, ours = tokenizers[kind]
+    text = "the café stone" if kind == "pieces" else "the stone, café 🙂 \n"
+    end = "<|endoftext|>" if kind == "merges" else "</s>"
+    tokens = [*ours.encode(text), *([ours.eos_id] if kind == "merges" else []), ours.vocab_size, 10**6]
+    first = " " if kind == "pieces" else ""
+    assert b"".join(map(ours.token_bytes, tokens)).decode() == first + text + end
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_last_token_completes_a_stop_string(
