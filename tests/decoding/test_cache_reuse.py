@@ -257,3 +257,12 @@ def test_an_interrupted_call_empties_the_cache(family: str) -> None:
         generate(model, **other, cache=cache, max_new_tokens=2).tolist()
         == generate(model, **other, max_new_tokens=2).tolist()
     )
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
+def test_a_cache_that_was_filled_with_gradients(search: dict[str, Any]) -> None:
+    _, model = pair("gpt2", 1)
+    ids, cache = torch.tensor([[5, 6, 7, 8]]), KVCache(20)
+    model(ids[:, :3], cache=cache)
+    want, got = both(model, {"input_ids": ids}, search | {"max_new_tokens": 4}, cache)
+    assert got.tolist() == want.tolist()
