@@ -141,6 +141,6 @@ def generate(
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
     if cache is not None:
         one_per_prompt = result.ids[:: len(result.ids) // len(prompt)]
-        cache.ids = one_per_prompt[:, : cache.length]
-        cache.source_ids = input_ids if model.config.is_encoder_decoder else None
+        cache.ids = one_per_prompt[:, : cache.length].clone()  # the caller may change those returned
+        cache.source_ids = input_ids.clone() if model.config.is_encoder_decoder else None
     return result if return_scores else result.ids

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -114,10 +113,9 @@ class DecoderState:
         logits = self(prompt[:, self.cache.length :])
         if rows_per_source == 1:
             return logits
-        if self.is_callers_cache:  # which keeps the prompt alone
-            self.cache, self.is_callers_cache = deepcopy(self.cache), False
         rows = torch.arange(len(logits), device=logits.device).repeat_interleave(rows_per_source)
-        self.cache.reorder(rows)
+        self.cache = self.cache.resized(rows)  # the caller's cache keeps the prompt alone
+        self.is_callers_cache = False
         if self.mask is not None:
             self.mask = self.mask[rows]
         self.rows_per_source = rows_per_source

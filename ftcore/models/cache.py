@@ -1,5 +1,7 @@
 """The key-value cache: each new token costs one position instead of a pass over the whole sequence."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,15 @@ class KVCache:
             self.ids = self.ids[:, :length]
         if length == 0:
             self.layers, self.ids, self.source_ids = [], None, None
+
+    def resized(self, index: Tensor) -> "KVCache":
+        """A new cache, whose row i is row index[i] of this one, with another number of rows."""
+        new = copy(self)
+        new.extent, new.layers = copy(self.extent), [copy(layer) for layer in self.layers]
+        for layer in new.layers:
+            layer.extent = new.extent
+        new.reorder(index)  # allocates buffers, since the number of rows changes
+        return new
 
     def reorder(self, index: Tensor, start: int = 0) -> None:
         """Replace row i by row index[i], as beam search needs; rows may repeat or be dropped.

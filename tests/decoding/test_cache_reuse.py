@@ -37,12 +37,12 @@ def first_call(family: str, r: random.Random) -> dict[str, Tensor]:
 
 
 def next_call(family: str, given: dict[str, Tensor], rows: Tensor, r: random.Random) -> dict[str, Tensor]:
-    """Inputs that continue the returned rows, with padding after their end masked, by one or three tokens."""
+    """Inputs that continue the returned rows by one or three tokens. Padding may be masked."""
     name, mask_name = PROMPT[family]
     repeats = len(rows) // len(given[name])
     given = {key: value.repeat_interleave(repeats, 0) for key, value in given.items()}
     new = rows[:, given[name].shape[1] :]
-    is_end = torch.isin(new, torch.tensor(ENDS)).long()
+    is_end = torch.isin(new, torch.tensor(ENDS)).long() * r.choice([0, 1])
     more = torch.tensor([[r.randrange(3, VOCAB) for _ in range(r.choice([1, 3]))]] * len(rows))
     masks = [given[mask_name], (is_end.cumsum(1) - is_end == 0).long(), torch.ones_like(more)]
     return given | {name: torch.cat([rows, more], 1), mask_name: torch.cat(masks, 1)}
@@ -146,12 +146,13 @@ def test_only_positions_outside_of_the_cache_are_computed(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_that_begin_equally_share_a_row(family: str) -> None:
     _, model = pair(family, 1)
-    sources, prefixes = torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[START, 6, 7], [START, 9, 3]])
-    cache = KVCache(20)
-    given = (
-        {"input_ids": prefixes} if family == "gpt2" else {"input_ids": sources, "decoder_input_ids": prefixes}
-    )
-    both(model, given, {"max_new_tokens": 1}, cache)
+    prefixes, cache = torch.tensor([[START, 6, 7], [START, 9, 3]]), KVCache(20)
+    given = {"input_ids": prefixes}
+    if family == "t5":
+        mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+        given = {"input_ids": prefixes + 5, "attention_mask": mask, "decoder_input_ids": prefixes}
+    _, returned = both(model, given, {"max_new_tokens": 1}, cache)
+    returned.fill_(0)  # its memory is not the cache's
     more = torch.tensor([[30], [31], [32], [33], [34], [35]])
     given = {key: value.repeat_interleave(3, 0) for key, value in given.items()}
     given[PROMPT[family][0]] = torch.cat([prefixes.repeat_interleave(3, 0), more], 1)
@@ -257,3 +258,12 @@ def test_an_interrupted_call_empties_the_cache(family: str) -> None:
         generate(model, **other, cache=cache, max_new_tokens=2).tolist()
         == generate(model, **other, max_new_tokens=2).tolist()
     )
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
+def test_a_cache_that_was_filled_with_gradients(search: dict[str, Any]) -> None:
+    _, model = pair("gpt2", 1)
+    ids, cache = torch.tensor([[5, 6, 7, 8]]), KVCache(20)
+    model(ids[:, :3], cache=cache)
+    want, got = both(model, {"input_ids": ids}, search | {"max_new_tokens": 4}, cache)
+    assert got.tolist() == want.tolist()
