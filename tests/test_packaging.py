@@ -1,4 +1,4 @@
-"""The wheel, the source archive and their metadata: complete, consistent, and without what is only in a clone."""
+"""The wheel, the source archive and their metadata: complete, consistent, without what only a clone has."""
 
 import re
 import shutil
