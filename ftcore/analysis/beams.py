@@ -1,8 +1,10 @@
 """Beam search as a tree: every candidate of every step, and its outcome.
 
-trace = beam_trace(model, input_ids, num_beams=4)
-trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
-draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
+For example, with four beams:
+
+    trace = beam_trace(model, input_ids, num_beams=4)
+    trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
+    draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
 """
 
 from collections.abc import Callable, Iterator
