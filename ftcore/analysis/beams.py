@@ -40,6 +40,8 @@ class Candidate:
 
 @dataclass
 class BeamTrace:
+    """The candidates of a beam search, by step, and what it returned."""
+
     ids: Tensor  # (num_return_sequences, length), as returned by `generate`
     steps: list[list[Candidate]]
 
@@ -142,6 +144,7 @@ def draw_beams(
     """The search tree: one column per step, most likely candidates at the top, the best path in orange.
 
     Args:
+        trace: of `beam_trace`.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
         candidates: maximum number drawn per step; beams and finished hypotheses are always drawn.
         axes: to draw into, by default those of a new figure.

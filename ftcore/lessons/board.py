@@ -35,6 +35,7 @@ def board(results: Sequence[Result]) -> Iterator[str]:
 
 
 def is_wrong(result: Result) -> bool:
+    """Whether a check failed or stopped with an error."""
     return result.status in (WRONG, ERROR)
 
 

@@ -30,6 +30,7 @@ class KVCache:
         return self.extent.max_length
 
     def layer(self, index: int) -> "LayerCache":
+        """The cache of a decoder layer, made when first asked for."""
         while len(self.layers) <= index:
             self.layers.append(LayerCache(self.extent))
         return self.layers[index]
@@ -39,7 +40,7 @@ class KVCache:
         self.extent.length += positions
 
     def reorder(self, index: Tensor, start: int = 0) -> None:
-        """Replace row i by row index[i], as beam search needs; rows may repeat or be dropped.
+        """Replace row i by row index[i], as beam search needs; index is (new B) and may repeat or drop rows.
 
         Positions < start are identical in rows i and index[i] (common beam prefix) and are not copied, unless
         the number of rows changes. Cross-attention is left alone: all beams of a source share its row.
@@ -48,7 +49,7 @@ class KVCache:
             layer.reorder(index, start)
 
     def select_sources(self, index: Tensor) -> None:
-        """Keep only these rows of the cross-attention, when finished sources leave the batch."""
+        """Keep the cross-attention of these sources, a tensor of row numbers; the others have finished."""
         for layer in self.layers:
             if layer.cross is not None:
                 key, value = layer.cross
@@ -94,6 +95,7 @@ class LayerCache:
         return self.key[:, :, :end], self.value[:, :, :end]
 
     def reorder(self, index: Tensor, start: int) -> None:
+        """Replace row i by row index[i], (new B), from position `start` on."""
         if self.key is not None and self.value is not None:
             self.key = self._reordered(self.key, index, start)
             self.value = self._reordered(self.value, index, start)
