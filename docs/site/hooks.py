@@ -18,9 +18,6 @@ from posixpath import normpath, relpath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[2]
 
 FIRST_PAGES = {"README.md": "index.md", "docs/README.md": "book.md"}
@@ -84,6 +81,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def add(files: Any, config: Any, name: str, content: str) -> None:
+    """Add a page, or another file, of this content."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, name, content=content))
 
 
@@ -187,7 +187,8 @@ def reference(name: str) -> str:
     package = "ftcore" if name == "ftcore" else f"ftcore.{name}"
     blocks = [f"::: {package}.{module}" for module in modules]
     overview = f"::: {package}\n    options: {{members: false, show_root_heading: false}}"
-    return "\n\n".join([f"# {package}", overview, *blocks])
+    searched_after_the_book = "---\nsearch: {boost: 0.5}\n---"
+    return "\n\n".join([searched_after_the_book, f"# {package}", overview, *blocks])
 
 
 @cache
@@ -231,4 +232,6 @@ def on_post_build(config: Any) -> None:
         wrong += [f"{page.relative_to(site)}: {link}" for link in loaded]
         wrong += [f"{page.relative_to(site)}: {link}" for link in local if not (page.parent / link).exists()]
     if wrong:
+        from mkdocs.exceptions import PluginError
+
         raise PluginError("loaded from the network, or no such file:\n" + "\n".join(wrong))
