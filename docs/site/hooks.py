@@ -204,7 +204,7 @@ def explore(name: str) -> str:
 def explored() -> str:
     """The page that embeds the explore pages."""
     parts = [
-        "# Explore, here",
+        "# Explore pages",
         "What two small checkpoints compute. [Explore](explore.md) explains the page.",
     ]
     for name, options in EXPLORED.items():
