@@ -11,6 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ftcore"
@@ -88,6 +89,18 @@ def test_pre_commit_uses_the_pinned_versions():
     assert re.findall(r"(numpy|torch)==([^\s\"',\]]+)", text) == [
         (name, pins()[name]) for name in ("numpy", "torch")
     ]
+
+
+def test_files_for_other_services_have_what_they_must():
+    needed = {
+        "CITATION.cff": {"cff-version", "message", "title", "authors"},
+        ".pre-commit-config.yaml": {"repos"},
+        ".github/workflows/test.yml": {"name", "jobs"},
+        ".github/ISSUE_TEMPLATE/bug.yml": {"name", "description", "body"},
+        ".github/ISSUE_TEMPLATE/idea.yml": {"name", "description", "body"},
+    }
+    for name, keys in needed.items():
+        assert keys <= yaml.safe_load(read(name)).keys(), name
 
 
 def test_citation_has_the_version_of_the_package():
