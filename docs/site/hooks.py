@@ -36,7 +36,7 @@ LESSONS = {
 
 PACKAGES = ["models", "checkpoints", "lora", "data", "training", "decoding", "study", "analysis", "explorer"]
 PACKAGES += ["lessons", "benchmark", "fast"]
-TOP_LEVEL = ["figures", "metrics"]
+TOP_LEVEL = ["train", "figures", "metrics"]
 
 # Options of python -m ftcore.explore, by the name of the page.
 EXPLORED = {
