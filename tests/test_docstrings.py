@@ -89,13 +89,18 @@ def names_in(file: Path) -> Iterator[Name]:
 
     def visit(body: list[ast.stmt], owner: str) -> Iterator[Name]:
         for node in body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_public(node):
                 signature = "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
                 yield Name(file, owner, node, signature)
                 if isinstance(node, ast.ClassDef):
                     yield from visit(node.body, node.name)
 
     return visit(ast.parse(source).body, "")
+
+
+def is_public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether a name is shown: not one with _, nor the further signatures of an overloaded function."""
+    return not node.name.startswith("_") and "overload" not in map(ast.unparse, node.decorator_list)
 
 
 @cache
@@ -193,10 +198,10 @@ def exported() -> list[object]:
 def undocumented_parameters(value: object) -> set[str]:
     """The parameters that neither the docstring nor a comment in the signature mentions.
 
-    A class is made by its `__init__`; the fields of a dataclass are shown with their types and comments.
+    A class is made by its `__init__`. A dataclass shows its fields with comments.
     """
     function = value if inspect.isfunction(value) else vars(value).get("__init__")
-    if function is None or is_dataclass(value):
+    if function is None or is_dataclass(value) or getattr(value, "_is_protocol", False):
         return set()
     signature = inspect.getsource(function).partition('"""')[0]
     described = f"{value.__doc__} {function.__doc__} " + " ".join(re.findall(r"^.*#.*$", signature, re.M))
