@@ -127,7 +127,7 @@ def problems(name: Name) -> Iterator[str]:
             yield "no docstring"
         return
     summary = " ".join(name.text.partition("\n\n")[0].split())
-    if not summary.endswith(".") and not re.match(r"\(.+\) -> ", summary):
+    if not summary.endswith((".", ":")) and not re.match(r"\(.+\) -> ", summary):
         yield "its first sentence has no full stop"
     if not words(summary) - words(name.node.name.replace("_", " ")) - FILLER:
         yield "says only what the name says"
