@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")
         device = find_device(options.device)
-        weights = Path(DEFAULT_MODEL)  # in the working directory, or else in the clone
-        name = options.model or str(weights if weights.exists() else CLONE / weights)
+        name = options.model or find_default_model()
         model, tokenizer = load_checkpoint(name)
         model.to(device)
         text, other = input_texts(options, decoder_only=not model.config.is_encoder_decoder)
@@ -125,6 +124,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.session.close()
             print("\nended")
     return 0
+
+
+def find_default_model() -> str:
+    """Find the directory of the default model: in the working directory, or else in the clone.
+
+    Raises:
+        ValueError: it is in neither, as with a package installed without a clone.
+    """
+    for directory in (Path(DEFAULT_MODEL), CLONE / DEFAULT_MODEL):
+        if directory.is_dir():
+            return str(directory)
+    raise ValueError(
+        f"{DEFAULT_MODEL}, the default of --model, is not here: it comes with a clone of the project. "
+        "Pass --model and --prompt, or run this in a clone"
+    )
 
 
 def input_texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:

@@ -299,6 +299,7 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     with wait_for_main():
         options = read_options(argv)
         try:

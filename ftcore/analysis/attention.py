@@ -48,7 +48,7 @@ def attention_while_generating(
     The maps are computed in one pass over the generated sequence, which equals the steps with a cache.
     (During beam search, `record` would see the running beams instead.)
 
-    Arguments as for `generate`, with input_ids (B, S).
+    Arguments as for `generate`, with input_ids and attention_mask (B, S).
 
     Returns:
         The ids (R, length) that `generate` returns, and the maps (L, R, H, T, S) by part, where R = B *
@@ -121,6 +121,8 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
 
 
 class BiasCurves(NamedTuple):
+    """T5's relative position bias by distance, of all heads."""
+
     distances: Tensor  # (N) key position minus query position
     buckets: Tensor  # (N) row of the table for each distance
     edges: list[int]  # distances at which the bucket changes
@@ -165,7 +167,12 @@ def relative_bias_curves(
 def draw_relative_bias(
     curves: BiasCurves, title: str = "", table: int = 0, axes: Axes | None = None
 ) -> Figure:
-    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure."""
+    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure.
+
+    Args:
+        curves: of `relative_bias_curves`.
+        table: of uMT5, the block.
+    """
     table = check_index("table", table, len(curves.biases))
     axes = axes or new_figure(8, 3.6).subplots()
     axes.set_title(title, fontsize=10)

@@ -197,6 +197,7 @@ def read_json_lines(
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object with sorted keys, indented, for people to read."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -215,7 +216,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for several files: all are on disk before the first is renamed."""
+    """Write several files as `write_atomically`: all are on disk before the first is renamed."""
     temporaries = {path: path.with_name(f".{path.name}.part") for path in writes}
     try:
         for path, write in writes.items():

@@ -76,6 +76,7 @@ class CompiledStep:
 
 
 def compiled_next_logits() -> Callable[..., Tensor]:
+    """Compile `next_logits`, (B, T) ids -> (B, V), anew: with guards on its inputs only."""
     return compile_separately(next_logits, options={"guard_filter_fn": guards_on_inputs})
 
 

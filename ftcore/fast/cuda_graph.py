@@ -92,6 +92,7 @@ class Sizes(NamedTuple):
         encoder_output: Tensor | None,
         encoder_mask: Tensor | None,
     ) -> "Sizes":
+        """The sizes of a step on these ids, (B, T), rounded up so that few graphs are captured."""
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         max_length = min(max_length, position_limit(model) or max_length)
@@ -188,7 +189,7 @@ class StaticCache(KVCache):
             static.attach(layer, cache.length)
 
     def advance(self, positions: int) -> None:
-        """A no-op: `Graph.step` advances the attached cache."""
+        """Do nothing: `Graph.step` advances the attached cache."""
 
 
 class StaticLayer(LayerCache):
@@ -223,7 +224,7 @@ class StaticLayer(LayerCache):
 
 
 def capture(compute: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """Capture a computation as a CUDA graph: returns its replay function and its static output.
+    """Capture a computation as a CUDA graph: returns its replay function and its static output tensor.
 
     The computation runs once before, since libraries initialize at their first call.
     """

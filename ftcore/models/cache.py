@@ -39,6 +39,7 @@ class KVCache:
         return self.extent.max_length
 
     def layer(self, index: int) -> "LayerCache":
+        """The cache of a decoder layer, made when first asked for."""
         while len(self.layers) <= index:
             self.layers.append(LayerCache(self.extent))
         return self.layers[index]
@@ -73,7 +74,7 @@ class KVCache:
         return new
 
     def reorder(self, index: Tensor, start: int = 0) -> None:
-        """Replace row i by row index[i], as beam search needs; rows may repeat or be dropped.
+        """Replace row i by row index[i], as beam search needs; index is (new B) and may repeat or drop rows.
 
         Positions < start are identical in rows i and index[i] (common beam prefix) and are not copied, unless
         the number of rows changes. Cross-attention is left alone: all beams of a source share its row.
@@ -84,7 +85,7 @@ class KVCache:
             self.ids = self.ids[index]
 
     def select_sources(self, index: Tensor) -> None:
-        """Replace row i of the cross-attention by row index[i], when finished sources leave the batch."""
+        """Replace row i of the cross-attention by row index[i] (new B), when finished sources leave the batch."""
         if self.source_ids is not None:
             self.source_ids = self.source_ids[index]
         for layer in self.layers:
@@ -132,6 +133,7 @@ class LayerCache:
         return self.key[:, :, :end], self.value[:, :, :end]
 
     def reorder(self, index: Tensor, start: int) -> None:
+        """Replace row i by row index[i], (new B), from position `start` on."""
         if self.key is not None and self.value is not None:
             self.key = self._reordered(self.key, index, start)
             self.value = self._reordered(self.value, index, start)

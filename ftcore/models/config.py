@@ -297,7 +297,7 @@ class CheckpointMixin:
         return load_as(cls, directory, **options)
 
     def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
-        """`ftcore.save_model`."""
+        """Save a checkpoint, see `ftcore.save_model`."""
         from ftcore.checkpoints.checkpoint import save_model
 
         save_model(self, directory, **options)  # type: ignore[arg-type]

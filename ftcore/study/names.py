@@ -107,6 +107,7 @@ class HookPoint:
 
     @property
     def long_name(self) -> str:
+        """Name of the module, with "@in" for its input."""
         return f"{self.module_name}@{self.side}" if self.side else self.module_name
 
 
