@@ -47,11 +47,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-
-
 def test_the_progress_bar_has_room_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter([])
     meter.add(2.345, [{"index": torch.zeros(16), "attention_mask": torch.ones(16, 256)}])
@@ -459,9 +454,7 @@ def test_summary_answers_and_next_command_are_printed(
         assert not line.startswith("question:"), "a multi-line source is printed on one line"
 
 
-def test_the_curves_are_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
-    monkeypatch.undo()
+def test_the_curves_are_drawn(files: Path, tmp_path: Path, curves: None) -> None:
     train(files, tmp_path / "run", "--max-steps", "2")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
