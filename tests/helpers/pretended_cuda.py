@@ -15,6 +15,7 @@ The results are those of the CPU, bit for bit. Not covered: kernels, streams, me
 tensors that the autograd engine makes, whose device is not known.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,31 +33,33 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 MAKE_SUBCLASS: Any = torch.Tensor._make_subclass
 GROUPED: Any = torch._C._group_tensors_by_device_and_dtype
+words = re.compile(r"\w+").findall
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 # What waits for the device, on a CUDA tensor.
 WAITS = set(
-    """
-    item tolist numpy __bool__ __int__ __float__ __index__ __array__ __repr__ nonzero masked_select
-    unique unique_consecutive equal allclose is_nonzero bincount one_hot
-    """.split()
+    words(
+        """item tolist numpy __bool__ __int__ __float__ __index__ __array__ __repr__ nonzero masked_select
+        unique unique_consecutive equal allclose is_nonzero bincount one_hot"""
+    )
 )
 # Functions that take numbers from tensors on the CPU, or look at no data.
 ANY_DEVICES = {"copy_", "type_as", "_has_compatible_shallow_copy_type"}
 
 # CUDA's autocast, from PyTorch's documentation ("CUDA Ops that can autocast to ...").
 TO_HALF = set(
-    """
-    __matmul__ __rmatmul__ matmul mm bmm addmm baddbmm addbmm linear einsum chain_matmul conv1d prelu
-    scaled_dot_product_attention
-    """.split()
+    words(
+        """__matmul__ __rmatmul__ matmul mm bmm addmm baddbmm addbmm linear einsum chain_matmul conv1d prelu
+        scaled_dot_product_attention"""
+    )
 )
 TO_FLOAT32 = set(
-    """
-    __pow__ __rpow__ acos asin cosh cosine_similarity cross_entropy cumprod cumsum erfinv exp expm1
-    group_norm kl_div l1_loss layer_norm log log10 log_softmax log1p log2 logsumexp mse_loss nll_loss
-    norm pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum tan
-    """.split()
+    words(
+        """__pow__ __rpow__ acos asin cosh cosine_similarity cross_entropy cumprod cumsum erfinv exp expm1
+        group_norm kl_div l1_loss layer_norm log log10 log_softmax log1p log2 logsumexp mse_loss nll_loss
+        norm pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softplus sum tan"""
+    )
 )
 
 
@@ -210,12 +213,8 @@ class PretendedCuda(TorchFunctionMode):
             frame = frame.f_back
         if frame is None:  # a test
             return
-        where = (
-            ""
-            if frame is None
-            else f"{frame.f_code.co_filename.split('/ftcore/')[-1]} {frame.f_code.co_name}"
-        )
-        self.waits[f"{where}: {operation}"] += 1
+        code = frame.f_code
+        self.waits[f"{code.co_filename.split('/ftcore/')[-1]} {code.co_name}: {operation}"] += 1
 
     def _cast(self, name: str, args: Any, kwargs: Any, half: torch.dtype) -> tuple[Any, Any]:
         if name not in TO_HALF | TO_FLOAT32:
