@@ -325,7 +325,7 @@ def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:
     is_decoding_step = past_length > 0 and input_ids.shape[1] == 1
     if is_decoding_step or input_ids.numel() == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(input_ids))
+    low, high = torch.stack(torch.aminmax(input_ids)).tolist()
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"token id {wrong}, but the embedding has rows 0 to {vocab_size - 1} (vocab_size)")
