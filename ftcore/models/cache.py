@@ -85,7 +85,7 @@ class KVCache:
             self.ids = self.ids[index]
 
     def select_sources(self, index: Tensor) -> None:
-        """Replace row i of the cross-attention by row index[i] (new B), when finished sources leave the batch."""
+        """Replace row i of the cross-attention by row index[i] (new B), when sources leave the batch."""
         if self.source_ids is not None:
             self.source_ids = self.source_ids[index]
         for layer in self.layers:
