@@ -43,7 +43,11 @@ def read_answers(row: Row, key: str, where: str) -> tuple[str, ...]:
 
 
 def parse_literal(value: Any, key: str, where: str) -> Any:
-    """The list or dict in a string, as JSON or as Python prints it; other values unchanged."""
+    """The list or dict in a string, as JSON or as Python prints it; other values unchanged.
+
+    Raises:
+        ValueError: it looks like one and cannot be read.
+    """
     text = value.strip() if isinstance(value, str) else ""
     if not text.startswith(("[", "{", "(", "array(")):
         return value

@@ -31,7 +31,7 @@ _LONGEST = 2**31 - 1  # tokens of an example; lengths are int32
 
 
 class CausalLMDataset(ExampleDataset):
-    """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
+    """Causal language modelling: a corpus in blocks of `length` tokens, the last one shorter.
 
     Consecutive blocks share one token, the last of the first and the first of the second. So every token of
     the text but the first is predicted exactly once, and the perplexity is that of the whole text.
@@ -175,7 +175,11 @@ def cut_spans(
 def noise_mask(
     length: int, rng: np.random.Generator, noise_density: float = 0.15, mean_span_length: float = 3.0
 ) -> np.ndarray:
-    """Sample a mask (length,) of tokens to remove: `noise_density` of all, in spans of `mean_span_length`."""
+    """Sample a mask (length,) of tokens to remove: `noise_density` of all, in spans of `mean_span_length`.
+
+    Raises:
+        ValueError: fewer than 2 tokens.
+    """
     if length < 2:
         raise ValueError(f"span corruption needs at least 2 tokens, got {length}")
     noisy, spans = noise_size(length, noise_density, mean_span_length)

@@ -133,6 +133,9 @@ def split_records(
 
     Questions about one passage stay together, and so do equal texts. Otherwise the validation score would
     measure memorized passages.
+
+    Raises:
+        ValueError: a fraction outside of 0 to 1, or all records belong together.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")

@@ -218,7 +218,7 @@ def as_task(task: str | Task) -> Task:
 
 
 def prompt(task: str | Task, /, *, decoder_only: bool, **fields: str) -> str:
-    """The input text of a task, in training and for generation.
+    """The input text of a task, in training and for generation; decoder_only for GPT-2.
 
     `fields` are `question` and `context` for qa, `source` for text2text, `message` for chat, `text` for the
     others; with a template, its placeholders.

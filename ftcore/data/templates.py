@@ -34,7 +34,7 @@ class Template:
 
 @lru_cache
 def parse_template(text: str, argument: str = "template") -> Template:
-    """Parse a template.
+    """Check the braces of a template and find its placeholders.
 
     Args:
         argument: its name in an error.

@@ -141,10 +141,12 @@ class Arguments:
 
     @property
     def eos_ids(self) -> list[int]:
+        """The end tokens, as a list."""
         return as_list(self.eos_token_id)
 
     @property
     def forced_eos_ids(self) -> list[int]:
+        """The tokens forced at the last position, as a list."""
         return as_list(self.forced_eos_token_id)
 
     @property
@@ -159,7 +161,11 @@ class Arguments:
 
     @property
     def start_id(self) -> int:
-        """The first decoder input."""
+        """The first decoder input.
+
+        Raises:
+            ValueError: neither file of the checkpoint has one.
+        """
         start = self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
         if start is None:
             raise ValueError(
@@ -308,7 +314,7 @@ def checked(name: str, value: Any, vocab_size: int) -> Any:
 
 
 def check_together(arguments: Arguments, vocab_size: int) -> None:
-    """Raises ValueError, naming the arguments, for values that contradict each other or exceed the memory."""
+    """Raise ValueError, naming the arguments, for values that contradict each other or exceed the memory."""
     beams, sequences = arguments.num_beams, arguments.num_return_sequences
     if sequences > 1 and beams == 1 and not arguments.do_sample:
         raise arguments.error(

@@ -99,7 +99,7 @@ def beam_search(
 def first_hypotheses(
     prompt: Tensor, beams: int, max_length: int, pad_id: int
 ) -> tuple[Hypotheses, Hypotheses]:
-    """The running beams before the first step, and as many empty slots for complete hypotheses."""
+    """The running beams before the first step, and as many empty slots for complete hypotheses, (B, N)."""
     ids = prompt.new_full((len(prompt), beams, max_length), pad_id)
     ids[:, :, : prompt.shape[1]] = prompt[:, None]
     token_scores = torch.zeros(ids.shape, device=prompt.device)
@@ -164,7 +164,7 @@ def propose(
 def best_complete(
     complete: Hypotheses, candidates: Hypotheses, can_improve: Tensor, arguments: Arguments
 ) -> Hypotheses:
-    """The N best of the complete hypotheses and of the candidates that have ended.
+    """The N best of the complete hypotheses and of the candidates that have ended, by source: (B, N).
 
     A sum of log-probabilities falls with every token, which favors short hypotheses. So it is divided by the
     number of new tokens to the power of `length_penalty` (Wu et al. 2016, section 7, has another divisor).
@@ -193,7 +193,7 @@ def stops_early(complete: Hypotheses, arguments: Arguments) -> Tensor:
 
 
 def may_improve(running: Hypotheses, complete: Hypotheses, most_new: int, arguments: Arguments) -> Tensor:
-    """(B, 1) bool: could the best running beam still beat the worst complete hypothesis?
+    """(B, 1) bool: whether the best running beam could still beat the worst complete hypothesis.
 
     Its log-probability can only fall, but the length that divides it can grow, so "never" assumes the maximum
     length. The other settings assume the present length: they stop earlier and may miss the best.

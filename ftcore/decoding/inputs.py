@@ -13,7 +13,11 @@ from ftcore.decoding.arguments import Arguments
 def checked_source(
     model: Any, arguments: Arguments, input_ids: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`input_ids` and its mask on the model's device, by default BOS; the mask is None without padding."""
+    """`input_ids` (B, S) and its mask on the model's device, by default BOS; no mask without padding.
+
+    Raises:
+        ValueError: ids or mask of another shape, or a prompt that ends in padding.
+    """
     device = next(model.parameters()).device
     if input_ids is None:
         input_ids, attention_mask = torch.tensor([[bos_id(model, arguments)]]), torch.ones(1, 1)
@@ -35,7 +39,11 @@ def checked_source(
 def decoder_prompt(
     model: Any, arguments: Arguments, prefix: Tensor | None, mask: Tensor | None, source_ids: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """T5's first decoder inputs (B, T), the start token and the caller's prefix, and their mask."""
+    """T5's first decoder inputs (B, T), the start token and the caller's prefix, and their mask.
+
+    Raises:
+        ValueError: a start token outside of the vocabulary, a prefix with other rows, or one ending in padding.
+    """
     if not 0 <= arguments.start_id < model.config.vocab_size:
         name = "bos_token_id" if arguments.decoder_start_token_id is None else "decoder_start_token_id"
         highest = model.config.vocab_size - 1
@@ -58,7 +66,11 @@ def decoder_prompt(
 
 
 def checked_mask(mask: Tensor, name: str, ids: Tensor) -> Tensor | None:
-    """An attention mask (B, T) of 0 and 1 on the device of its ids; None without padding."""
+    """An attention mask (B, T) of 0 and 1 on the device of its ids; None without padding.
+
+    Raises:
+        ValueError: not the shape of the ids.
+    """
     if mask.shape != ids.shape:
         ids_name = name.replace("attention_mask", "input_ids")
         raise ValueError(
@@ -69,7 +81,11 @@ def checked_mask(mask: Tensor, name: str, ids: Tensor) -> Tensor | None:
 
 
 def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:
-    """Token ids (B, T) on the model's device. The model itself checks them against its vocabulary."""
+    """Token ids (B, T) on the model's device. The model itself checks them against its vocabulary.
+
+    Raises:
+        ValueError: not integers, or not (rows, tokens).
+    """
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
             f"{name} must be a tensor of token ids with the shape (rows, tokens), at least one of each,"

@@ -125,7 +125,7 @@ def penalize_repetition(
 
 
 def forbid_repeated_ngrams(ids: Tensor, scores: Tensor, *, size: int) -> Tensor:
-    """No n-gram of `size` tokens occurs twice in a row; prompt, start token and padding count as tokens."""
+    """No n-gram of `size` tokens occurs twice in a row, prompt and padding included: (N, V)."""
     return forbid_ngrams_of_source(ids, scores, source_ids=ids, size=size)
 
 
@@ -141,7 +141,7 @@ def forbid_ngrams_of_source(ids: Tensor, scores: Tensor, *, source_ids: Tensor, 
 
 
 def forbid_words(ids: Tensor, scores: Tensor, *, words: list[list[int]]) -> Tensor:
-    """No word, a sequence of token ids, is completed."""
+    """No word, a sequence of token ids, is completed: scores (N, V)."""
     scores = scores.clone()
     for *prefix, last in words:
         if len(prefix) <= ids.shape[1]:
@@ -151,12 +151,12 @@ def forbid_words(ids: Tensor, scores: Tensor, *, words: list[list[int]]) -> Tens
 
 
 def forbid_early_end(ids: Tensor, scores: Tensor, *, min_length: int, eos_ids: list[int]) -> Tensor:
-    """No EOS before the row, prompt included, has `min_length` tokens."""
+    """No EOS before the row, prompt included, has `min_length` tokens: (N, V)."""
     return suppress(ids, scores, tokens=eos_ids) if ids.shape[1] < min_length else scores
 
 
 def keep_allowed(ids: Tensor, scores: Tensor, *, function: PrefixFunction, beams: int) -> Tensor:
-    """Keep the tokens that `function` allows after each row (De Cao et al. 2021, section 3.2).
+    """Keep the tokens that `function` allows after each row (De Cao et al. 2021, section 3.2): (N, V).
 
     Where they are impossible already, in all `beams` rows of a source, they become equally likely.
     """
@@ -182,14 +182,14 @@ def allowed_tokens(function: PrefixFunction, batch_id: int, ids: Tensor, vocab_s
 
 
 def force_at(ids: Tensor, scores: Tensor, *, length: int, tokens: list[int]) -> Tensor:
-    """After exactly `length` tokens only `tokens` are possible, equally likely."""
+    """After exactly `length` tokens only `tokens` are possible, equally likely: (N, V)."""
     if ids.shape[1] != length:
         return scores
     return torch.full_like(scores, -torch.inf).index_fill_(1, within_vocabulary(tokens, scores), 0.0)
 
 
 def favor_end(ids: Tensor, scores: Tensor, *, start: int, factor: float, eos_ids: list[int]) -> Tensor:
-    """Raise the scores of EOS by their size times (factor ** tokens after the first `start` - 1)."""
+    """Raise the scores of EOS by their size times (factor ** tokens after the first `start` - 1): (N, V)."""
     tokens_after = ids.shape[1] - start
     if tokens_after <= 0:
         return scores
@@ -203,7 +203,7 @@ def favor_end(ids: Tensor, scores: Tensor, *, start: int, factor: float, eos_ids
 
 
 def suppress(ids: Tensor, scores: Tensor, *, tokens: list[int], length: int | None = None) -> Tensor:
-    """`tokens` are impossible; with `length`, only after exactly that many tokens."""
+    """`tokens` are impossible; with `length`, only after exactly that many tokens: (N, V)."""
     if length is not None and ids.shape[1] != length:
         return scores
     return scores.index_fill(1, within_vocabulary(tokens, scores), -torch.inf)
@@ -224,7 +224,7 @@ def apply_function(ids: Tensor, scores: Tensor, *, function: LogitsProcessor) ->
 
 
 def renormalize(ids: Tensor, scores: Tensor) -> Tensor:
-    """Log-probabilities again, after other processors have changed their sum."""
+    """Log-probabilities again, after other processors have changed their sum: (N, V)."""
     return scores.log_softmax(-1)
 
 
@@ -232,18 +232,18 @@ def renormalize(ids: Tensor, scores: Tensor) -> Tensor:
 
 
 def apply_temperature(ids: Tensor, scores: Tensor, *, temperature: float) -> Tensor:
-    """Divide by the temperature: below 1 the distribution gets sharper, above 1 flatter."""
+    """Divide by the temperature: below 1 the distribution gets sharper, above 1 flatter. (N, V)."""
     return scores / temperature
 
 
 def keep_top_k(ids: Tensor, scores: Tensor, *, k: int) -> Tensor:
-    """Keep the k most likely tokens, and those that tie with the last of them."""
+    """Keep the k most likely tokens, and those that tie with the last of them: (N, V)."""
     lowest = scores.topk(min(k, scores.shape[-1])).values[:, -1:]  # (R, 1)
     return scores.masked_fill(scores < lowest, -torch.inf)
 
 
 def keep_top_p(ids: Tensor, scores: Tensor, *, p: float, keep: int = 1) -> Tensor:
-    """Keep the nucleus: the smallest set of most likely tokens whose probability reaches p."""
+    """Keep the nucleus: the smallest set of most likely tokens whose probability reaches p. (N, V)."""
     ascending, order = scores.sort(-1)
     outside = ascending.softmax(-1).cumsum(-1) <= 1 - p
     outside[:, -keep:] = False
@@ -251,7 +251,7 @@ def keep_top_p(ids: Tensor, scores: Tensor, *, p: float, keep: int = 1) -> Tenso
 
 
 def keep_min_p(ids: Tensor, scores: Tensor, *, p: float, keep: int = 1) -> Tensor:
-    """Keep tokens at least p times as likely as the most likely one."""
+    """Keep tokens at least p times as likely as the most likely one: (N, V)."""
     probabilities = scores.softmax(-1)
     outside = probabilities < p * probabilities.amax(-1, keepdim=True)
     most_likely = probabilities.topk(min(keep, scores.shape[-1])).indices
@@ -259,7 +259,7 @@ def keep_min_p(ids: Tensor, scores: Tensor, *, p: float, keep: int = 1) -> Tenso
 
 
 def keep_typical(ids: Tensor, scores: Tensor, *, mass: float, keep: int = 1) -> Tensor:
-    """Keep the tokens whose surprisal is nearest to the entropy, until their probability reaches `mass`."""
+    """Keep tokens of surprisal nearest to the entropy, until their probability reaches `mass`: (N, V)."""
     log_probs = scores.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).nansum(-1, keepdim=True)  # 0 * -inf counts as 0
     distance, order = (-log_probs - entropy).abs().sort(-1)  # the most typical first
@@ -274,7 +274,7 @@ def keep_typical(ids: Tensor, scores: Tensor, *, mass: float, keep: int = 1) -> 
 
 
 def within_vocabulary(tokens: list[int], scores: Tensor) -> Tensor:
-    """The ids that the vocabulary has: an EOS may exceed it."""
+    """The ids that scores (N, V) have a column for: an EOS may exceed it."""
     within = [token for token in tokens if token < scores.shape[-1]]
     return torch.tensor(within, dtype=torch.long, device=scores.device)
 

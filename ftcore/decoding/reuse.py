@@ -58,7 +58,7 @@ def expected_shape(model: Any) -> tuple[int, int, int, str]:
 
 
 def check_tokens(cache: KVCache, prompt: Tensor, source_ids: Tensor, per_row: int) -> None:
-    """Raises ValueError if `generate` filled the cache, and with other tokens.
+    """Raise ValueError if `generate` filled the cache, and with other tokens.
 
     Each row of the cache is compared with `per_row` rows of the prompt (B, T) and of T5's source_ids (B, S).
     """

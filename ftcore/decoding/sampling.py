@@ -67,7 +67,7 @@ def sample(
 
 
 def check_generators(generator: Generators | None, sources: int) -> None:
-    """Raises ValueError unless a list of generators has one per source."""
+    """Raise ValueError unless a list of generators has one per source."""
     if isinstance(generator, Sequence) and len(generator) != sources:
         raise ValueError(f"generator is a list of {len(generator)}, expected {sources}, one for each source")
 

@@ -84,7 +84,15 @@ def generate_from_ids(
     generator: Generators | None = None,
     **arguments: Any,
 ) -> list[Any]:
-    """`generate_texts` for encoded texts, such as the sources of a dataset."""
+    """Generate as `generate_texts`, for encoded texts such as the sources of a dataset.
+
+    Args:
+        sources: token ids of each text.
+        batch_size, skip_special_tokens, return_scores, generator, arguments: see `generate_texts`.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
     batch_size = convert("batch_size", batch_size, int)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
@@ -129,7 +137,8 @@ def stream_text(
 ) -> str:
     """Answer or continue one text, and pass the new text to `write` in pieces, as soon as they are final.
 
-    Returns all pieces joined, the text that `generate_texts` returns. Raises ValueError as it does, and for
+    Returns all pieces joined: what `generate_texts` returns, whose skip_special_tokens, generator and other
+    arguments it takes. Raises ValueError as it does, and for
     several answers or beams, which are known only at the end.
     """
     chosen = arguments_for(model, arguments)
@@ -146,11 +155,11 @@ def stream_text(
 
 
 class TextStream:
-    """A `streamer` for `generate` with one row: decodes its tokens and writes the text that is final.
+    """A `streamer` for `generate` with one row: decodes its tokens and passes text that is final to `write`.
 
     A character may take several tokens, some tokenizers remove a space once they see what follows it, and the
-    last characters may begin a stop string. So the end of the text is held back until it is final, or until
-    `close`.
+    last characters may begin one of the `stop_strings`. So the end of the text is held back until it is
+    final, or until `close`. `skip_special_tokens` is as in `generate_texts`.
     """
 
     def __init__(

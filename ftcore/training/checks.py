@@ -267,6 +267,7 @@ class Subset(ExampleDataset):
         return self._dataset[self._indices[index]]
 
     def source(self, index: int) -> list[int]:
+        """The input ids of an example without its target."""
         return self._dataset.source(self._indices[index])
 
 
