@@ -159,10 +159,10 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     parser = _parser(options, command)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = {name: name for action in parser._actions for name in action.option_strings}
-        known |= {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
+        flags = [name for action in parser._actions for name in action.option_strings]
+        synonyms = {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
         word = unknown[0].partition("=")[0].replace("_", "-")
-        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(word, known)}")
+        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(word, flags, synonyms)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
@@ -293,10 +293,10 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
         values = read_yaml(path) if is_yaml else read_json(path, unique_keys=True)
     except OSError as error:
         raise ValueError(one_line(error)) from None
-    known = {field.name: field.name for field in _fields(options)}
+    known = [field.name for field in _fields(options)]
     if unknown := [key for key in values if key not in known]:
-        known |= {also: f"{name}: {value}" if value else name for also, name, value in _also(options)}
-        meant = did_you_mean(unknown[0].replace("-", "_"), known)
+        synonyms = {also: f"{name}: {value}" if value else name for also, name, value in _also(options)}
+        meant = did_you_mean(unknown[0].replace("-", "_"), known, synonyms)
         raise ValueError(f"{path}: unknown option {shown(unknown[0])}{meant}")
     return values
 

@@ -169,16 +169,15 @@ def _flush_output() -> None:
         os._exit(int(ending.code or 0))
 
 
-def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
     """End of an error about an unknown word: the most similar known word, or "". Case is ignored.
 
     Args:
-        known: the words, or a mapping from each word to what is suggested.
+        synonyms: other words, and the known word that is suggested in place of each.
     """
-    suggestions = known if isinstance(known, Mapping) else {name: name for name in known}
-    words = {name.lower(): suggestion for name, suggestion in suggestions.items()}
-    close = difflib.get_close_matches(word.lower(), words, n=1)
-    return f", did you mean {words[close[0]]!r}?" if close else ""
+    meant = {name.lower(): name for name in known} | dict(synonyms or {})
+    close = difflib.get_close_matches(word.lower(), meant, n=1)
+    return f", did you mean {meant[close[0]]!r}?" if close else ""
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

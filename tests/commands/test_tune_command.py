@@ -20,10 +20,10 @@ import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.checkpoints.files import directory_lock
 from ftcore.cli import parse
-from ftcore.training.metrics_log import Meter
 from ftcore.training.options import TrainOptions
 from ftcore.tune import main
 from tests.helpers import tiny_runs
+from tests.helpers.resumed_runs import at_step
 
 pytest.importorskip("optuna")
 
@@ -212,22 +212,7 @@ def test_picture(files: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # Interrupted and killed
 
 
-def at_step(step: int, act: Callable[[], None]) -> pytest.MonkeyPatch:
-    """Call `act` after this step, counted over all trials."""
-    patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
-
-    def add_and_act(self: Meter, *arguments: Any) -> None:
-        nonlocal taken
-        add(self, *arguments)
-        taken += 1
-        if taken == step:
-            act()
-
-    patch.setattr(Meter, "add", add_and_act)
-    return patch
-
-
-@pytest.mark.parametrize(("step", "ended"), [(1, 0), (7, 1), (8, 2)])  # trials have 4 steps
+@pytest.mark.parametrize(("step", "ended"), [(1, 0), (7, 1), (8, 2)])  # over all trials, of 4 steps each
 def test_interrupted_and_resumed(
     files: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, step: int, ended: int
 ) -> None:
