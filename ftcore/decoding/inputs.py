@@ -42,7 +42,7 @@ def decoder_prompt(
     """T5's first decoder inputs (B, T), the start token and the caller's prefix, and their mask.
 
     Raises:
-        ValueError: a start token outside of the vocabulary, or a prefix with other rows or padding at its end.
+        ValueError: a start token outside of the vocabulary, a prefix with other rows or padded at its end.
     """
     if not 0 <= arguments.start_id < model.config.vocab_size:
         name = "bos_token_id" if arguments.decoder_start_token_id is None else "decoder_start_token_id"
