@@ -31,6 +31,7 @@ MODEL = str(ROOT / "weights" / "gpt2-mini")
 TRAIN_FILE = ROOT / "examples" / "data" / "emotion" / "train.txt"
 VALID_FILE = ROOT / "examples" / "data" / "emotion" / "valid.txt"
 OUTPUT = Path("runs") / "gpt2_emotion"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 LENGTH = 64  # tokens of a message: longer ones are truncated, shorter ones padded
 BATCH_SIZE = 4
@@ -83,6 +84,7 @@ class Messages(torch.utils.data.Dataset):
 
 def batch_loss(model, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the next-token predictions."""
+    batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
     logits = model(batch["input_ids"], batch["attention_mask"])  # (B, T, V)
     predicted, expected = logits[:, :-1], batch["labels"][:, 1:]
     return F.cross_entropy(predicted.flatten(0, 1), expected.flatten(), ignore_index=-100)
@@ -132,7 +134,7 @@ def save_checkpoint(model, tokenizer, step: int) -> None:
 
 def write(model, tokenizer) -> str:
     """PROMPT and up to NEW_TOKENS more. Blocking repeated bigrams prevents loops of greedy search."""
-    input_ids = torch.tensor([tokenizer.encode(PROMPT)])  # (1, T)
+    input_ids = torch.tensor([tokenizer.encode(PROMPT)], device=DEVICE)  # (1, T)
     ids = generate(
         model,
         input_ids,
@@ -159,8 +161,8 @@ def main() -> None:
     print(f"data: {len(train_data)} training messages, {len(valid_data)} validation messages, such as")
     print(f"  {train_data.records[0].target!r}")
 
-    model = load_model(MODEL)
-    print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    model = load_model(MODEL).to(DEVICE)
+    print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters on {DEVICE}")
     print(f"before training: {write(model, tokenizer)!r}")
 
     for old in OUTPUT.glob("checkpoint-*"):  # from an earlier run
@@ -190,7 +192,7 @@ def main() -> None:
 
     # 7. Save, load again, and generate.
     save(model, tokenizer, OUTPUT / "final")
-    model, tokenizer = load_model(OUTPUT / "final"), load_tokenizer(OUTPUT / "final")
+    model, tokenizer = load_model(OUTPUT / "final").to(DEVICE), load_tokenizer(OUTPUT / "final")
     print(f"after training: {write(model, tokenizer)!r}")
     print(f"saved in {OUTPUT / 'final'}")
 

@@ -7,16 +7,19 @@ data set, batches, model, training step, validation step, training loop, and a f
 question about your own text.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ftcore import load_model, load_tokenizer, save_model
-from ftcore.data import DataLoader, prompt, read_records
+from ftcore.data import prompt, read_records
 from ftcore.decoding import generate
 from ftcore.metrics import exact_match, f1
 from ftcore.training.optim import adamw, learning_rate, set_learning_rate
@@ -32,6 +35,7 @@ MODEL = str(ROOT / "weights" / "t5-mini")
 TRAIN_FILE = ROOT / "examples" / "data" / "qa" / "train.json"
 VALID_FILE = ROOT / "examples" / "data" / "qa" / "valid.json"
 OUTPUT = Path("runs") / "t5_question_answering"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 INPUT_LENGTH = 256  # maximal tokens of question and context together; longer sources are truncated
 OUTPUT_LENGTH = 32  # maximal tokens of an answer
@@ -60,20 +64,19 @@ QUESTION = "Where does Selorina live?"
 class QuestionAnswering(torch.utils.data.Dataset):
     """Questions with their contexts as source ids, answers as target ids."""
 
-    decoder_only = False  # for the loader: source and target are separate sequences, unlike in GPT-2
-
     def __init__(self, path: Path, tokenizer):
-        self.records = read_records("qa", path, decoder_only=self.decoder_only)
-        self.sources = [cut(tokenizer.encode(record.source), INPUT_LENGTH) for record in self.records]
-        self.targets = [cut(tokenizer.encode(record.target), OUTPUT_LENGTH) for record in self.records]
-        # For the loader too, which batches examples of similar length.
-        self.lengths = np.array([[len(s), len(t)] for s, t in zip(self.sources, self.targets, strict=True)])
+        self.records = read_records("qa", path, decoder_only=False)
+        self.tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict:
-        return {"input_ids": self.sources[index], "labels": self.targets[index], "index": index}
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        record = self.records[index]
+        return {
+            "input_ids": torch.tensor(cut(self.tokenizer.encode(record.source), INPUT_LENGTH)),  # (S)
+            "labels": torch.tensor(cut(self.tokenizer.encode(record.target), OUTPUT_LENGTH)),  # (T)
+        }
 
 
 def cut(ids: list[int], length: int) -> list[int]:
@@ -81,18 +84,41 @@ def cut(ids: list[int], length: int) -> list[int]:
     return ids if len(ids) <= length else ids[: length - 1] + ids[-1:]
 
 
-# 3. Training step -------------------------------------------------------------------------------------------
+# 3. Batches -------------------------------------------------------------------------------------------------
+#
+# The rows of a batch have one length, so shorter ones are filled up with <pad>. In the source, the attention
+# mask tells tokens (1) from padding (0), to which nothing attends. In the labels, <pad> would be a word like
+# any other: the model would learn to predict padding, which is easy, and the loss would be a mean over it. So
+# <pad> becomes -100 there, the label that cross_entropy ignores.
+#
+# T5 may do this by id, since <pad> is no token of an answer. GPT-2 may not, see gpt2_emotion.py.
+
+
+def collate(examples: list[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
+    """Pad examples to the longest of them: input_ids and attention_mask (B, S), labels (B, T)."""
+    sources = [example["input_ids"] for example in examples]
+    targets = [example["labels"] for example in examples]
+    input_ids = pad_sequence(sources, batch_first=True, padding_value=pad_id)
+    labels = pad_sequence(targets, batch_first=True, padding_value=pad_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != pad_id).long(),
+        "labels": labels.masked_fill(labels == pad_id, -100),
+    }
+
+
+# 4. Training step -------------------------------------------------------------------------------------------
 #
 # The decoder input is the answer shifted one position to the right, after a start token: at each position the
 # decoder sees the tokens before and predicts the next one (teacher forcing). All positions are computed in
-# parallel.
+# parallel. As an input, -100 is no token: `shift_right` makes it <pad> again.
 
 
 def batch_loss(model, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the target tokens."""
+    batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
     decoder_input_ids = model.shift_right(batch["labels"])  # (B, T)
     logits = model(batch["input_ids"], batch["attention_mask"], decoder_input_ids)  # (B, T, V)
-    # The loader pads labels with -100, which the loss ignores.
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
 
 
@@ -106,7 +132,7 @@ def training_step(model, optimizer, batch: dict[str, Tensor]) -> float:
     return loss.item()
 
 
-# 4. Validation step -----------------------------------------------------------------------------------------
+# 5. Validation step -----------------------------------------------------------------------------------------
 #
 # The same loss without dropout and without gradients. A mean of batch means would give more weight to tokens
 # in batches with few of them, so the sum of all losses is divided by the number of all target tokens.
@@ -127,7 +153,7 @@ def validate(model, loader: DataLoader) -> float:
     return sum(loss for loss, _ in sums) / sum(tokens for _, tokens in sums)
 
 
-# 5. Answering -----------------------------------------------------------------------------------------------
+# 6. Answering -----------------------------------------------------------------------------------------------
 #
 # The loss measures how well the model predicts the next token of a given answer. To get an answer, the model
 # generates it token by token, always the most probable one (greedy search), until </s>.
@@ -135,7 +161,7 @@ def validate(model, loader: DataLoader) -> float:
 
 def respond(model, tokenizer, source: str) -> str:
     """Generate the target of a source."""
-    input_ids = torch.tensor([cut(tokenizer.encode(source), INPUT_LENGTH)])  # (1, S)
+    input_ids = torch.tensor([cut(tokenizer.encode(source), INPUT_LENGTH)], device=DEVICE)  # (1, S)
     answer_ids = generate(model, input_ids, max_new_tokens=OUTPUT_LENGTH)  # (1, T)
     return tokenizer.decode(answer_ids[0])
 
@@ -158,7 +184,7 @@ def score(model, tokenizer, data: QuestionAnswering, show: int = 3) -> None:
     print(f"  exact match {np.mean(matches):.2f}, F1 {np.mean(overlaps):.2f} of {len(matches)} answers")
 
 
-# 6. Training ------------------------------------------------------------------------------------------------
+# 7. Training ------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -173,14 +199,15 @@ def main() -> None:
         QuestionAnswering(TRAIN_FILE, tokenizer),
         QuestionAnswering(VALID_FILE, tokenizer),
     )
-    train_loader = DataLoader(train_data, TRAIN_BATCH_SIZE, pad_id=tokenizer.pad_id, shuffle=True)
-    valid_loader = DataLoader(valid_data, VALID_BATCH_SIZE, pad_id=tokenizer.pad_id)
+    pad = partial(collate, pad_id=tokenizer.pad_id)
+    train_loader = DataLoader(train_data, TRAIN_BATCH_SIZE, shuffle=True, collate_fn=pad)
+    valid_loader = DataLoader(valid_data, VALID_BATCH_SIZE, collate_fn=pad)
     shapes = {name: tuple(tensor.shape) for name, tensor in next(iter(train_loader)).items()}
     print(f"data: {len(train_data)} training questions, {len(valid_data)} validation questions")
     print(f"  a batch: {shapes}")
 
-    model = load_model(MODEL)
-    print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    model = load_model(MODEL).to(DEVICE)
+    print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters on {DEVICE}")
 
     print(f"before training: loss {validate(model, valid_loader):.3f}")
     score(model, tokenizer, valid_data)
@@ -190,7 +217,6 @@ def main() -> None:
     step = 0
     model.train()
     for epoch in range(EPOCHS):
-        train_loader.set_epoch(epoch)  # a new order in each epoch
         bar = tqdm(train_loader, desc=f"epoch {epoch + 1} of {EPOCHS}", leave=False)
         for batch in bar:
             lr = learning_rate(
@@ -207,13 +233,13 @@ def main() -> None:
         print(f"after epoch {epoch + 1}: loss {validate(model, valid_loader):.3f}")
         score(model, tokenizer, valid_data)
 
-    # 7. Save a checkpoint that ftcore and Hugging Face's transformers can load.
+    # 8. Save a checkpoint that ftcore and Hugging Face's transformers can load.
     save_model(model, OUTPUT)
     tokenizer.save_pretrained(OUTPUT)
     print(f"saved in {OUTPUT}")
 
-    # 8. Answer a question about another passage.
-    model, tokenizer = load_model(OUTPUT), load_tokenizer(OUTPUT)
+    # 9. Answer a question about another passage.
+    model, tokenizer = load_model(OUTPUT).to(DEVICE), load_tokenizer(OUTPUT)
     print(CONTEXT)
     print(f"  {QUESTION} {answer(model, tokenizer, CONTEXT, QUESTION)}")
 

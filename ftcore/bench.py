@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, did_you_mean, guard_output
 
 
@@ -74,12 +74,12 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         for row in self.rows or []:
             if row not in ROWS:
                 raise ValueError(
                     f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
                 )
-        check_bounds(self)
         if self.dtype == "int8" and not (self.fast or self.compile):
             raise ValueError("--dtype int8 needs --fast: ftcore has int8 weights in its fast decoding only")
         if self.dtype == "int8" and self.rows and all(row.startswith("train") for row in self.rows):
@@ -178,8 +178,9 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         dropout=options.dropout,
     )
     if any(case.kind == "train" for case in cases):
-        data = training_data(model, options.train, options.tokenizer or (None if name in SHAPES else name))
-        job = replace(job, task=data.task, train=str(data.train))
+        tokenizer = options.tokenizer or (None if name in SHAPES else name)
+        task, files = training_data(model, options.train, tokenizer)
+        job = replace(job, task=task, train=files.train[0])
     backends = installed_backends(fast=options.fast or options.compile)
     if "ctranslate2" in backends:  # if this fails, so does loading, whose error is reported
         measure([replace(job, backend="ctranslate2", case=Case("convert", "convert"))], rounds=0)
@@ -192,7 +193,7 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         if case.kind == "generate":
             roofline = generation_seconds(model, case, machine, options.dtype)
         elif case.kind == "train":
-            write_batches(case, data, model, checkpoint, batches)
+            write_batches(case, task, files, model, checkpoint, batches)
             roofline = training_seconds(model, read_batches(batches, padded=False), machine)
         skipped = {"ftcore-fast"} if case.kind == "load" else set()  # loads like ftcore
         jobs = [replace(job, backend=backend) for backend in backends if backend not in skipped]

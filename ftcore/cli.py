@@ -21,12 +21,13 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal, NoReturn, TypeVar
 
 from ftcore.checkpoints.files import read_json
+from ftcore.checkpoints.yaml_files import read_yaml
 from ftcore.output import WRONG_INPUT, as_options, did_you_mean, flag, is_main_process, one_line, printable
 
 # Threads that wait for each other soon sleep. By default libgomp, which runs torch's CPU threads, lets them
@@ -50,6 +51,7 @@ def option(
     resumable: bool = False,
     searchable: bool | Literal["log"] = False,
     positional: bool = False,
+    also: str = "",
 ) -> Any:
     """A dataclass field that is a command-line option. Its type is the field's annotation.
 
@@ -58,10 +60,12 @@ def option(
         help: one text for --help; the default is appended.
         group: heading in --help; holds for the options after it, up to the next one with a heading.
         metavar: placeholder of the value in --help.
-        at_least, below: bounds, checked by `check_bounds`.
+        at_least, below: bounds, checked by `check_options`.
         resumable: whether a resumed run may change it.
         searchable: whether ftcore.tune may vary it; "log" draws a range on a logarithmic scale.
         positional: given without its name; it may be left out.
+        also: its names in other libraries, separated by spaces, which errors suggest it for; "bf16=bf16"
+            where a name stands for a value.
     """
     metadata = {
         "help": help,
@@ -72,37 +76,69 @@ def option(
         "resumable": resumable,
         "searchable": searchable,
         "positional": positional,
+        "also": also,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_bounds(options: Any) -> None:
-    """Raise ValueError naming the first option out of its bounds; NaN and infinity always are.
+def check_options(options: Any) -> None:
+    """Raise ValueError naming the first option of a wrong type, not among its choices or out of its bounds.
 
-    So are integers of more than 64 bits, which torch does not take.
+    NaN, infinity and integers of more than 64 bits, which torch does not take, are out of all bounds. A path
+    becomes text and, where the option is a list, a single text a list of one.
     """
+    types_of = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
-        value, low = getattr(options, field.name), field.metadata.get("at_least")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected an integer of at most 64 bits")
-        below = field.metadata.get("below") or math.inf
-        if low is not None and value is not None and not low <= value < below:
-            expected = f"at least {low}" if below == math.inf else f"from {low} to below {below}"
-            raise ValueError(f"{flag(field.name)} is {value}, expected {expected}")
+        value = _plain(getattr(options, field.name), types_of[field.name])
+        setattr(options, field.name, value)
+        if expected := _expected(value, types_of[field.name], field.metadata):
+            raise ValueError(f"{flag(field.name)} is {shown(value)}, expected {expected}")
 
 
-def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str) -> None:
+def _expected(value: Any, annotation: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What the value of an option should have been; None if it is that."""
+    if not fits(value, annotation):
+        kinds = (kind for kind in _alternatives(annotation) if kind is not type(None))
+        return " or ".join(map(_description, kinds))
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "an integer of at most 64 bits"
+    at_least, below = metadata.get("at_least"), metadata.get("below")
+    if at_least is None or value is None or at_least <= value < (below or math.inf):
+        return None
+    return f"from {at_least} to below {below}" if below else f"at least {at_least}"
+
+
+def _plain(value: Any, annotation: Any) -> Any:
+    """Paths as text; a single text as a list, if that is the only type that the annotation has for it."""
+    if isinstance(value, list):
+        return [_plain(item, str) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    is_single = isinstance(value, str) and not fits(value, annotation) and fits([value], annotation)
+    return [value] if is_single else value
+
+
+def _description(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
+    if typing.get_origin(annotation) is list:
+        return "a list of texts"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[annotation]
+
+
+def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str, instead: str = "") -> None:
     """Raise ValueError naming the first changed option that a resumed run may not change.
 
     Args:
         kind: the dataclass of the options.
         what: subject of the message, such as "runs/qa: the run".
+        instead: end of the message: how to get what was wanted.
     """
     for field in _fields(kind):
         then, now = saved[field.name], getattr(options, field.name)
         if now != then and not field.metadata["resumable"]:
             with_then, with_now = _as_flag(field.name, then), _as_flag(field.name, now)
-            raise ValueError(f"{what} was started {with_then}, it cannot continue {with_now}")
+            raise ValueError(f"{what} was started {with_then}, it cannot continue {with_now}{instead}")
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -116,7 +152,7 @@ def _as_flag(name: str, value: Any) -> str:
 def parse(options: type[Options], argv: Sequence[str] | None = None, *, command: str) -> Options:
     """Read the command line into an instance of the dataclass `options`; its docstring heads the help.
 
-    `--config FILE.json` gives values by field name, which the command line overrides; not where `options`
+    `--config FILE` gives values by field name, which the command line overrides; not where `options`
     has a field of that name. Exits with status 2 and one line where something is unknown, missing or of the
     wrong type, or where the dataclass itself (its `__post_init__`) raises ValueError.
     """
@@ -124,7 +160,9 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [name for action in parser._actions for name in action.option_strings]
-        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
+        synonyms = {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
+        word = unknown[0].partition("=")[0].replace("_", "-")
+        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(word, flags, synonyms)}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
@@ -170,6 +208,14 @@ def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 
 
+def _also(options: type) -> Iterator[tuple[str, str, str]]:
+    """(name in another library, option, value that the name stands for or "") of all options."""
+    for field in _fields(options):
+        for also in field.metadata["also"].split():
+            other, _, value = also.partition("=")
+            yield other, field.name, value
+
+
 def _parser(options: type, command: str) -> _Parser:
     parser = _Parser(
         prog=command,
@@ -189,7 +235,9 @@ def _parser(options: type, command: str) -> _Parser:
         else:
             group.add_argument(flag(field.name), **arguments)
     if _takes_config_file(options):
-        parser.add_argument("--config", metavar="FILE", help="JSON file of options, as a run saves them")
+        parser.add_argument(
+            "--config", metavar="FILE", help="JSON or YAML file of options, such as a run's train_config.json"
+        )
     return parser
 
 
@@ -235,21 +283,21 @@ _number.__name__ = "number"  # argparse puts it into its error message
 
 
 def _read_config(options: type, path: Path) -> dict[str, Any]:
-    """Read field values from a JSON file.
+    """Read field values from a JSON file or, by its name, a YAML file.
 
     Raises:
-        ValueError: not JSON, an unknown key or a value of the wrong type; the message names file and key.
+        ValueError: not of that format, or an unknown key; the message names file and key.
     """
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
-        values = read_json(path)
+        values = read_yaml(path) if is_yaml else read_json(path, unique_keys=True)
     except OSError as error:
         raise ValueError(one_line(error)) from None
-    types_of = typing.get_type_hints(options)
-    for key, value in values.items():
-        if key not in types_of:
-            raise ValueError(f"{path}: unknown option {shown(key)}{did_you_mean(key, types_of)}")
-        if not fits(value, types_of[key]):
-            raise ValueError(f"{path}: {key} is {shown(value)}, which does not fit {flag(key)}")
+    known = [field.name for field in _fields(options)]
+    if unknown := [key for key in values if key not in known]:
+        synonyms = {also: f"{name}: {value}" if value else name for also, name, value in _also(options)}
+        meant = did_you_mean(unknown[0].replace("-", "_"), known, synonyms)
+        raise ValueError(f"{path}: unknown option {shown(unknown[0])}{meant}")
     return values
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.output import cli_errors, guard_output
 
 
@@ -31,9 +31,9 @@ class CompareOptions:
     json: bool = option(False, "print a JSON object instead of the table")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.model is None) == (self.config is None):
             raise ValueError("give either --model or --config" + (", not both" if self.model else ""))
-        check_bounds(self)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.lessons.board import board, details, final, is_wrong
 from ftcore.lessons.runner import DONE, FINAL, FINAL_LIMIT, GPT2, STEP_FILES, T5, TEMPLATES, run_steps
 from ftcore.output import INTERRUPTED, cli_errors, guard_output, warn
@@ -33,9 +33,9 @@ class CourseOptions:
     watch: bool = option(False, "check again whenever a file is saved, until Ctrl-C")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.directory is None) == (self.start is None):
             raise ValueError("give either a folder to check or --start with a new folder")
-        check_bounds(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import check_bounds, option, parse
+from ftcore.cli import check_options, option, parse
 from ftcore.explorer import MAX_BEAMS, MAX_NEW_TOKENS, MAX_SEED
 from ftcore.output import FAILED_RUN, cli_errors, guard_output
 
@@ -53,6 +53,7 @@ class ExploreOptions:
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)", group="Machine")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if (self.context is None) != (self.question is None):
             raise ValueError("--context and --question go together, one of them is missing")
         if self.prompt is not None and self.context is not None:
@@ -65,7 +66,6 @@ class ExploreOptions:
             raise ValueError("--port needs --serve")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 0 to 65535")
-        check_bounds(self)
 
 
 if __name__ == "__main__":
@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out}: its directory does not exist")
         device = find_device(options.device)
-        weights = Path(DEFAULT_MODEL)  # in the working directory, or else in the clone
-        name = options.model or str(weights if weights.exists() else CLONE / weights)
+        name = options.model or find_default_model()
         model, tokenizer = load_checkpoint(name)
         model.to(device)
         text, other = input_texts(options, decoder_only=not model.config.is_encoder_decoder)
@@ -125,6 +124,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.session.close()
             print("\nended")
     return 0
+
+
+def find_default_model() -> str:
+    """Find the directory of the default model: in the working directory, or else in the clone.
+
+    Raises:
+        ValueError: it is in neither, as with a package installed without a clone.
+    """
+    for directory in (Path(DEFAULT_MODEL), CLONE / DEFAULT_MODEL):
+        if directory.is_dir():
+            return str(directory)
+    raise ValueError(
+        f"{DEFAULT_MODEL}, the default of --model, is not here: it comes with a clone of the project. "
+        "Pass --model and --prompt, or run this in a clone"
+    )
 
 
 def input_texts(options: ExploreOptions, *, decoder_only: bool) -> tuple[str, str | None]:

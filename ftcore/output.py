@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -169,10 +169,15 @@ def _flush_output() -> None:
         os._exit(int(ending.code or 0))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """End of an error about an unknown word: the most similar known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
+    """End of an error about an unknown word: the most similar known word, or "". Case is ignored.
+
+    Args:
+        synonyms: other words, and the known word that is suggested in place of each.
+    """
+    meant = {name.lower(): name for name in known} | dict(synonyms or {})
+    close = difflib.get_close_matches(word.lower(), meant, n=1)
+    return f", did you mean {meant[close[0]]!r}?" if close else ""
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

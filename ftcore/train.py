@@ -4,7 +4,7 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
-from ftcore.training.options import TrainOptions, find_files, resolve
+from ftcore.training.options import RunOptions, TrainOptions, resolve
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
 if __name__ == "__main__":
@@ -14,9 +14,9 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from torch import Tensor
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
 from ftcore.decoding import generate
+from ftcore.metrics import MetricError
+from ftcore.models import Model
 from ftcore.training import console
+from ftcore.training.callbacks import Callback
 from ftcore.training.distributed import (
     accumulate,
     all_reduce_sum,
@@ -36,20 +39,20 @@ from ftcore.training.distributed import (
     rank,
     sync_errors,
     to_full,
-    unsharded,
     world_size,
     wrap,
 )
+from ftcore.training.inputs import Examples
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
-from ftcore.training.loss import count_targets
+from ftcore.training.loss import Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
+from ftcore.training.run import Run, steps_to_take
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import mean, named, score_answers, score_continuations, score_loss
+from ftcore.training.run_files import find_files
 from ftcore.training.setup import (
-    Run,
     fingerprint,
     make_datasets,
     make_directory,
@@ -57,15 +60,35 @@ from ftcore.training.setup import (
     make_model,
     naming_saved_options,
     seed_rank,
+    without_files,
 )
+from ftcore.training.validation import check_metrics, improved, named_key, score_set
 
 Batch = dict[str, Tensor]
 
 MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
 
 
-def prepare(options: TrainOptions) -> Run:
-    """Build everything that a run needs; its directory is created last, and locked until it is closed.
+def prepare(
+    options: TrainOptions,
+    *,
+    train_set: Examples | None = None,
+    valid_set: Examples | Mapping[str, Examples] | None = None,
+    loss: Loss = batch_loss,
+    optimizer: Callable[[Model, RunOptions], torch.optim.Optimizer] = make_optimizer,
+) -> Run:
+    """Build everything that a run needs; its directory is created last, and locked until the run is closed.
+
+    Args:
+        options: those of the command line. To resume a run, pass the same again with `resume`.
+        train_set: examples in the place of files: dicts of the task's columns, as the lines of a JSON lines
+            file; or records; or an `ExampleDataset`, of token ids.
+        valid_set: the same to validate on, or several by name; by default a share of the rows to train on.
+        loss: of a batch, see `batch_loss`.
+        optimizer: makes the optimizer; each step sets the learning rate of its groups.
+
+    Returns:
+        The run, for `train`; a context manager that closes it.
 
     Raises:
         ValueError, OSError: a wrong option, file or checkpoint; raised on all ranks.
@@ -73,12 +96,14 @@ def prepare(options: TrainOptions) -> Run:
     with sync_errors(), naming_saved_options(options):
         strategy, device = connect(options), local_device(options.device)
         torch.manual_seed(options.seed)
+        options = without_files(options, train_set, valid_set)
         files = find_files(options)
         model, tokenizer, resized = make_model(files.model, options, device)
         settings = resolve(options, files, is_t5=model.config.is_encoder_decoder)
-        train_set, valid_set = make_datasets(settings, model, tokenizer)
-        train_loader = make_loader(train_set, settings, tokenizer, training=True)
-        total_steps = settings.max_steps or settings.epochs * train_loader.steps_per_epoch
+        train_examples, valid_sets = make_datasets(settings, model, tokenizer, train_set, valid_set)
+        check_metrics(settings, valid_sets)
+        train_loader = make_loader(train_examples, settings, tokenizer, training=True)
+        total_steps = steps_to_take(settings, train_loader)
     fingerprints = on_main(lambda: fingerprint(settings))
     run = Run(
         options=settings,
@@ -86,11 +111,14 @@ def prepare(options: TrainOptions) -> Run:
         strategy=strategy,
         tokenizer=tokenizer,
         model=model,
-        compute_loss=wrap(model, device, strategy),
+        loss=loss,
+        compute_loss=wrap(model, device, strategy, loss),
         train_loader=train_loader,
-        valid_loader=make_loader(valid_set, settings, tokenizer, training=False),
-        valid_set=valid_set,
-        optimizer=make_optimizer(model, settings),
+        valid_loaders={
+            name: make_loader(examples, settings, tokenizer, training=False)
+            for name, examples in valid_sets.items()
+        },
+        optimizer=optimizer(model, settings),
         learning_rate=make_schedule(settings, total_steps),
         total_steps=total_steps,
         autocast=autocast(settings.precision, device),
@@ -100,7 +128,7 @@ def prepare(options: TrainOptions) -> Run:
         directory=make_directory(settings),
     )
     with ExitStack() as on_error:
-        on_error.callback(run.directory.close)
+        on_error.enter_context(run)
         seed_rank(settings.seed)
         if settings.resume:
             run.resume()
@@ -109,18 +137,24 @@ def prepare(options: TrainOptions) -> Run:
     return run
 
 
-def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: None) -> None:
-    """Train until the last step, an interrupt or the loss of a worker. Changes only `run` and its directory.
+def train(run: Run, callbacks: Sequence[Callback] = ()) -> None:
+    """Train until the last step, `run.stop`, an interrupt or the loss of a worker.
 
-    `watch` is called with the metrics of each validation after the first step; an exception ends the run.
+    Changes only `run` and its directory.
+
+    Args:
+        run: from `prepare`. One that was stopped goes on.
+        callbacks: see `Callback`; their errors end the run and are raised.
     """
     options, progress = run.options, run.progress
-    if progress.step == 0:
-        validate(run)  # the untrained model
+    run.start(callbacks)
+    if progress.step == 0 or progress.is_unvalidated:
+        validate(run)  # the untrained model, or again after a metric that failed
+        progress.is_unvalidated = False
 
     meter = Meter(progress.losses)
-    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_if_unreadable():
-        while progress.step < run.total_steps:
+    with training_bar(run) as bar, Interrupt() as interrupt, run.saved_on_failure():
+        while not run.is_finished:
             run.train_loader.set_epoch(progress.epoch)
             for micro_batches in grouped(run.train_loader, options.grad_accum):
                 lr = run.learning_rate(progress.step)
@@ -133,9 +167,11 @@ def train(run: Run, watch: Callable[[dict[str, float]], None] = lambda metrics: 
                 is_last = progress.step == run.total_steps
                 if is_last or progress.step % options.log_every == 0:
                     log_metrics(run, **meter.flush(), learning_rate=lr, grad_norm=grad_norm)
+                for callback in callbacks:
+                    callback.on_step(run, run.line(train_loss=loss, learning_rate=lr, grad_norm=grad_norm))
                 if is_last or progress.step % run.eval_every == 0:
                     with meter.paused():
-                        watch(validate(run))
+                        validate(run)
                 if options.save_every and progress.step % options.save_every == 0:
                     save_step(run)
                 stops = interrupt.requested or run.stop_reason is not None or run.lost_worker is not None
@@ -214,42 +250,22 @@ def require_finite(name: str, value: float) -> float:
     return value
 
 
-def validate(run: Run) -> dict[str, float]:
-    """Score the validation set, print and log the metrics, save the weights at best/ if they improved."""
-    score = score_loss(run.model, run.valid_loader, run.autocast, run.compute_loss)
-    metrics = {
-        "valid_loss": score.loss,
-        "token_accuracy": score.token_accuracy,
-        "perplexity": score.perplexity,
-    }
-    model = unsharded(run.model)
-    answers = score_answers(
-        model,
-        run.tokenizer,
-        run.valid_set,
-        task=run.options.task,
-        limit=run.options.eval_answers,
-        batch_size=run.options.eval_batch_size,
-        max_new_tokens=run.options.max_target_length,
-        num_beams=run.options.num_beams,
-    )
-    if answers:
-        metrics["exact_match"] = mean([answer.exact_match for answer in answers])
-        metrics["f1"] = mean([answer.f1 for answer in answers])
-    elif run.options.eval_answers:
-        answers = score_continuations(model, run.tokenizer, run.valid_set, count=4, max_new_tokens=32)
-    console.print_answers(answers)
+def validate(run: Run) -> None:
+    """Score the validation sets, print and log the metrics, save the weights at best/ if they improved."""
+    metrics: dict[str, float] = {}
+    predictions: list[dict[str, Any]] = []
+    for name, loader in run.valid_loaders.items():
+        scores, answers = score_set(run, loader)
+        console.print_validation(run, name, scores, answers)
+        metrics |= {named_key(name, key): value for key, value in scores.items()}
+        of_set = {"set": name} if name else {}
+        predictions += [{"step": run.progress.step, **of_set, **asdict(answer)} for answer in answers]
     log_metrics(run, **metrics)
-    shown = named(metrics, run.options.task).items()
-    log(f"step {run.progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown))
-
-    quality = [metrics.get("exact_match", 0.0), -metrics["valid_loss"]]
-    if run.progress.step > 0 and (run.progress.best is None or quality > run.progress.best):
-        run.progress.best = quality
+    if run.progress.step > 0 and improved(run, metrics):
         run.save_checkpoint(run.directory.best)
-        predictions = [{"step": run.progress.step, **asdict(answer)} for answer in answers]
         on_main(lambda: run.directory.save_predictions(predictions))
-    return metrics
+    for callback in run.callbacks:
+        callback.on_validate(run, run.line(**metrics))
 
 
 def save_step(run: Run) -> None:
@@ -265,9 +281,7 @@ def log_metrics(run: Run, **metrics: float) -> None:
         metrics["skipped_steps"] = skipped = run.progress.skipped
         if skipped:
             log(f"step {run.progress.step}: skipped ({skipped} in a row), its gradients overflow")
-    epoch = run.progress.step / run.train_loader.steps_per_epoch
-    line = {"step": run.progress.step, "epoch": round(epoch, 4), **metrics}
-    on_main(lambda: run.directory.metrics_log.append(line))
+    on_main(lambda: run.directory.metrics_log.append(run.line(**metrics)))
 
 
 def read_options(argv: Sequence[str] | None) -> TrainOptions:
@@ -279,10 +293,13 @@ def read_options(argv: Sequence[str] | None) -> TrainOptions:
     with cli_errors("ftcore.train"):
         directory.require_resumable()
     given = list(sys.argv[1:] if argv is None else argv)
-    return parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    resumed = parse(TrainOptions, ["--config", str(directory.config), *given], command="ftcore.train")
+    goal_in_epochs = options.epochs is not None and options.max_steps is None
+    return replace(resumed, max_steps=None) if goal_in_epochs else resumed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     with wait_for_main():
         options = read_options(argv)
         try:
@@ -293,8 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with cli_errors("ftcore.train"):
                 run = prepare(options)
             with (
-                closing(run.directory),
-                cli_errors("ftcore.train", (FloatingPointError, OSError), FAILED_RUN),
+                run,
+                cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
             ):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ftcore.cli import check_resumed, option, parse, to_argv
+from ftcore.metrics import DEFAULT_METRICS, MetricError, metric_names
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
 from ftcore.training.options import TrainOptions
 from ftcore.training.tuning import Distribution, draw_settings, import_optuna, parse_search
@@ -59,6 +60,8 @@ class TuneOptions(TrainOptions):
         if self.check or self.dry_run:
             given = "--check" if self.check else "--dry-run"
             raise ValueError(f"{given} is about one run: python -m ftcore.train {given}")
+        if self.metric in DEFAULT_METRICS and self.metric not in metric_names(self.metrics):
+            raise ValueError(f"--metric {self.metric} is not among --metrics {' '.join(self.metrics or [])}")
         if not self.search and not self.resume:
             raise ValueError("--search is missing, for example --search lr=1e-4..1e-2 batch_size=8,16,32")
         for name, distribution in parse_search(self.search or []).items():
@@ -91,7 +94,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -99,12 +101,15 @@ import torch
 
 from ftcore.checkpoints.files import write_atomically, write_json
 from ftcore.train import prepare, train
+from ftcore.training.callbacks import Callback
 from ftcore.training.inputs import load_checkpoint
 from ftcore.training.interrupt import Interrupt
-from ftcore.training.options import SIZES, find_files
+from ftcore.training.options import SIZES
 from ftcore.training.resize import config_changes, resize
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory, claim, require_free
-from ftcore.training.setup import Run
+from ftcore.training.run_files import find_files
+from ftcore.training.scoring import count_answers
 from ftcore.training.tuning import (
     FrozenTrial,
     Study,
@@ -112,6 +117,7 @@ from ftcore.training.tuning import (
     default_metric,
     describe,
     finished_trials,
+    of_first_set,
     open_journal,
     save_picture,
     score,
@@ -164,29 +170,16 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
     search.study.enqueue_trial(settings)
     trial = search.study.ask(search.space)
     output = str(search.run_directory(trial).path)
-    validations: list[tuple[float, int, dict[str, float]]] = []  # (score, step, metrics)
-
-    def watch(run: Run, metrics: dict[str, float]) -> None:
-        """Report a validation to the pruner, by its number: steps per epoch depend on the batch size."""
-        step = run.progress.step
-        value = score(metrics, search.options.metric or default_metric(metrics))
-        bar.set_postfix_str(f"step {step}/{run.total_steps}")
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the validation loss is {metrics['valid_loss']} after step {step}")
-        validations.append((value, step, metrics))
-        trial.report(value, len(validations))
-        if step < run.total_steps and trial.should_prune():
-            raise optuna.TrialPruned
-
+    reporter = Reporter(trial, search.options.metric, bar)
     warnings = trial.number == 0  # the other trials would repeat them
     state, error, run, start = "COMPLETE", "", None, time.perf_counter()
     try:
         with cli_errors("ftcore.tune"), quiet(warnings=warnings):
             run = prepare(search.options.of_trial(settings, output=output, overwrite=True))
             require_comparable(run, search.options)
-        with cli_errors("ftcore.tune", (OSError,), FAILED_RUN), quiet(warnings=warnings):
-            train(run, partial(watch, run))
-        if run.progress.step < run.total_steps:
+        with cli_errors("ftcore.tune", (OSError, MetricError), FAILED_RUN), quiet(warnings=warnings):
+            train(run, [reporter])
+        if not run.is_finished:
             return None
     except optuna.TrialPruned:
         state = "PRUNED"
@@ -196,8 +189,8 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
         state, error = "FAIL", one_line(failure)
     finally:
         if run is not None:
-            run.directory.close()
-    value, step, metrics = max(validations, key=itemgetter(0), default=(None, None, {}))
+            run.close()
+    value, step, metrics = max(reporter.validations, key=itemgetter(0), default=(None, None, {}))
     trial.set_user_attr("metrics", {key: x for key, x in metrics.items() if math.isfinite(x)})
     trial.set_user_attr("best_step", step)
     trial.set_user_attr("steps", run.progress.step if run else 0)
@@ -209,13 +202,36 @@ def run_trial(search: Search, settings: dict[str, Any], bar: Any) -> FrozenTrial
     return finished
 
 
+class Reporter(Callback):
+    """Report validations to the pruner, by their number: steps per epoch depend on the batch size."""
+
+    def __init__(self, trial: Any, metric: str | None, bar: Any) -> None:
+        self.trial, self.metric, self.bar = trial, metric, bar
+        self.validations: list[tuple[float, int, dict[str, float]]] = []  # (score, step, metrics)
+
+    def on_validate(self, run: Run, metrics: dict[str, float]) -> None:
+        step = run.progress.step
+        if step == 0:  # the untrained model
+            return
+        metrics = of_first_set(metrics)
+        value = score(metrics, self.metric or default_metric(metrics))
+        self.bar.set_postfix_str(f"step {step}/{run.total_steps}")
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the validation loss is {metrics['valid_loss']} after step {step}")
+        self.validations.append((value, step, metrics))
+        self.trial.report(value, len(self.validations))
+        if step < run.total_steps and self.trial.should_prune():
+            raise import_optuna().TrialPruned
+
+
 def require_comparable(run: Run, options: TuneOptions) -> None:
     """Check that the validations of a run have what --metric and --halving need.
 
     Raises:
         ValueError: they do not.
     """
-    has_answers = run.options.eval_answers and any(record.references for record in run.valid_set.records)
+    first = next(iter(run.valid_loaders.values()))
+    has_answers = run.options.eval_answers and count_answers(first.dataset)
     if options.metric in ("exact_match", "f1") and not has_answers:
         raise ValueError(f"--metric {options.metric} needs validation examples with answers, found none")
     if options.halving and run.eval_every >= run.total_steps:

@@ -2,11 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+
+from ftcore.training.curves import draw_curves as DRAW_CURVES
 
 pytest.register_assert_rewrite("tests.helpers")
 
@@ -35,6 +38,21 @@ def pytest_report_header() -> str:
     return (
         f"oracle: transformers is not installed (Python 3.11 or newer); {len(collect_ignore)} files left out"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Runs draw no curves, which would take longer than the run; see `curves`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
+        yield
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test draw curves, as they do for users."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("ftcore.training.curves.draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.__main__ import find_commands
-from ftcore.cli import REQUIRED, check_bounds, option, parse, to_argv
+from ftcore.cli import REQUIRED, check_options, option, parse, to_argv
+from ftcore.generate import GenerateOptions
+from ftcore.output import flag
+from ftcore.training.options import TrainOptions
 
 OPTION_CLASSES = [
     getattr(import_module(f"ftcore.{name}"), f"{name.capitalize()}Options") for name in find_commands()
@@ -31,7 +37,7 @@ class Trip:
 
     goal: str = option(REQUIRED, "where to go")
     days: int = option(3, "how long", at_least=1)
-    speed: float = option(1.5, "in km/h, 100% of the time")
+    speed: float = option(1.5, "in km/h, 100% of the time", at_least=0)
     friends: list[str] | None = option(None, "friends of all kinds, and enemies", group="Company")
     mood: Literal["good", "bad"] = option("good", "of the group")
     pause: int | float = option(0.1, "hours, or below 1 a share")
@@ -39,7 +45,7 @@ class Trip:
     night: bool = option(False, "travel at night")
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_options(self)
 
 
 def trip(*arguments: str) -> Trip:
@@ -213,13 +219,25 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
     assert trip("--config", config, "--days", "4") == Trip("Rome", 4, 2, night=True)
 
 
+@pytest.mark.skipif(find_spec("yaml") is None, reason="needs PyYAML")
+def test_a_config_may_be_yaml(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = as_file(tmp_path / "trip.YAML", "goal: no\nspeed: 1e-3  # slow\nfriends: Ada\nnight: true\n")
+    assert trip("--config", config, "--days", "4") == Trip("no", 4, 0.001, ["Ada"], night=True)
+    for text, complaint in (
+        ("goal: x\nnight: yes", "trip.yml: --night is 'yes', expected true or false"),
+        ("goal: x\ndyas: 3", "trip.yml: unknown option 'dyas', did you mean 'days'?"),
+        ("goal: x\ngoal: y", "trip.yml, line 2: broken YAML: key 'goal' twice"),
+    ):
+        assert complaint in refusal(capsys, "--config", as_file(tmp_path / "trip.yml", text))
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     st.builds(
         Trip,
         goal=st.text(),
         days=st.integers(1, 10**6),
-        speed=st.floats(allow_nan=False, allow_infinity=False),
+        speed=st.floats(0, allow_infinity=False),
         mood=st.sampled_from(["good", "bad"]),
         pause=st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
         map_file=st.none() | st.text(),
@@ -237,24 +255,17 @@ def test_a_saved_file_gives_the_same_options(tmp_path_factory: pytest.TempPathFa
     [
         ("{", "trip.json: broken JSON: Expecting property name"),
         ("", "trip.json: the file is empty"),
+        ('{"goal": "x", "goal": "y"}', "trip.json: broken JSON: key 'goal' twice"),
         ([1], "trip.json: expected a JSON object, found list"),
         ({"gaol": "x"}, "trip.json: unknown option 'gaol', did you mean 'goal'?"),
-        ({"goal": 3}, "trip.json: goal is 3, which does not fit --goal"),
-        ({"goal": "x", "days": "3"}, "days is '3', which does not fit --days"),
-        ({"goal": "x", "days": True}, "days is True, which does not fit --days"),
-        ({"goal": "x", "days": 2.5}, "days is 2.5, which does not fit --days"),
-        ({"goal": "x", "night": 1}, "night is 1, which does not fit --night"),
-        ({"goal": "x", "mood": "sad"}, "mood is 'sad', which does not fit --mood"),
-        ({"goal": None}, "goal is None"),
-        ({"goal": "x", "friends": "Ada"}, "friends is 'Ada', which does not fit --friends"),
-        ({"goal": "x", "friends": [1]}, "friends is [1], which does not fit --friends"),
+        ({"goal": 3}, "trip.json: --goal is 3, expected a text"),
+        ({"goal": "x", "days": "3"}, "--days is '3', expected an integer"),
         ({"days": 3}, "trip.json: --goal is missing"),
         ({"goal": "x", "days": 0}, "trip.json: --days is 0, expected at least 1"),
         (
             {"goal": "x", "speed": 10**30},
             f"trip.json: --speed is {10**30}, expected an integer of at",
         ),
-        ({"goal": "x", "friends": [["Ada"]]}, "friends is [['Ada']], which does not fit --friends"),
     ],
 )
 def test_a_wrong_file_is_named(
@@ -264,7 +275,53 @@ def test_a_wrong_file_is_named(
     assert complaint in line and line.count("trip.json") == 1
 
 
+# --- options made in Python
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"goal": 3}, "--goal is 3, expected a text"),
+        ({"goal": None}, "--goal is None, expected a text"),
+        ({"days": "3"}, "--days is '3', expected an integer"),
+        ({"days": True}, "--days is True, expected an integer"),
+        ({"days": 2.5}, "--days is 2.5, expected an integer"),
+        ({"days": 0}, "--days is 0, expected at least 1"),
+        ({"days": 2**63}, f"--days is {2**63}, expected an integer of at most 64 bits"),
+        ({"speed": "fast"}, "--speed is 'fast', expected a number"),
+        ({"speed": math.nan}, "--speed is nan, expected at least 0"),
+        ({"speed": math.inf}, "--speed is inf, expected at least 0"),
+        ({"pause": "long"}, "--pause is 'long', expected an integer or a number"),
+        ({"night": 1}, "--night is 1, expected true or false"),
+        ({"mood": "sad"}, "--mood is 'sad', expected one of good, bad"),
+        ({"mood": ["good"]}, "--mood is ['good'], expected one of good, bad"),
+        ({"friends": [1]}, "--friends is [1], expected a list of texts"),
+        ({"friends": [["Ada"]]}, "--friends is [['Ada']], expected a list of texts"),
+        ({"map_file": ["x"]}, "--map-file is ['x'], expected a text"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(complaint)}$"):
+        Trip(**{"goal": "x"} | values)
+
+
+def test_paths_become_text_and_a_single_text_a_list() -> None:
+    got = Trip("x", speed=2, map_file=Path("a", "b"), friends=Path("Ada"))  # type: ignore[arg-type]
+    assert (got.map_file, got.friends) == (str(Path("a", "b")), ["Ada"])
+    assert Trip("x", friends=[Path("Ada"), "Bo"]).friends == ["Ada", "Bo"]  # type: ignore[list-item]
+
+
 # --- all commands
+
+
+@pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
+def test_every_command_checks_its_options(options: type) -> None:
+    """From Python as on the command line."""
+    needed = {field.name: "x" for field in dataclasses.fields(options) if field.default is REQUIRED}
+    number = next(field.name for field in dataclasses.fields(options) if isinstance(field.default, int))
+    for wrong in ("x", 1.5, [1]):
+        with pytest.raises(ValueError, match=f"{flag(number)} is .*, expected "):
+            options(**needed | {number: wrong})
 
 
 @pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
@@ -300,6 +357,78 @@ def test_a_misspelt_option_is_one_line() -> None:
         done.stderr
         == "ftcore.train: unknown argument '--epoch', did you mean '--epochs'? (--help lists the options)\n"
     )
+
+
+HUGGING_FACE = """
+learning_rate --lr
+num_train_epochs --epochs
+per_device_train_batch_size --batch-size
+per_device_eval_batch_size --eval-batch-size
+gradient_accumulation_steps --grad-accum
+warmup_ratio --warmup
+warmup_steps --warmup
+lr_scheduler_type --schedule
+max_grad_norm --clip-norm
+label_smoothing_factor --label-smoothing
+optim --optimizer
+adafactor --optimizer adafactor
+bf16 --precision bf16
+fp16 --precision fp16
+eval_steps --eval-every
+save_steps --save-every
+save_total_limit --keep
+logging_steps --log-every
+early_stopping_patience --early-stopping
+max_length --max-source-length
+model_name_or_path --model
+output_dir --output
+overwrite_output_dir --overwrite
+train_file --train
+validation_file --valid
+resume_from_checkpoint --resume
+dataloader_num_workers --workers
+use_cpu --device cpu
+lora_r --lora-rank
+fsdp --parallel fsdp
+"""
+
+
+@pytest.mark.parametrize("line", HUGGING_FACE.split("\n")[1:-1])
+def test_names_of_hugging_face_are_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture, line: str
+) -> None:
+    """On the command line and in --config, with dashes and with underscores."""
+    name, _, meant = line.partition(" ")
+    option_name, _, value = meant.removeprefix("--").replace("-", "_").partition(" ")
+    in_file = f"{option_name}: {value}" if value else option_name
+    for spelling in (name, name.replace("_", "-")):
+        config = as_file(tmp_path / "train.json", {spelling: 1})
+        for arguments, unknown, suggestion in (
+            ([f"--{spelling}", "1"], f"unknown argument '--{spelling}'", meant),
+            ([f"--{spelling}=1"], f"unknown argument '--{spelling}=1'", meant),
+            (["--config", config], f"unknown option '{spelling}'", in_file),
+        ):
+            with pytest.raises(SystemExit):
+                parse(TrainOptions, arguments, command="train")
+            assert f"{unknown}, did you mean {suggestion!r}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", OPTION_CLASSES, ids=lambda options: options.__name__)
+def test_names_of_other_libraries_are_no_options(options: type) -> None:
+    names = [field.name for field in dataclasses.fields(options)]
+    others = [
+        name.partition("=")[0]
+        for field in dataclasses.fields(options)
+        for name in field.metadata["also"].split()
+    ]
+    assert len({*names, *others}) == len(names) + len(others)
+
+
+def test_hugging_faces_names_of_a_search_are_understood(capsys: pytest.CaptureFixture) -> None:
+    for name, meant in (("--do_sample", "--sample"), ("--max-length", "--max-new-tokens")):
+        with pytest.raises(SystemExit):
+            parse(GenerateOptions, ["--model", "x", "--prompt", "x", name, "5"], command="generate")
+        assert f"unknown argument '{name}', did you mean '{meant}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", find_commands())

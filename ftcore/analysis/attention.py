@@ -6,7 +6,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.analysis.figures import check_labels, draw_matrix
@@ -23,7 +22,8 @@ from ftcore.analysis.inputs import (
 from ftcore.analysis.results import Tensors, one_per_line
 from ftcore.decoding import generate
 from ftcore.decoding.arguments import Arguments, arguments_for
-from ftcore.decoding.search import checked_source
+from ftcore.decoding.inputs import checked_source, decoder_prompt
+from ftcore.decoding.state import extended
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.t5 import relative_position_bucket
@@ -48,7 +48,7 @@ def attention_while_generating(
     The maps are computed in one pass over the generated sequence, which equals the steps with a cache.
     (During beam search, `record` would see the running beams instead.)
 
-    Arguments as for `generate`, with input_ids (B, S).
+    Arguments as for `generate`, with input_ids and attention_mask (B, S).
 
     Returns:
         The ids (R, length) that `generate` returns, and the maps (L, R, H, T, S) by part, where R = B *
@@ -58,16 +58,18 @@ def attention_while_generating(
     known = {field.name for field in fields(Arguments)} & arguments.keys()
     chosen = arguments_for(model, {name: arguments[name] for name in known})
     # As in `generate`, which masks GPT-2's pad tokens where no mask is given.
-    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask, ids.device)
+    input_ids, attention_mask = checked_source(model, chosen, input_ids, attention_mask)
+    inputs = {"input_ids": ids[:, :-1]}
+    masks = {"attention_mask": attention_mask}
     per_source = len(ids) // len(input_ids)
-    decoder_ids = ids[:, :-1]
-    if isinstance(model, GPT2LMHeadModel):
-        inputs = {"input_ids": decoder_ids}
-    else:
-        inputs = {"input_ids": input_ids.repeat_interleave(per_source, 0), "decoder_input_ids": decoder_ids}
-    if attention_mask is not None:
-        new = inputs["input_ids"].shape[1] - attention_mask.shape[1]  # 0 for T5
-        inputs["attention_mask"] = F.pad(attention_mask.repeat_interleave(per_source, 0), (0, new), value=1)
+    if not isinstance(model, GPT2LMHeadModel):
+        prefix = arguments.get("decoder_input_ids"), arguments.get("decoder_attention_mask")
+        _, masks["decoder_attention_mask"] = decoder_prompt(model, chosen, *prefix, input_ids)
+        inputs = {"input_ids": input_ids.repeat_interleave(per_source, 0), "decoder_input_ids": ids[:, :-1]}
+    for name, mask in masks.items():
+        if mask is not None:
+            length = inputs[name.replace("attention_mask", "input_ids")].shape[1]
+            inputs[name] = extended(mask.repeat_interleave(per_source, 0), length)
     return ids, attention_maps(model, inputs)
 
 
@@ -119,6 +121,8 @@ def draw_attention(maps: Tensor, queries: Sequence[str], keys: Sequence[str], ti
 
 
 class BiasCurves(NamedTuple):
+    """T5's relative position bias by distance, of all heads."""
+
     distances: Tensor  # (N) key position minus query position
     buckets: Tensor  # (N) row of the table for each distance
     edges: list[int]  # distances at which the bucket changes
@@ -163,7 +167,12 @@ def relative_bias_curves(
 def draw_relative_bias(
     curves: BiasCurves, title: str = "", table: int = 0, axes: Axes | None = None
 ) -> Figure:
-    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure."""
+    """A curve for each head, with grey lines at the bucket edges; into `axes` or a new figure.
+
+    Args:
+        curves: of `relative_bias_curves`.
+        table: of uMT5, the block.
+    """
     table = check_index("table", table, len(curves.biases))
     axes = axes or new_figure(8, 3.6).subplots()
     axes.set_title(title, fontsize=10)

@@ -119,7 +119,10 @@ def _head_contributions(model: Model, z: Tensor, outputs: Tensor, direction: Ten
 
 
 def draw_attribution(shares: dict[str, Tensor], row: int = 0, position: int = -1) -> Figure:
-    """Contributions to one logit: heads as heat maps, the others as bars. Red is positive, blue negative."""
+    """Contributions to one logit: heads as heat maps, the others as bars. Red is positive, blue negative.
+
+    `shares` are those of `logit_attribution`, and the logit is that of their (B, T) at `row` and `position`.
+    """
     rows, length = shares["embedding"].shape
     row, position = check_index("row", row, rows), check_index("position", position, length)
     fields = {name: share[..., row, position] for name, share in shares.items()}

@@ -1,8 +1,10 @@
 """Beam search as a tree: every candidate of every step, and its outcome.
 
-trace = beam_trace(model, input_ids, num_beams=4)
-trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
-draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
+For example, with four beams:
+
+    trace = beam_trace(model, input_ids, num_beams=4)
+    trace.steps[0][0]  # Candidate(step=0, rank=0, parent=None, token=262, status="running", ...)
+    draw_beams(trace, lambda token: tokenizer.decode([token])).savefig("beams.png")
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import NEG_INF, Hypotheses
+from ftcore.decoding.beam_search import NEG_INF, Hypotheses
 from ftcore.figures import Axes, Figure, new_figure
 from ftcore.models import Model
 
@@ -38,6 +40,8 @@ class Candidate:
 
 @dataclass
 class BeamTrace:
+    """The candidates of a beam search, by step, and what it returned."""
+
     ids: Tensor  # (num_return_sequences, length), as returned by `generate`
     steps: list[list[Candidate]]
 
@@ -100,14 +104,13 @@ class _Recorder:
         step: dict[_Ids, Candidate] = {}
         for i, ids in _valid(candidates, prompt_length):
             parent = self.beams[int(candidates.parents[0, i])] if self.beams else None
-            score = float(candidates.scores[0, i])
             step[ids] = Candidate(
                 step=len(self.steps),
                 rank=len(step),
                 parent=None if parent is None else parent.rank,
                 token=ids[-1],
-                log_prob=score - (0.0 if parent is None else parent.score),
-                score=score,
+                log_prob=float(candidates.token_scores[0, i, length - 1]),
+                score=float(candidates.scores[0, i]),
                 status="pruned",
             )
         self.steps.append(list(step.values()))
@@ -140,6 +143,7 @@ def draw_beams(
     """The search tree: one column per step, most likely candidates at the top, the best path in orange.
 
     Args:
+        trace: of `beam_trace`.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
         candidates: maximum number drawn per step; beams and finished hypotheses are always drawn.
         axes: to draw into, by default those of a new figure.

@@ -28,7 +28,7 @@ def draw_matrix(
     high: float | None = None,
     bar: bool = True,
 ) -> None:
-    """A heat map of `values` (rows, columns), with `texts` in its cells.
+    """Draw a heat map of `values`, a tensor (rows, columns), with `texts` in its cells.
 
     The color scale, shown by `bar`, is 0 to `high`, or -high to high (blue to red) if `signed`; `high` is
     the largest absolute value by default.
@@ -61,7 +61,7 @@ def _label(set_ticks: Any, names: Sequence[str] | None, rotation: int) -> None:
 
 
 def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = False, high: float) -> None:
-    """A heat map of one number per head, (L, H), on the scale of `draw_matrix`."""
+    """Draw a heat map of one number per head, (L, H), on the scale of `draw_matrix`."""
     check_dims("field", field, "L H")
     blocks, heads = field.shape
     draw_matrix(
@@ -78,7 +78,7 @@ def draw_head_field(axes: Axes, field: Tensor, title: str, *, signed: bool = Fal
 
 
 def draw_heads(fields: dict[str, Tensor], title: str = "", *, signed: bool = False) -> Figure:
-    """A heat map of one number per head, (L, H), for each part."""
+    """A heat map of one number per head, (L, H), for each part in `fields`; `signed` as in `draw_matrix`."""
     figure = new_figure(0.6 + sum(0.5 + 0.45 * field.shape[-1] for field in fields.values()), 3.0)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     high = max(float(field.abs().max()) for field in fields.values())

@@ -38,7 +38,7 @@ from ftcore.study.hooks import token_mask
 def repeated_tokens(
     vocab_size: int, *, rows: int = 8, length: int = 25, repeats: int = 2, seed: int = 0
 ) -> Tensor:
-    """(rows, repeats * length): in each row a random sequence of distinct tokens, repeated.
+    """Draw `length` distinct tokens for each row, and repeat them: (rows, repeats * length).
 
     Only the repetition predicts the next token.
 
@@ -83,13 +83,16 @@ def prefix_matching_scores(maps: Tensor, ids: Tensor, attention_mask: Tensor | N
 
 
 def duplicate_token_scores(maps: Tensor, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Attention to earlier occurrences of the current token: (L, H); as above."""
+    """Attention to earlier occurrences of the current token: (L, H).
+
+    maps (L, B, H, T, T), ids and attention_mask (B, T) as in `prefix_matching_scores`.
+    """
     mask = token_mask(attention_mask, ids)
     return _attention_to(maps, (ids[:, :, None] == ids[:, None, :]).tril(-1), mask)
 
 
 def previous_token_scores(maps: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Average attention to the previous position: (L, H); as above."""
+    """Average attention to the previous position: (L, H). Maps (L, B, H, T, T), attention_mask (B, T)."""
     check_dims("maps", maps, "L B H T T")
     mask = token_mask(attention_mask, maps[0, :, 0])
     before = mask.new_ones(maps.shape[-2:]).tril(-1).triu(-1)  # (T, T)
@@ -205,6 +208,6 @@ def _replace_head(head: int, replacement: Tensor, z: Tensor) -> Tensor:
 def draw_ablation(
     changes: dict[str, Tensor], title: str = "change of the metric without each head"
 ) -> Figure:
-    """A heat map for each part, with a row for each block; batches are averaged."""
+    """A heat map for each part, (L, H), of the `changes` of `head_ablation`; batches are averaged."""
     fields = {part: change.reshape(*change.shape[:2], -1).mean(-1) for part, change in changes.items()}
     return draw_heads(fields, title, signed=True)

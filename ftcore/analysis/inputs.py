@@ -32,7 +32,11 @@ Inputs = Mapping[str, Tensor]
 
 
 def inputs_of(model: Model, tokenizer: Tokenizer, text: str, target: str = "") -> dict[str, Tensor]:
-    """Tokenize one text. For T5 it is the source; `target` with its end token becomes decoder_input_ids."""
+    """Tokenize one text: (1, T). For T5 it is the source; `target` with its end becomes decoder_input_ids.
+
+    Raises:
+        ValueError: the text has no tokens, or a target is given to GPT-2.
+    """
     if not (ids := tokenizer.encode(text)):
         raise ValueError("text has no tokens: GPT-2 needs at least one")
     inputs = {"input_ids": torch.tensor([ids])}
@@ -42,7 +46,7 @@ def inputs_of(model: Model, tokenizer: Tokenizer, text: str, target: str = "") -
 
 
 def token_names(tokenizer: Tokenizer, ids: Sequence[int] | Tensor) -> list[str]:
-    """The text of each token, special tokens included: labels for figures."""
+    """The text of each token of `ids`, (T), special tokens included: labels for figures."""
     return [tokenizer.decode([int(token)], skip_special_tokens=False) for token in ids]
 
 
@@ -91,11 +95,12 @@ def stack_parameters(model: Model, pattern: str) -> Tensor:
 
 
 def num_heads(model: Model) -> int:
+    """H, the heads of each attention."""
     return model.config.n_head if isinstance(model, GPT2LMHeadModel) else model.config.num_heads
 
 
 def padding_mask(model: Model, inputs: Inputs, part: str) -> Tensor:
-    """The `token_mask` of the positions at which a part computes."""
+    """The `token_mask`, (B, T), of the positions at which a part computes."""
     prefix = "decoder_" if model.config.is_encoder_decoder and part != "encoder" else ""
     name = f"{prefix}attention_mask"
     return token_mask(inputs.get(name), inputs[f"{prefix}input_ids"], name)

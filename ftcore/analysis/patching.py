@@ -72,7 +72,7 @@ def logit_difference(
 
 
 def measure(metric: Metric, model: Model, inputs: Inputs) -> Tensor:
-    """The metric of the model's logits; a metric may return a number."""
+    """The metric of the model's logits, as a tensor; a metric may return a number."""
     return torch.as_tensor(metric(logits_of(model, inputs)))
 
 
@@ -89,7 +89,7 @@ class Patched:
 
     @property
     def restored(self) -> Tensor:
-        """The share of the difference that each patch restores: 0 corrupted, 1 clean.
+        """The share of the difference that each patch restores: 0 corrupted, 1 clean. The shape of the sweep.
 
         Over several rows it is a ratio of means (Wang et al. 2023): the share of a single row,
         (values - corrupted) / (clean - corrupted), is unbounded where clean and corrupted agree.
@@ -260,7 +260,13 @@ def _write_columns(new: Tensor, columns: slice, old: Tensor) -> Tensor:
 def draw_patched(
     patched: Patched, rows: Sequence[str], columns: Sequence[str] | None = None, title: str = ""
 ) -> Figure:
-    """`restored` of a sweep over one axis, one row per activation; red is 1, the clean run."""
+    """`patched.restored` of a sweep over one axis, one row per activation; red is 1, the clean run.
+
+    `rows` are the names of the activations, and `columns` those of the axis.
+
+    Raises:
+        ValueError: a sweep over several axes.
+    """
     restored = patched.restored
     if restored.dim() != 2:
         raise ValueError(f"restored is {tuple(restored.shape)}, expected two dimensions: take a part of it")

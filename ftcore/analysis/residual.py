@@ -33,7 +33,12 @@ def draw_residual_norms(
     attention_mask: Tensor | None = None,
     decoder_attention_mask: Tensor | None = None,
 ) -> Figure:
-    """A line for each token of the first row, and the mean over all tokens in black, without padding."""
+    """A line for each token of the first row, and the mean over all tokens in black, without padding.
+
+    Args:
+        norms: of `residual_norms`.
+        attention_mask, decoder_attention_mask: of the inputs, (B, T).
+    """
     figure = new_figure(4.2 * len(norms), 3.2)
     panels = figure.subplots(1, len(norms), squeeze=False)[0]
     for axes, (stack, lengths) in zip(panels, norms.items(), strict=True):

@@ -54,7 +54,7 @@ def token_losses(model: Model, inputs: Inputs, labels: Tensor | None = None) -> 
 
 
 def draw_token_losses(losses: Tensor, tokens: Sequence[str]) -> Figure:
-    """A bar for each of the T losses of one text, labeled with its token."""
+    """A bar for each of the `losses` of one text, (T), labeled with its token of `tokens`."""
     check_dims("losses", losses, "T")
     check_labels("tokens", tokens, len(losses))
     figure = new_figure(max(4.0, 0.24 * len(tokens)), 2.8)
@@ -123,6 +123,9 @@ def draw_top_activations(top: TopActivations, neuron: int, texts: Sequence[Seque
     """A bar for each of one neuron's top activations, labeled with its token and those before it.
 
     `texts` are the tokens of all texts of the data set.
+
+    Raises:
+        ValueError: fewer texts than `top` refers to.
     """
     neuron = check_index("neuron", neuron, len(top.values))
     if (needed := int(top.texts[neuron].max()) + 1) > len(texts):

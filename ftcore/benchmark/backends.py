@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +45,23 @@ def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> l
     return ids[:, -case.target :].tolist()
 
 
-class FtcoreBackend:
+class Backend(Protocol):
+    """What is asked of a library, which is given the checkpoint and the case by its job."""
+
+    def load(self) -> Any:
+        """Load the checkpoint."""
+
+    def prepare(self, model: Any) -> Any:
+        """Prepare a loaded model for generation."""
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        """Generate the case's number of new tokens from prompts, (rows, source)."""
+
+    def training_step(self) -> Step:
+        """Make the function that trains on a batch and returns its loss."""
+
+
+class FtcoreBackend(Backend):
     """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
 
     def __init__(self, job: Job) -> None:
@@ -78,7 +94,7 @@ class FtcoreBackend:
         options = TrainOptions(
             model=job.checkpoint,
             task=job.task,  # type: ignore[arg-type]
-            train=job.train,
+            train=[job.train],
             output=mkdtemp(prefix="run-", dir=job.checkpoint),  # a process locks its run's directory
             batch_size=case.rows,
             max_source_length=case.source,
@@ -95,7 +111,7 @@ class FtcoreBackend:
         return lambda batch: take_step(run, [batch], case.learning_rate)[0]
 
 
-class TransformersBackend:
+class TransformersBackend(Backend):
     """transformers with its default attention, the fused kernel; trained without its Trainer."""
 
     def __init__(self, job: Job) -> None:
@@ -141,7 +157,7 @@ class TransformersBackend:
         return step
 
 
-class CTranslate2Backend:
+class CTranslate2Backend(Backend):
     """CTranslate2, which has its own checkpoint format, takes token strings and cannot train."""
 
     def __init__(self, job: Job) -> None:
@@ -222,4 +238,5 @@ def installed_backends(*, fast: bool) -> list[str]:
 
 
 def version(backend: str) -> str:
+    """Version of a backend's library."""
     return __version__ if backend.startswith("ftcore") else importlib.metadata.version(backend)

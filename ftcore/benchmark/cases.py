@@ -20,7 +20,11 @@ class Case:
     axis: str = ""  # of the growth figure: what varies
 
     def fit(self, positions: int) -> "Case":
-        """Shorten to a model with fewer positions."""
+        """Shorten to a model with fewer positions.
+
+        Raises:
+            ValueError: less than a prompt and a new token fit.
+        """
         if positions < 2:
             raise ValueError(f"n_positions is {positions}, expected at least 2: a prompt and a new token")
         target = min(self.target, positions // 2)
@@ -52,6 +56,7 @@ class Job:
 
     @property
     def padded(self) -> bool:
+        """Whether this backend pads each batch to the case's lengths."""
         return self.case.padded in ("all", self.backend)
 
 

@@ -1,7 +1,7 @@
 """Inputs that all backends share: a checkpoint, random prompts, and a file of training batches."""
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from ftcore.decoding.arguments import SPECIAL_TOKENS, TYPES
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import did_you_mean
-from ftcore.training.options import TrainOptions, find_files
+from ftcore.training.options import Files, TrainOptions
+from ftcore.training.run_files import find_files
 
 
 def write_model(name: str, directory: Path) -> Model:
@@ -52,34 +53,35 @@ def random_prompts(case: Case, vocab_size: int) -> Tensor:
     return torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
 
 
-def training_data(model: Model, train: str | None, tokenizer: str | None) -> TrainOptions:
-    """Options with task, training file and tokenizer directory; None selects those of the repository.
+def training_data(model: Model, train: str | None, tokenizer: str | None) -> tuple[str, Files]:
+    """The task, and the training file and tokenizer directory; None selects those of the repository.
 
     Raises:
         ValueError: not given, and not in a clone of the repository.
     """
-    is_t5 = model.config.is_encoder_decoder
-    options = TrainOptions(task="qa" if is_t5 else "emotion", train=train, model=tokenizer)
-    files = find_files(options)
-    return replace(options, train=files.train, model=files.model)
+    task: Literal["qa", "emotion"] = "qa" if model.config.is_encoder_decoder else "emotion"
+    return task, find_files(TrainOptions(task=task, train=[train] if train else None, model=tokenizer))
 
 
-def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path, file: Path) -> None:
+def write_batches(case: Case, task: str, files: Files, model: Model, directory: Path, file: Path) -> None:
     """Save `case.steps` batches twice, padded to the longest example and to the case's lengths.
 
     The batches are evenly spaced among an epoch's, ordered by length. The tokenizer is saved to the model's
     `directory`.
 
+    Args:
+        task, files: see `training_data`.
+
     Raises:
         ValueError, OSError: invalid file or tokenizer, or too few examples.
     """
-    assert data.train and data.model
-    tokenizer = load_tokenizer(data.model)
-    check_vocabulary(tokenizer, model.config, data.model)
+    train = files.train[0]
+    tokenizer = load_tokenizer(files.model)
+    check_vocabulary(tokenizer, model.config, files.model)
     tokenizer.save_pretrained(directory)
     decoder_only = not model.config.is_encoder_decoder
     dataset = Dataset(
-        read_records(data.task, data.train, decoder_only=decoder_only),
+        read_records(task, train, decoder_only=decoder_only),
         tokenizer,
         decoder_only=decoder_only,
         max_source_length=case.source,
@@ -87,7 +89,7 @@ def write_batches(case: Case, data: TrainOptions, model: Model, directory: Path,
     )
     if len(dataset) < case.steps * case.rows:
         raise ValueError(
-            f"{data.train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
+            f"{train}: {len(dataset)} examples, expected {case.steps} batches of {case.rows} at least"
         )
     batches: dict[bool, list[dict[str, Tensor]]] = {}
     for padded in (False, True):

@@ -19,6 +19,8 @@ LOSS_TOL = 1e-4  # per step, in fp32
 
 
 class Quartiles(NamedTuple):
+    """Median and quartiles of the rounds."""
+
     median: float
     low: float
     high: float
@@ -50,14 +52,17 @@ class Row:
 
     @property
     def case(self) -> Case:
+        """What was measured."""
         return self.job.case
 
     @property
     def ours(self) -> Measurement:
+        """The measurement of ftcore, which is the first."""
         return next(iter(self.results.values()))
 
     @property
     def others(self) -> list[str]:
+        """Names of the other backends."""
         return list(self.results)[1:]
 
     @property
@@ -70,11 +75,13 @@ class Row:
 
     @property
     def unit(self) -> str:
+        """Of `rate`: what a round amounts to, by time; seconds where it is one thing."""
         if self.case.kind == "train":
             return "examples/s"
         return "tokens/s" if self.amount else "s"
 
     def rate(self, backend: str) -> Quartiles | None:
+        """Speed of a backend in `unit`."""
         seconds = self.results[backend].seconds
         return Quartiles.of([self.amount / each for each in seconds] if self.amount else seconds)
 
@@ -85,6 +92,7 @@ class Row:
 
     @property
     def roofline_share(self) -> float | None:
+        """The lower bound on the time, divided by ftcore's median time."""
         ours = Quartiles.of(self.ours.seconds)
         return self.roofline / ours.median if self.roofline and ours else None
 

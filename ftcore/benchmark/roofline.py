@@ -28,6 +28,8 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # per weight
 
 @dataclass(frozen=True)
 class Machine:
+    """The measured limits of this machine."""
+
     name: str
     threads: int
     device: str
@@ -35,6 +37,7 @@ class Machine:
     flops: float  # of a large matrix product in the benchmark's precision, per second
 
     def describe(self) -> str:
+        """Name and limits in a sentence."""
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         return (
             f"{self.name}, {threads if self.device == 'cpu' else self.device}, torch {torch.__version__}: "
@@ -92,6 +95,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: Model) -> "Weights":
+        """Count the weights of a model."""
         head = model.lm_head.weight.numel()
         if isinstance(model, GPT2LMHeadModel):
             width = model.config.n_embd * model.config.n_layer

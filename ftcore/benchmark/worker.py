@@ -82,6 +82,7 @@ def initialize() -> None:
 
 
 def start(job: Job) -> None:
+    """Prepare a job in this process, with its number of threads."""
     global _work
     torch.set_num_threads(job.threads)
     _work = prepare(job)

@@ -107,18 +107,20 @@ def _not_utf8(path: Path, gunzip: bool) -> ValueError:
     return ValueError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
-def parse_json(text: str, where: object) -> Any:
+def parse_json(text: str, where: object, *, unique_keys: bool = False) -> Any:
     """Parse JSON from a file or a request.
 
     Args:
         where: file, and line where it has several documents; heads the message of an error.
+        unique_keys: refuse a key that an object has twice; otherwise the last one counts.
 
     Raises:
         ValueError: broken JSON; NaN, Infinity or a number beyond float64; a lone surrogate; more than
             MAX_JSON_DEPTH levels.
     """
     try:
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        hook = _unique if unique_keys else None
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=hook)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # a surrogate: UTF-8 cannot encode half of a pair
             json.dumps(value, ensure_ascii=False).encode()
         if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(value) > MAX_JSON_DEPTH:
@@ -141,6 +143,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {shown(key)} twice")
+        values[key] = value
+    return values
+
+
 def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
@@ -149,13 +160,13 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         FileNotFoundError, ValueError: see `read_text` and `parse_json`; or not an object.
     """
-    values = parse_json(read_text(path), path)
+    values = parse_json(read_text(path), path, unique_keys=unique_keys)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
@@ -188,6 +199,7 @@ def read_json_lines(
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object with sorted keys, indented, for people to read."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -206,7 +218,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def write_together(writes: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for several files: all are on disk before the first is renamed."""
+    """Write several files as `write_atomically`: all are on disk before the first is renamed."""
     temporaries = {path: path.with_name(f".{path.name}.part") for path in writes}
     try:
         for path, write in writes.items():

@@ -116,7 +116,7 @@ def load_pickle(file: Path, *, is_zip: bool = True) -> Any:
     all files since PyTorch 1.6, are memory-mapped.
 
     Raises:
-        Exception: of many types.
+        ValueError: what it holds is no such pickle; torch and Python raise many other types.
     """
     if is_zip:
         with zipfile.ZipFile(file) as archive:

@@ -32,7 +32,7 @@ from ftcore.data.arrow_rows import arrow_format
 from ftcore.data.dataset import check_family
 from ftcore.data.files import Paths, expand_files, open_data, read_chunks, text_of
 from ftcore.data.rows import find_row_format, read_rows
-from ftcore.data.tasks import check_corpus_task
+from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.output import few, progress_bar
 
@@ -59,6 +59,7 @@ class Corpus:
     dtype: np.dtype  # of the ids in the file
     start: int  # index of the first id in the file
     stop: int  # index after the last id
+    column: str = "text"  # of the documents, in files of rows
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -103,7 +104,7 @@ class Corpus:
         return replace(self, stop=cut), replace(self, start=cut)
 
 
-def read_corpus(task: str, paths: Paths, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
+def read_corpus(task: str | Task, paths: Paths, tokenizer: Tokenizer, *, decoder_only: bool) -> Corpus:
     """The ids of one or more files, tokenized now (with a message on stderr) unless that was done before.
 
     Processes that read the same text at the same time wait for the first one to tokenize it.
@@ -111,8 +112,8 @@ def read_corpus(task: str, paths: Paths, tokenizer: Tokenizer, *, decoder_only: 
     Args:
         task: one of `CORPUS_TASKS`.
         paths: one file or several, or patterns, see `expand_files`: plain text with `<|endoftext|>` between
-            documents, which may be compressed by gzip, or rows, where the `text` of each is a document. A
-            document ends where a file ends.
+            documents, which may be compressed by gzip, or rows, where the `text` of each is a document, or
+            the column that the task has for it. A document ends where a file ends.
         decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
 
     Raises:
@@ -121,6 +122,7 @@ def read_corpus(task: str, paths: Paths, tokenizer: Tokenizer, *, decoder_only: 
             formats, or there is no text.
         OSError: the ids cannot be written.
     """
+    task = as_task(task)
     check_corpus_task(task, decoder_only)
     check_family(tokenizer, decoder_only)
     first, *others = texts = tuple(expand_files(paths))
@@ -128,7 +130,9 @@ def read_corpus(task: str, paths: Paths, tokenizer: Tokenizer, *, decoder_only: 
         if text.is_fifo():
             raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
         is_plain_text(text)  # here for its errors
+    column = task.column("text")
     fingerprint = _fingerprint(tokenizer)
+    fingerprint = fingerprint if column == "text" else _hash(fingerprint, column)
     key = _hash(fingerprint, *texts) if others else fingerprint
     ids = _directory(first) / f"{first.name}.{key[:8]}.ids.safetensors"
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -136,11 +140,12 @@ def read_corpus(task: str, paths: Paths, tokenizer: Tokenizer, *, decoder_only: 
         made_from = f"{_version(texts)}, tokenizer {fingerprint}, format {_FORMAT}"
         metadata, again = _read_metadata(ids, dtype, made_from)
         if not metadata:
-            metadata, documents = _write_ids(ids, texts, tokenizer, decoder_only, made_from, dtype)
+            metadata, documents = _write_ids(ids, texts, column, tokenizer, decoder_only, made_from, dtype)
             size = f"{int(metadata['tokens']):,} tokens of {documents:,} documents"
             print(f"tokenized {few([*map(str, texts)])}{again}: {size}, kept in {ids}", file=sys.stderr)
     tokens = int(metadata["tokens"])
-    return Corpus(texts, ids, decoder_only, _header(tokens, dtype, metadata), dtype, start=0, stop=tokens)
+    header = _header(tokens, dtype, metadata)
+    return Corpus(texts, ids, decoder_only, header, dtype, start=0, stop=tokens, column=column)
 
 
 def is_plain_text(path: Path, *, compressed: bool = True) -> bool:
@@ -156,17 +161,19 @@ def is_plain_text(path: Path, *, compressed: bool = True) -> bool:
         return find_row_format(path, file) == "text" and (compressed or not is_gzip)
 
 
-def read_documents(path: Path, size: int) -> Iterator[str]:
+def read_documents(path: Path, size: int, column: str = "text") -> Iterator[str]:
     """The text of a file, at most `size` characters at a time; each row's ends with `<|endoftext|>`.
 
     Raises:
-        ValueError: a row without `text`, or another error of `read_rows`.
+        ValueError: a row without `column`, or another error of `read_rows`.
     """
     if is_plain_text(path):
         yield from read_chunks(path, size)
         return
     for where, row in read_rows(path, expected="plain text, or rows with text"):
-        document = text_of(row, "text", where, blank=True)
+        if column not in row:
+            raise missing_column("text", column, row, where)
+        document = text_of(row, column, where, blank=True)
         yield from (document[start : start + size] for start in range(0, len(document), size))
         yield END_OF_DOCUMENT
 
@@ -250,6 +257,7 @@ def _checksum(ids: Path, size_and_time: str) -> str:
 def _write_ids(
     ids: Path,
     texts: Sequence[Path],
+    column: str,
     tokenizer: Tokenizer,
     decoder_only: bool,
     made_from: str,
@@ -264,7 +272,7 @@ def _write_ids(
         tokens = checksum = 0
         with path.open("wb") as file:
             file.seek(_HEADER)
-            for chunk, ends_document in _tokenize(texts, tokenizer, decoder_only):
+            for chunk, ends_document in _tokenize(texts, column, tokenizer, decoder_only):
                 block = np.array(chunk, dtype).tobytes()
                 file.write(block)
                 checksum = zlib.crc32(block, checksum)
@@ -297,7 +305,7 @@ def _header(tokens: int, dtype: np.dtype, metadata: dict[str, str]) -> bytes:
 
 
 def _tokenize(
-    texts: Sequence[Path], tokenizer: Tokenizer, decoder_only: bool
+    texts: Sequence[Path], column: str, tokenizer: Tokenizer, decoder_only: bool
 ) -> Iterator[tuple[list[int], bool]]:
     """The ids of texts, chunk by chunk: (ids, whether a document ends here)."""
     # A few tokenizers start every text with a token; it belongs at the start of a document only.
@@ -317,7 +325,7 @@ def _tokenize(
     spaces = "".join(filter(can_cut_before, " \t\n"))
     inside_document = False
     size = sum(text.stat().st_size for text in texts)
-    chunks = chain.from_iterable(_chunks(read_documents(text, _CHUNK), spaces) for text in texts)
+    chunks = chain.from_iterable(_chunks(read_documents(text, _CHUNK, column), spaces) for text in texts)
     with progress_bar(
         desc=f"tokenizing {texts[0].name}", total=size, unit="B", unit_scale=True, delay=2, leave=False
     ) as bar:

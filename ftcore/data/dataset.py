@@ -15,20 +15,21 @@ Truncation:
 from array import array
 from collections.abc import Sequence
 from reprlib import repr as shown
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from ftcore.data.tasks import Record
+from ftcore.data.records import Record
 from ftcore.data.tokenizer import IGNORED_LABEL, Tokenizer
 from ftcore.output import progress_bar
 
 
-class ExampleDataset(Protocol):
-    """The interface of `Dataset`, and of `CausalLMDataset` and `SpanCorruption` over a corpus.
+class ExampleDataset(torch.utils.data.Dataset):
+    """Base class of data sets of token ids: `Dataset`, `CausalLMDataset`, `SpanCorruption`, and your own.
 
-    `dataset[i]` is {"input_ids": list[int], "labels": list[int], "index": i}.
+    Your own sets `decoder_only` and `lengths`, and has `__getitem__` and `source`. Padding to a fixed shape
+    and packing need `max_input_length` and `max_label_length` too.
     """
 
     decoder_only: bool  # for a decoder-only model (GPT-2), not for an encoder-decoder (T5)
@@ -46,14 +47,16 @@ class ExampleDataset(Protocol):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} examples>"
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"input_ids": list[int], "labels": list[int], "index": index}, see the top of this file."""
+        raise NotImplementedError
 
     def source(self, index: int) -> list[int]:
         """The input ids of an example without its target: the prompt for generating an answer."""
-        ...
+        raise NotImplementedError
 
 
-class Dataset(ExampleDataset, torch.utils.data.Dataset):
+class Dataset(ExampleDataset):
     """Tokenized records.
 
     Args:
@@ -91,7 +94,7 @@ class Dataset(ExampleDataset, torch.utils.data.Dataset):
             source, target = tokenizer.encode(record.source), tokenizer.encode(record.target)
             if decoder_only:
                 target.append(tokenizer.eos_id)
-            if len(target) < 2:
+            if len(target) < 2 and (record.target or not record.source):  # "" is the answer of no answer
                 where = record.where or f"record {number}"
                 raise ValueError(f"{where}: the tokenizer finds nothing in the target {shown(record.target)}")
             self.truncated_sources += len(source) > max_source_length

@@ -111,11 +111,13 @@ def max_length(file: TextIOWrapper) -> int:
 
 
 def check_length(text: str, limit: int, path: Path) -> None:
+    """Raise ValueError for a line or item as long as the limit."""
     if len(text) >= limit:
         raise ValueError(f"{path}: a line or item of {limit:,} characters or more: decompress the file first")
 
 
 def check_no_nul(text: str, path: Path, line: int) -> None:
+    """Raise ValueError, naming the line, for a NUL character."""
     if "\0" in text:
         line += text[: text.index("\0")].count("\n")
         raise ValueError(f"{path}, line {line}: a NUL character: the file is damaged, or is not text")

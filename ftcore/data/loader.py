@@ -137,6 +137,7 @@ class DataLoader(torch.utils.data.DataLoader):
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
 
+    dataset: ExampleDataset
     batch_sampler: BucketBatchSampler
 
     def __init__(
@@ -168,7 +169,7 @@ class DataLoader(torch.utils.data.DataLoader):
         limits = (dataset.max_input_length, dataset.max_label_length) if pack or pad_to_max_length else None
         self._row_limits, self._padded_to = limits if pack else None, None if pack else limits
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # `ExampleDataset` has __len__ and __getitem__
+            dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=partial(
@@ -215,7 +216,7 @@ class DataLoader(torch.utils.data.DataLoader):
             self._resume_at = self._taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        self.dataset.epoch = self.batch_sampler.epoch  # type: ignore[attr-defined]
+        self.dataset.epoch = self.batch_sampler.epoch
         self.batch_sampler.start = self._taken = self._resume_at
         self._resume_at = 0
         while True:

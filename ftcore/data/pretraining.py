@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ftcore.data.corpus import Corpus
 from ftcore.data.dataset import ExampleDataset
@@ -31,8 +30,8 @@ from ftcore.data.tokenizer import Tokenizer
 _LONGEST = 2**31 - 1  # tokens of an example; lengths are int32
 
 
-class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
-    """Causal language modelling: the text in blocks of `length` tokens, the last one shorter.
+class CausalLMDataset(ExampleDataset):
+    """Causal language modelling: a corpus in blocks of `length` tokens, the last one shorter.
 
     Consecutive blocks share one token, the last of the first and the first of the second. So every token of
     the text but the first is predicted exactly once, and the perplexity is that of the whole text.
@@ -61,7 +60,7 @@ class CausalLMDataset(ExampleDataset, torch.utils.data.Dataset):
         return []
 
 
-class SpanCorruption(ExampleDataset, torch.utils.data.Dataset):
+class SpanCorruption(ExampleDataset):
     """Span corruption: the text in chunks, each with a source of exactly `source_length` tokens.
 
     All targets have the length `max_label_length`, so no batch has padding. A remainder of the text
@@ -176,7 +175,11 @@ def cut_spans(
 def noise_mask(
     length: int, rng: np.random.Generator, noise_density: float = 0.15, mean_span_length: float = 3.0
 ) -> np.ndarray:
-    """Sample a mask (length,) of tokens to remove: `noise_density` of all, in spans of `mean_span_length`."""
+    """Sample a mask (length,) of tokens to remove: `noise_density` of all, in spans of `mean_span_length`.
+
+    Raises:
+        ValueError: fewer than 2 tokens.
+    """
     if length < 2:
         raise ValueError(f"span corruption needs at least 2 tokens, got {length}")
     noisy, spans = noise_size(length, noise_density, mean_span_length)

@@ -86,7 +86,11 @@ def _is_header(fields: list[str]) -> bool:
 
 
 def labeled_row(line: str, where: str) -> Row:
-    """The row of a line `text;label`."""
+    """The row of a line `text;label`.
+
+    Raises:
+        ValueError: no semicolon.
+    """
     # The last semicolon: the text may contain others, a label does not.
     content, separator, label = line.rpartition(";")
     if not separator:

@@ -1,11 +1,12 @@
-"""Tasks: from a record in a file to a source text and a target text.
+"""Tasks: how a row of a file becomes a source text and a target text.
 
-    task       files                       T5: source -> target           GPT-2: source + target
-    qa         SQuAD 1.1 JSON, JSONL, CSV  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
-    emotion    "text;label", CSV, JSONL    Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
-    text2text  JSONL, CSV                  SOURCE -> TARGET               SOURCE⏎ + TARGET
+    task       rows                        T5: source -> target           GPT-2: source + target
+    qa         question, context, answers  question: Q context: C -> A    context: C⏎question: Q⏎answer: + A
+    emotion    text, label                 Emotion: TEXT -> LABEL         (nothing) + Emotion: TEXT
+    text2text  source, target              SOURCE -> TARGET               SOURCE⏎ + TARGET
+    chat       messages                    the turns so far -> the reply  the turns so far + the reply
 
-Running text has no records: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
+Running text has no rows: `read_corpus` tokenizes it, for `CausalLMDataset` (GPT-2, task `lm`) or
 `SpanCorruption` (T5, task `span-corruption`).
 
 T5's qa source is the one its checkpoints were trained on (T5 paper, appendix D). GPT-2's source is truncated
@@ -13,232 +14,246 @@ on the left, so the question and the cue `answer:` come last. Its answer starts 
 vocabulary merges a word with the space before it.
 """
 
-import ast
 import json
-import random
+import os
 import re
-import warnings
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from ftcore.checkpoints.files import parse_json
-from ftcore.data.files import Paths, Row, as_text, expand_files, listed, text_of
-from ftcore.data.rows import labeled_row, read_rows
-from ftcore.output import few
+from ftcore.checkpoints.files import read_json, write_text
+from ftcore.checkpoints.hub import resolve_directory
+from ftcore.data.files import Row, as_text, listed
+from ftcore.data.templates import Template, parse_template
+from ftcore.output import did_you_mean
 
-# The fields of each task's prompt.
-_PROMPT_FIELDS = {
-    "qa": ("question", "context"),
-    "emotion": ("text",),
-    "lm": ("text",),
-    "text2text": ("source",),
-    "span-corruption": ("text",),
+TASK_FILE = "task.json"  # in a checkpoint's directory
+_LARGEST_TASK_FILE = 2**22  # bytes
+
+# The prompts of T5 and of GPT-2.
+_PROMPTS = {
+    "qa": (
+        "question: {question} context: {context}",
+        "context: {context}\nquestion: {question}\nanswer:",
+    ),
+    "emotion": ("Emotion: {text}", "Emotion: {text}"),
+    "lm": ("{text}", "{text}"),
+    "text2text": ("{source}", "{source}"),
+    "span-corruption": ("{text}", "{text}"),
+    "chat": ("user: {message}\nassistant:", "user: {message}\nassistant:"),
 }
-TASKS = tuple(_PROMPT_FIELDS)
+TASKS = tuple(_PROMPTS)
 CORPUS_TASKS = ("lm", "span-corruption")  # trained on running text instead of records
 
-# Fields of the targets, which in CSV may hold a list or a dict as text.
-_STRUCTURED_FIELDS = {"qa": {"answer", "answers"}, "emotion": {"label"}}
+_TARGETS = {"qa": "{answer}", "emotion": "{label}", "text2text": "{target}"}
 
-# The file formats of each task with records, for error messages.
-_FORMS = {
-    "qa": "SQuAD 1.1 JSON, or JSON lines or CSV with context, question and answer (or answers)",
-    "emotion": "lines of text;label, or CSV or JSON lines with text and label",
-    "text2text": "JSON lines or CSV with source and target",
+# The fields that `columns` may rename, beside the placeholders of the templates.
+_FIELDS = {
+    "qa": ("question", "context", "answer", "answers"),
+    "emotion": ("text", "label"),
+    "lm": ("text",),
+    "text2text": ("source", "target"),
+    "span-corruption": ("text",),
+    "chat": ("messages",),
 }
 
 
 @dataclass(frozen=True)
-class Record:
-    """One training example as text."""
-
-    source: str  # the input; "" is pure language modelling
-    target: str  # the text to learn
-    references: tuple[str, ...] = ()  # all correct answers, the target first
-    group: str | None = field(default=None, repr=False)  # equal within a passage; a split keeps it together
-    where: str = field(default="", compare=False, repr=False)  # file and line, for error messages
-
-
-def read_records(task: str, paths: Paths, *, decoder_only: bool, limit: int | None = None) -> list[Record]:
-    """Read the files of one task, in order; at most `limit` records.
+class Task:
+    """How a row becomes a source and a target.
 
     Args:
-        task: one of `TASKS` with records, that is, none of `CORPUS_TASKS`.
-        paths: one file or several, or patterns, see `expand_files`; of any format of `read_rows`.
-        decoder_only: True for a decoder-only model (GPT-2), False for an encoder-decoder (T5).
+        name: one of `TASKS`.
+        columns: field -> column of the file, where they differ: {"source": "document", "target": "summary"}.
+        template: the source instead of the task's own, "summarize: {document}". Placeholders are columns or
+            fields. For GPT-2, text2text ends it with a line break.
+        target_template: the target. GPT-2 then learns a target in task emotion too.
+        labels: the words of labels, {0: "sadness", 1: "joy"}; keys are integers, Booleans or text.
+        no_answer: target of a question without an answer; "" teaches the end token alone.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the task is unknown, or a file is empty, not UTF-8, not of the expected format, or has
-            an invalid record. The message names the file and the line.
+        ValueError: an unknown task or field, a wrong template, or a setting that the task does not have.
     """
-    _check_task(task)
-    if task in CORPUS_TASKS:
-        raise ValueError(f"task {task!r} has no records, it trains on running text: use read_corpus")
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` is {limit}; expected at least 1")
-    files = expand_files(paths)
-    line_row = labeled_row if task == "emotion" else None
-    rows = chain.from_iterable(
-        read_rows(file, expected=_FORMS[task], squad=task == "qa", line_row=line_row) for file in files
-    )
-    records = [_record(task, row, where, decoder_only) for where, row in islice(rows, limit)]
-    if not records:
-        raise ValueError(f"{few([*map(str, files)])}: no records; expected {_FORMS[task]}")
-    return records
+
+    name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+    target_template: str | None = None
+    labels: Mapping[Any, str] = field(default_factory=dict)
+    no_answer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise ValueError(f"unknown task {shown(self.name)}; known tasks: {listed(TASKS)}")
+        self._check_types()
+        labels = {_label_key(label): word for label, word in self.labels.items()}
+        object.__setattr__(self, "labels", labels)  # the dataclass is frozen
+        for argument, tasks in (
+            ("template", _TARGETS),
+            ("target_template", _TARGETS),
+            ("labels", ("emotion", "text2text")),
+            ("no_answer", ("qa",)),
+        ):
+            if getattr(self, argument) and self.name not in tasks:
+                raise ValueError(f"`{argument}` is for task {' or '.join(tasks)}, not for {self.name}")
+        known = {*_FIELDS[self.name], *self.prompt_fields, *self.target_names}
+        for name in self.columns:
+            if name not in known:
+                fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
+                raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a value of another type, from a file for example."""
+        for argument in ("template", "target_template", "no_answer"):
+            value = getattr(self, argument)
+            if not isinstance(value, str) and (value is not None or argument == "no_answer"):
+                raise ValueError(f"`{argument}` is {shown(value)}; expected text")
+        for argument in ("columns", "labels"):
+            texts = getattr(self, argument)
+            if not isinstance(texts, Mapping):
+                raise ValueError(f"`{argument}` is {shown(texts)}; expected a map")
+            for key, text in texts.items():
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"`{argument}` has {shown(text)} for {shown(key)}; expected text")
+
+    def prompt_template(self, decoder_only: bool) -> Template:
+        """Template of the source."""
+        text = self.template if self.template is not None else _PROMPTS[self.name][decoder_only]
+        if decoder_only and self.learns_target(decoder_only) and self.name in ("emotion", "text2text"):
+            text += "" if text[-1:].isspace() else "\n"
+        return parse_template(text)
+
+    @cached_property
+    def answer_template(self) -> Template:
+        """Template of the target, for tasks with records other than chat."""
+        if self.target_template is not None:
+            return parse_template(self.target_template, "target_template")
+        return parse_template(_TARGETS[self.name])
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The placeholders of the target."""
+        return self.answer_template.names if self.name in _TARGETS else ()
+
+    def learns_target(self, decoder_only: bool) -> bool:
+        """False where GPT-2 learns the text of an emotion instead of its label."""
+        return self.name != "emotion" or not decoder_only or self.target_template is not None
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The fields of the task's prompt, each once."""
+        return tuple(dict.fromkeys(self.prompt_template(False).names))
+
+    def prompt(self, fields: Mapping[str, str], *, decoder_only: bool) -> str:
+        """The source for these fields. Raises ValueError for others than `prompt_fields`."""
+        if set(fields) != set(self.prompt_fields):
+            takes, given = listed(self.prompt_fields), listed(fields) or "nothing"
+            raise ValueError(f"a prompt of task {self.name!r} takes {takes}; got {given}")
+        if self.name in ("qa", "emotion", "chat"):
+            fields = {name: text.strip() for name, text in fields.items()}
+        return self.prompt_template(decoder_only).fill(fields)
+
+    def column(self, name: str) -> str:
+        """The column of a field or placeholder."""
+        return self.columns.get(name, name)
+
+    @cached_property
+    def label_column(self) -> str | None:
+        """The column that `labels` are for."""
+        if not self.labels:
+            return None
+        names = self.target_names
+        return self.column(names[0] if len(names) == 1 else _FIELDS[self.name][1])
+
+    def word(self, label: str, where: str) -> str:
+        """The word of a label. Raises ValueError if it is not among `labels`."""
+        word = self.labels.get(_label_key(label))
+        if word is None:
+            raise ValueError(f"{where}: label {shown(label)} is not among `labels` ({listed(self.labels)})")
+        return word
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write task.json, for `load_task`. Raises OSError if it cannot be written."""
+        values = asdict(self)
+        given = {"task": values.pop("name")} | {key: value for key, value in values.items() if value}
+        write_text(Path(directory, TASK_FILE), json.dumps(given, indent=2, ensure_ascii=False) + "\n")
 
 
-def prompt(task: str, *, decoder_only: bool, **fields: str) -> str:
-    """The input text of a task, in training and for generation.
+def load_task(name: str | os.PathLike[str]) -> Task | None:
+    """The task that a checkpoint was trained on, from the task.json in its directory; None if it has none.
 
-    `fields` are `question` and `context` for qa, `source` for text2text, `text` for the others.
+    Args:
+        name: a directory or hub name.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: the file is damaged, or of another program.
     """
-    _check_task(task)
-    expected = _PROMPT_FIELDS[task]
-    if set(fields) != set(expected):
-        given = listed(fields) or "nothing"
-        raise ValueError(f"a prompt of task {task!r} takes {listed(expected)}; got {given}")
-    if task == "qa":
-        question, context = fields["question"].strip(), fields["context"].strip()
-        if decoder_only:
-            return f"context: {context}\nquestion: {question}\nanswer:"
-        return f"question: {question} context: {context}"
-    if task == "emotion":
-        return f"Emotion: {fields['text'].strip()}"
-    if task == "text2text" and decoder_only:
-        return fields["source"] + "\n"
-    return fields[expected[0]]
+    path = resolve_directory(name, weights=False) / TASK_FILE
+    if not path.exists():
+        return None
+    if path.stat().st_size > _LARGEST_TASK_FILE:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes are too many for a task: {_REMOVE}")
+    values = read_json(path)
+    known = {"task", "columns", "template", "target_template", "labels", "no_answer"}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(
+            f"{path}: unknown key {shown(unknown[0])}{did_you_mean(unknown[0], known)}: {_REMOVE}"
+        )
+    try:
+        return Task(values.pop("task", None), **values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).replace('`', '')}: {_REMOVE}") from None
 
 
-def check_corpus_task(task: str, decoder_only: bool) -> None:
+_REMOVE = "without the file, the checkpoint has no task of its own"
+
+
+def as_task(task: str | Task) -> Task:
+    """The task of that name. Raises ValueError if there is none."""
+    return task if isinstance(task, Task) else Task(task)
+
+
+def prompt(task: str | Task, /, *, decoder_only: bool, **fields: str) -> str:
+    """The input text of a task, in training and for generation; decoder_only for GPT-2.
+
+    `fields` are `question` and `context` for qa, `source` for text2text, `message` for chat, `text` for the
+    others; with a template, its placeholders.
+    """
+    return as_task(task).prompt(fields, decoder_only=decoder_only)
+
+
+def check_corpus_task(task: str | Task, decoder_only: bool) -> None:
     """Raise ValueError for a task that does not train on running text, or not this family of models."""
-    _check_task(task)
-    if task not in CORPUS_TASKS:
-        raise ValueError(f"task {task!r} learns from records, not from running text: use read_records")
-    if task == "lm" and not decoder_only:
+    task = as_task(task)
+    if task.name not in CORPUS_TASKS:
+        raise ValueError(f"task {task.name!r} learns from records, not from running text: use read_records")
+    if task.name == "lm" and not decoder_only:
         raise ValueError(
             "task 'lm' trains a decoder-only model such as GPT-2; T5 learns from plain text with "
             "'span-corruption', and from pairs of texts with 'text2text'"
         )
-    if task == "span-corruption" and decoder_only:
+    if task.name == "span-corruption" and decoder_only:
         raise ValueError(
             "task 'span-corruption' trains an encoder-decoder model such as T5; GPT-2 learns from plain text "
             "with 'lm'"
         )
 
 
-def split_records(
-    records: Sequence[Record], fraction: float, seed: int = 0
-) -> tuple[list[Record], list[Record]]:
-    """Split off about `fraction` of the records: (train, validation), each in the order of the file.
-
-    Questions about one passage stay together, and so do equal texts. Otherwise the validation score would
-    measure memorized passages.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"the validation fraction is {fraction}; expected a number between 0 and 1")
-    groups: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(record.group or record.source or record.target, []).append(index)
-    if len(groups) < 2:
-        raise ValueError(
-            f"cannot split {len(records)} record(s) that share one passage or text; "
-            "pass a separate validation file"
-        )
-    shuffled = list(groups.values())
-    random.Random(int(seed)).shuffle(shuffled)  # NumPy's integers are not accepted
-    wanted = fraction * len(records)
-    held_out: set[int] = set()
-    for group in shuffled[:-1]:  # both sides get at least one group
-        held_out.update(group)
-        if len(held_out) >= wanted:
-            break
-    train = [record for index, record in enumerate(records) if index not in held_out]
-    validation = [record for index, record in enumerate(records) if index in held_out]
-    return train, validation
+def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
+    """An error about a row without a field's column: what there is, and the option that names another."""
+    error = f"{where}: no key {column!r} (found: {listed(row) or 'none'})"
+    if column != name:
+        return ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
+    return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# From rows to records; `where` names the file and line of a row for error messages.
-
-
-def _record(task: str, row: Row, where: str, decoder_only: bool) -> Record:
-    for key in _STRUCTURED_FIELDS.get(task, set()) & row.keys():
-        row[key] = _parse_literal(row[key], key, where)
-    fields = {key: text_of(row, key, where) for key in sorted(_PROMPT_FIELDS[task])}
-    source = prompt(task, decoder_only=decoder_only, **fields)
-    if task == "qa":
-        answers = _answers(row, where)
-        target = f" {answers[0]}" if decoder_only else answers[0]
-        return Record(source, target, references=answers, group=fields["context"], where=where)
-    if task == "text2text":
-        target = text_of(row, "target", where)
-        return Record(source, target, references=(target,), where=where)
-    label = text_of(row, "label", where).strip()
-    if decoder_only:
-        return Record(source="", target=source, where=where)
-    return Record(source, label, references=(label,), where=where)
-
-
-def _parse_literal(value: Any, key: str, where: str) -> Any:
-    """The list or dict in a string, as JSON or as Python prints it; other values unchanged."""
-    text = value.strip() if isinstance(value, str) else ""
-    if not text.startswith(("[", "{", "(", "array(")):
-        return value
-    with suppress(ValueError):
-        return parse_json(text, where)
-    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes
-            parsed = ast.literal_eval(text[: 2**20])  # a syntax tree is large; a text that is cut is refused
-        # NumPy prints ['a' 'b'] without a comma, which Python reads as ['ab'].
-        if isinstance(parsed, tuple | list | dict) and _quotes(repr(parsed)) == _quotes(text):
-            return parse_json(json.dumps(parsed), where)  # tuples as lists, and within the limits of JSON
-    if re.match(r"[\[{][\[\s]*([bru]?['\"]|array\()|array\(", text):
-        raise ValueError(
-            f"{where}: key {key!r} is {shown(value)}, a list or dict that cannot be read; write it as JSON"
-        )
-    return value
-
-
-def _quotes(text: str) -> int:
-    return text.count("'") + text.count('"')
-
-
-def _answers(row: Row, where: str) -> tuple[str, ...]:
-    """All gold answers of a question, without duplicates, in the order of the file.
-
-    `answer` or `answers` is a string, a list of strings, a list of {"text": ...} (SQuAD's own layout), or
-    {"text": [...], "answer_start": [...]} (the layout of the Hugging Face data set).
-    """
-    key = "answers" if "answers" in row else "answer"
-    if key not in row:
-        raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)})")
-    given = row[key]
-    texts = given.get("text") if isinstance(given, dict) else given
-    listed_texts = texts if isinstance(texts, list) else [texts]
-    answers = [as_text(text.get("text") if isinstance(text, dict) else text) for text in listed_texts]
-    is_impossible = str(row.get("is_impossible", "")).strip().lower() in ("true", "1")  # in CSV it is text
-    if is_impossible or not answers:
-        raise ValueError(
-            f"{where}: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported: "
-            "remove them from the file)"
-        )
-    if not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(
-            f"{where}: key {key!r} is {shown(given)}; expected a string, a list of strings, "
-            'or {"text": [...]}'
-        )
-    answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
-    if not answers:
-        raise ValueError(f"{where}: key {key!r} is empty; expected the answer's text")
-    return tuple(answers)
-
-
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known tasks: {listed(TASKS)}")
+def _label_key(label: object) -> str:
+    """A label in the one form that files and label maps share: "1" for 1.0, "true" for True."""
+    text = str(as_text(label)).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return re.sub(r"(?<=\d)\.0+$", "", text)

@@ -116,6 +116,7 @@ class TokenizerFiles:
         return read_json(path) if os.path.lexists(path) else {}
 
     def text(self, name: str) -> str:
+        """The text of a file, by its name."""
         return read_text(self.directory / name)
 
     def error(self, name: str, message: str) -> ValueError:

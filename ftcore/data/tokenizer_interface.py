@@ -81,16 +81,22 @@ class Tokenizer:
             text = self._decode(row, skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
 
-    def decode_final(self, ids: "Iterable[int] | Tensor") -> str:
+    def decode_final(self, ids: "Iterable[int] | Tensor", skip_special_tokens: bool = True) -> str:
         """The beginning of the text of `ids` that further ids cannot change, for streaming.
 
         A character may take several tokens: its first ones decode to U+FFFD.
         """
-        text = self._decode(_row(ids, self.vocab_size), True).rstrip("\ufffd")
+        text = self._decode(_row(ids, self.vocab_size), skip_special_tokens).rstrip("\ufffd")
         if not self._clean_up:
             return text
         barrier = _CLEAN_UP_BARRIER.match(text)
         return _clean_up_spaces(barrier[0]) if barrier else ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to the text before it, as UTF-8; nothing where an id has no token."""
+        row = _row([token], self.vocab_size)
+        once, twice = self._decode(row, False), self._decode(row * 2, False)  # T5's has no space at its start
+        return twice[len(once) :].encode()
 
     def sentinel_id(self, number: int) -> int:
         """The id of <extra_id_{number}>, which marks a span in a corrupted text (T5 paper, section 3.1.4).

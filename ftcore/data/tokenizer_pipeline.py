@@ -40,6 +40,11 @@ ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 
+# The byte that each character of a byte-level BPE stands for: printable ones for themselves, those from
+# U+0100 on for the other bytes, in order.
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+BYTES = dict(zip(LETTERS, sorted(range(256), key=lambda byte: (chr(byte) not in LETTERS, byte)), strict=True))
+
 
 class PipelineTokenizer(Tokenizer):
     """A pipeline of the `tokenizers` package: normalizer, pre-tokenizer, model, post-processor, decoder.
@@ -75,6 +80,12 @@ class PipelineTokenizer(Tokenizer):
         super().__init__(files, named, vocab_size=max(vocabulary.values()) + 1)
         self._clean_up &= not isinstance(pipeline.model, BPE)  # as in transformers
         self._pipeline = pipeline
+
+    def token_bytes(self, token: int) -> bytes:
+        letters = self._pipeline.id_to_token(token) or ""
+        if isinstance(self._pipeline.decoder, decoders.ByteLevel) and BYTES.keys() >= set(letters):
+            return bytes(map(BYTES.__getitem__, letters))
+        return super().token_bytes(token)
 
     def _encode(self, text: str) -> list[int]:
         # A quarter faster than `encode` even for one text: it computes no offsets.

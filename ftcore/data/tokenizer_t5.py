@@ -209,15 +209,16 @@ class ByteTokenizer(Tokenizer):
             ids += [part] if isinstance(part, int) else [byte + self.OFFSET for byte in part.encode()]
         return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
+    def token_bytes(self, token: int) -> bytes:
+        if token in self._added.tokens:
+            return self._added.tokens[token].content.encode()
+        return bytes([token - self.OFFSET]) if token < self.FIRST_FREE else b""
+
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        text = bytearray()
-        for number in ids:
-            if number in self._added.tokens:
-                if not (skip_special_tokens and number in self._special_ids):
-                    text += self._added.tokens[number].content.encode()
-            elif number < self.FIRST_FREE:
-                text.append(number - self.OFFSET)
-        return text.decode(errors="ignore")
+        skipped = self._special_ids if skip_special_tokens else ()
+        return b"".join(self.token_bytes(number) for number in ids if number not in skipped).decode(
+            errors="ignore"
+        )
 
     def _id_of(self, token: str) -> int | None:
         return self._added.ids.get(token)

@@ -9,7 +9,7 @@ keys of config.json; then, for special tokens, from `model.config`; then from th
 import math
 import re
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,8 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 PROCESSOR_ARGUMENTS = words(
     """min_new_tokens min_length no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
     bad_words_ids suppress_tokens begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id temperature top_k top_p min_p typical_p"""
+    forced_eos_token_id temperature top_k top_p min_p typical_p prefix_allowed_tokens_fn logits_processor
+    diversity_penalty"""
 )
 WITHIN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
 # Ids that may exceed the vocabulary: such a token never occurs, and pad tokens are not fed to the model.
@@ -41,6 +42,7 @@ MAX_CATEGORIES = 2**24  # of torch.multinomial
 # Lowest and highest value. Logits divided by less than 1e-30 may exceed float32.
 BOUNDS: dict[str, tuple[float, float]] = (
     dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), (1, math.inf))
+    | {"num_beam_groups": (1, math.inf), "diversity_penalty": (0, 1e9)}
     | dict.fromkeys(("min_new_tokens", "min_length", "top_k"), (0, math.inf))
     | dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, math.inf))
     | dict.fromkeys(("temperature", "repetition_penalty"), (1e-30, math.inf))
@@ -49,22 +51,25 @@ BOUNDS: dict[str, tuple[float, float]] = (
 
 # Settings of transformers that change its output and are not implemented here, with the value that does not.
 NOT_IMPLEMENTED: dict[str, Any] = {
-    "diversity_penalty": 0.0,
     "encoder_repetition_penalty": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "guidance_scale": 1.0,
-    "num_beam_groups": 1,
     "penalty_alpha": 0.0,
     "remove_invalid_values": False,
     "token_healing": False,
 } | dict.fromkeys(
     words(
-        """constraints custom_generate dola_layers force_words_ids logits_processor max_time
-        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn sequence_bias stop_strings
-        stopping_criteria top_h watermarking_config"""
+        """constraints custom_generate dola_layers force_words_ids max_time negative_prompt_attention_mask
+        negative_prompt_ids sequence_bias top_h watermarking_config"""
     )
 )
+# Arguments of transformers that have another name here.
+OUR_NAMES = {
+    "output_scores": "return_scores",
+    "return_dict_in_generate": "return_scores",
+    "past_key_values": "cache",
+}
 # Settings of transformers that change its speed, its memory or what it returns beside the ids.
 WITHOUT_EFFECT = words(
     """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
@@ -94,6 +99,8 @@ class Arguments:
     # present length. "never": when none can even at the maximum length.
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1  # the best of num_beams, or samples per prompt
+    num_beam_groups: int = 1  # above 1: diverse beam search, with num_beams / num_beam_groups beams each
+    diversity_penalty: float = 0.0  # what a token costs per beam of earlier groups that has chosen it
 
     # Constraints.
     no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: off
@@ -106,6 +113,13 @@ class Arguments:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     forced_bos_token_id: int | None = None  # the token after a prompt of one token (T5: the start token)
     forced_eos_token_id: int | list[int] | None = None  # the last token at the maximum length
+    # (batch_id, ids (T,)) -> the ids that may follow; batch_id counts rows, with beams sources.
+    prefix_allowed_tokens_fn: Callable | None = None
+    logits_processor: list[Callable] | None = None  # each (ids (R, T), scores (R, V)) -> scores
+
+    # The end of a row, besides EOS and the maximum length.
+    stop_strings: str | list[str] | None = None  # a row ends with the token that completes one of them
+    stopping_criteria: list[Callable] | None = None  # each (ids (R, T), None) -> (R,) bool
 
     # Sampling.
     do_sample: bool = False  # sample instead of taking the most likely token
@@ -119,7 +133,7 @@ class Arguments:
     # Special tokens, by default the model's.
     eos_token_id: int | list[int] | None = None  # any of these ends a row
     pad_token_id: int | None = None  # fills rows that have ended; default: the first EOS
-    bos_token_id: int | None = None  # used if there is no decoder_start_token_id
+    bos_token_id: int | None = None  # an empty prompt; decoder_start_token_id where there is none
     decoder_start_token_id: int | None = None  # first decoder input of T5
 
     # Not an argument: the files that values come from, by argument, for errors.
@@ -127,20 +141,31 @@ class Arguments:
 
     @property
     def eos_ids(self) -> list[int]:
+        """The end tokens, as a list."""
         return as_list(self.eos_token_id)
 
     @property
     def forced_eos_ids(self) -> list[int]:
+        """The tokens forced at the last position, as a list."""
         return as_list(self.forced_eos_token_id)
 
     @property
+    def stops(self) -> list[str]:
+        """`stop_strings` as a list."""
+        return [self.stop_strings] if isinstance(self.stop_strings, str) else self.stop_strings or []
+
+    @property
     def pad_id(self) -> int:
-        """The id that fills rows that have ended (without EOS none does, and it is unused)."""
+        """The id that fills rows that have ended; 0 without any EOS."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
 
     @property
     def start_id(self) -> int:
-        """The first decoder input."""
+        """The first decoder input.
+
+        Raises:
+            ValueError: neither file of the checkpoint has one.
+        """
         start = self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
         if start is None:
             raise ValueError(
@@ -213,6 +238,10 @@ def arguments_for(model: Any, given: Mapping[str, Any]) -> Arguments:
             message names the argument and, for the model's own defaults, the file.
     """
     for name in given:
+        if name in OUR_NAMES:
+            raise ValueError(
+                f"generate has no argument {name!r}: it is transformers' name of {OUR_NAMES[name]}"
+            )
         if name in NOT_IMPLEMENTED or name in WITHOUT_EFFECT:
             raise ValueError(
                 f"generate has no argument {name!r}: it is one of transformers', not implemented here"
@@ -279,11 +308,13 @@ def checked(name: str, value: Any, vocab_size: int) -> Any:
             raise ValueError(f"{name} holds {token}, expected token ids from 0 to {vocab_size - 1}")
     if name == "bad_words_ids" and not all(value):
         raise ValueError("bad_words_ids holds an empty word, expected lists of at least one token id")
+    if name == "stop_strings" and "" in ([value] if isinstance(value, str) else value):
+        raise ValueError("stop_strings holds an empty text, expected at least one character")
     return value
 
 
 def check_together(arguments: Arguments, vocab_size: int) -> None:
-    """Raises ValueError, naming the arguments, for values that contradict each other or exceed the memory."""
+    """Raise ValueError, naming the arguments, for values that contradict each other or exceed the memory."""
     beams, sequences = arguments.num_beams, arguments.num_return_sequences
     if sequences > 1 and beams == 1 and not arguments.do_sample:
         raise arguments.error(
@@ -292,6 +323,15 @@ def check_together(arguments: Arguments, vocab_size: int) -> None:
         )
     if 1 < beams < sequences:
         raise arguments.error(f"num_return_sequences is {sequences}, more than num_beams, {beams}")
+    groups = arguments.num_beam_groups
+    if beams % groups:
+        raise arguments.error(f"num_beams is {beams}, expected a multiple of num_beam_groups, {groups}")
+    if groups > 1 and arguments.do_sample:
+        raise arguments.error(
+            "num_beam_groups above 1 needs do_sample=False: diverse beam search cannot sample"
+        )
+    if groups == 1 and arguments.diversity_penalty > 0:
+        raise arguments.error("diversity_penalty needs num_beam_groups above 1: it acts between groups")
     name, rows = ("num_beams", beams) if beams > 1 else ("num_return_sequences", sequences)
     most = (MAX_CATEGORIES if beams > 1 and arguments.do_sample else MAX_SCORES) // vocab_size
     if rows > max(1, most):

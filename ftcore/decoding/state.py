@@ -21,7 +21,13 @@ class FastStep(Protocol):
     """
 
     def __call__(
-        self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> Tensor: ...
 
     def supports(self, sources: int, rows: int) -> bool:
@@ -41,40 +47,49 @@ class DecoderState:
 
     Args:
         model: a model of ftcore.models, or one with the same methods.
-        source_ids: (B, S) GPT-2's prompts, which the first call must feed, or T5's encoder inputs.
+        source_ids: (B, S) GPT-2's prompts, or T5's encoder inputs.
         source_mask: (B, S) 1 at tokens, 0 at padding; None without padding.
-        max_length: maximum number of positions fed per row.
+        max_length: maximum number of positions of a row.
+        prompt_mask: (B, T) of the prompt; None without padding.
+        cache: the caller's, see `generate`; None: a new one.
     """
 
-    def __init__(self, model: Any, source_ids: Tensor, source_mask: Tensor | None, max_length: int) -> None:
-        self.model, self.source_ids, self.source_mask = model, source_ids, source_mask
+    def __init__(
+        self,
+        model: Any,
+        source_ids: Tensor,
+        source_mask: Tensor | None,
+        max_length: int,
+        prompt_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> None:
+        self.model, self.prompt_mask = model, prompt_mask
+        self.source_ids, self.source_mask = source_ids, source_mask
         capacity = max_length + 1  # never full, which torch.compile would compile as a special case
-        self.cache = KVCache(capacity)
+        self.cache = KVCache(capacity) if cache is None else cache
+        self.is_callers_cache = cache is not None
         self.is_encoder_decoder = model.config.is_encoder_decoder
         self.rows_per_source = 1  # N
         self.sources = torch.arange(len(source_ids), device=source_ids.device)  # (B',) those in the batch
         self.rows: Tensor | None = None  # (R',) the rows of these sources, ascending; None for all
         self.logits: Tensor | None = None  # (R, V) the last logits of each row
-        self.mask = source_mask
+        self.mask = prompt_mask  # (R', capacity)
+        if prompt_mask is not None:
+            self.mask = extended(prompt_mask, capacity)
+        self.encoder_output: Tensor | None = None  # (B', S, D) T5's
+        self.encoder_mask: Tensor | None = None  # (B', S)
         self.fast_step: FastStep | None = None if is_hooked(model) else getattr(model, "fast_step", None)
         if self.is_encoder_decoder:
-            self.encoder_output = model.encode(source_ids, source_mask)  # (B', S, D)
-        elif source_mask is not None:
-            # GPT-2's mask covers all positions so far; none after the prompt is padding.
-            self.mask = F.pad(source_mask, (0, capacity - source_ids.shape[1]), value=1)  # (R', capacity)
+            self.encoder_output, self.encoder_mask = model.encode(source_ids, source_mask), source_mask
 
     def __call__(self, new_ids: Tensor) -> Tensor:
         """`next_logits` of every row: (R, T) -> (R, V)."""
         if self.rows is not None:
             new_ids = new_ids[self.rows]
-        mask, encoder_output = self.mask, None
-        if self.is_encoder_decoder:
-            encoder_output = self.encoder_output
-        elif mask is not None:
-            mask = mask[:, : self.cache.length + new_ids.shape[1]]
-        is_one_token = new_ids.shape[1] == 1 and self.cache.length > 0
+        mask = None if self.mask is None else self.mask[:, : self.cache.length + new_ids.shape[1]]
+        is_one_token = new_ids.shape[1] == 1 and self.logits is not None
         step = self.fast_step if self.fast_step and is_one_token else next_logits
-        logits = step(self.model, new_ids, self.cache, mask, encoder_output)
+        logits = step(self.model, new_ids, self.cache, mask, self.encoder_output, self.encoder_mask)
         if self.rows is not None and self.logits is not None:
             logits = self.logits.index_copy(0, self.rows, logits)
         self.logits = logits
@@ -82,22 +97,26 @@ class DecoderState:
 
     def run_again(self, ids: Tensor) -> None:
         """Feed all tokens so far, `ids` (R, T), without the cache, for `find_non_finite`."""
-        source_ids, mask = self.source_ids, self.source_mask
-        source_ids = source_ids.repeat_interleave(self.rows_per_source, 0)  # (R, S)
-        mask = None if mask is None else mask.repeat_interleave(self.rows_per_source, 0)
+        source_ids, source_mask, mask = (
+            None if tensor is None else tensor.repeat_interleave(self.rows_per_source, 0)
+            for tensor in (self.source_ids, self.source_mask, self.prompt_mask)
+        )
         ids = ids.clamp(max=self.model.config.vocab_size - 1)  # rows that have ended may hold other pad ids
+        mask = None if mask is None else extended(mask, ids.shape[1])
         if self.is_encoder_decoder:
-            self.model(source_ids, mask, decoder_input_ids=ids)
+            self.model(source_ids, source_mask, ids, mask)
         else:
-            self.model(ids, None if mask is None else F.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1))
+            self.model(ids, mask)
 
-    def expand(self, logits: Tensor, rows_per_source: int) -> Tensor:
-        """Repeat each row, in the cache and in `logits`: (B, V) -> (B * N, V)."""
+    def prefill(self, prompt: Tensor, rows_per_source: int) -> Tensor:
+        """Feed the prompt (B, T) except for cached positions, then repeat each row: -> (B * N, V)."""
+        logits = self(prompt[:, self.cache.length :])
         if rows_per_source == 1:
             return logits
         rows = torch.arange(len(logits), device=logits.device).repeat_interleave(rows_per_source)
-        self.cache.reorder(rows)
-        if self.mask is not None and not self.is_encoder_decoder:
+        self.cache = self.cache.resized(rows)  # the caller's cache keeps the prompt alone
+        self.is_callers_cache = False
+        if self.mask is not None:
             self.mask = self.mask[rows]
         self.rows_per_source = rows_per_source
         self.logits = logits[rows]
@@ -115,8 +134,8 @@ class DecoderState:
     def drop_finished(self, unfinished: list[int]) -> int:
         """Drop the sources for which `unfinished` is 0 from the batch; returns how many are left to decode.
 
-        None are dropped while the model has hooks, so that hooks see all rows in every step, nor where
-        the fast step does not support the smaller batch.
+        None are dropped while the model has hooks, so that hooks see all rows in every step, from the
+        caller's cache, nor where the fast step does not support the smaller batch.
         """
         left = [source for source, is_unfinished in enumerate(unfinished) if is_unfinished]
         if 0 < len(left) < len(self.sources) and self._can_shrink(len(left)):
@@ -125,14 +144,16 @@ class DecoderState:
             self.sources, self.rows = kept, self._rows_of(kept)
             self.cache.reorder(self._rows_of(index))
             self.cache.select_sources(index)
-            if self.is_encoder_decoder:
+            if self.encoder_output is not None:
                 self.encoder_output = self.encoder_output[index]
+            if self.encoder_mask is not None:
+                self.encoder_mask = self.encoder_mask[index]
             if self.mask is not None:
-                self.mask = self.mask[index if self.is_encoder_decoder else self._rows_of(index)]
+                self.mask = self.mask[self._rows_of(index)]
         return len(left)
 
     def _can_shrink(self, sources: int) -> bool:
-        if is_hooked(self.model):
+        if is_hooked(self.model) or self.is_callers_cache:
             return False
         return self.fast_step is None or self.fast_step.supports(sources, sources * self.rows_per_source)
 
@@ -142,15 +163,30 @@ class DecoderState:
 
 
 def next_logits(
-    model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+    model: Any,
+    new_ids: Tensor,
+    cache: KVCache,
+    mask: Tensor | None,
+    encoder_output: Tensor | None,
+    encoder_mask: Tensor | None,
 ) -> Tensor:
-    """Feed the next tokens of every row, (R, T) -> fp32 logits of the token after, (R, V)."""
+    """Feed the next tokens of every row, (R, T) -> fp32 logits of the token after, (R, V).
+
+    Args:
+        mask: (R, T so far) 1 at tokens, 0 at padding; None without padding.
+        encoder_output, encoder_mask: (B, S, D) and (B, S), T5's.
+    """
     if encoder_output is not None:
-        hidden = model.decode_hidden(new_ids, encoder_output, mask, cache=cache)
+        hidden = model.decode_hidden(new_ids, encoder_output, encoder_mask, mask, cache)
     else:
         hidden = model.last_hidden(new_ids, mask, cache=cache)
     # The head is the widest matrix of all, and only the last position's logits are needed.
     return model.lm_head(hidden[:, -1:])[:, -1].float()
+
+
+def extended(mask: Tensor, length: int) -> Tensor:
+    """A mask (R, T) for `length` positions: none after the prompt is padding."""
+    return F.pad(mask, (0, length - mask.shape[1]), value=1)
 
 
 def is_hooked(model: nn.Module) -> bool:

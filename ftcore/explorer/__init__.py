@@ -1,11 +1,13 @@
 """The HTML page of `python -m ftcore.explore`: what a checkpoint computes on a text.
 
-recorder.py       runs the model under `ftcore.study.record`
-interventions.py  runs it with heads ablated or activations patched, under `ftcore.study.patch`
-serialize.py      tensors and tokens as JSON
-page.py           joins the recorded data and the files in page/ into one HTML file
-server.py         serves that file and runs the model on request
-notebook.py       shows it in a notebook
+Its modules:
+
+    recorder.py       runs the model under `ftcore.study.record`
+    interventions.py  runs it with heads ablated or activations patched, under `ftcore.study.patch`
+    serialize.py      tensors and tokens as JSON
+    page.py           joins the recorded data and the files in page/ into one HTML file
+    server.py         serves that file and runs the model on request
+    notebook.py       shows it in a notebook
 """
 
 from typing import TYPE_CHECKING, Any

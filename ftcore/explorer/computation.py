@@ -25,7 +25,7 @@ MAX_NUMBERS = 2_000_000  # of a page: about 10 MB
 def record_computations(
     model: Model, source: Tensor, runs: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The computations of the encoder and of each run, see `record_computation`.
+    """The computations of the encoder on the source, (1, S), and of each run, see `record_computation`.
 
     A run is recorded from where it differs from the first run: before that, both compute the same.
 

@@ -129,7 +129,10 @@ def check_intervention(model: Model, baseline: Baseline, change: Intervention) -
 def intervene(
     model: Model, rows: Sequence[Sequence[Intervention]], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Apply each row's interventions to that row of a batch, also while it is read with a cache."""
+    """Apply each row's interventions to that row of a batch, also while it is read with a cache.
+
+    `values` are the activations to patch in, (1, T, ...), by name.
+    """
     by_name: dict[str, list[tuple[int, Intervention]]] = {}
     for row, changes in enumerate(rows):
         for change in changes:

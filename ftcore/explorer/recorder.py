@@ -70,12 +70,15 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Stack:
+    """The encoder or the decoder, as the page draws it."""
+
     name: str  # "encoder" or "decoder"
     input: str  # the residual stream before the first block: "resid_pre.0"
     blocks: list[list[Sublayer]]
 
     @property
     def sublayers(self) -> list[Sublayer]:
+        """The sublayers of all blocks, in order."""
         return [sublayer for block in self.blocks for sublayer in block]
 
     @property
@@ -194,7 +197,7 @@ def max_text_tokens(model: Model) -> int:
 
 
 def prompt_length(model: Model, source: Tensor) -> int:
-    """P: positions before the first generated token."""
+    """P: positions before the first generated token of a source (1, S)."""
     return source.shape[1] if isinstance(model, GPT2LMHeadModel) else 1
 
 
@@ -256,7 +259,7 @@ def batch_logits(model: Model, source: Tensor, ids: Tensor, start: int) -> Tenso
 
 @torch.no_grad()
 def record_encoder(model: Model, source: Tensor) -> dict[str, Any] | None:
-    """T5's encoder; None for GPT-2."""
+    """Record T5's encoder on a source (1, S); None for GPT-2."""
     if isinstance(model, GPT2LMHeadModel):
         return None
     stack = stacks(model)[0]

@@ -73,22 +73,34 @@ class Session:
         return to_json({"pieces": token_texts(self.tokenizer, find_token_ids(response))} | response)
 
     def record(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Record a text, see `record_text`.
+
+        Raises:
+            ValueError: a setting of the search that does not exist.
+        """
         search, known = _field(request, "search", dict), {field.name for field in fields(Search)}
         if unknown := sorted(set(search) - known):
             raise ValueError(f"search has no setting {shown(unknown[0])}{did_you_mean(unknown[0], known)}")
         return record_text(self.model, self.tokenizer, _field(request, "text", str), Search(**search))
 
     def other(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Record a second text, to patch from, see `record_other`."""
         text, max_new_tokens = _field(request, "text", str), _field(request, "max_new_tokens", int)
         return record_other(self.model, self.tokenizer, text, max_new_tokens)
 
     def outcome(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the model with interventions, see `ftcore.explorer.interventions.outcome`.
+
+        Raises:
+            ValueError: too many of them, or one without a field.
+        """
         changes = _field(request, "interventions", list)
         if len(changes) > MAX_INTERVENTIONS:
             raise ValueError(f"there are {len(changes)} interventions, expected at most {MAX_INTERVENTIONS}")
         return outcome(self.model, self._baseline(request), [_intervention(change) for change in changes])
 
     def computation(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Record the computation of one part, see `record_computation`."""
         baseline, part = self._baseline(request), _field(request, "part", str)
         ids = None if part.startswith("encoder.") else baseline.ids
         return record_computation(self.model, baseline.source, ids, only=part)
@@ -150,21 +162,27 @@ class Server(ThreadingHTTPServer):
 
 
 class RequestError(Exception):
+    """A request that is answered with an HTTP status and one line."""
+
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
         self.status = status
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers requests: GET for the page, POST for what the page asks of the model."""
+
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "ftcore", ""
     timeout = CONNECTION_TIMEOUT
 
     def do_GET(self) -> None:
+        """Send the page."""
         self._respond(self._page)
 
     def do_POST(self) -> None:
+        """Run the model and send the answer, as JSON."""
         self._respond(self._answer)
 
     def _respond(self, handler: Callable[[str], tuple[str, bytes]]) -> None:
@@ -236,4 +254,4 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No request log in the terminal."""
+        """Keep requests out of the terminal."""

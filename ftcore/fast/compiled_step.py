@@ -41,28 +41,34 @@ class CompiledStep:
 
     def __init__(self) -> None:
         self.few_rows, self.many_rows = compiled_next_logits(), compiled_next_logits()
-        self.marked_cache: Callable[[], KVCache | None] = lambda: None
+        self.marked_key: Callable[[], Tensor | None] = lambda: None  # of the first layer of the last cache
 
     def __reduce__(self) -> tuple[type["CompiledStep"], tuple[()]]:
         return CompiledStep, ()  # compiled code reads the weights of the original model
 
     def __call__(
-        self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> Tensor:
         new_ids = new_ids.flatten().clone()[:, None]  # (R, 1) with fixed strides, which are guarded
         is_few = len(new_ids) <= FEW_ROWS
-        mark_sizes(new_ids, mask, encoder_output, is_few=is_few)
-        if self.marked_cache() is not cache:
+        mark_sizes(new_ids, mask, encoder_output, encoder_mask, is_few=is_few)
+        if self.marked_key() is not cache.layers[0].key:
             for layer in cache.layers:
                 mark_sizes(layer.key, layer.value, *(layer.cross or ()), is_few=is_few, length_dimension=2)
-            self.marked_cache = weakref.ref(cache)
+            self.marked_key = weakref.ref(cache.layers[0].key)
             if not is_few:
                 pack_weights(model)
         step, options = (self.few_rows, AUTOTUNED) if is_few else (self.many_rows, FREEZING)
         has_beams = encoder_output is not None and len(encoder_output) < len(new_ids)
         dynamic = torch.compiler.config.patch(dynamic_sources=DYNAMIC)  # type: ignore[attr-defined]
         with inductor.patch(options), dynamic, sdpa_kernel(FUSED if is_few and has_beams else PLAIN):
-            return step(model, new_ids, cache, mask, encoder_output)
+            return step(model, new_ids, cache, mask, encoder_output, encoder_mask)
 
     def supports(self, sources: int, rows: int) -> bool:
         """False where it would compile again: for few rows, and for one source, a special case of a size."""
@@ -70,6 +76,7 @@ class CompiledStep:
 
 
 def compiled_next_logits() -> Callable[..., Tensor]:
+    """Compile `next_logits`, (B, T) ids -> (B, V), anew: with guards on its inputs only."""
     return compile_separately(next_logits, options={"guard_filter_fn": guards_on_inputs})
 
 

@@ -14,7 +14,7 @@ from ftcore.training.gradient_checkpointing import Block, blocks, train_with
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises ValueError where torch.compile lacks a C++ compiler (CPU) or Triton (other devices)."""
+    """Raise ValueError where torch.compile lacks a C++ compiler (CPU) or Triton (other devices)."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
 

@@ -42,14 +42,22 @@ class GraphStep:
         return GraphStep, ()  # captured graphs read the memory of the original model
 
     def __call__(
-        self, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        self,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> Tensor:
         graph = next((graph for graph in self.graphs if graph.owner() is cache), None)
-        if graph is None:
-            sizes = Sizes.of(model, new_ids, cache, mask, encoder_output)
+        if graph is None or not graph.continues(cache):
+            sizes = Sizes.of(model, new_ids, cache, encoder_output, encoder_mask)
             with self.lock:
+                if graph is not None:
+                    graph.owner = lambda: None
                 graph = self.unused_or_new(model, sizes, cache)
-                graph.attach(cache, mask)
+                graph.attach(cache, mask, encoder_mask)
         return graph.step(new_ids, cache)
 
     def supports(self, sources: int, rows: int) -> bool:
@@ -77,14 +85,19 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(
-        cls, model: Any, new_ids: Tensor, cache: KVCache, mask: Tensor | None, encoder_output: Tensor | None
+        cls,
+        model: Any,
+        new_ids: Tensor,
+        cache: KVCache,
+        encoder_output: Tensor | None,
+        encoder_mask: Tensor | None,
     ) -> "Sizes":
+        """The sizes of a step on these ids, (B, T), rounded up so that few graphs are captured."""
         weights = tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
         max_length = -(-cache.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         max_length = min(max_length, position_limit(model) or max_length)
         source = None if encoder_output is None else encoder_output.shape
-        is_padded = source is not None and mask is not None
-        return cls(weights, len(new_ids), max_length, source, is_padded)
+        return cls(weights, len(new_ids), max_length, source, encoder_mask is not None)
 
 
 class Graph:
@@ -101,7 +114,8 @@ class Graph:
         # Only the shape of T5's encoder output is read: its keys and values are in the cache.
         self.source = None if sizes.source is None else torch.empty(sizes.source, device="meta")
         self.source_mask = zeros(sizes.source[:2]) if sizes.source and sizes.source_is_padded else None
-        self.owner: Callable[[], KVCache | None] = lambda: None  # the cache of the call in progress
+        self.owner: Callable[[], KVCache | None] = lambda: None  # the cache that uses the static tensors
+        self.known_ids: Tensor | None = None  # its ids then
         self.replay, self.logits = capture(partial(self.compute, model), device)
 
     def compute(self, model: Any) -> Tensor:
@@ -135,16 +149,18 @@ class Graph:
         hidden = decoder.final_layer_norm(hidden)
         return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden
 
-    def attach(self, cache: KVCache, mask: Tensor | None) -> None:
-        """Copy a cache and its mask into the static tensors, and make the cache use these from now on."""
+    def attach(self, cache: KVCache, mask: Tensor | None, source_mask: Tensor | None) -> None:
+        """Copy a cache and the masks into the static tensors, and make the cache use these from now on."""
         self.visible.zero_()
-        self.visible[:, : cache.length] = 1
-        if mask is not None and self.source_mask is not None:
-            self.source_mask.copy_(mask)
-        elif mask is not None:  # GPT-2's mask, over all positions so far
-            self.visible[:, : cache.length] = mask[:, : cache.length]
+        self.visible[:, : cache.length] = 1 if mask is None else mask[:, : cache.length]
+        if self.source_mask is not None and source_mask is not None:
+            self.source_mask.copy_(source_mask)
         self.cache.attach(cache)
-        self.owner = weakref.ref(cache)
+        self.owner, self.known_ids = weakref.ref(cache), cache.ids
+
+    def continues(self, cache: KVCache) -> bool:
+        """Whether the cache is unchanged since its last step; False in the next call of `generate`."""
+        return cache.layers[0].key is self.cache.layers[0].key and cache.ids is self.known_ids
 
     def step(self, new_ids: Tensor, cache: KVCache) -> Tensor:
         """Feed the next tokens (R, 1) -> fp32 logits of the token after, (R, V)."""
@@ -173,7 +189,7 @@ class StaticCache(KVCache):
             static.attach(layer, cache.length)
 
     def advance(self, positions: int) -> None:
-        """A no-op: `Graph.step` advances the attached cache."""
+        """Do nothing: `Graph.step` advances the attached cache."""
 
 
 class StaticLayer(LayerCache):
@@ -208,7 +224,7 @@ class StaticLayer(LayerCache):
 
 
 def capture(compute: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """Capture a computation as a CUDA graph: returns its replay function and its static output.
+    """Capture a computation as a CUDA graph: returns its replay function and its static output tensor.
 
     The computation runs once before, since libraries initialize at their first call.
     """

@@ -92,7 +92,7 @@ def matrix(layer: nn.Linear | Conv1D) -> Tensor:
 
 
 def check_supported(model: Model, dtype: torch.dtype) -> None:
-    """Raises ValueError where `prepare_for_decoding` cannot work."""
+    """Raise ValueError where `prepare_for_decoding` cannot work."""
     device = next(model.parameters()).device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model is on {device}, expected a CPU or CUDA: use it unprepared")

@@ -20,18 +20,23 @@ from ftcore.models.t5 import T5Attention, T5LayerNorm
 
 
 class FastLinear(nn.Linear):
+    """nn.Linear by oneDNN, on a CPU in float32."""
+
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
         if not uses_onednn(inputs, self.weight):
             return super().forward(inputs)
         return _Linear.apply(inputs, self.weight, self.bias)
 
     @staticmethod
     def product(inputs: Tensor, weight: Tensor) -> Tensor:
-        """`F.linear(inputs, weight)` for callers that compute the gradient themselves, as the loss does."""
+        """`F.linear(inputs, weight)`, (..., out), without a gradient: the loss computes its own."""
         return linear(inputs, weight)
 
 
 class FastConv1D(Conv1D):
+    """GPT-2's Conv1D by oneDNN, on a CPU in float32."""
+
     def forward(self, inputs: Tensor) -> Tensor:
         if not uses_onednn(inputs, self.weight):
             return super().forward(inputs)
@@ -39,7 +44,7 @@ class FastConv1D(Conv1D):
 
 
 def uses_onednn(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether to call oneDNN directly: float32 on a CPU. (PyTorch uses it for bfloat16 by itself.)"""
+    """Whether to call oneDNN directly: for float32 tensors on a CPU. For bfloat16, PyTorch does so itself."""
     return (
         inputs.device.type == "cpu"
         and inputs.dtype == weight.dtype == torch.float32
@@ -82,6 +87,8 @@ class _Linear(torch.autograd.Function):
 
 
 class FastT5LayerNorm(T5LayerNorm):
+    """T5's norm on a CPU, as one autograd function."""
+
     def forward(self, hidden: Tensor) -> Tensor:
         is_half = torch.finfo(hidden.dtype).bits < 32  # the base class rounds half types in its own way
         if hidden.device.type != "cpu" or hidden.dtype != self.weight.dtype or is_half:
@@ -117,7 +124,10 @@ LEVELS = 2**16  # values of 16 random bits
 
 
 class FastDropout(nn.Dropout):
+    """Dropout on a CPU, where 16 random bits decide for an element."""
+
     def forward(self, states: Tensor) -> Tensor:
+        """The states, of any shape, with some of them 0."""
         if not self.training or self.p == 0 or states.device.type != "cpu":
             return super().forward(states)
         return apply_dropout(states, *dropout_mask(states, self.p))
@@ -136,7 +146,7 @@ def dropout_mask(states: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 def apply_dropout(states: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """states * mask * scale in one kernel; the same function is its own gradient."""
+    """states * mask * scale, of one shape, in one kernel; the same function is its own gradient."""
     return torch.ops.aten.native_dropout_backward(states, mask, scale)
 
 
@@ -146,6 +156,8 @@ def apply_dropout(states: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 
 class FastT5Attention(T5Attention):
+    """T5's attention with a learned bias on a CPU, with its own gradient."""
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         is_learned = bias is not None and bias.requires_grad
         if not is_learned or query.device.type != "cpu" or not can_fuse(self.softmax, self.dropout):

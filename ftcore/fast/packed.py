@@ -47,7 +47,8 @@ class OneDnnLinear(PackedLinear):
         self.packed: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rounded = inputs.to(self.dtype)  # (B, T, in)
+        """(B, T, in) -> (B, T, out), rounded to the packed type and back."""
+        rounded = inputs.to(self.dtype)
         if torch.compiler.is_compiling() and len(inputs) <= FEW_ROWS:
             return F.linear(rounded, self.plain, self.bias).float()
         if len(inputs) > 1:
@@ -60,15 +61,19 @@ class OneDnnLinear(PackedLinear):
         return self.__dict__ | {"packed": None}  # oneDNN's layout can be neither copied nor pickled
 
     def pack(self) -> Tensor:
+        """The weight, (out, in), in oneDNN's layout; packed when first asked for."""
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, PACKED_FOR_ROWS)
         return self.packed
 
     def multiply_vector(self, rounded: Tensor) -> Tensor:
+        """(1, T, in) -> (1, T, out), of a single row."""
         return product(rounded, self.pack(), self.bias)
 
 
 class Float32Linear(OneDnnLinear):
+    """A packed matrix in float32."""
+
     dtype = torch.float32
 
     def multiply_vector(self, rounded: Tensor) -> Tensor:
@@ -103,6 +108,7 @@ class Int8Linear(PackedLinear):
         self.quantized = F.pad(quantized, (0, self.in_padding, 0, out_padding)).contiguous()  # (out, in)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
         rows = inputs.flatten(0, -2).bfloat16()  # (R, in)
         if self.in_padding:
             rows = F.pad(rows, (0, self.in_padding))
@@ -133,6 +139,7 @@ class MeanCenteredHead(nn.Module):
         self.differences = layer_type(weight - self.mean, None)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
         return self.differences(inputs).add_((inputs @ self.mean)[..., None])
 
 
@@ -150,6 +157,7 @@ class FusedQKVSlice(nn.Module):
         self.fused, self.index, self.latest = fused, index, latest
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D), this slice of the product; the first slice computes all three."""
         latest = self.latest[0]
         if latest is None or latest[0] is not inputs:
             latest = (inputs, self.fused(inputs).chunk(3, dim=-1))

@@ -258,5 +258,5 @@ def padded_causal_mask(lengths: list[int]) -> Tensor:
 
 
 def mask_bias(visible: Tensor) -> Tensor:
-    """The mask as ftcore's layers take it, added to the scores: 0 = visible, -inf = masked."""
+    """The mask as ftcore's layers take it, added to the scores, same shape: 0 = visible, -inf = masked."""
     return torch.zeros(visible.shape).masked_fill(~visible, -inf)

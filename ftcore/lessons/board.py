@@ -17,10 +17,9 @@ def board(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     for result in results:
         yield f"{result.number:2}  {result.status:5}  {result.name:17}  {result.title}"[:WIDTH]
-    for result in results:
-        if result.note:
-            yield ""
-            yield from _wrapped(result.note)
+    for note in dict.fromkeys(result.note for result in results if result.note):  # that of several steps once
+        yield ""
+        yield from _wrapped(note)
     bad = next((result for result in results if is_wrong(result)), None)
     to_do = next((result for result in results if result.status == TO_DO), None)
     if bad is not None:
@@ -35,6 +34,7 @@ def board(results: Sequence[Result]) -> Iterator[str]:
 
 
 def is_wrong(result: Result) -> bool:
+    """Whether a check failed or stopped with an error."""
     return result.status in (WRONG, ERROR)
 
 

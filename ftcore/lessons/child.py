@@ -153,9 +153,11 @@ class Check:
             self.point_to(code.co_filename, code.co_firstlineno)
 
     def is_own(self, code: CodeType) -> bool:
+        """Whether code is in the student's folder."""
         return Path(code.co_filename).parent == self.folder.resolve()
 
     def point_to(self, file: str, line: int) -> None:
+        """Note the student's line in the result."""
         self.result.file, self.result.line = str(self.folder / Path(file).name), line
         self.result.source = linecache.getline(file, line).strip()
 

@@ -30,6 +30,7 @@ BeamSearchCase = tuple[GPT2LMHeadModel, list[int], int, int, int, float]
 
 
 def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
+    """A small random GPT-2 of ftcore, in eval mode."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=128,
@@ -49,6 +50,7 @@ def reference_model(seed: int = 0, layers: int = 3) -> GPT2LMHeadModel:
 
 
 def random_ids(length: int) -> list[int]:
+    """Draw token ids of the reference model."""
     return torch.randint(VOCABULARY, (length,)).tolist()
 
 
@@ -187,6 +189,7 @@ def _fed_again(model: GPT2LMHeadModel, ids: list[int], count: int) -> list[int]:
 
 
 def greedy(model: GPT2LMHeadModel, ids: list[int], most: int, end: int | None = None) -> list[int]:
+    """The new tokens of ftcore's greedy search, at most `most`."""
     return generate(model, torch.tensor([ids]), max_new_tokens=most, eos_token_id=end)[0, len(ids) :].tolist()
 
 

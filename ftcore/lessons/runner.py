@@ -49,12 +49,12 @@ class Result:
 
     @property
     def step_file(self) -> str:
-        """ "step01_softmax.py" """
+        """File of the step, such as "step01_softmax.py"."""
         return STEP_FILES[(T5 if self.number == FINAL else self.number) - 1]
 
     @property
     def name(self) -> str:
-        """ "softmax" """
+        """Name of the step, such as "softmax"."""
         return self.step_file.removesuffix(".py").partition("_")[2]
 
 

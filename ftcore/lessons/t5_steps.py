@@ -47,6 +47,7 @@ NOT_SHIPPED = "Checked with random weights: those of t5-mini are in a clone of f
 
 
 def reference_model() -> T5ForConditionalGeneration:
+    """A small random T5 of ftcore, in eval mode."""
     return randomize_weights(T5ForConditionalGeneration(CONFIG)).eval()  # type: ignore[return-value]
 
 
@@ -342,6 +343,7 @@ def _answer(module: ModuleType, model: T5ForConditionalGeneration, ids: list[int
 def reference_answer(
     model: T5ForConditionalGeneration, ids: list[int], most: int, end: int | None = 1
 ) -> list[int]:
+    """The tokens of ftcore's greedy search for a source, at most `most`."""
     found = generate(model, torch.tensor([ids]), max_new_tokens=most, eos_token_id=end)
     return found[0, 1:].tolist()
 

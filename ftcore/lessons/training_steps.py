@@ -136,7 +136,7 @@ class AdamW:
     mean_square: Tensor | float = 0.0
 
     def step(self, weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
-        """The new weights."""
+        """The new weights, of the same shape."""
         beta1, beta2 = self.betas
         self.t += 1
         decay = (lr if self.decay_times_lr else 1.0) * self.weight_decay * weights

@@ -41,11 +41,12 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen matrix; T5's feed-forward layer reads the dtype of its `wo`."""
+        """The frozen matrix, (out, in); in Conv1D (in, out). T5's feed-forward layer reads its dtype."""
         return self.base_layer.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.base_layer(inputs)  # (B, T, out)
+        """(B, T, in) -> (B, T, out)."""
+        hidden = self.base_layer(inputs)
         low_rank = self.lora_A(self.lora_dropout(inputs).to(self.lora_A.weight.dtype))  # (B, T, r)
         return (hidden + self.lora_B(low_rank) * self.scaling).to(hidden.dtype)
 
@@ -60,7 +61,7 @@ class LoRALayer(nn.Module):
 
 
 def features(layer: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(in_features, out_features)"""
+    """(in_features, out_features) of a layer."""
     rows, columns = layer.weight.shape
     return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
 

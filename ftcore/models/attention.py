@@ -19,7 +19,8 @@ class Softmax(nn.Module):
     """
 
     def forward(self, scores: Tensor) -> Tensor:
-        return scores.softmax(dim=-1)  # (B, H, T, S)
+        """(B, H, T, S) -> (B, H, T, S), each row a distribution over the keys."""
+        return scores.softmax(dim=-1)
 
 
 class AttentionDropout(nn.Dropout):
@@ -73,7 +74,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def at_least_float32(states: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 unchanged."""
+    """Widen half precision to float32; tensors of float32 and float64 are returned unchanged."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 

@@ -1,5 +1,8 @@
 """The key-value cache: each new token costs one position instead of a pass over the whole sequence."""
 
+from copy import copy
+
+import torch
 from torch import Tensor
 
 
@@ -9,15 +12,21 @@ class KVCache:
         cache = KVCache(max_length=100)
         logits = model(prompt, cache=cache)          # fills positions 0 ... T-1
         logits = model(next_token, cache=cache)      # fills position T
+        cache.crop(T)                                # forgets it
 
     Buffers for `max_length` positions are allocated when the first keys arrive, with their batch size, heads,
     dtype and device. For T5 the cache also holds the cross-attention keys and values, one row per source,
     shared by all beams of that source.
+
+    `ftcore.decoding.generate` notes the tokens of the filled positions in `ids`, (B, length), and those of
+    T5's source in `source_ids`, (sources, S), to check that its next call begins with them.
     """
 
     def __init__(self, max_length: int):
         self.extent = Extent(max_length)
         self.layers: list[LayerCache] = []
+        self.ids: Tensor | None = None
+        self.source_ids: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -30,6 +39,7 @@ class KVCache:
         return self.extent.max_length
 
     def layer(self, index: int) -> "LayerCache":
+        """The cache of a decoder layer, made when first asked for."""
         while len(self.layers) <= index:
             self.layers.append(LayerCache(self.extent))
         return self.layers[index]
@@ -38,17 +48,46 @@ class KVCache:
         """Count new positions as filled; called by the model after its last layer."""
         self.extent.length += positions
 
+    def crop(self, length: int) -> None:
+        """Forget the positions from `length` on. An empty cache, after crop(0), takes any batch.
+
+        Raises:
+            ValueError: a length below 0 or above that of the cache.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(
+                f"length is {length}, expected 0 to {self.length}, the filled positions of the cache"
+            )
+        self.extent.length = length
+        if self.ids is not None:
+            self.ids = self.ids[:, :length]
+        if length == 0:
+            self.layers, self.ids, self.source_ids = [], None, None
+
+    def resized(self, index: Tensor) -> "KVCache":
+        """A new cache, whose row i is row index[i] of this one, with another number of rows."""
+        new = copy(self)
+        new.extent, new.layers = copy(self.extent), [copy(layer) for layer in self.layers]
+        for layer in new.layers:
+            layer.extent = new.extent
+        new.reorder(index)  # allocates buffers, since the number of rows changes
+        return new
+
     def reorder(self, index: Tensor, start: int = 0) -> None:
-        """Replace row i by row index[i], as beam search needs; rows may repeat or be dropped.
+        """Replace row i by row index[i], as beam search needs; index is (new B) and may repeat or drop rows.
 
         Positions < start are identical in rows i and index[i] (common beam prefix) and are not copied, unless
         the number of rows changes. Cross-attention is left alone: all beams of a source share its row.
         """
         for layer in self.layers:
             layer.reorder(index, start)
+        if self.ids is not None:
+            self.ids = self.ids[index]
 
     def select_sources(self, index: Tensor) -> None:
-        """Keep only these rows of the cross-attention, when finished sources leave the batch."""
+        """Replace row i of the cross-attention by row index[i] (new B), when sources leave the batch."""
+        if self.source_ids is not None:
+            self.source_ids = self.source_ids[index]
         for layer in self.layers:
             if layer.cross is not None:
                 key, value = layer.cross
@@ -94,6 +133,7 @@ class LayerCache:
         return self.key[:, :, :end], self.value[:, :, :end]
 
     def reorder(self, index: Tensor, start: int) -> None:
+        """Replace row i by row index[i], (new B), from position `start` on."""
         if self.key is not None and self.value is not None:
             self.key = self._reordered(self.key, index, start)
             self.value = self._reordered(self.value, index, start)
@@ -109,4 +149,6 @@ class LayerCache:
 
     def _buffer(self, like: Tensor, rows: int) -> Tensor:
         _, num_heads, _, head_width = like.shape
-        return like.new_empty(rows, num_heads, self.extent.max_length, head_width)
+        # An ordinary tensor, which can be written to after `torch.inference_mode` too.
+        with torch.inference_mode(False):
+            return like.new_empty(rows, num_heads, self.extent.max_length, head_width)

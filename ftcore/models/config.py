@@ -287,7 +287,7 @@ class UMT5Config(MT5Config):
 
 
 class CheckpointMixin:
-    """`from_pretrained` and `save_pretrained` of both models, implemented in ftcore.checkpoints."""
+    """Methods of both models that other packages implement: ftcore.checkpoints and ftcore.decoding."""
 
     @classmethod
     def from_pretrained(cls: type[AnyModel], directory: str | PathLike[str], **options: Any) -> AnyModel:
@@ -297,10 +297,16 @@ class CheckpointMixin:
         return load_as(cls, directory, **options)
 
     def save_pretrained(self, directory: str | PathLike[str], **options: Any) -> None:
-        """`ftcore.save_model`."""
+        """Save a checkpoint, see `ftcore.save_model`."""
         from ftcore.checkpoints.checkpoint import save_model
 
         save_model(self, directory, **options)  # type: ignore[arg-type]
+
+    def generate(self, *inputs: Any, **arguments: Any) -> Any:
+        """`ftcore.decoding.generate` with this model."""
+        from ftcore.decoding import generate
+
+        return generate(self, *inputs, **arguments)  # type: ignore[call-overload]
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:
@@ -319,7 +325,7 @@ def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:
     is_decoding_step = past_length > 0 and input_ids.shape[1] == 1
     if is_decoding_step or input_ids.numel() == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(input_ids))
+    low, high = torch.stack(torch.aminmax(input_ids)).tolist()
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"token id {wrong}, but the embedding has rows 0 to {vocab_size - 1} (vocab_size)")
@@ -336,8 +342,8 @@ def convert(name: str, value: Any, expected: Any) -> Any:
     """A value of the type `expected`; scalars and arrays of numpy and torch become Python's, tuples lists.
 
     Args:
-        expected: int, float, bool, str, None, a Literal of strings, list[...], tuple[...] for a list of that
-            length, or a union of these; None accepts every type.
+        expected: int, float, bool, str, Callable, None, a Literal of strings, list[...], tuple[...] (a list
+            of that length), or a union of these; None accepts every type.
 
     Raises:
         ValueError: another type, or NaN, infinite or beyond 64 bits; the message names `name`.
@@ -381,9 +387,10 @@ def _has_type(value: Any, expected: Any) -> bool:
 
 
 def _describe(expected: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    names: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names |= {type(None): "null", list[int]: "a list of whole numbers"}
     names |= {list[list[int]]: "a list of lists of whole numbers", tuple[int, float]: "a list of two numbers"}
+    names |= {list[str]: "a list of strings", Callable: "a function", list[Callable]: "a list of functions"}
     if expected in names:
         return names[expected]
     describe = repr if get_origin(expected) is Literal else _describe

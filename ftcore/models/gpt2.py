@@ -31,6 +31,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) -> (..., out), with leading shape unchanged."""
         flat = torch.addmm(self.bias, inputs.flatten(0, -2), self.weight)
         return flat.unflatten(0, inputs.shape[:-1])
 
@@ -52,6 +53,7 @@ class GPT2Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden: Tensor, bias: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D). Additive `bias` as in `attention_mask_bias`; None: causal."""
         qkv = self.c_attn(hidden).chunk(3, dim=-1)  # 3 x (B, T, D)
         query, key, value = (split_heads(states, self.num_heads) for states in qkv)  # (B, H, T, K)
         if cache is not None:
@@ -81,7 +83,8 @@ class GPT2MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden))))  # (B, T, D) -> (B, T, F) -> (B, T, D)
+        """(B, T, D) -> (B, T, F) -> (B, T, D)."""
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden))))
 
 
 class GPT2Block(nn.Module):
@@ -95,6 +98,7 @@ class GPT2Block(nn.Module):
         self.mlp = GPT2MLP(config)
 
     def forward(self, hidden: Tensor, bias: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D). Bias and cache go to the attention."""
         hidden = hidden + self.attn(self.ln_1(hidden), bias, cache)
         return hidden + self.mlp(self.ln_2(hidden))
 
@@ -118,6 +122,7 @@ class GPT2Model(nn.Module):
         position_ids: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
+        """(B, T) ids -> (B, T, D). Arguments and ValueErrors: see `GPT2LMHeadModel.forward`."""
         past_length = cache.length if cache is not None else 0
         check_ids(input_ids, self.config.vocab_size, past_length)
         query_length = input_ids.shape[1]
@@ -194,6 +199,7 @@ class GPT2LMHeadModel(nn.Module, CheckpointMixin):
         return self.transformer(*inputs, **options)
 
     def tie_weights(self) -> None:
+        """Make the head's matrix the token embedding's, (V, D), if the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 

@@ -15,6 +15,7 @@ def require_finite(output: Tensor, model: nn.Module, forward: Callable[[], objec
     """Raise FloatingPointError, naming the cause, where an output of the model holds NaN or infinity.
 
     Args:
+        output: of any shape.
         forward: runs the model again as it ran for `output`; called only on failure.
         what: the output's name in the message, such as "the loss".
     """

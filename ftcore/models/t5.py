@@ -33,6 +33,7 @@ class T5LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         mean_square = at_least_float32(hidden).square().mean(-1, keepdim=True)  # squares overflow float16
         hidden = hidden * torch.rsqrt(mean_square + self.eps)
         if self.weight.dtype in (torch.float16, torch.bfloat16):
@@ -110,7 +111,11 @@ class T5Attention(nn.Module):
         return split_heads(self.k(states), self.num_heads), split_heads(self.v(states), self.num_heads)
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Attend from `hidden`, (N * B, T, D), to B rows of keys; the N beams of a source share its row."""
+        """Attend from `hidden`, (N * B, T, D), to B rows of keys; the N beams of a source share its row.
+
+        Raises:
+            ValueError: the rows of `hidden` are not a multiple of those of the keys.
+        """
         rows, sources = len(hidden), len(key)
         if rows % sources:
             raise ValueError(f"{rows} decoder rows for {sources} sources, expected as many or a multiple")
@@ -120,7 +125,7 @@ class T5Attention(nn.Module):
         return self.o(merge_heads(mixed).reshape(query.shape))  # (N * B, T, D)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Per-head q, k, v -> per-head outputs."""
+        """Per-head q, k, v -> per-head outputs, (B, H, T, K)."""
         return attend(query, key, value, bias=bias, scale=1.0, softmax=self.softmax, dropout=self.dropout)
 
 
@@ -140,8 +145,9 @@ class T5DenseActDense(nn.Module):
         self.act = ACTIVATIONS[str(config.dense_act_fn)]()
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, F) -> (B, T, D)."""
         if self.is_gated:
-            hidden = self.act(self.wi_0(hidden)) * self.wi_1(hidden)  # (B, T, F)
+            hidden = self.act(self.wi_0(hidden)) * self.wi_1(hidden)
         else:
             hidden = self.act(self.wi(hidden))
         return apply_outside_float16(self.wo, self.dropout(hidden))
@@ -153,7 +159,7 @@ class T5DenseActDense(nn.Module):
 
 
 def apply_outside_float16(wo: nn.Linear, hidden: Tensor) -> Tensor:
-    """`wo(hidden)`, in float32 if everything else is float16."""
+    """Compute `wo(hidden)`, (B, T, F) -> (B, T, D), in float32 if everything else is float16."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return wo(hidden.to(wo.weight.dtype))
@@ -164,7 +170,7 @@ def apply_outside_float16(wo: nn.Linear, hidden: Tensor) -> Tensor:
 
 
 def clamp_overflow(hidden: Tensor) -> Tensor:
-    """Clamp float16 infinities to 1000 below the largest number, as transformers does."""
+    """Clamp float16 infinities to 1000 below the largest number, as transformers does; same shape."""
     if hidden.dtype != torch.float16:
         return hidden
     largest = torch.finfo(torch.float16).max
@@ -173,6 +179,8 @@ def clamp_overflow(hidden: Tensor) -> Tensor:
 
 
 class T5LayerSelfAttention(nn.Module):
+    """Pre-norm self-attention, added to the residual stream."""
+
     def __init__(self, config: T5Config, has_relative_attention_bias: bool):
         super().__init__()
         self.SelfAttention = T5Attention(config, has_relative_attention_bias)
@@ -180,7 +188,8 @@ class T5LayerSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor, position_bias: Tensor, cache: LayerCache | None = None) -> Tensor:
-        normed = self.layer_norm(hidden)  # (B, T, D)
+        """(B, T, D) -> (B, T, D). The bias, (1 or B, H, T, S), includes the mask."""
+        normed = self.layer_norm(hidden)
         key, value = self.SelfAttention.keys_values(normed)
         if cache is not None:
             key, value = cache.append(key, value)
@@ -188,6 +197,8 @@ class T5LayerSelfAttention(nn.Module):
 
 
 class T5LayerCrossAttention(nn.Module):
+    """Pre-norm attention to the encoder's output, added to the residual stream."""
+
     def __init__(self, config: T5Config):
         super().__init__()
         self.EncDecAttention = T5Attention(config)
@@ -197,7 +208,8 @@ class T5LayerCrossAttention(nn.Module):
     def forward(
         self, hidden: Tensor, source: Tensor, bias: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        normed = self.layer_norm(hidden)  # (N * B, T, D)
+        """(N * B, T, D) -> (N * B, T, D). The source is (B, S, D), and the bias its mask, (B, 1, 1, S)."""
+        normed = self.layer_norm(hidden)
         if cache is None:
             key, value = self.EncDecAttention.keys_values(source)  # (B, H, S, K)
         else:
@@ -209,6 +221,8 @@ class T5LayerCrossAttention(nn.Module):
 
 
 class T5LayerFF(nn.Module):
+    """Pre-norm feed-forward layer, added to the residual stream."""
+
     def __init__(self, config: T5Config):
         super().__init__()
         self.DenseReluDense = T5DenseActDense(config)
@@ -216,6 +230,7 @@ class T5LayerFF(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return hidden + self.dropout(self.DenseReluDense(self.layer_norm(hidden)))
 
 
@@ -229,6 +244,7 @@ class EncoderBlock(nn.Module):
         )
 
     def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D). The bias, (1 or B, H, S, S), includes the mask."""
         self_attention, feed_forward = self.layer
         hidden = clamp_overflow(self_attention(hidden, position_bias))
         return clamp_overflow(feed_forward(hidden))
@@ -255,6 +271,7 @@ class DecoderBlock(nn.Module):
         source_bias: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
+        """(N * B, T, D) -> (N * B, T, D), with the source (B, S, D) and additive biases."""
         self_attention, cross_attention, feed_forward = self.layer
         hidden = clamp_overflow(self_attention(hidden, position_bias, cache))
         hidden = clamp_overflow(cross_attention(hidden, source, source_bias, cache))
@@ -276,6 +293,7 @@ class T5Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """See `T5ForConditionalGeneration.encode`: (B, S) -> (B, S, D)."""
         check_ids(input_ids, self.config.vocab_size)
         length = input_ids.shape[1]
         max_distance = self.config.relative_attention_max_distance
@@ -313,7 +331,11 @@ class T5Decoder(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Args: see `T5ForConditionalGeneration.decode`."""
+        """(N * B, T) ids -> (N * B, T, D). Arguments: see `T5ForConditionalGeneration.decode`.
+
+        Raises:
+            ValueError: `decoder_input_ids` are None, or an id is outside of the vocabulary.
+        """
         if decoder_input_ids is None:
             raise ValueError("decoder_input_ids are missing: for training pass model.shift_right(labels)")
         past_length = cache.length if cache is not None else 0
@@ -433,12 +455,13 @@ class T5ForConditionalGeneration(nn.Module, CheckpointMixin):
         return shifted.masked_fill(shifted == -100, pad)
 
     def tie_weights(self) -> None:
+        """Make the head's matrix the embedding's, (V, D), if the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.shared.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The published initialization (Mesh TensorFlow; the head of v1.1 as in T5X)."""
+        """Initialize as published (Mesh TensorFlow; the head of v1.1 as in T5X)."""
         config, factor = self.config, self.config.initializer_factor
         if not config.tie_word_embeddings:
             self.lm_head.weight.normal_(0.0, factor * config.d_model**-0.5)

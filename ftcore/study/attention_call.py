@@ -18,15 +18,17 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 def fill(scores: Tensor, visible: Tensor, masked: float = LOWEST) -> Tensor:
+    """Mask scores, (B, H, T, S), where `visible` is False."""
     return scores.masked_fill(~visible, masked)
 
 
 def softmax_over_keys(scores: Tensor, visible: Tensor) -> Tensor:
+    """Masked scores, (B, H, T, S) -> attention weights, (B, H, T, S)."""
     return scores.softmax(dim=-1)
 
 
 def zero_if_all_masked(scores: Tensor, visible: Tensor) -> Tensor:
-    """The softmax of F.scaled_dot_product_attention."""
+    """The softmax of F.scaled_dot_product_attention, (B, H, T, S): zeros in fully masked rows."""
     return scores.softmax(dim=-1).nan_to_num(0.0)
 
 
@@ -73,6 +75,7 @@ class AttentionCall:
         return split_heads(merge(weights.to(value.dtype) @ value), heads)
 
     def masked_by(self, visible: Tensor, others: Tensor | None = None) -> "AttentionCall":
+        """The same call with another mask, broadcastable to (B, H, T, S)."""
         return replace(self, visible=visible.expand_as(self.visible), others=others)
 
     @property
@@ -89,10 +92,12 @@ class AttentionCall:
 
     @property
     def has_padding(self) -> bool:
+        """Whether the mask hides keys from all queries."""
         return not bool(self.tokens.all())
 
     @property
     def is_causal(self) -> bool:
+        """Whether the mask hides later tokens from a query."""
         return bool((~self.past() & ~self.visible & self.tokens).any())
 
     def past(self, ahead: int = 0) -> Tensor:
@@ -133,7 +138,7 @@ def parse_sdpa(
     scale: float | None = None,
     **_: Any,
 ) -> AttentionCall:
-    """The arguments of F.scaled_dot_product_attention; `tables` are the calls of embeddings."""
+    """The arguments of F.scaled_dot_product_attention, (B, H, T, K); `tables` are calls of embeddings."""
     visible = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
     if is_causal:
         visible = visible.tril()

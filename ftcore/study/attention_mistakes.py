@@ -19,6 +19,8 @@ Compute = Callable[[AttentionCall], Tensor]  # per-head outputs, (B, H, T, K)
 
 @dataclass(frozen=True)
 class AttentionMistake:
+    """A known mistake: what is said of it, what it computes, and where it can be made."""
+
     name: str
     sentence: str  # {letters} stand for `AttentionCall.shapes`
     compute: Compute
@@ -37,6 +39,7 @@ def attention_mistakes(max_distance: int) -> Iterator[AttentionMistake]:
 
 
 def right(call: AttentionCall) -> AttentionCall:
+    """The unchanged call."""
     return call
 
 
@@ -46,26 +49,32 @@ def with_lines(change: Change = right, **lines: Any) -> Compute:
 
 
 def is_scaled(call: AttentionCall) -> bool:
+    """Whether the scores are multiplied by something else than 1."""
     return call.scale != 1
 
 
 def is_square(call: AttentionCall) -> bool:
+    """Whether there are as many queries as keys."""
     return call.query.shape == call.key.shape
 
 
 def is_causal(call: AttentionCall) -> bool:
+    """Whether later tokens are hidden, see `AttentionCall.is_causal`."""
     return call.is_causal
 
 
 def has_padding(call: AttentionCall) -> bool:
+    """Whether keys are hidden from all queries, see `AttentionCall.has_padding`."""
     return call.has_padding
 
 
 def has_bias(call: AttentionCall) -> bool:
+    """Whether a position bias is added to the scores."""
     return call.position_bias is not None
 
 
 def has_table(call: AttentionCall) -> bool:
+    """Whether the table of T5's position bias is known."""
     return call.table is not None
 
 
@@ -93,7 +102,7 @@ def merge_width_first(mixed: Tensor) -> Tensor:
 
 
 def with_heads(call: AttentionCall, heads: int) -> Tensor:
-    """Attention with another number of heads, hence another width, and its scale."""
+    """Attention with another number of heads, hence another width, and its scale: (B, heads, T, K)."""
     scale = call.scale * (call.shapes["K"] * heads / call.shapes["D"]) ** 0.5 if is_scaled(call) else 1.0
     return replace(call, scale=scale).compute(split=lambda states, _: split_heads(states, heads))
 
@@ -239,6 +248,7 @@ class MaskPart:
 
 
 def everything(call: AttentionCall) -> Tensor:
+    """A mask that hides nothing, (B, H, T, S)."""
     return torch.ones_like(call.visible)
 
 
@@ -273,6 +283,7 @@ def add(visible: float, hidden: float) -> MaskedLine:
 
 
 def fill_with(hidden: float) -> MaskedLine:
+    """Mask scores with another number than the lowest."""
     return lambda scores, is_visible: fill(scores, is_visible, hidden)
 
 
@@ -374,6 +385,7 @@ def _softmax() -> Iterator[AttentionMistake]:
 
 
 def bias_transposed(call: AttentionCall) -> AttentionCall:
+    """Exchange queries and keys in the position bias."""
     return replace(call, position_bias=None if call.position_bias is None else call.position_bias.mT)
 
 

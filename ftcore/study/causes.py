@@ -96,6 +96,7 @@ def _kinds_of_attention(calls: list[AttentionCall]) -> dict[str, list[int]]:
 
 
 def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
+    """Try a matrix stored the other way round, in one layer or in all."""
     transposed = {
         dotted(name, "weight"): weight.reshape(weight.shape[::-1]).T
         for name, part in divergence.leaves.items()
@@ -106,6 +107,7 @@ def transposed_weight(divergence: Divergence) -> Iterator[Cause]:
 
 
 def order_of_q_k_v(divergence: Divergence) -> Iterator[Cause]:
+    """Try the other orders of q, k and v in one matrix."""
     for name, part in divergence.modules.items():
         for order in list(permutations("qkv"))[1:]:
             if weights := _reordered(name, part, order):
@@ -117,6 +119,7 @@ def order_of_q_k_v(divergence: Divergence) -> Iterator[Cause]:
 
 
 def activation_function(divergence: Divergence) -> Iterator[Cause]:
+    """Try other activation functions."""
     functions = {name: ACTIVATIONS[name]() for name in ("relu", "silu", "tanh", "gelu", "gelu_new")}
     for right, function in functions.items():
         names = [name for name in divergence.leaves if _computes(divergence.calls.get(name), function)]
@@ -131,6 +134,7 @@ def activation_function(divergence: Divergence) -> Iterator[Cause]:
 
 
 def norms(divergence: Divergence) -> Iterator[Cause]:
+    """Try LayerNorm for RMSNorm, the reverse, and other values of epsilon."""
     for right in NORMS:
         parts = {name: part for name, part in divergence.leaves.items() if _norm_name(part) == right}
         if not parts:
@@ -147,6 +151,7 @@ def norms(divergence: Divergence) -> Iterator[Cause]:
 
 
 def missing_bias(divergence: Divergence) -> Iterator[Cause]:
+    """Try layers without their bias, one or all."""
     zeros = {
         dotted(name, "bias"): torch.zeros_like(bias)
         for name, part in divergence.leaves.items()
@@ -156,6 +161,7 @@ def missing_bias(divergence: Divergence) -> Iterator[Cause]:
 
 
 def head(divergence: Divergence) -> Iterator[Cause]:
+    """Try mistakes of the head: T5's scale, tied or not."""
     for name, part in divergence.leaves.items():
         if not (isinstance(part, nn.Linear) and name.endswith("lm_head")):
             continue

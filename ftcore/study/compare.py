@@ -50,7 +50,10 @@ INPUT = "(input)"  # name of the main input's gradient
 
 
 def assert_same_as_reference(mine: nn.Module, reference: nn.Module, inputs: Inputs, **options: Any) -> None:
-    """Raise AssertionError with the table of `compare_modules` if the modules differ; for unit tests."""
+    """Raise AssertionError with the table of `compare_modules` if mine and reference differ; for unit tests.
+
+    The options are those of `compare_modules`.
+    """
     __tracebackhide__ = True  # pytest shows the caller's line and the table
     report = compare_modules(mine, reference, inputs, **options)
     if not report.equal:

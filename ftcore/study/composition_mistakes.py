@@ -98,6 +98,7 @@ def _block(part: Sublayer, parts: list[Sublayer]) -> str:
 
 
 def final_norm(divergence: Divergence) -> Iterator[Cause]:
+    """Try a stack without its final norm."""
     in_sublayers = {part.norm for part in divergence.sublayers}
     norms = [
         name
@@ -115,6 +116,7 @@ def _unchanged(hidden: Tensor) -> Tensor:
 
 
 def positions(divergence: Divergence) -> Iterator[Cause]:
+    """Try mistakes of GPT-2's positions: left padding, none, off by one."""
     for name, part in divergence.modules.items():
         if not (isinstance(part, nn.Embedding) and name.endswith("wpe")):
             continue
@@ -153,6 +155,7 @@ def _shifted(ids: Tensor, table: Tensor, by: int) -> Tensor:
 
 
 def embedding_scale(divergence: Divergence) -> Iterator[Cause]:
+    """Try embeddings multiplied by the square root of the width."""
     tables = {
         name: part.weight
         for name, part in divergence.modules.items()

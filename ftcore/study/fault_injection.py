@@ -51,10 +51,12 @@ def is_norm(part: nn.Module) -> bool:
 
 
 def epsilon(norm: nn.Module) -> float | None:
+    """The number that a norm adds to the variance."""
     return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
 
 
 def pre_norm(x: Tensor, norm: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Tensor:
+    """A sublayer of both models: (B, T, D) -> (B, T, D)."""
     return x + inner(norm(x))
 
 
@@ -162,6 +164,7 @@ class Divergence:
     def cause(
         self, name: str, sentence: str, row: Row, after: float, evidence: str = "", explained: int = 1
     ) -> Cause:
+        """Make a cause out of the row that it explains and the difference `after` the mistake."""
         evidence = evidence or (
             f"in {display_name(row.name)} the relative difference is {row.relative:.1e}, and {after:.1e} "
             "when the reference makes the same mistake"

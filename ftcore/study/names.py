@@ -107,6 +107,7 @@ class HookPoint:
 
     @property
     def long_name(self) -> str:
+        """Name of the module, with "@in" for its input."""
         return f"{self.module_name}@{self.side}" if self.side else self.module_name
 
 
@@ -121,7 +122,10 @@ def find_hook_points(model: nn.Module, pattern: str) -> list[HookPoint]:
     module_pattern, _, side = pattern.partition("@")
     if side not in SIDES:
         raise ValueError(f"{pattern!r}: expected @in or @stream after a module's name, or nothing")
-    short_of = {long: short for short, long in short_names(model).items()}
+    shorts = short_names(model)
+    if pattern in shorts:  # never a module's name, too
+        return [HookPoint(pattern, *shorts[pattern].partition("@")[::2])]
+    short_of = {long: short for short, long in shorts.items()}
     long_names = (f"{name}@{side}" if side else name for name in module_names(model))
     points = [
         HookPoint(long, *long.partition("@")[::2])

@@ -38,6 +38,7 @@ class Pass:
     length: int
 
     def continues(self, earlier: "Pass | None") -> bool:
+        """Whether this pass reads the cache that an earlier one filled."""
         return earlier is not None and earlier.sequences is self.sequences and earlier.start < self.start
 
 
@@ -68,6 +69,7 @@ class Passes:
             sequences.history = _history(cache, self.stacks[stack], ids)
 
     def end(self, stack: str, _: Tensor, __: tuple[Any, ...]) -> None:
+        """Note that a stack has computed its output, (B, T, D)."""
         self.running.discard(stack)
 
 

@@ -23,10 +23,12 @@ class Call:
 
     @property
     def module_name(self) -> str:
+        """The name without the number of the call."""
         return self.name.partition(" #")[0]
 
     @property
     def main_input(self) -> Tensor | None:
+        """The first tensor among the arguments."""
         return first_tensor((*self.args, *self.kwargs.values()))
 
 

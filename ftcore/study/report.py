@@ -19,6 +19,8 @@ EQUAL, DIFFERS, NOT_FINITE, SHAPE, GRADIENT = "equal", "differs", "not finite", 
 
 
 class Difference(NamedTuple):
+    """How far two tensors are apart."""
+
     absolute: float  # max |mine - reference|
     relative: float  # absolute / max |reference|
 
@@ -130,6 +132,7 @@ class Report:
 
     @property
     def equal(self) -> bool:
+        """Whether every output and every gradient is equal."""
         return all(row.verdict == EQUAL for row in (*self.rows, *self.gradients))
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +188,7 @@ class Report:
 
 
 def display_name(name: str | None) -> str:
+    """The name of a call, or what stands for the outermost module, which has none."""
     return name or "(whole module)"
 
 

@@ -12,26 +12,27 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
 from io import StringIO
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from ftcore.data import DataLoader, ExampleDataset, Record
+from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import IGNORED_LABEL
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
+from ftcore.training.distributed import BatchLoss
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import make_optimizer
+from ftcore.training.run import Progress, Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import plain_search
-from ftcore.training.setup import Progress, Run, make_loader, set_dropout
+from ftcore.training.setup import make_loader, set_dropout
 
 Batch = dict[str, Tensor]
 
@@ -55,23 +56,29 @@ class Loop(NamedTuple):
 
 
 class Measurement(NamedTuple):
+    """A measured number and the largest one that passes."""
+
     name: str
     value: float
     bound: float = FLOAT64_TOL
 
     @property
     def is_within(self) -> bool:
-        return self.value <= self.bound  # False for NaN
+        """Whether the value passes; NaN does not."""
+        return self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Result:
+    """The measurements of a check, and that of its control."""
+
     description: str  # what was compared, or why nothing could be
     measurements: Sequence[Measurement] = ()
     control: Measurement | None = None  # must exceed its bound
 
     @property
     def verdict(self) -> str:
+        """HOLDS, FAILS or NOT_CHECKED."""
         if not all(measurement.is_within for measurement in self.measurements):
             return FAILS
         return NOT_CHECKED if self.control is None or self.control.is_within else HOLDS
@@ -244,27 +251,23 @@ def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 # --- Examples and trial runs
 
 
-class Subset(torch.utils.data.Dataset):
-    """Some examples of an `ExampleDataset`, as an `ExampleDataset`."""
-
-    epoch = truncated_sources = truncated_targets = 0
+class Subset(ExampleDataset):
+    """Some examples of another data set."""
 
     def __init__(self, dataset: ExampleDataset, indices: Sequence[int]) -> None:
         self._dataset, self._indices = dataset, indices
         self.decoder_only = dataset.decoder_only
         self.generation_side = "left" if dataset.decoder_only else "right"  # of padding
-        self.records: Sequence[Record] = [dataset.records[i] for i in indices if dataset.records]
+        self.records = [dataset.records[i] for i in indices if dataset.records]
         self.lengths = dataset.lengths[indices]
         self.max_input_length, self.max_label_length = dataset.max_input_length, dataset.max_label_length
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._dataset.epoch = self.epoch
         return self._dataset[self._indices[index]]
 
     def source(self, index: int) -> list[int]:
+        """The input ids of an example without its target."""
         return self._dataset.source(self._indices[index])
 
 
@@ -289,7 +292,8 @@ def trial_run(
     With `exact`, weights and computation are float64.
     """
     options = replace(run.options, batch_size=batch_size, eval_batch_size=batch_size, grad_accum=grad_accum)
-    options = replace(options, eval_every=None, eval_answers=0, save_every=None, workers=0)
+    options = replace(options, eval_every=None, eval_answers=0, metrics=None, best=None, save_every=None)
+    options = replace(options, workers=0, early_stopping=0)
     model = copy.deepcopy(run.model)
     if exact:
         model.double()
@@ -299,10 +303,9 @@ def trial_run(
         options=options,
         directory=RunDirectory(directory),
         model=model,
-        compute_loss=partial(batch_loss, model),
+        compute_loss=BatchLoss(model, run.loss),
         train_loader=make_loader(examples, options, run.tokenizer, training=True),
-        valid_loader=make_loader(examples, options, run.tokenizer, training=False),
-        valid_set=examples,
+        valid_loaders={"": make_loader(examples, options, run.tokenizer, training=False)},
         optimizer=make_optimizer(model, options),
         # A low scale: the default one overflows in the first steps, which are then skipped.
         scaler=torch.amp.GradScaler(run.device.type, init_scale=256.0, enabled=is_fp16),
@@ -313,7 +316,7 @@ def trial_run(
 
 
 def _train_set(run: Run) -> ExampleDataset:
-    return cast(ExampleDataset, run.train_loader.dataset)
+    return run.train_loader.dataset
 
 
 def _batches(run: Run, examples: Subset, size: int, **layout: Any) -> list[Batch]:

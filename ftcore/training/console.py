@@ -4,18 +4,19 @@ What a run needs once, or only on request, is imported where it is used.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftcore.output import FAILED_RUN, cli_errors, log, printable
+from ftcore.decoding.prompts import example_arguments
+from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
 from ftcore.training.distributed import world_size
-from ftcore.training.options import TrainOptions
+from ftcore.training.options import TrainOptions, model_defaults
 from ftcore.training.preview import preview
+from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory
-from ftcore.training.scoring import Answer, describe_answers, named
-from ftcore.training.setup import Run
+from ftcore.training.scoring import Answer, count_answers, describe_answers, is_squad2, named
 
 Prepare = Callable[[TrainOptions], Run]
 
@@ -33,15 +34,22 @@ def print_summary(run: Run) -> None:
             log(f"  {origin:<9}{', '.join(modules)}")
     if trained < parameters:
         log(f"trained    {trained:,} parameters, {trained / parameters:.1%}; the others are frozen")
-    train, valid = len(run.train_loader.batch_sampler.lengths), len(run.valid_loader.batch_sampler.lengths)
-    log(f"task       {options.task}: {train:,} examples for training, {valid:,} for validation")
+    valid_sets = {name: loader.dataset for name, loader in run.valid_loaders.items()}
+    sizes = ", ".join(f"{len(dataset):,} for {name or 'validation'}" for name, dataset in valid_sets.items())
+    log(f"task       {options.task}: {len(run.train_loader.dataset):,} examples for training, {sizes}")
     log(
         f"steps      {run.total_steps:,} of {options.batch_size} x {options.grad_accum} examples, "
         f"learning rate {options.lr:g} {options.schedule}, {options.precision}"
     )
-    if answers := min(options.eval_answers, sum(bool(record.references) for record in run.valid_set.records)):
+    tuned = model_defaults(options.model).items()
+    if words := [f"{flag(name)} {value}" for name, value in tuned if getattr(options, name) == value]:
+        log(f"defaults   of this model: {' '.join(words)}".replace(" True", ""))
+    if answers := sum(min(options.eval_answers, count_answers(dataset)) for dataset in valid_sets.values()):
         how = describe_answers(
-            options.task, num_beams=options.num_beams, max_new_tokens=options.max_target_length
+            options.task,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_target_length,
+            squad2=any(is_squad2(run.task, dataset) for dataset in valid_sets.values()),
         )
         log(f"answers    {answers:,} in each validation: {how}")
     if run.strategy:
@@ -52,23 +60,25 @@ def print_summary(run: Run) -> None:
         log(f"directory  {run.directory.path}")
 
 
-def print_answers(answers: Sequence[Answer]) -> None:
-    """Print two of the model's answers with the gold answers, at each validation the same examples."""
+def print_validation(run: Run, name: str, metrics: Mapping[str, float], answers: Sequence[Answer]) -> None:
+    """Print a validation set's metrics and two answers with the gold answers, always to the same examples."""
     for answer in answers[:: max(1, len(answers) // 2)][:2]:
         source = printable(" ".join(answer.source.split()))
         log(f"  {source if len(source) <= 78 else source[:75] + '...'}")
         log(f"    answer: {answer.prediction!r}   gold: {' | '.join(answer.references)!r}")
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in named(metrics, run.options.task).items())
+    log(f"step {run.progress.step}{', ' if name else ''}{name}: {shown}")
 
 
 def print_results(run: Run) -> None:
-    """After the last step, save curves and report and print where the results are.
+    """Of a finished run, save curves and report and print where the results are.
 
-    After an interrupt, print the command that resumes the run.
+    Of a run that was stopped, print why and the command that resumes it.
     """
     directory = run.directory
     if run.progress.step < run.total_steps:
-        log(f"stopped after step {run.progress.step} of {run.total_steps} and saved; resume with:")
-        log(f"  {run.resume_command}")
+        print_stop(run)
+    if not run.is_finished:
         return
     from ftcore.training.curves import save_curves
     from ftcore.training.report import save_report
@@ -79,9 +89,28 @@ def print_results(run: Run) -> None:
     log(f"report        {directory.report}")
     log(f"best weights  {directory.best}")
     log(f"last weights  {directory.last}")
-    prompt = ["--context", "TEXT", "--question", "TEXT"] if run.options.task == "qa" else ["--prompt", "TEXT"]
-    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *prompt]
+    first = next(iter(run.valid_loaders.values()))
+    example = example_arguments(run.task, first.dataset, run.tokenizer)
+    command = ["python", "-m", "ftcore.generate", "--model", str(directory.best), *example]
     log(f"try them      {shlex.join(command)}")
+
+
+def print_stop(run: Run) -> None:
+    """Print why the run ended before its last step and the command that resumes it."""
+    step, best_step, command = run.progress.step, run.progress.best_step, run.resume_command
+    reason = run.early_stop or run.stop_reason
+    if run.early_stop:
+        for line in run.directory.metrics_log.read():
+            if line["step"] == best_step and "train_loss" not in line:
+                scores = {name: line[name] for name in line if name not in ("step", "epoch")}
+                shown = named(scores, run.options.task).items()
+                log(
+                    f"best/ is step {best_step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown)
+                )
+        command += f" --early-stopping {2 * run.options.early_stopping}"
+    because = f": {reason}" if reason else ""
+    how = " a larger --early-stopping, or 0 for all steps" if run.early_stop else ""
+    log(f"stopped after step {step} of {run.total_steps} and saved{because}; resume with{how}:\n  {command}")
 
 
 def dry_run(options: TrainOptions, prepare: Prepare) -> int:

@@ -6,7 +6,6 @@ summed over the ranks. In a single process all of these functions are no-ops.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ftcore.models import Model
-from ftcore.training.loss import TokenLoss, batch_loss
+from ftcore.training.loss import Loss, TokenLoss, batch_loss
 
 T = TypeVar("T")
 Strategy = Literal["ddp", "fsdp"]
@@ -109,27 +108,31 @@ def main_process_first() -> Iterator[None]:
 
 
 class BatchLoss(nn.Module):
-    """`batch_loss` as the forward pass of a module, which is what DDP and FSDP2 wrap."""
+    """A loss as the forward pass of a module, which is what DDP and FSDP2 wrap."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, loss: Loss):
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
 
     def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-        return batch_loss(self.model, batch, label_smoothing)
+        """The loss of a batch of tensors, see `batch_loss`."""
+        return self.loss(self.model, batch, label_smoothing)
 
 
-def wrap(model: Model, device: torch.device, strategy: Strategy | None) -> ComputeLoss:
-    """Move a model to the device. Returns its `batch_loss`, whose backward pass averages over the ranks."""
+def wrap(
+    model: Model, device: torch.device, strategy: Strategy | None, loss: Loss = batch_loss
+) -> ComputeLoss:
+    """Move a model to the device. Returns its loss, whose backward pass averages over the ranks."""
+    compute_loss = BatchLoss(model, loss)
     if strategy == "fsdp":
         from ftcore.training.sharded import shard  # this part of torch takes a second to import
 
-        return shard(BatchLoss(model), device)
+        return shard(compute_loss, device)
     model.to(device)
     if strategy == "ddp":
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(BatchLoss(model), device_ids=device_ids)
-    return partial(batch_loss, model)
+        return DistributedDataParallel(compute_loss, device_ids=device_ids)
+    return compute_loss
 
 
 def accumulate(compute_loss: ComputeLoss, *, is_last: bool) -> AbstractContextManager:

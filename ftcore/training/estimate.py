@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ftcore.training.loss import CHUNK, batch_loss, count_targets
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
 
 Batch = dict[str, Tensor]
@@ -32,9 +32,11 @@ class Estimate:
 
     @property
     def memory(self) -> int:
+        """The sum in bytes."""
         return self.weights + self.gradients + self.moments + self.activations + self.logits
 
     def lines(self) -> list[str]:
+        """Lines of text for the console."""
         rows, width = self.largest
         seconds = self.seconds_per_epoch
         time = f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:,.0f} min"

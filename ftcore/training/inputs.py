@@ -1,6 +1,7 @@
 """Load device, checkpoint and data by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -11,14 +12,20 @@ from ftcore.data import (
     Dataset,
     ExampleDataset,
     Record,
+    Task,
     load_tokenizer,
     make_pretraining_dataset,
+    make_records,
     read_corpus,
     read_records,
 )
+from ftcore.data.tasks import as_task
 from ftcore.data.tokenizer import Tokenizer, check_vocabulary
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.output import warn
+
+# A user's own: rows of the task as dicts, or records, or token ids.
+Examples = Iterable[Record | Mapping[str, Any]] | ExampleDataset
 
 
 def find_device(name: str | None) -> torch.device:
@@ -53,32 +60,61 @@ def load_checkpoint(name: str, *, from_scratch: bool = False, check: bool = True
 
 
 def check_checkpoint(model: Model, tokenizer: Tokenizer, where: str) -> None:
-    """See `check_vocabulary`; a T5 without a start token gets the one of all published T5s, the pad token."""
+    """Check that a tokenizer fits a model, see `check_vocabulary`.
+
+    A T5 without a start token gets the one of all published T5s, the pad token.
+    """
     check_vocabulary(tokenizer, model.config, where)
     if isinstance(model, T5ForConditionalGeneration) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.config.pad_token_id
 
 
 def read_data(
-    task: str, path: str, model: Model, tokenizer: Tokenizer, limit: int | None = None
+    task: str | Task, paths: Sequence[str], model: Model, tokenizer: Tokenizer, limit: int | None = None
 ) -> list[Record] | Corpus:
-    """The first `limit` records of a task's file, or the token ids of a plain text.
+    """The first `limit` records of a task's files, one file after another, or the token ids of plain texts.
 
     Raises:
-        ValueError, OSError: the file is not in a format of the task, or `limit` was given for a plain text.
+        ValueError, OSError: a file is not in a format of the task, or `limit` was given for plain text.
     """
-    decoder_only = not model.config.is_encoder_decoder
-    if task in CORPUS_TASKS:
+    task, decoder_only = as_task(task), not model.config.is_encoder_decoder
+    if task.name in CORPUS_TASKS:
         if limit is not None:
             raise ValueError(
-                f"`limit` counts records; `task` {task} reads plain text, which has none: pass a shorter file"
+                f"`limit` counts records; `task` {task.name} reads plain text, which has none: "
+                "pass a shorter file"
             )
-        return read_corpus(task, path, tokenizer, decoder_only=decoder_only)
-    return read_records(task, path, decoder_only=decoder_only, limit=limit)
+        return read_corpus(task, paths, tokenizer, decoder_only=decoder_only)
+    return read_records(task, paths, decoder_only=decoder_only, limit=limit)
+
+
+def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Record] | ExampleDataset:
+    """The caller's examples: a data set as it is, or the records of rows.
+
+    Args:
+        name: of the argument in messages, such as "train_set".
+
+    Raises:
+        ValueError: a row is none of the task; the data set is for the other family of models, or its lengths
+            have the wrong shape.
+    """
+    decoder_only = not model.config.is_encoder_decoder
+    if not isinstance(examples, ExampleDataset):
+        try:
+            return make_records(task, examples, decoder_only=decoder_only)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if examples.decoder_only != decoder_only:
+        family = "GPT-2" if decoder_only else "T5"
+        raise ValueError(f"{name} has decoder_only {examples.decoder_only}, this model is {family}")
+    shape = getattr(examples.lengths, "shape", type(examples.lengths).__name__)
+    if shape != (len(examples), 2):
+        raise ValueError(f"{name}.lengths is {shape}; expected an array, ({len(examples)}, 2)")
+    return examples
 
 
 def make_dataset(
-    data: Sequence[Record] | Corpus,
+    data: Sequence[Record] | Corpus | ExampleDataset,
     model: Model,
     tokenizer: Tokenizer,
     *,
@@ -91,6 +127,7 @@ def make_dataset(
     """Make examples for a model, and warn about truncated records.
 
     Args:
+        data: a data set is returned as it is.
         name: of the data in the warning, such as "training".
         seed: of span corruption.
 
@@ -99,7 +136,9 @@ def make_dataset(
     """
     lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     dataset: ExampleDataset
-    if isinstance(data, Corpus):
+    if isinstance(data, ExampleDataset):
+        dataset = data
+    elif isinstance(data, Corpus):
         dataset = make_pretraining_dataset(data, tokenizer, **lengths, seed=seed)
     else:
         dataset = Dataset(data, tokenizer, decoder_only=not model.config.is_encoder_decoder, **lengths)
@@ -116,7 +155,7 @@ def make_dataset(
                 f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
                 "positions (n_positions): lower `max_source_length` or `max_target_length`"
             )
-        # packed rows are filled up to these lengths
+    if isinstance(model, GPT2LMHeadModel) and dataset is not data:  # packed rows are filled up to these
         dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)
         dataset.max_label_length = min(dataset.max_label_length, model.config.n_positions)
     return dataset

@@ -11,7 +11,9 @@ GRACE = 20  # seconds between a request to stop and the report that nothing happ
 
 
 class Interrupt:
-    """with Interrupt() as interrupt: ... if interrupt.requested: save and leave
+    """Note Ctrl-C, SIGTERM and SIGHUP in `requested` instead of ending the process.
+
+        with Interrupt() as interrupt: ... if interrupt.requested: save and leave
 
     A second Ctrl-C ends the process at once; a second SIGHUP does not, since a terminal that is closed sends
     one and its shell another. An ignored SIGHUP (nohup) stays ignored. Nested instances share the outermost.

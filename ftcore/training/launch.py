@@ -28,6 +28,7 @@ _runs = count()  # makes the store's keys unique where one process starts severa
 
 
 def started_by_torchrun() -> bool:
+    """Whether torchrun has set this process's rank."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -58,7 +59,11 @@ def connect(options: TrainOptions) -> Strategy | None:
 
 
 def local_device(name: str | None) -> torch.device:
-    """The device of this process: of several on one machine, each takes the CUDA device of its local rank."""
+    """The device of this process: of several on one machine, each takes the CUDA device of its local rank.
+
+    Raises:
+        ValueError: there is no such device, or not one for each process.
+    """
     device = find_device(name)
     if not started_by_torchrun() or device.type == "cpu":
         return device

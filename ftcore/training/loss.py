@@ -29,26 +29,54 @@ class TokenLoss(NamedTuple):
 
     total: Tensor  # scalar: sum of cross-entropies in nats, at least float32, differentiable
     correct: Tensor  # scalar: tokens whose most likely prediction is the label
-    tokens: int
+    tokens: int  # target tokens, see `count_targets`
+
+
+Loss = Callable[[Model, dict[str, Tensor], float], TokenLoss]  # as `batch_loss`
 
 
 def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-    """The loss of a batch from the loader.
+    """Compute the cross-entropy of a batch from the loader. A loss of your own has the same form.
 
     Args:
+        model: T5 or GPT-2; in training mode, dropout is on.
         batch: input_ids and attention_mask (B, S), labels; packed rows have segment_ids too. T5's labels
             (B, T) are the target, which the decoder reads shifted right. GPT-2's labels (B, S) are aligned
             with input_ids; position s predicts label s + 1.
+        label_smoothing: see `linear_cross_entropy`; 0 in validations.
+
+    Returns:
+        Sums over the batch's target tokens, not means: a training step divides the sums of its micro-batches
+        by the target tokens of all of them.
     """
+    hidden, labels = _target_hidden(model, batch)
+    product = getattr(model.lm_head, "product", F.linear)  # a layer of ftcore.fast brings its own
+    total, correct = linear_cross_entropy(hidden, model.lm_head.weight, labels, label_smoothing, product)
+    return TokenLoss(total, correct, len(labels))
+
+
+def target_logits(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Compute the logits that predict a batch's target tokens, for a loss of your own.
+
+    All of them are in memory at once; `batch_loss` takes them in chunks.
+
+    Args:
+        model, batch: see `batch_loss`.
+
+    Returns:
+        Logits (N, V), at least float32, and labels (N,) of the N target tokens.
+    """
+    hidden, labels = _target_hidden(model, batch)
+    return at_least_float32(model.lm_head(hidden)), labels
+
+
+def _target_hidden(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The head's inputs (N, D) at the positions of the target tokens (N,)."""
     labels = target_labels(model, batch)
     hidden = _hidden_of_packed(model, batch) if "segment_ids" in batch else _hidden(model, batch)
     hidden = hidden[:, : labels.shape[1]]  # GPT-2: the last position has no next-token label
     is_target = labels != IGNORED_LABEL
-    product = getattr(model.lm_head, "product", F.linear)  # a layer of ftcore.fast brings its own
-    total, correct = linear_cross_entropy(
-        hidden[is_target], model.lm_head.weight, labels[is_target], label_smoothing, product
-    )
-    return TokenLoss(total, correct, int(is_target.sum()))
+    return hidden[is_target], labels[is_target]
 
 
 def _hidden(model: Model, batch: dict[str, Tensor]) -> Tensor:
@@ -80,7 +108,9 @@ def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
 
 
 def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
-    """The labels to predict: all of T5's; all but the first of GPT-2's, which no position predicts."""
+    """The labels to predict: all of T5's (B, T); of GPT-2's (B, S - 1) all but the first, which no position
+    predicts. -100 where there is none.
+    """
     if model.config.is_encoder_decoder:
         return batch["labels"]
     is_padding = batch["attention_mask"][:, :-1] == 0  # left padding predicts a row's first token

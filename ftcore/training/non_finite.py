@@ -17,8 +17,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.non_finite import finite_checks
 from ftcore.training.distributed import all_gather, on_main, unsharded
-from ftcore.training.loss import batch_loss
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
 
 Batch = dict[str, Tensor]
@@ -56,11 +55,9 @@ def _first_non_finite(run: Run, model: Model, batches: Sequence[Batch]) -> tuple
         for batch in batches:
             on_device = {name: tensor.to(run.device) for name, tensor in batch.items()}
             with run.autocast():
-                loss = batch_loss(model, on_device, run.options.label_smoothing)
+                loss = run.loss(model, on_device, run.options.label_smoothing)
             if not causes and not loss.total.isfinite():
-                causes.append(
-                    "all module outputs are finite, but the cross-entropy of lm_head's logits is not"
-                )
+                causes.append("all module outputs are finite, but the loss of lm_head's logits is not")
             if not causes:
                 (loss.total / max(1, loss.tokens)).backward()
                 causes += [

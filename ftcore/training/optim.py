@@ -28,9 +28,10 @@ def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.Optimiz
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, relative: bool = False) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters, decaying matrices only.
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters.
 
-    Norm scales and biases are not decayed.
+    `lr` is the initial rate, see `set_learning_rate`. `weight_decay` is of matrices, not of norm scales and
+    biases.
 
     With `relative`, a tensor's learning rate is multiplied by its root mean square, as in Adafactor (Shazeer
     and Stern 2018, section 8), which T5 was trained with. AdamW moves every weight by about the learning
@@ -49,7 +50,7 @@ def adafactor(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> torc
 
     Steps are relative to the root mean square of each tensor, at least 1e-3; no first moment; the second
     moment is factored into row and column means and decays at 1 - t^-0.8; updates are clipped to a root mean
-    square of 1. T5 used a constant `lr` of 1e-3 and no weight decay.
+    square of 1. T5 used a constant `lr` of 1e-3 and a `weight_decay` of 0.
 
     Two differences from T5's own: matrices of fewer than 128 rows or columns are factored too, and `lr` is at
     most 1/sqrt(t) at step t, the paper's bound, which 1e-3 reaches after a million steps.
@@ -76,8 +77,8 @@ def learning_rate(
 ) -> float:
     """The learning rate of step `step`, from 0: a pure function, so there is no scheduler state to save.
 
-    Rises linearly to `peak` over `warmup_steps`, above 0 from the first step on; then stays (constant), or
-    falls to 0 at `total_steps` linearly or as half a cosine.
+    Rises linearly to `peak` over `warmup_steps`, above 0 from the first step on; then, as `schedule` says, it
+    stays (constant), or falls to 0 at `total_steps` linearly or as half a cosine.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -107,6 +108,7 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of all groups of the optimizer to `lr`, times the tensor's size in relative groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr * _root_mean_square(group["params"][0]) if group.get("relative") else lr
 
@@ -117,7 +119,7 @@ def _root_mean_square(tensor: Tensor) -> float:
 
 
 def autocast(precision: Precision, device: torch.device) -> Autocast:
-    """The context of a forward pass: `with autocast(): ...`
+    """The context of a forward pass, used as `with autocast(): ...`.
 
     Raises:
         ValueError: fp16 on a CPU, which has no kernels for it.

@@ -6,18 +6,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftcore.cli import check_bounds, option
+from ftcore.cli import check_options, option
+from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import flag
+from ftcore.training.task_options import TaskName, TaskOptions
 
 Schedule = Literal["linear", "cosine", "constant"]
 
+GOAL = ("epochs", "max_steps")  # a resumed run may change it, a resumed search may not
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "d_kv", "d_ff", "num_heads")  # the model's
 
 CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ and examples/ are
 
 
 @dataclass(kw_only=True)
-class TrainOptions:
+class TrainOptions(TaskOptions):
     """Fine-tune or train T5 and GPT-2. Without options: teach weights/t5-mini to answer questions.
 
     A run's directory holds best/ and last/ (checkpoints that ftcore and transformers open), state/ (to go
@@ -25,37 +28,54 @@ class TrainOptions:
     plot installed, loss.png and tensorboard/.
     """
 
+    task: TaskName = option(
+        "qa",
+        "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
+        group="Task",
+    )
+
     model: str | None = option(
         None,
         "directory or hub name of a checkpoint (default: weights/t5-mini or gpt2-mini)",
         group="Model and data",
         metavar="DIR",
+        also="model_name_or_path pretrained_model_name_or_path",
     )
     from_scratch: bool = option(
         False, "start from random weights; --model then needs only config.json and a tokenizer"
     )
-    task: Literal["qa", "emotion", "lm", "text2text", "span-corruption"] = option(
-        "qa",
-        "how a file is turned into examples; lm (GPT-2) and span-corruption (T5) read plain text of any size",
-    )
-    train: str | None = option(
-        None, "file to train on (default: the task's data set in examples/data)", metavar="FILE"
-    )
-    valid: str | None = option(
+    train: list[str] | None = option(
         None,
-        "file to validate on (default: the task's in examples/data, or with --train a share of that "
-        "file, see --valid-share)",
+        "files to train on, or patterns such as 'data/*.json' (default: the task's data set in "
+        "examples/data)",
         metavar="FILE",
+        also="train_file dataset_name",
+    )
+    valid: list[str] | None = option(
+        None,
+        "files to validate on (default: the task's in examples/data, or with --train a share of those "
+        "files, see --valid-share). NAME=FILE makes several sets, as in dev=a.json test=b.json",
+        metavar="FILE",
+        also="validation_file eval_file",
     )
     valid_share: float = option(
-        0.1, "share of the training file to hold out if --valid is not given", at_least=0, below=1
+        0.1, "share of the training files to hold out if --valid is not given", at_least=0, below=1
     )
     output: str | None = option(
-        None, "directory of the run (default: a new one below runs/)", metavar="DIR", resumable=True
+        None,
+        "directory of the run (default: a new one below runs/)",
+        metavar="DIR",
+        resumable=True,
+        also="output_dir",
     )
-    overwrite: bool = option(False, "replace the run that --output already holds", resumable=True)
+    overwrite: bool = option(
+        False, "replace the run that --output already holds", resumable=True, also="overwrite_output_dir"
+    )
     resume: bool = option(
-        False, "continue the run in --output, with the options it was started with", resumable=True
+        False,
+        "continue the run in --output, with the options it was started with",
+        resumable=True,
+        also="resume_from_checkpoint",
     )
     dry_run: bool = option(
         False,
@@ -88,10 +108,21 @@ class TrainOptions:
     )
 
     max_source_length: int = option(
-        512, "tokens of the source; longer ones are truncated, with a warning", group="Lengths", at_least=1
+        512,
+        "tokens of the source; longer ones are truncated, with a warning",
+        group="Lengths",
+        at_least=1,
+        also="max_length max_seq_length block_size",
     )
-    max_target_length: int = option(128, "tokens of the target", at_least=1)
-    pad_to_max_length: bool = option(False, "pad every batch to these lengths instead of its longest row")
+    max_target_length: int = option(
+        128,
+        "tokens of the target",
+        at_least=1,
+        also="max_new_tokens val_max_target_length generation_max_length",
+    )
+    pad_to_max_length: bool = option(
+        False, "pad every batch to these lengths instead of its longest row", also="padding"
+    )
     packing: bool = option(
         False,
         "put several examples into one row, up to these lengths, without attention between them, instead "
@@ -99,25 +130,39 @@ class TrainOptions:
     )
 
     epochs: int | None = option(
-        None, "passes over the training set (default: 3)", group="Optimization", at_least=1, searchable=True
+        None,
+        "passes over the training set (default: 3); with --resume, a new goal",
+        group="Optimization",
+        at_least=1,
+        searchable=True,
+        also="num_train_epochs",
     )
     max_steps: int | None = option(
-        None, "stop after this many optimizer steps; overrides --epochs", at_least=1, searchable=True
+        None,
+        "optimizer steps of the run; overrides --epochs. With --resume, a new goal",
+        at_least=1,
+        searchable=True,
     )
     batch_size: int | None = option(
-        None, "examples per forward pass (default: 8)", at_least=1, searchable=True
+        None,
+        "examples per forward pass (default: 8)",
+        at_least=1,
+        searchable=True,
+        also="per_device_train_batch_size",
     )
     grad_accum: int = option(
         1,
         "forward passes per optimizer step; the loss is exactly that of one large batch",
         at_least=1,
         searchable=True,
+        also="gradient_accumulation_steps",
     )
     optimizer: Literal["adamw", "adafactor"] = option(
         "adamw",
         "adafactor is what the published T5 was trained with; its state is much smaller than AdamW's. It "
         "changes the defaults of --lr, --schedule, --warmup, --weight-decay and --clip-norm to T5's",
         searchable=True,
+        also="optim adafactor=adafactor",
     )
     lr: float | None = option(
         None,
@@ -125,6 +170,7 @@ class TrainOptions:
         "with --lora-rank 3e-3 and 1e-3; adafactor 1e-3)",
         at_least=0,
         searchable="log",
+        also="learning_rate",
     )
     relative_steps: bool | None = option(
         None,
@@ -133,13 +179,17 @@ class TrainOptions:
         searchable=True,
     )
     schedule: Schedule | None = option(
-        None, "learning rate after the warm-up (default: adamw linear, adafactor constant)", searchable=True
+        None,
+        "learning rate after the warm-up (default: adamw linear, adafactor constant)",
+        searchable=True,
+        also="lr_scheduler_type",
     )
     warmup: int | float | None = option(
         None,
         "steps of warm-up, or below 1 the share of all steps (default: of adamw 0.05, of adafactor none)",
         at_least=0,
         searchable=True,
+        also="warmup_ratio warmup_steps",
     )
     weight_decay: float | None = option(
         None,
@@ -153,6 +203,7 @@ class TrainOptions:
         "tensor's update)",
         at_least=0,
         searchable=True,
+        also="max_grad_norm",
     )
     label_smoothing: float = option(
         0.0,
@@ -160,6 +211,7 @@ class TrainOptions:
         at_least=0,
         below=1,
         searchable=True,
+        also="label_smoothing_factor",
     )
     dropout: float | None = option(
         None,
@@ -169,7 +221,7 @@ class TrainOptions:
         searchable=True,
     )
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "precision of the computation; weights stay fp32. fp16 needs CUDA"
+        "fp32", "precision of the computation; weights stay fp32. fp16 needs CUDA", also="bf16=bf16 fp16=fp16"
     )
     seed: int = option(0, "random seed of dropout, data order and random weights", at_least=0)
 
@@ -186,6 +238,7 @@ class TrainOptions:
         "merged weights, and the adapter alone in adapter/",
         at_least=1,
         searchable=True,
+        also="lora_r",
     )
     lora_alpha: float | None = option(
         None, "scale of the adapters is alpha / rank (default: 2 * rank)", at_least=0, searchable=True
@@ -195,6 +248,7 @@ class TrainOptions:
         None,
         "names of linear layers or their suffixes, or all-linear (default: q v for T5, c_attn for GPT-2)",
         metavar="NAME",
+        also="target_modules lora_target_modules",
     )
 
     eval_every: int | None = option(
@@ -203,24 +257,51 @@ class TrainOptions:
         group="Validation and saving",
         at_least=1,
         resumable=True,
+        also="eval_steps eval_strategy evaluation_strategy",
     )
     eval_batch_size: int | None = option(
-        None, "batch size of validation (default: twice --batch-size)", at_least=1, resumable=True
+        None,
+        "batch size of validation (default: twice --batch-size)",
+        at_least=1,
+        resumable=True,
+        also="per_device_eval_batch_size",
+    )
+    early_stopping: int = option(
+        0,
+        "stop after this many validations in a row without an improvement of best/; 0 never does",
+        at_least=0,
+        resumable=True,
+        also="early_stopping_patience patience",
     )
     eval_answers: int = option(
         200, "validation examples to generate answers for, where the task has answers", at_least=0
     )
-    num_beams: int = option(1, "beams of these answers", at_least=1)
+    num_beams: int = option(1, "beams of these answers", at_least=1, also="generation_num_beams")
+    metrics: list[str] | None = option(None, METRICS_HELP, metavar="NAME")
+    best: str | None = option(
+        None,
+        "metric that selects best/, such as rougeL or dev/f1; valid_loss and perplexity are better the lower "
+        "they are, others the higher, unless :min is appended, as in wer:min (default: exact_match, and the "
+        "loss where it is equal or there are no answers, of the first validation set)",
+        metavar="METRIC",
+    )
     save_every: int | None = option(
-        None, "steps between checkpoints/step-N (default: only best/ and last/)", at_least=1, resumable=True
+        None,
+        "steps between checkpoints/step-N (default: only best/ and last/)",
+        at_least=1,
+        resumable=True,
+        also="save_steps save_strategy",
     )
     keep: int | None = option(
         None,
         "how many of checkpoints/step-N to keep (default: all); best/ and last/ are always kept",
         at_least=1,
         resumable=True,
+        also="save_total_limit",
     )
-    log_every: int = option(10, "steps between lines of metrics.jsonl", at_least=1, resumable=True)
+    log_every: int = option(
+        10, "steps between lines of metrics.jsonl", at_least=1, resumable=True, also="logging_steps"
+    )
 
     gradient_checkpointing: bool = option(
         False,
@@ -237,18 +318,26 @@ class TrainOptions:
         False,
         "compile the blocks with torch.compile, about a minute in the first step; meant for GPUs, no "
         "faster on a CPU",
+        also="torch_compile",
     )
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
-    workers: int = option(0, "worker processes of the data loader", at_least=0, resumable=True)
+    device: str | None = option(
+        None, "cpu, cuda or cuda:N (default: cuda if available)", also="use_cpu=cpu no_cuda=cpu"
+    )
+    workers: int = option(
+        0, "worker processes of the data loader", at_least=0, resumable=True, also="dataloader_num_workers"
+    )
     parallel: Literal["ddp", "fsdp"] | None = option(
         None,
         "under torchrun --nproc-per-node N -m ftcore.train, N processes share each batch: ddp replicates "
         "the model, fsdp shards weights, gradients and optimizer state (default: ddp)",
         resumable=True,
+        also="fsdp=fsdp",
     )
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_options(self)
+        super().__post_init__()
+        metric_names(self.metrics)
         for text in self.set or []:
             if not re.match("[^=]+=", text):
                 raise ValueError(f"--set {text}: expected KEY=VALUE, as in --set n_positions=256")
@@ -286,6 +375,10 @@ class TrainOptions:
         for name in ("check", "dry_run"):
             nothing = self.resume and getattr(self, name)
             yield nothing, f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+        yield (
+            self.metrics and self.eval_answers == 0,
+            "--metrics contradicts --eval-answers 0: metrics are of generated answers",
+        )
         relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
         yield (
             self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps),
@@ -317,7 +410,8 @@ class RunOptions(TrainOptions):
     """The options of a run with every default filled in, see `resolve`."""
 
     model: str
-    train: str
+    train: list[str]
+    valid: list[str] | None
     epochs: int
     batch_size: int
     eval_batch_size: int
@@ -333,20 +427,20 @@ class Files(NamedTuple):
     """The checkpoint and the data files of a run."""
 
     model: str
-    train: str
-    valid: str | None  # None: a share of the training file
+    train: list[str]
+    valid: list[str] | None  # FILE or NAME=FILE; None: a share of the training files
 
 
-# The two runs that a clone of the project can make without any option but --task.
-_EMBEDDED_FILES = {
-    "qa": Files("weights/t5-mini", "examples/data/qa/train.json", "examples/data/qa/valid.json"),
-    "emotion": Files(
-        "weights/gpt2-mini", "examples/data/emotion/train.txt", "examples/data/emotion/valid.txt"
-    ),
-}
-_EMBEDDED_SETTINGS: dict[str, dict[str, Any]] = {
-    "qa": {"epochs": 5, "batch_size": 32, "lr": 1e-2, "relative_steps": True, "weight_decay": 0.0},
-    "emotion": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
+# Defaults tuned for the models that come with a clone, whatever they are trained on.
+_MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "weights/t5-mini": {
+        "epochs": 5,
+        "batch_size": 32,
+        "lr": 1e-2,
+        "relative_steps": True,
+        "weight_decay": 0.0,
+    },
+    "weights/gpt2-mini": {"epochs": 3, "batch_size": 16, "lr": 5e-4},
 }
 
 # Defaults of each optimizer. Adafactor's are those of T5's fine-tuning (Raffel et al. 2020, section 3.1.2,
@@ -370,48 +464,26 @@ _OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def find_files(options: TrainOptions) -> Files:
-    """The files that the options name or, where they name none, those of the task that come with a clone.
-
-    Raises:
-        ValueError: the task has no embedded files, or they are missing because this is no clone.
-    """
-    embedded = _EMBEDDED_FILES.get(options.task)
-    found: dict[str, str | None] = {}
-    for name in Files._fields:
-        given, default = getattr(options, name), getattr(embedded, name, None)
-        if given is None and default is not None and not (name == "valid" and options.train is not None):
-            given = _in_clone(default, name)
-        found[name] = given
-    model, train = found["model"], found["train"]
-    for name, path in (("model", model), ("train", train)):
-        if path is None:
-            raise ValueError(f"--task {options.task} has no default for --{name}: pass one")
-    return Files(str(model), str(train), found["valid"])
-
-
 def resolve(options: TrainOptions, files: Files, *, is_t5: bool) -> RunOptions:
-    """Fill in all defaults: the embedded run's settings, then the optimizer's, then general ones.
-
-    The embedded settings are tuned for the embedded model, and hold where --model names no other.
-    """
-    embedded = _EMBEDDED_SETTINGS.get(options.task, {}) if options.model is None else {}
+    """Fill in all defaults: those of the model, then the optimizer's, then general ones."""
+    tuned = model_defaults(files.model)
     relative = options.optimizer == "adafactor" or options.relative_steps
-    if relative not in (
-        None,
-        embedded.get("relative_steps", False),
-    ):  # the rate is for the other kind of steps
-        embedded = {key: value for key, value in embedded.items() if key != "lr"}
+    if relative not in (None, tuned.get("relative_steps", False)):  # the rate is for the other kind of steps
+        tuned.pop("lr", None)
     if options.lora_rank is not None:
-        embedded = {key: value for key, value in embedded.items() if key not in ("lr", "relative_steps")}
+        tuned = {key: value for key, value in tuned.items() if key not in ("lr", "relative_steps")}
     given = {key: value for key, value in asdict(options).items() if value is not None}
-    values: dict[str, Any] = (
-        {"epochs": 3, "batch_size": 8} | _OPTIMIZER_DEFAULTS[options.optimizer] | embedded
-    )
+    values: dict[str, Any] = {"epochs": 3, "batch_size": 8} | _OPTIMIZER_DEFAULTS[options.optimizer] | tuned
     values |= given | files._asdict()
     values.setdefault("eval_batch_size", 2 * values["batch_size"])
     values.setdefault("lr", _default_lr(is_t5, relative=values["relative_steps"], lora=options.lora_rank))
     return RunOptions(**values)
+
+
+def model_defaults(model: str) -> dict[str, Any]:
+    """Defaults tuned for this model; none for models that do not come with a clone."""
+    here = (name for name in _MODEL_DEFAULTS if (CLONE / name).resolve() == Path(model).resolve())
+    return dict(_MODEL_DEFAULTS.get(next(here, ""), {}))
 
 
 def _default_lr(is_t5: bool, *, relative: bool, lora: int | None) -> float:
@@ -421,12 +493,3 @@ def _default_lr(is_t5: bool, *, relative: bool, lora: int | None) -> float:
     if lora is not None:
         return 3e-3 if is_t5 else 1e-3
     return 3e-4 if is_t5 else 5e-5
-
-
-def _in_clone(path: str, option: str) -> str:
-    if not (CLONE / path).exists():
-        raise ValueError(
-            f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
-            "Pass --model, --train and --output, or run this in a clone"
-        )
-    return path if Path(path).resolve() == CLONE / path else str(CLONE / path)

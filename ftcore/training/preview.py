@@ -39,6 +39,7 @@ class Lengths:
         return int(np.percentile(self.values, percent, method="inverted_cdf"))
 
     def summary(self) -> str:
+        """Range, median and 95th percentile in words."""
         first, last = self.values.min(), self.values.max()
         if first == last:
             return f"{last} tokens each"
@@ -78,6 +79,9 @@ class RoundTrip:
     lost: list[tuple[str, int]]  # characters that are lost, and how often, the most frequent first
 
     def lines(self) -> list[str]:
+        """Two lines: unknown tokens, and changed texts; none without texts."""
+        if not self.texts:
+            return []
         unknown = "none: the vocabulary covers every text"
         if self.unknown is not None:
             share = self.unknown / max(1, self.tokens)
@@ -136,6 +140,7 @@ class Preview:
     alignment: Alignment
 
     def lines(self, *, histograms: bool = True) -> list[str]:
+        """Lines of text for the console."""
         lines = []
         for lengths in self.lengths:
             lines.append(f"{lengths.side:<11}{lengths.summary()}")
@@ -167,7 +172,7 @@ def preview(loader: DataLoader, model: Model, tokenizer: Tokenizer) -> Preview:
 
     Neither torch's random state nor the loader's position changes.
     """
-    dataset: ExampleDataset = loader.dataset  # type: ignore[assignment]
+    dataset = loader.dataset
     sides = ["text"] if dataset.decoder_only else ["source", "target"]
     stacks = ["all positions"] if dataset.decoder_only else ["the encoder's positions", "the decoder's"]
     sample = random.Random(0).sample(range(len(dataset)), min(SAMPLE, len(dataset)))
@@ -256,17 +261,17 @@ def _texts(dataset: ExampleDataset, sample: Sequence[int]) -> Iterator[str]:
     if isinstance(dataset, CausalLMDataset | SpanCorruption):
         texts = dataset.corpus.texts
         for text in texts:
-            yield from _excerpts(text, -(-len(sample) // len(texts)))
+            yield from _excerpts(text, dataset.corpus.column, -(-len(sample) // len(texts)))
         return
-    for index in sample:
+    for index in sample if dataset.records else ():  # a data set of token ids has none
         record = dataset.records[index]
         yield from filter(None, (record.source, record.target))
 
 
-def _excerpts(text: Path, count: int) -> Iterator[str]:
+def _excerpts(text: Path, column: str, count: int) -> Iterator[str]:
     """Random excerpts of a text file of any size, cut at words; of a compressed file or rows, the first."""
     if not is_plain_text(text, compressed=False):
-        for document in islice(read_documents(text, _EXCERPT), 2 * count):
+        for document in islice(read_documents(text, _EXCERPT, column), 2 * count):
             yield from filter(None, document.split(END_OF_DOCUMENT))
         return
     generator, size = random.Random(0), text.stat().st_size

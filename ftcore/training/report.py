@@ -19,12 +19,13 @@ import torch
 
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
-from ftcore.training.curves import PANELS, curves_svg
+from ftcore.training.curves import PANELS, curves_svg, split_key
 from ftcore.training.launch import start_command
 from ftcore.training.options import CLONE, TrainOptions
 from ftcore.training.preview import preview
+from ftcore.training.run import Run
+from ftcore.training.run_files import data_files
 from ftcore.training.scoring import named
-from ftcore.training.setup import Run
 from ftcore.training.state import sha256
 
 _PREDICTIONS = 6  # of the worst and of the best
@@ -66,7 +67,7 @@ def save_report(run: Run) -> None:
         options=options,
         config=model.config.to_dict(),
         versions=versions(run.device),
-        fingerprints={file: sha256(file) for file in (options.train, options.valid) if file},
+        fingerprints={file: sha256(file) for files in data_files(options).values() for file in files},
         start=start_command(run.strategy),
     )
     page = render(report).encode(errors="replace")
@@ -149,23 +150,30 @@ def render(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    """Metrics of the best validation, in large type."""
+    """Metrics of the best validation, in large type, one row for each validation set."""
     step = report.predictions[0]["step"] if report.predictions else None
-    lines = [line for line in report.metrics if "valid_loss" in line and step in (None, line["step"])]
+    lines = [line for line in report.metrics if _is_validation(line) and step in (None, line["step"])]
     if not lines:
         return ""
-    names = PANELS["validation answers (share)"] | {
-        "valid_loss": "validation loss",
-        "perplexity": "perplexity",
-        "token_accuracy": "token accuracy",
-    }
-    cells = "".join(
-        f"<div><dt>{label}</dt><dd>{lines[-1][name]:.4g}</dd></div>"
-        for name, label in names.items()
-        if name in lines[-1]
-    )
+    rows: dict[str, list[str]] = {}
+    for key in sorted(lines[-1], key=lambda key: split_key(key)[1] in _LOSS):  # metrics of answers first
+        (name, metric), value = split_key(key), lines[-1][key]
+        if metric not in ("step", "epoch"):
+            cell = f"<div><dt>{escape(_LABELS.get(metric, metric))}</dt><dd>{value:.4g}</dd></div>"
+            rows.setdefault(name, []).append(cell)
     which = "last" if step is None else "best"
-    return f'<p>The {which} validation, at step {lines[-1]["step"]:,}:</p>\n<dl class="scores">{cells}</dl>'
+    return f"<p>The {which} validation, at step {lines[-1]['step']:,}:</p>" + "".join(
+        (f"\n<h3>{escape(name)}</h3>" if name else "") + f'\n<dl class="scores">{"".join(cells)}</dl>'
+        for name, cells in rows.items()
+    )
+
+
+def _is_validation(line: Mapping[str, Any]) -> bool:
+    return any(split_key(key)[1] == "valid_loss" for key in line)
+
+
+_LOSS = {"valid_loss": "validation loss", "perplexity": "perplexity", "token_accuracy": "token accuracy"}
+_LABELS = {key: label for labels in PANELS.values() for key, label in labels.items()} | _LOSS
 
 
 def _predictions(report: Report) -> str:
@@ -186,8 +194,10 @@ def _predictions(report: Report) -> str:
 
 def _card(row: Mapping[str, Any]) -> str:
     gold = " | ".join(row["references"])
+    of_set = f"<dt>set</dt><dd>{escape(str(row['set']))}</dd>" if "set" in row else ""
     return (
         f'<article><p class="source" dir="auto">{escape(row["source"])}</p><dl>'
+        f"{of_set}"
         f'<dt>model</dt><dd dir="auto">{escape(row["prediction"]) or "<i>nothing</i>"}</dd>'
         f'<dt>gold</dt><dd dir="auto">{escape(gold)}</dd>'
         f"<dt>F1</dt><dd>{row['f1']:.2f}</dd></dl></article>"

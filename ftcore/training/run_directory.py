@@ -70,6 +70,7 @@ class RunDirectory:
             )
 
     def step_checkpoint(self, step: int) -> Path:
+        """The checkpoint that --save-every makes at a step."""
         return self.checkpoints / f"step-{step:06d}"
 
     def prune_checkpoints(self, keep: int | None) -> None:
@@ -83,6 +84,7 @@ class RunDirectory:
             shutil.rmtree(hidden)
 
     def save_predictions(self, predictions: Sequence[dict[str, Any]]) -> None:
+        """Write predictions.jsonl, a line for each answer."""
         write_text(
             self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
         )
@@ -116,7 +118,7 @@ class RunDirectory:
 
 
 def new_path(parent: Path) -> Path:
-    """A new directory named after the current time."""
+    """A new directory named after the current time. Raises ValueError after 1000 in one second."""
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1000):
         path = parent / (f"{name}_{attempt}" if attempt else name)

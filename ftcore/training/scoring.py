@@ -1,25 +1,36 @@
 """Loss, accuracy and generated answers of a model on a data set.
 
-Answers are compared as SQuAD 1.1 does for task qa, and as they are for every other task, see `comparison`.
+Answers are compared as SQuAD does for task qa, and as they are for every other task, see `comparison`.
 They come from greedy or beam search, see `plain_search`: generation_config.json says how a checkpoint should
 write, not how it is measured. Nothing here draws random numbers.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
-from ftcore.data import DataLoader, ExampleDataset
+from ftcore.data import DataLoader, ExampleDataset, Record, Task
+from ftcore.data.tasks import as_task
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding import generate_from_ids
 from ftcore.decoding.arguments import SPECIAL_TOKENS, position_limit
 from ftcore.decoding.state import eval_mode
-from ftcore.metrics import exact_match, f1, normalize_answer
+from ftcore.metrics import (
+    DEFAULT_METRICS,
+    MetricError,
+    compute,
+    exact_match,
+    f1,
+    metric_names,
+    normalize_answer,
+    squad2_references,
+)
 from ftcore.models import Model
 from ftcore.models.non_finite import find_non_finite
 from ftcore.training.distributed import (
@@ -46,6 +57,7 @@ class LossScore:
 
     @property
     def perplexity(self) -> float:
+        """e to the loss; infinite where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -61,15 +73,33 @@ class Answer:
 
     @classmethod
     def scored(
-        cls, source: str, prediction: str, references: tuple[str, ...], normalize: Callable[[str], str]
+        cls,
+        source: str,
+        prediction: str,
+        references: tuple[str, ...],
+        normalize: Callable[[str], str],
+        *,
+        squad2: bool = False,
     ) -> "Answer":
-        scores = (metric(prediction, references, normalize) for metric in (exact_match, f1))
+        """The scores follow SQuAD 2.0 where `squad2`: see `squad2_references`."""
+        gold = squad2_references(references, normalize) if squad2 else references
+        scores = (metric(prediction, gold, normalize) for metric in (exact_match, f1))
         return cls(source, prediction, references, *scores)
 
 
-def comparison(task: str, tokenizer: Tokenizer) -> Callable[[str], str]:
+def comparison(task: str | Task, tokenizer: Tokenizer) -> Callable[[str], str]:
     """The form in which the answers of a task are compared: SQuAD's for qa, else `as_written`."""
-    return normalize_answer if task == "qa" else partial(as_written, tokenizer)
+    task = as_task(task)
+    if task.name != "qa":
+        return partial(as_written, tokenizer)
+    none = normalize_answer(task.no_answer)
+
+    def in_squad(text: str) -> str:
+        """The text that stands for no answer becomes an empty one."""
+        answer = normalize_answer(text)
+        return "" if answer == none else answer
+
+    return in_squad
 
 
 def as_written(tokenizer: Tokenizer, text: str) -> str:
@@ -85,15 +115,19 @@ def as_written(tokenizer: Tokenizer, text: str) -> str:
     return (written if is_lossless else text).strip()
 
 
-def named(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
+def named(metrics: Mapping[str, Any], task: str | Task) -> dict[str, Any]:
     """Metrics under printed names, which say where answers are compared as SQuAD does."""
-    suffix = " (SQuAD)" if task == "qa" else ""
-    return {name + suffix if name in ("exact_match", "f1") else name: metrics[name] for name in metrics}
+    suffix = " (SQuAD)" if as_task(task).name == "qa" else ""
+    return {
+        key + suffix if key.rpartition("/")[2] in DEFAULT_METRICS else key: value
+        for key, value in metrics.items()
+    }
 
 
-def describe_answers(task: str, *, num_beams: int, max_new_tokens: int) -> str:
+def describe_answers(task: str | Task, *, num_beams: int, max_new_tokens: int, squad2: bool = False) -> str:
     """How `score_answers` searches for answers and compares them, in a line."""
-    how = "as in SQuAD 1.1" if task == "qa" else "exactly, as the tokenizer writes them"
+    squad = f"as in SQuAD {'2.0' if squad2 else '1.1'}"
+    how = squad if as_task(task).name == "qa" else "exactly, as the tokenizer writes them"
     search = "greedy search" if num_beams == 1 else f"beam search with {num_beams} beams"
     return f"{search}, at most {max_new_tokens} tokens, compared {how}"
 
@@ -126,6 +160,7 @@ def score_loss(
     """Loss and token accuracy over a loader, without dropout. A collective: each rank has its own rows.
 
     Args:
+        autocast: context of the forward passes, see `optim.autocast`.
         compute_loss: by default `batch_loss` of the model; see `distributed.wrap`.
 
     Raises:
@@ -152,12 +187,23 @@ def score_loss(
     return LossScore(total / max(1, tokens), correct / max(1, tokens), tokens)
 
 
+def count_answers(dataset: ExampleDataset) -> int:
+    """How many examples have gold answers."""
+    return sum(bool(record.references) for record in dataset.records)
+
+
+def is_squad2(task: str | Task, dataset: ExampleDataset) -> bool:
+    """Whether some questions have no answer, so that all are scored as in SQuAD 2.0."""
+    task = as_task(task)
+    return task.name == "qa" and any(record.references == (task.no_answer,) for record in dataset.records)
+
+
 def score_answers(
     model: Model,
     tokenizer: Tokenizer,
     dataset: ExampleDataset,
     *,
-    task: str,
+    task: str | Task,
     max_new_tokens: int,
     num_beams: int = 1,
     limit: int | None = None,
@@ -189,8 +235,9 @@ def score_answers(
             num_beams=num_beams,
         )
     records, normalize = [dataset.records[index] for index in indices], comparison(task, tokenizer)
+    squad2 = is_squad2(task, dataset)
     return [
-        Answer.scored(record.source, prediction, record.references, normalize)
+        Answer.scored(record.source, prediction, record.references, normalize, squad2=squad2)
         for record, prediction in zip(records, all_gather_flat(predictions), strict=True)
     ]
 
@@ -233,4 +280,53 @@ def _new_tokens(model: Model, sources: Sequence[Sequence[int]], max_new_tokens: 
 
 
 def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean; 0 of no values."""
     return sum(values) / max(1, len(values))
+
+
+def answer_metrics(answers: Sequence[Answer], metrics: Sequence[str] | None) -> dict[str, float]:
+    """Values of --metrics by their keys in metrics.jsonl; none without answers.
+
+    Raises:
+        MetricError: a user's metric fails, see `compute`, or two metrics have the same key.
+    """
+    predictions = [answer.prediction for answer in answers]
+    references = [answer.references for answer in answers]
+    values: dict[str, float] = {}
+    for name in metric_names(metrics) if answers else ():
+        if name in DEFAULT_METRICS:
+            found = {name: mean([getattr(answer, name) for answer in answers])}
+        else:
+            found = compute(name, predictions, references)
+        for key in found.keys() & values.keys():
+            raise MetricError(f"`metrics` {name}: another metric has the name {key!r} too")
+        values |= found
+    return values
+
+
+def try_metrics(metrics: Sequence[str] | None, records: Iterable[Record]) -> list[str]:
+    """The keys of --metrics, which are computed of a few gold answers for their errors before a long run.
+
+    Raises:
+        ValueError: a metric fails, its package is not installed, or it needs gold answers and there are none.
+    """
+    gold = list(islice((record for record in records if record.references), 4))
+    if metrics and not gold:
+        raise ValueError(
+            f"`metrics` {' '.join(metrics)}: the examples have no gold answers, which these metrics need "
+            "(plain text has none, nor has task emotion for GPT-2, which learns the text)"
+        )
+    answers = [Answer(record.source, record.references[0], record.references, 1.0, 1.0) for record in gold]
+    return list(answer_metrics(answers, metrics))
+
+
+def no_answer_metrics(answers: Sequence[Answer], task: str | Task) -> dict[str, float]:
+    """Exact match, F1 and number of questions with and without an answer, named as by SQuAD 2.0's script."""
+    none = (as_task(task).no_answer,)
+    values: dict[str, float] = {}
+    for name, has_answer in (("HasAns", True), ("NoAns", False)):
+        group = [answer for answer in answers if (answer.references != none) == has_answer]
+        values[f"{name}_exact"] = mean([answer.exact_match for answer in group])
+        values[f"{name}_f1"] = mean([answer.f1 for answer in group])
+        values[f"{name}_total"] = len(group)
+    return values

@@ -1,191 +1,42 @@
-"""A run: what the training loop works with, and how options become its parts."""
+"""The parts of a run, made from its options."""
 
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftcore.checkpoints.checkpoint import new_model, save_model
-from ftcore.cli import fits
+from ftcore.checkpoints.checkpoint import new_model
 from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, ExampleDataset, split_records
-from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.lora.adapter import save_adapter
-from ftcore.lora.lora import add_lora, lora_layers, merge_lora
+from ftcore.lora.lora import add_lora
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import log, one_line, warn
-from ftcore.training.distributed import (
-    ComputeLoss,
-    Strategy,
-    all_gather,
-    main_process_first,
-    on_main,
-    rank,
-    to_local,
-    unsharded,
-    world_size,
-)
+from ftcore.training.distributed import main_process_first, on_main, rank, world_size
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
-from ftcore.training.inputs import check_checkpoint, load_checkpoint, make_dataset, read_data
-from ftcore.training.launch import start_command
-from ftcore.training.optim import Autocast
+from ftcore.training.inputs import (
+    Examples,
+    check_checkpoint,
+    load_checkpoint,
+    make_dataset,
+    own_data,
+    read_data,
+)
 from ftcore.training.options import RunOptions, TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
-from ftcore.training.run_directory import RunDirectory, atomic_directory, new_path
-from ftcore.training.state import load_state, save_state, saved_step, sha256
-
-
-@dataclass
-class Progress:
-    """Counters of a run; saved with its state."""
-
-    step: int = 0  # optimizer steps taken
-    epoch: int = 0  # current epoch, from 0
-    best: list[float] | None = None  # best validation so far: exact match, negative loss
-    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
-    skipped: int = 0  # last steps in a row without an update, since fp16 gradients overflowed
-
-
-@dataclass
-class Run:
-    """Everything that the loop in train.py works with."""
-
-    options: RunOptions
-    directory: RunDirectory
-    device: torch.device
-    strategy: Strategy | None  # how several processes share the model
-    tokenizer: Tokenizer
-    model: Model
-    compute_loss: ComputeLoss  # batch_loss of the model, under DDP or FSDP2 where there are several processes
-    train_loader: DataLoader
-    valid_loader: DataLoader
-    valid_set: ExampleDataset
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    autocast: Autocast
-    total_steps: int
-    learning_rate: Callable[[int], float]  # of a step, from 0
-    resized: Resized | None  # how the model differs from its checkpoint
-    fingerprints: dict[str, str]  # SHA-256 of the data files by option; a resumed run must find the same
-    progress: Progress = field(default_factory=Progress)
-    stop_reason: str | None = None  # why to save and stop after this step, see `stop`
-
-    def stop(self, reason: str) -> None:
-        """End the run after this step, with a save; `reason` is printed."""
-        self.stop_reason = reason
-
-    @property
-    def eval_every(self) -> int:
-        return self.options.eval_every or self.train_loader.steps_per_epoch
-
-    def save_checkpoint(self, directory: Path) -> None:
-        """Write weights, config and tokenizer: a directory that ftcore and transformers open. A collective.
-
-        Raises:
-            FloatingPointError: a weight is not finite; what was saved before is kept.
-        """
-        weights = self.model.named_parameters()
-        non_finite = [name for name, weight in weights if not to_local(weight).isfinite().all()]
-        for names in all_gather(non_finite):
-            if names:
-                raise self.failure(f"after step {self.progress.step}, {names[0]} is not finite")
-        model = unsharded(self.model, main_only=True)
-        on_main(lambda: self._write_checkpoint(model, directory))
-
-    def _write_checkpoint(self, model: Model, directory: Path) -> None:
-        with atomic_directory(directory) as place:
-            save_model(merge_lora(model), place)
-            if lora_layers(model) and self.resized is None:  # a resized base model exists nowhere on disk
-                save_adapter(model, place / "adapter", base_model=self.options.model)
-            self.tokenizer.save_pretrained(place)
-
-    def save(self) -> None:
-        """Save the weights at last/, then the state to resume from. A collective.
-
-        In this order: after a kill in between, the resumed run writes last/ again.
-        """
-        self.save_checkpoint(self.directory.last)
-        save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
-
-    @property
-    def lost_worker(self) -> str | None:
-        """Why a worker process of a data loader was lost, if one was."""
-        return self.train_loader.lost_worker or self.valid_loader.lost_worker
-
-    def require_workers(self) -> None:
-        """Raise ChildProcessError if this saved run has stopped because a worker was lost. A collective."""
-        lost = [reason for reason in all_gather(self.lost_worker) if reason]
-        if lost and self.progress.step < self.total_steps:
-            raise ChildProcessError(
-                f"a worker process of the data loader was lost, perhaps for lack of memory ({lost[0]}); "
-                f"saved after step {self.progress.step}, resume with fewer `workers`: {self.resume_command}"
-            )
-
-    @contextmanager
-    def saved_if_unreadable(self) -> Iterator[None]:
-        """Save the run where a batch cannot be read, unless other processes wait in the same step."""
-        try:
-            yield
-        except BatchError as error:
-            if world_size() > 1:
-                raise
-            self.save()
-            resume = f"saved after step {self.progress.step}, resume with {self.resume_command}"
-            raise BatchError(f"{error}; {resume}") from None
-
-    def resume(self) -> None:
-        """Continue from the saved state. A collective."""
-        state = self.directory.state
-        saved, types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
-        for name, value in saved.items():
-            if name not in types or not fits(value, types[name]):
-                raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
-        self.progress = Progress(**saved)
-        on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
-
-    def _stateful(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scaler": self.scaler,
-            "loader": self.train_loader,
-            "options": self.options,
-            "fingerprints": self.fingerprints,
-        }
-
-    def failure(self, what: str) -> FloatingPointError:
-        """The error of a run that cannot continue, with advice."""
-        advice = "a lower --lr may help"
-        if self.directory.last.exists():
-            advice += f"; the weights of the last save are at {self.directory.last}"
-        return FloatingPointError(f"{what}; {advice}")
-
-    @property
-    def resume_command(self) -> str:
-        return start_command(self.strategy, "--output", str(self.directory.path), "--resume")
-
-    def situation(self) -> str:
-        """Progress and resume command, for the message about a lost process."""
-        here = f"in step {self.progress.step + 1} of {self.total_steps}"
-        try:
-            saved = saved_step(self.directory.state)
-        except ValueError as error:
-            return f"{here}; {error}"
-        if saved is None:
-            return f"{here}, before the first save; start again with --overwrite"
-        return f"{here}; resume from step {saved} with {self.resume_command}"
+from ftcore.training.run_directory import RunDirectory, new_path
+from ftcore.training.run_files import data_files, valid_files
+from ftcore.training.state import sha256
 
 
 @contextmanager
 def naming_saved_options(options: TrainOptions) -> Iterator[None]:
-    """Let errors of a resumed run name train_config.json, which most of its options come from."""
+    """Let each ValueError of a resumed run name train_config.json, which most of its options come from."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -242,7 +93,11 @@ def set_dropout(model: Model, rate: float) -> None:
 
 
 def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
-    """See `ftcore.fast.prepare_for_training`; ftcore.fast may be left out."""
+    """Replace layers by faster ones, see `ftcore.fast.prepare_for_training`.
+
+    Raises:
+        ValueError: ftcore.fast, which may be left out of an installation, is missing.
+    """
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
@@ -251,19 +106,54 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
     log(f"{'--compile' if compile else '--fast'} is on: training with ftcore.fast")
 
 
+def without_files(options: TrainOptions, train_set: object, valid_set: object) -> TrainOptions:
+    """The options of a run with examples of the caller's own, which are read from no files.
+
+    Raises:
+        ValueError: files are named, too.
+    """
+    for option, given in (("train", train_set), ("valid", valid_set)):
+        if given is not None and getattr(options, option):
+            raise ValueError(f"`{option}` names files, and {option}_set is given too: choose one")
+    train = options.train if train_set is None else []
+    return replace(options, train=train, valid=options.valid if valid_set is None else [])
+
+
 def make_datasets(
-    options: RunOptions, model: Model, tokenizer: Tokenizer
-) -> tuple[ExampleDataset, ExampleDataset]:
-    """The training and the validation set."""
+    options: RunOptions,
+    model: Model,
+    tokenizer: Tokenizer,
+    train_set: Examples | None = None,
+    valid_set: Examples | Mapping[str, Examples] | None = None,
+) -> tuple[ExampleDataset, dict[str, ExampleDataset]]:
+    """The training set, and the validation sets by name; "" is the only, unnamed one.
+
+    Args:
+        train_set, valid_set: see `prepare`; by default they are read from files.
+
+    Raises:
+        ValueError, OSError: see `read_data`, `own_data` and `make_dataset`.
+    """
+    read = partial(read_data, options.make_task(), model=model, tokenizer=tokenizer)
+    own = partial(own_data, options.make_task(), model=model)
+    if train_set is None and not options.train:
+        raise ValueError("`train` names no file: such a run has its examples from Python, where it resumes")
     # All ranks read records at once. A corpus is tokenized by rank 0, into a file that the others read.
     with main_process_first() if options.task in CORPUS_TASKS else nullcontext():
-        train = read_data(options.task, options.train, model, tokenizer)
-        valid = read_data(options.task, options.valid, model, tokenizer) if options.valid else None
-    if valid is None:
-        if isinstance(train, Corpus):
-            train, valid = train.split(options.valid_share)
+        train = read(options.train) if train_set is None else own(train_set, name="train_set")
+        valid: dict[str, Any]
+        if valid_set is None:
+            valid = {name: read(paths) for name, paths in valid_files(options.valid or []).items()}
         else:
-            train, valid = split_records(train, options.valid_share, options.seed)
+            sets = valid_set if isinstance(valid_set, Mapping) else {"": valid_set}
+            valid = {name: own(examples, name="valid_set") for name, examples in sets.items()}
+    if not valid:
+        if isinstance(train, list):
+            train, valid[""] = split_records(train, options.valid_share, options.seed)
+        elif isinstance(train, Corpus):
+            train, valid[""] = train.split(options.valid_share)
+        else:
+            raise ValueError("valid_set is missing: only rows can be split, train_set is a data set")
     settings: dict[str, Any] = {
         "max_source_length": options.max_source_length,
         "max_target_length": options.max_target_length,
@@ -272,7 +162,10 @@ def make_datasets(
     }
     return (
         make_dataset(train, model, tokenizer, name="training", **settings),
-        make_dataset(valid, model, tokenizer, name="validation", **settings),
+        {
+            name: make_dataset(data, model, tokenizer, name=name or "validation", **settings)
+            for name, data in valid.items()
+        },
     )
 
 
@@ -297,9 +190,9 @@ def make_loader(
 
 
 def fingerprint(options: RunOptions) -> dict[str, str]:
-    """SHA-256 of the data files, by the option that names them."""
-    files = {"train": options.train, "valid": options.valid}
-    return {name: sha256(file) for name, file in files.items() if file}
+    """SHA-256 of the data files, in their order, by the option that names them; empty for a train_set."""
+    files = data_files(options)
+    return {name: " ".join(map(sha256, files[name])) for name in files if files[name] or name == "train"}
 
 
 def seed_rank(seed: int) -> None:

@@ -29,7 +29,10 @@ from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.options import GOAL, RunOptions, TrainOptions
+from ftcore.training.run_files import data_files
+
+_OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
 
 
 def save_state(
@@ -46,7 +49,7 @@ def save_state(
     """Write everything that `load_state` reads. A collective.
 
     Args:
-        fingerprints: SHA-256 of the data files, by the option that names them.
+        fingerprints: see `setup.fingerprint`.
         progress: the caller's numbers, strings, lists and dicts; `step` among them.
     """
     random, *random_of_others = all_gather(random_state())
@@ -59,6 +62,7 @@ def save_state(
         "config": model.config.to_dict(),
         "fingerprints": fingerprints,
         "versions": versions(),
+        "optimizer_class": type(optimizer).__name__,
         "progress": progress,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +86,8 @@ def load_state(
     loader: DataLoader,
     options: RunOptions,
     fingerprints: dict[str, str],
-) -> dict[str, Any]:
-    """Restore everything and return the caller's `progress`. A collective.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore everything and return the caller's `progress`, and the options of the saved run. A collective.
 
     Raises:
         ValueError: the file is damaged, or options, data, model or number of processes differ from the saved
@@ -94,14 +98,16 @@ def load_state(
         _require_same_options(state, options, path)
         _require_same_data(state, options, fingerprints, path.parent.parent)
         _require_same_model(state, model, options, path.parent.parent)
+        _require_same_optimizer(state, optimizer, path.parent.parent)
         _warn_of_other_versions(state, path.parent.parent)
         here: dict[str, Any] = {"scaler": scaler.state_dict(), "loader": loader.state_dict()}
         random = {"cpu": torch.get_rng_state()}
         here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
         if "model" in state:
+            here |= {"model": model.state_dict()}
+        if "model" in state and type(optimizer) in _OPTIMIZERS:
             moments = _moments(optimizer)
             saved = state["optimizer"]["state"]
-            here |= {"model": model.state_dict()}
             here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
         _require_kinds(state, here, path)
         scaler.load_state_dict(state["scaler"])
@@ -115,8 +121,12 @@ def load_state(
         load_sharded(path, state, model, optimizer)
     else:
         model.load_state_dict(state["model"])
-        # The groups follow from the options; torch may have added keys since.
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        if type(optimizer) in _OPTIMIZERS:  # its groups follow from the options; torch may have added keys
+            state["optimizer"] |= {"param_groups": optimizer.state_dict()["param_groups"]}
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # a user's optimizer, of other groups for example
+            raise _damaged(path, error) from None
     of_ranks = [state["random"], *state["random_of_others"]]
     if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
         with sync_errors():
@@ -124,7 +134,7 @@ def load_state(
                 set_random_state(of_ranks[rank()])
             except Exception as error:
                 raise _damaged(path, error) from None
-    return state["progress"]
+    return state["progress"], asdict(TrainOptions()) | state["options"]
 
 
 def saved_step(path: Path) -> int | None:
@@ -226,19 +236,28 @@ def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: P
     # States from before --fast existed were trained with these layers, unless they were compiled.
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
-    check_resumed(TrainOptions, saved, options, f"{path}: the run")
+    one_file = {name: [saved[name]] for name in ("train", "valid") if isinstance(saved[name], str)}
+    saved |= one_file | {name: getattr(options, name) for name in GOAL}  # one file: older states
+    check_resumed(TrainOptions, saved, options, f"{path}: the run", _from_weights(path.parent.parent))
+
+
+def _from_weights(directory: Path) -> str:
+    return f"; start a new run from its weights: --model {directory / 'last'}"
 
 
 def _require_same_data(
     state: Mapping[str, Any], options: RunOptions, now: dict[str, str], directory: Path
 ) -> None:
-    saved = state["fingerprints"]
-    if saved["train"] != now["train"]:
-        raise ValueError(f"{options.train}: the training file has changed since the run in {directory}")
-    if saved.get("valid", now.get("valid")) != now.get("valid"):
-        raise ValueError(
-            f"{options.valid}: the validation file, which selected {directory / 'best'}, has changed since"
-        )
+    complaints = {
+        "train": f"the training file has changed since the run in {directory}{_from_weights(directory)}",
+        "valid": f"the validation file, which selected {directory / 'best'}, has changed since",
+    }
+    for name, files in data_files(options).items():
+        saved = state["fingerprints"].get(name, now.get(name))
+        if saved != now.get(name):
+            pairs = zip(str(saved).split(), str(now.get(name)).split(), strict=False)
+            changed = [file for file, (then, here) in zip(files, pairs, strict=False) if then != here]
+            raise ValueError(f"{(changed or files)[0]}: {complaints[name]}")
 
 
 def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOptions, directory: Path) -> None:
@@ -262,6 +281,15 @@ def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOpti
             f"{directory} was trained by {_processes(processes)}, it cannot continue with "
             f"{_processes(world_size())}: its dropout would draw other numbers (without dropout it could)"
         )
+
+
+def _require_same_optimizer(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, directory: Path
+) -> None:
+    now = type(optimizer).__name__
+    saved = state.get("optimizer_class", now)
+    if saved != now:
+        raise ValueError(f"{directory} was trained with {saved}, it cannot continue with {now}")
 
 
 def _processes(count: int) -> str:
@@ -289,6 +317,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

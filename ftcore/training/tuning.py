@@ -207,10 +207,19 @@ def study_in_memory(journal: Study, halving: int | None) -> Study:
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
+    """The complete, pruned and failed trials, in their order."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
+def of_first_set(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the first validation set by their plain names, without step and epoch."""
+    first = next(key for key in metrics if key.endswith("valid_loss")).removesuffix("valid_loss")
+    metrics = {key: value for key, value in metrics.items() if key not in ("step", "epoch")}
+    return {key.removeprefix(first): value for key, value in metrics.items() if key.startswith(first)}
+
+
 def default_metric(metrics: Mapping[str, float]) -> str:
+    """The metric that ranks trials unless --metric names one."""
     return "exact_match" if "exact_match" in metrics else "valid_loss"
 
 
@@ -286,6 +295,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_csv(trials: Sequence[FrozenTrial], path: Path) -> None:
+    """Write a table of all trials, best first."""
     rows = [row(trial) for trial in ranked(trials)]
 
     def write(temporary: Path) -> None:

@@ -105,6 +105,20 @@ def test_maps_of_generation_equal_transformers(family, beams):
                 assert error(ours[:, :, rows, : want.shape[-1]], want[::beams]) < LIMIT, (part, layer, step)
 
 
+def test_maps_of_generation_leave_out_the_padding_of_a_decoder_prefix():
+    model, ids = tiny("t5"), tokens(0, 2, 6)
+    prefix, mask = torch.tensor([[0, 0, 0, 5], [0, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    options = {"max_new_tokens": 5, "eos_token_id": None}
+    answers, maps = attention_while_generating(
+        model, ids, decoder_input_ids=prefix, decoder_attention_mask=mask, **options
+    )
+    alone = attention_maps(model, {"input_ids": ids[:1], "decoder_input_ids": answers[:1, 2:-1]})
+    for part in ("decoder", "cross"):
+        got = maps[part][:, 0, :, 2:]
+        got = got[..., 2:] if part == "decoder" else got
+        torch.testing.assert_close(got, alone[part][:, 0], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_of_generation_equal_a_pass_over_each_answer(family):
     model, ids, mask = tiny(family), tokens(0, 2, 6), padding(3, 2, 6, "left")

@@ -47,9 +47,9 @@ def run(job: Job, rounds: int = 1) -> list[Any]:
 
 def write_training_inputs(job: Job, case: Case) -> Job:
     model = load_model(job.checkpoint)
-    data = training_data(model, train=None, tokenizer=None)
-    write_batches(case, data, model, Path(job.checkpoint), Path(job.batches))
-    return replace(job, case=case, task=data.task, train=str(data.train))
+    task, files = training_data(model, train=None, tokenizer=None)
+    write_batches(case, task, files, model, Path(job.checkpoint), Path(job.batches))
+    return replace(job, case=case, task=task, train=files.train[0])
 
 
 def test_all_load_the_same_weights(job):

@@ -71,4 +71,4 @@ def test_too_few_examples(family, tmp_path):
     data = training_data(model, train=str(file), tokenizer=None)
     case = Case("", "train", rows=4, source=40, target=12, steps=2)
     with pytest.raises(ValueError, match=r"few.*: 1 examples, expected 2 batches of 4 at least"):
-        write_batches(case, data, model, tmp_path, tmp_path / "inputs")
+        write_batches(case, *data, model, tmp_path, tmp_path / "inputs")

@@ -104,12 +104,65 @@ def test_table(files: Path, capsys: pytest.CaptureFixture) -> None:
     assert table["answers"] == "beam search with 3 beams, at most 20 tokens, compared as in SQuAD 1.1"
 
 
+def test_several_files_are_scored_together(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = (files / "qa.jsonl").read_text().splitlines(keepends=True)
+    for number, part in enumerate((rows[:4], rows[4:])):
+        (tmp_path / f"{number}.jsonl").write_text("".join(part))
+    whole, parts = evaluate(capsys, *on(files, "t5")), [str(tmp_path / f"{n}.jsonl") for n in (0, 1)]
+    options = [*on(files, "t5")[:2], "--max-target-length", "20", "--data"]
+    assert evaluate(capsys, *options, *parts) == evaluate(capsys, *options, f"{tmp_path}/?.jsonl") == whole
+    assert evaluate(capsys, *options, *parts, "--limit", "5")["examples"] == 5
+
+
+def test_metrics_of_the_answers(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evaluated.py").write_text(
+        "def length(predictions, references):\n    return sum(map(len, predictions)) / len(predictions)\n"
+        "def fails(predictions, references):\n    return 1 / (len(predictions) < 9)\n"
+    )
+    file = tmp_path / "answers.jsonl"
+    options = [*on(files, "t5"), "--predictions", str(file), "--metrics"]
+    scores = evaluate(capsys, *options, "accuracy,evaluated:length")
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    lengths = [len(answer["prediction"]) for answer in answers]
+    assert scores["length"] == sum(lengths) / 9 and scores["accuracy"] == 0 and "f1" not in scores
+    assert "--metrics rogue: no such metric, did you mean 'rouge'?" in error_of(capsys, *options, "rogue")
+    (tmp_path / "emotions.txt").write_text("I laugh;joy\n")
+    texts = [*on(files, "gpt2", str(tmp_path / "emotions.txt")), "--task", "emotion", "--metrics", "f1"]
+    assert "--metrics f1: the examples have no gold answers" in error_of(capsys, *texts)
+    file.unlink()
+    with pytest.raises(SystemExit) as ending:  # the answers are written first
+        main([*options, "evaluated:fails"])
+    assert ending.value.code == 1 and len(file.read_text().splitlines()) == 9
+    [line] = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("ftcore.evaluate: --metrics evaluated:fails: ZeroDivisionError: division by zero")
+
+
+def test_questions_without_answers_have_scores_of_their_own(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"context": "c", "question": f"{n}", "answers": [] if n < 3 else ["x"]} for n in range(5)]
+    data = str(tiny_runs.write_lines(tmp_path / "squad2.jsonl", rows))
+    monkeypatch.setattr("ftcore.training.scoring.generate_from_ids", lambda *_, **__: ["", "", "x", "x", ""])
+    scores = evaluate(capsys, *on(files, "t5", data))
+    assert scores["exact_match"] == scores["f1"] == 3 / 5
+    assert (scores["HasAns_exact"], scores["HasAns_f1"], scores["HasAns_total"]) == (1 / 2, 1 / 2, 2)
+    assert (scores["NoAns_exact"], scores["NoAns_f1"], scores["NoAns_total"]) == (2 / 3, 2 / 3, 3)
+    assert scores["answers"].endswith("compared as in SQuAD 2.0")
+    monkeypatch.undo()
+    assert not any("Ans_" in name for name in evaluate(capsys, *on(files, "t5")))
+
+
 def test_answers_outside_qa_are_compared_exactly(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     rows = ({"source": f"review {n}", "target": "+-"[n % 2]} for n in range(8))
     data = str(tiny_runs.write_lines(tmp_path / "signs.jsonl", rows))
-    options = [*on(files, "t5"), "--data", data, "--task", "text2text"]
+    options = [*on(files, "t5", data), "--task", "text2text"]
     scores = evaluate(capsys, *options)
     assert scores["exact_match"] == scores["f1"] <= 0.5
     assert "exactly" in scores["answers"]
@@ -199,7 +252,7 @@ def test_invalid_files_are_refused(files: Path, tmp_path: Path, capsys: pytest.C
     assert "--model is missing" in error_of(capsys)
     assert "--data is missing" in error_of(capsys, "--model", str(files / "t5"))
     broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"context": \n')
+    broken.write_text('{"context"}\n')
     assert "broken.jsonl, line 1: broken JSON" in error_of(capsys, *on(files, "t5"), "--data", str(broken))
     text = [*on(files, "gpt2", "text.txt"), "--task", "lm", "--predictions", str(tmp_path / "x")]
     assert "the records have no gold answers" in error_of(capsys, *text)

@@ -33,6 +33,17 @@ def test_the_default_page_shows_the_embedded_weights(tmp_path, monkeypatch, caps
     assert page["head_ablations"]["answers"] and page["activation_patches"]["answers"]
 
 
+def test_the_default_model_without_a_clone_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ftcore.explore.CLONE", tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2
+    line = "ftcore.explore: weights/t5-mini-qa, the default of --model, is not here: it comes with a clone"
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(line)
+
+
 def test_a_question_is_formatted_as_in_training(t5, tmp_path):
     page = tmp_path / "page.html"
     options = ["--context", "Ada sews.", "--question", "Who?", "--other", "Bea sews."]

@@ -111,6 +111,28 @@ def test_beams_and_several_answers(gpt2: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "".join(text + "\n" for text in texts)
 
 
+def test_scores_are_printed_as_json(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", gpt2, "--prompt", "Ada", "--max-new-tokens", "3", "--json", "--scores"]
+    assert main(arguments) == 0
+    [want] = expected(gpt2, ["Ada"], max_new_tokens=3, return_scores=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"prompt": "Ada", **want._asdict()}
+    assert sum(answer["token_scores"]) == pytest.approx(answer["score"])
+    assert main([*arguments, "--num-beams", "3", "--num-return-sequences", "2"]) == 0
+    options = {"max_new_tokens": 3, "num_beams": 3, "num_return_sequences": 2}
+    [[first, second]] = expected(gpt2, ["Ada"], **options, return_scores=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "prompt": "Ada",
+        "texts": [first.text, second.text],
+        "scores": [first.score, second.score],
+        "tokens": [first.tokens, second.tokens],
+        "token_scores": [first.token_scores, second.token_scores],
+    }
+    with pytest.raises(SystemExit):
+        main([*arguments[:-2], "--scores"])
+    assert "--scores needs --json" in capsys.readouterr().err
+
+
 def test_a_seed_makes_samples_reproducible(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     def sampled(seed: int) -> str:
         sampling = ["--sample", "--temperature", "2", "--top-k", "0", "--top-p", "0.9", "--seed", str(seed)]
@@ -118,6 +140,52 @@ def test_a_seed_makes_samples_reproducible(gpt2: str, capsys: pytest.CaptureFixt
         return capsys.readouterr().out
 
     assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_each_prompt_of_a_file_has_a_seed_of_its_own(
+    gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SEED + its number from 0, whatever the batches."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("Ada\nthe engine weaves\nAda\n")
+
+    def sampled(*arguments: str) -> list[str]:
+        main(["--model", gpt2, *arguments, "--sample", "--json", "--max-new-tokens", "6"])
+        return [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+
+    together = sampled("--input", str(path), "--seed", "5")
+    assert together == sampled("--input", str(path), "--seed", "5", "--batch-size", "1")
+    assert together[0] != together[2]
+    assert sampled("--prompt", "Ada", "--seed", "7") == [together[2]]
+
+
+def test_an_empty_prompt_begins_with_bos(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--stream"]):
+        assert main(["--model", gpt2, "--prompt", "", *options]) == 0
+        assert capsys.readouterr().out == expected(gpt2, [""])[0] + "\n"
+
+
+def test_the_answer_ends_before_a_stop_string(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
+    [free] = expected(gpt2, ["Ada"])
+    for options in ([], ["--stream"], ["--fast"]):
+        assert main(["--model", gpt2, "--prompt", "Ada", "--stop", "zz", free[3], *options]) == 0
+        assert capsys.readouterr().out == free[: free.index(free[3])] + "\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--stream"]])
+def test_special_tokens_are_kept_on_request(
+    t5: str, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentinel = load_tokenizer(t5).sentinel_id(0)
+    others = [token for token in range(384) if token not in (1, sentinel, 70)]
+    directory = copy_of(
+        t5, tmp_path / "model", suppress_tokens=others, no_repeat_ngram_size=1, min_new_tokens=2
+    )
+    for kept in ([], ["--keep-special-tokens"]):
+        assert main(["--model", directory, "--prompt", "Ada", *options, *kept]) == 0
+        text = capsys.readouterr().out
+        assert "C" in text and "</s>" not in text
+        assert ("<extra_id_0>" in text) == bool(kept)
 
 
 def test_the_stream_is_the_answer(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +213,19 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of --prompt, --context with --question, or --input"),
+        ([], "give one of TEXT, --prompt, --context with --question, --field, or --input"),
         (["--prompt", "a", "--input", "b"], "give one of"),
         (["--context", "a"], "--context and --question go together"),
+        (
+            ["a", "--prompt", "b"],
+            "give one of TEXT, --prompt, --context with --question, --field, or --input, not",
+        ),
+        (["--interactive", "a"], "--interactive asks for texts and prints answers"),
+        (["--interactive", "--output", "a"], "and no --output"),
+        (["--field", "a"], "--field a: expected NAME=TEXT"),
+        (["--field", "a=b"], "--task is missing: the checkpoint has no task"),
+        (["--template", "{a}", "b"], "--task is missing: the checkpoint has no task of its own"),
+        (["--task", "qa", "b"], "takes question, context, not a single text: pass --context TEXT"),
         (["--prompt", "a", "--temperature", "0.5"], "--temperature needs --sample"),
         (["--prompt", "a", "--stream", "--num-beams", "2"], "cannot go with --num-beams"),
         (["--input", "a", "--stream"], "cannot go with --input"),
@@ -157,7 +235,7 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
         (["--prompt", "a", "--num-beams", "2", "--num-return-sequences", "3"], "more than num_beams, 2"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a" * 250], "exceed the model's 256 positions"),
-        (["--prompt", ""], "prompt 1 is empty"),
+        (["--prompt", "a", "--stop", ""], "stop_strings holds an empty text"),
         (["--prompt", "a", "--sample", "--seed", "9" * 30], "--seed is 99999"),
         (["--prompt", "a", "--sample", "--seed", "-1"], "--seed is -1, expected from 0"),
         (["--prompt", "a", "--sample", "--temperature", "1e-45"], "temperature is 1e-45, expected at least"),

@@ -23,6 +23,7 @@ from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
 from ftcore.training import options as options_module
+from ftcore.training import run_files, validation
 from ftcore.training.metrics_log import Meter
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
@@ -45,11 +46,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "pairs.jsonl", ({"source": f"say {n}", "target": f"{n}!"} for n in range(12))
     )
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
 
 
 def test_the_progress_bar_has_room_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +204,8 @@ def test_best_is_not_the_last(files: Path, tmp_path: Path, monkeypatch: pytest.M
     def score_answers(*_: Any, **__: Any) -> list[Answer]:
         return [Answer("source", "prediction", ("reference",), matches[-1], f1=1.0)]
 
-    monkeypatch.setattr(ftcore.train, "score_loss", score_loss)
-    monkeypatch.setattr(ftcore.train, "score_answers", score_answers)
+    monkeypatch.setattr(validation, "score_loss", score_loss)
+    monkeypatch.setattr(validation, "score_answers", score_answers)
     train(files, tmp_path / "run", "--max-steps", "4", "--eval-every", "1", "--lr", "0.1")
     for directory, step in (("best", 3), ("last", 4)):
         saved = load_model(tmp_path / "run" / directory).state_dict()
@@ -370,8 +366,44 @@ def test_embedded_learning_rates_depend_on_relative_steps(
     options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
     given = parse(options_module.TrainOptions, options, command="ftcore.train")
-    resolved = options_module.resolve(given, options_module.find_files(given), is_t5="qa" in options)
+    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="qa" in options)
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ("", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
+        ("--model ./weights/../weights/t5-mini/", (5, 32, 1e-2, True, 0.0)),
+        (f"--model {options_module.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini --task text2text --train README.md", (5, 32, 1e-2, True, 0.0)),
+        ("--model weights/t5-mini --lr 0.02 --batch-size 4", (5, 4, 0.02, True, 0.0)),
+        ("--model weights/t5-mini --lora-rank 2", (5, 32, 3e-3, False, 0.0)),
+        ("--model weights/t5-mini --no-relative-steps", (5, 32, 3e-4, False, 0.0)),
+        ("--model weights/gpt2-mini", (3, 16, 5e-4, False, 0.01)),
+        ("--model weights/gpt2-mini --task lm --train README.md", (3, 16, 5e-4, False, 0.01)),
+        ("--model elsewhere/weights/t5-mini", (3, 8, 3e-4, False, 0.01)),
+        ("--model runs/t5-mini", (3, 8, 3e-4, False, 0.01)),
+    ],
+)
+def test_embedded_models_bring_their_defaults(
+    options: str, settings: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they are trained on, and however they are named."""
+    monkeypatch.chdir(options_module.CLONE)
+    given = parse(options_module.TrainOptions, options.split(), command="ftcore.train")
+    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="gpt2" not in options)
+    names = ("epochs", "batch_size", "lr", "relative_steps", "weight_decay")
+    assert tuple(getattr(resolved, name) for name in names) == settings
+
+
+def test_the_defaults_of_an_embedded_model_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, data = options_module.CLONE / "weights" / "t5-mini", tiny_runs.questions(tmp_path / "x.jsonl", 4)
+    options = ["--dry-run", "--model", str(model), "--train", str(data), "--batch-size", "2", "--lr", "1e-2"]
+    assert ftcore.train.main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "defaults   of this model: --epochs 5 --lr 0.01 --relative-steps --weight-decay 0.0" in lines
 
 
 def test_label_smoothing_changes_only_the_training_loss(files: Path, tmp_path: Path) -> None:
@@ -459,9 +491,7 @@ def test_summary_answers_and_next_command_are_printed(
         assert not line.startswith("question:"), "a multi-line source is printed on one line"
 
 
-def test_the_curves_are_drawn(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
-    monkeypatch.undo()
+def test_the_curves_are_drawn(files: Path, tmp_path: Path, curves: None) -> None:
     train(files, tmp_path / "run", "--max-steps", "2")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -674,7 +704,7 @@ def test_a_wrong_option_of_a_resumed_run_names_its_file(
 def test_the_default_run_outside_a_clone(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(options_module, "CLONE", tmp_path / "site-packages")
+    monkeypatch.setattr(run_files, "CLONE", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     line = refusal(capsys)
     assert "the default of --model, is not here: it comes with a clone of the project" in line

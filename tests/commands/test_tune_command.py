@@ -20,10 +20,10 @@ import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.checkpoints.files import directory_lock
 from ftcore.cli import parse
-from ftcore.training.metrics_log import Meter
 from ftcore.training.options import TrainOptions
 from ftcore.tune import main
 from tests.helpers import tiny_runs
+from tests.helpers.resumed_runs import at_step
 
 pytest.importorskip("optuna")
 
@@ -159,6 +159,13 @@ def test_bad_trials_are_pruned(files: Path, tmp_path: Path, capsys: pytest.Captu
     assert "pruned: lr 1e-0" in capsys.readouterr().out
 
 
+def test_a_trial_that_stops_early_is_complete(files: Path, tmp_path: Path) -> None:
+    """Without an improvement after the first step."""
+    options = "--search dropout=0..0.3 --trials 2 --lr 0 --eval-every 1 --early-stopping 1"
+    assert tune(files, tmp_path / "search", options) == 0
+    assert [(row["state"], row["steps"]) for row in rows(tmp_path / "search")] == [("complete", "2")] * 2
+
+
 def test_a_failed_trial_is_recorded_and_the_search_continues(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,22 +212,7 @@ def test_picture(files: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # Interrupted and killed
 
 
-def at_step(step: int, act: Callable[[], None]) -> pytest.MonkeyPatch:
-    """Call `act` after this step, counted over all trials."""
-    patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
-
-    def add_and_act(self: Meter, *arguments: Any) -> None:
-        nonlocal taken
-        add(self, *arguments)
-        taken += 1
-        if taken == step:
-            act()
-
-    patch.setattr(Meter, "add", add_and_act)
-    return patch
-
-
-@pytest.mark.parametrize(("step", "ended"), [(1, 0), (7, 1), (8, 2)])  # trials have 4 steps
+@pytest.mark.parametrize(("step", "ended"), [(1, 0), (7, 1), (8, 2)])  # over all trials, of 4 steps each
 def test_interrupted_and_resumed(
     files: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, step: int, ended: int
 ) -> None:
@@ -292,6 +284,10 @@ def test_killed_and_resumed(files: Path, halved: Path, tmp_path: Path, operation
         ("--search lr=1,2 --halving 1", "--halving is 1, expected at least 2"),
         ("--search lr=1,2 --metric loss", "invalid choice: 'loss'"),
         ("--search lr=1,2 --check", "--check is about one run: python -m ftcore.train --check"),
+        (
+            "--search lr=1,2 --eval-answers 1 --metrics rouge --metric f1",
+            "--metric f1 is not among --metrics rouge",
+        ),
         ("--search lr=1,2 --dry-run", "--dry-run is about one run: python -m ftcore.train --dry-run"),
         ("--search lr=1,2 --trails 3", "did you mean '--trials'?"),
         ("--search num_heads=2,3 d_model=15,16 --model {gpt2}", "n_embd is 1"),

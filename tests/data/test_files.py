@@ -44,6 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "qa": {"context": "Ada lived in London.", "question": "Where?", "answers": {"text": ["London"]}},
     "emotion": {"text": "i am late", "label": "fear"},
     "text2text": {"source": "b a", "target": "a b"},
+    "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
 }
 RECORD_TASKS = [task for task in TASKS if task not in CORPUS_TASKS]
 SQUAD_RECORD = Record(

@@ -212,7 +212,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
     ("task", "name", "content", "message"),
     [
         ("qa", "a.jsonl", "", "a.jsonl: the file is empty"),
-        ("qa", "a.jsonl", "\n \n", "a.jsonl: no records; expected SQuAD 1.1 JSON, or JSON lines or CSV"),
+        ("qa", "a.jsonl", "\n \n", "a.jsonl: no records; expected SQuAD JSON, or JSON lines or CSV"),
         ("emotion", "a.csv", "text,label\n", "a.csv: no records; expected lines of text;label, or CSV"),
         ("qa", "a.jsonl", QA_LINE + "\n{broken\n", "a.jsonl, line 3: broken JSON: Expecting property name"),
         ("qa", "a.json", QA_LINE + '{"context": \n', "a.json, line 2: broken JSON: Expecting value"),
@@ -228,7 +228,7 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             QA_LINE + "[1, 2]\n",
             "line 2: [1, 2] is not a record; expected an object {...}",
         ),
-        ("qa", "a.txt", "What is this?\n", "a.txt: neither JSON nor CSV; expected SQuAD 1.1 JSON"),
+        ("qa", "a.txt", "What is this?\n", "a.txt: neither JSON nor CSV; expected SQuAD JSON"),
         (
             "qa",
             "a.jsonl",
@@ -240,12 +240,6 @@ QA_LINE = json_lines({"context": "c", "question": "q", "answer": "a"})
             "a.jsonl",
             json_lines({"title": "t", "question": "q", "answer": "a"}),
             "a.jsonl, line 1: no key 'context' (found: title, question, answer)",
-        ),
-        (
-            "qa",
-            "a.jsonl",
-            json_lines({"context": "c", "question": "q", "answers": {"text": [], "answer_start": []}}),
-            "line 1: a question without an answer (unanswerable questions of SQuAD 2.0 are not supported",
         ),
         (
             "qa",
@@ -320,31 +314,17 @@ def test_errors_name_file_line_and_reason(
     assert "\n" not in str(error.value)
 
 
-def test_unanswerable_squad_questions_are_refused(tmp_path: Path) -> None:
-    question = {
-        "question": "Who?",
-        "is_impossible": True,
-        "answers": [],
-        "plausible_answers": [{"text": "Ada"}],
-    }
-    squad2 = {"data": [{"paragraphs": [{"context": "c", "qas": [question]}]}]}
-    with pytest.raises(
-        ValueError, match=r"article 1, paragraph 1, question 1: .* SQuAD 2.0 are not supported"
-    ):
-        read_records("qa", write(tmp_path / "a.json", json.dumps(squad2)), decoder_only=False)
-
-
 def test_missing_files_directories_and_tasks_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.jsonl"):
         read_records("qa", tmp_path / "nowhere.jsonl", decoder_only=False)
     with pytest.raises(ValueError, match="is a directory; expected a file"):
         read_records("qa", tmp_path, decoder_only=False)
-    known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text, span-corruption"
+    known = "unknown task 'summary'; known tasks: qa, emotion, lm, text2text, span-corruption, chat"
     with pytest.raises(ValueError, match=known):
         read_records("summary", tmp_path / "a.txt", decoder_only=False)
     with pytest.raises(ValueError, match=known):
         prompt("summary", decoder_only=False, text="")
-    assert TASKS == ("qa", "emotion", "lm", "text2text", "span-corruption")
+    assert TASKS == ("qa", "emotion", "lm", "text2text", "span-corruption", "chat")
     for task in CORPUS_TASKS:
         with pytest.raises(ValueError, match=rf"'{task}' has no records, .*: use read_corpus"):
             read_records(task, write(tmp_path / "a.txt", "text"), decoder_only=task == "lm")

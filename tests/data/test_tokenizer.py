@@ -370,7 +370,7 @@ def squad_texts(real_data: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("corpus", [emotion_texts, squad_texts])
 @pytest.mark.parametrize("form", ["tokenizer.json", "spiece.model", "vocab.json"])
-def test_every_real_line(
+def test_every_fourth_real_line(
     real_data: Path, tmp_path: Path, form: str, corpus: Callable[[Path], Iterator[str]]
 ) -> None:
     directory = real_data / "gpt2"
@@ -381,7 +381,7 @@ def test_every_real_line(
         shutil.copy(real_data / "t5" / form, directory)
         oracle = T5Tokenizer.from_pretrained(directory)
     ours = load_tokenizer(directory)
-    lines = list(corpus(real_data))
+    lines = list(corpus(real_data))[::4]
     expected = oracle(lines)["input_ids"]
     different = [
         (line, ids, theirs)

@@ -176,7 +176,7 @@ def test_every_setting_of_transformers_is_known() -> None:
     assert {name: neutral[name] for name in shared} == {name: getattr(Arguments(), name) for name in shared}
 
 
-@pytest.mark.parametrize("name", ["force_words_ids", "use_cache", "logits_processor"])
+@pytest.mark.parametrize("name", ["force_words_ids", "use_cache", "constraints"])
 def test_arguments_of_transformers_are_named_as_such(name: str) -> None:
     with pytest.raises(ValueError) as caught:
         generate(model_of("gpt2"), IDS, **{name: [[5]]})

@@ -92,6 +92,23 @@ def test_forbid_ngrams_of_source(
 
 
 @quick
+@given(texts(), st.integers(1, 3), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4), st.data())
+def test_keep_allowed(
+    text: tuple[Tensor, Tensor], beams: int, tokens: list[int], data: st.DataObject
+) -> None:
+    """Also where all of them are impossible already."""
+    ids, scores = (tensor.repeat_interleave(beams, 0) for tensor in text)
+    rows = data.draw(st.lists(st.integers(0, len(ids) - 1)))
+    scores[torch.tensor(rows, dtype=torch.long)[:, None], torch.tensor(tokens)] = -math.inf
+
+    def function(batch_id: int, ids: Tensor) -> list[int]:
+        return tokens if batch_id else [*tokens, int(ids[-1])]
+
+    want = theirs.PrefixConstrainedLogitsProcessor(function, beams)(ids, scores)
+    assert_same(ours.keep_allowed(ids, scores, function=function, beams=beams), want)
+
+
+@quick
 @given(texts(), st.lists(st.integers(0, VOCAB + 2), min_size=1, max_size=4), st.integers(0, 9))
 def test_suppress(text: tuple[Tensor, Tensor], tokens: list[int], length: int) -> None:
     ids, scores = text
@@ -238,6 +255,6 @@ def test_all_processors_apply_in_the_order_of_transformers(
         prompt_length=prompt_length,
         min_length=min_length,
         max_length=max_length,
-        first_token=mask.argmax(1) if padded and not encoder_decoder else None,
+        prompt_mask=mask if padded and not encoder_decoder else None,
     )
     assert_same(ours.apply_processors(processors, ids, scores), chain(ids, scores.clone()))

@@ -5,9 +5,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import pytest
@@ -18,156 +16,48 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftcore.decoding import generate
-from ftcore.decoding.search import common_prefix_length
-from tests.helpers.oracle import gpt2_pair, t5_pair
-
-VOCAB = 41  # small, so that repetitions and EOS are frequent
-START, EOS, PAD = 0, 1, 2  # with a pad id of 0 transformers fills finished beams with EOS
-FAMILIES = ("t5", "gpt2")
-
-
-@cache
-def pair(family: str, seed: int) -> tuple[Any, Any]:
-    """A random model of transformers, and ours with the same weights."""
-    r = random.Random(seed)
-    # A tied head mostly repeats the last token, so most models are untied.
-    common = {"vocab_size": VOCAB, "tie_word_embeddings": seed == 0}
-    if family == "t5":
-        layers = r.choice([1, 2])
-        settings = {"num_layers": layers, "num_decoder_layers": layers, "d_model": 24, "d_kv": 8, "d_ff": 40}
-        settings |= {"num_heads": 3, "feed_forward_proj": r.choice(["relu", "gated-gelu"])}
-        reference, model = t5_pair(settings | common, seed)
-    else:
-        settings = {"n_embd": 24, "n_head": 3, "n_layer": r.choice([1, 2]), "n_positions": 64}
-        reference, model = gpt2_pair(settings | common, seed)
-    with torch.no_grad():
-        for lm in (reference, model):
-            lm.lm_head.weight *= 1.0 if seed == 0 else 2.0  # peaked distributions, like a trained model's
-    return reference, model
-
-
-def inputs(r: random.Random, family: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask of one to three rows, with GPT-2's padding on the left, T5's on either side."""
-    rows, length = r.choice([1, 2, 3]), r.choice([1, 4, 9])
-    ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
-    mask = torch.ones_like(ids)
-    left = family == "gpt2" or r.random() < 0.5
-    for row in range(1, rows):
-        cut = r.randrange(length // 2 + 1)
-        if left:
-            mask[row, :cut] = 0
-        elif cut:
-            mask[row, -cut:] = 0
-    return ids.masked_fill(mask == 0, PAD), mask
-
-
-def random_options(r: random.Random) -> dict[str, Any]:
-    """Any valid combination of options of greedy and beam search."""
-    new = r.choice([1, 6, 16])
-    o: dict[str, Any] = {"max_new_tokens": new, "num_beams": r.choice([1, 2, 2, 4, 4]), "pad_token_id": PAD}
-    o["eos_token_id"] = r.choice([EOS, [EOS, 7], [EOS, 3, 5, 11, 13], [*range(1, 12)]])
-    if o["num_beams"] > 1:
-        o["early_stopping"] = r.choice([True, False, "never"])
-        o["length_penalty"] = r.choice([0.6, 1.0, 2.0, 0.0, -1.0])
-        o["num_return_sequences"] = r.choice([1, 2, o["num_beams"]])
-    if r.random() < 0.3:
-        o["no_repeat_ngram_size"] = r.choice([2, 2, 1, 3])
-    if r.random() < 0.3:
-        o["repetition_penalty"] = r.choice([1.3, 1.3, 0.8])
-    if r.random() < 0.3 and new > 1:
-        o[r.choice(["min_new_tokens", "min_length"])] = r.choice([3, 5])
-    if r.random() < 0.2:
-        o["bad_words_ids"] = [[r.randrange(VOCAB)], [r.randrange(VOCAB), r.randrange(VOCAB)], [5, 6, 7]]
-    if r.random() < 0.1:
-        o["forced_bos_token_id"] = r.randrange(2, VOCAB)
-    if r.random() < 0.2:
-        o["forced_eos_token_id"] = r.choice([EOS, [EOS, 9]])
-    if r.random() < 0.2:
-        o["encoder_no_repeat_ngram_size"] = r.choice([1, 2, 3])
-    if r.random() < 0.2:
-        o[r.choice(["suppress_tokens", "begin_suppress_tokens"])] = [r.randrange(VOCAB) for _ in range(5)]
-    if r.random() < 0.2:
-        o["exponential_decay_length_penalty"] = (r.choice([0, 3]), r.choice([1.05, 1.5]))
-    if r.random() < 0.3:
-        o["renormalize_logits"] = True
-    return o
-
-
-def sampling_options(r: random.Random) -> dict[str, Any]:
-    o = {
-        "do_sample": True,
-        "max_new_tokens": 8,
-        "pad_token_id": PAD,
-        "eos_token_id": r.choice([EOS, [1, 2, 3]]),
-    }
-    for name, values in {
-        "temperature": [0.7, 1.5],
-        "top_k": [0, 5, None],
-        "top_p": [0.3, 0.9, 0.0],
-        "min_p": [0.05, 0.3],
-        "typical_p": [0.3, 0.9],
-        "repetition_penalty": [1.3],
-        "num_return_sequences": [2],
-        "renormalize_logits": [True],
-        "suppress_tokens": [[5, 9, 30]],
-        "exponential_decay_length_penalty": [(1, 1.3)],
-    }.items():
-        if r.random() < 0.4:
-            o[name] = r.choice(values)
-    return o
-
-
-def cases(family: str, count: int) -> Iterator[tuple[Any, Any, random.Random]]:
-    for seed in range(count):
-        yield *pair(family, seed % 5), random.Random(seed)
-
-
-def up_to_end(rows: Tensor, eos: list[int]) -> list[list[int]]:
-    """New tokens up to the first EOS."""
-    ends = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in rows.tolist()]
-    return [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)]
-
-
-def prompt_length(family: str, ids: Tensor) -> int:
-    return 1 if family == "t5" else ids.shape[1]
-
-
-def both(reference: Any, model: Any, ids: Tensor, mask: Tensor, o: dict[str, Any]) -> list[list[list[int]]]:
-    """The ids of transformers and of ftcore, with the same random seed."""
-    torch.manual_seed(5)
-    want = reference.generate(ids, attention_mask=mask, use_cache=True, **o)
-    torch.manual_seed(5)
-    return [want.tolist(), generate(model, ids, mask, **o).tolist()]
-
+from ftcore.decoding.beam_search import common_prefix_length
+from tests.helpers.search_cases import (
+    EOS,
+    FAMILIES,
+    PAD,
+    START,
+    VOCAB,
+    assert_equal_to_transformers,
+    cases,
+    inputs,
+    pair,
+    prompt_length,
+    random_options,
+    sampling_options,
+    up_to_end,
+)
 
 # Equal to transformers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_and_beam_search_give_the_ids_of_transformers(family: str) -> None:
+def test_greedy_and_beam_search_give_the_ids_and_scores_of_transformers(family: str) -> None:
     for reference, model, r in cases(family, 130):
         ids, mask = inputs(r, family)
         options = random_options(r)
-        want, got = both(reference, model, ids, mask, options)
-        assert got == want, options
+        assert_equal_to_transformers(reference, model, ids, mask, options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sampling_gives_the_ids_of_transformers_for_the_same_seed(family: str) -> None:
+def test_sampling_gives_the_ids_and_scores_of_transformers_for_the_same_seed(family: str) -> None:
     for reference, model, r in cases(family, 30):
         ids, mask = inputs(r, family)
         options = sampling_options(r)
-        want, got = both(reference, model, ids, mask, options)
-        assert got == want, options
+        assert_equal_to_transformers(reference, model, ids, mask, options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beam_sampling_gives_the_ids_of_transformers_for_the_same_seed(family: str) -> None:
+def test_beam_sampling_gives_the_ids_and_scores_of_transformers_for_the_same_seed(family: str) -> None:
     for reference, model, r in cases(family, 20):
         ids, mask = inputs(r, family)
         options = sampling_options(r) | {"num_beams": 3, "early_stopping": r.choice([True, False, "never"])}
-        want, got = both(reference, model, ids, mask, options)
-        assert got == want, options
+        assert_equal_to_transformers(reference, model, ids, mask, options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,6 +84,44 @@ def test_the_start_token_is_prepended_to_a_decoder_prefix(beams: int) -> None:
         got = generate(model, ids, mask, decoder_input_ids=decoder_input_ids, **options)
         assert got.tolist() == want.tolist()
         assert got[:, : len(prefix)].tolist() == [[START, 5, 9, 4][: len(prefix)]] * len(ids)
+
+
+def test_padded_decoder_prefixes_give_the_ids_and_scores_of_transformers() -> None:
+    masked = 0
+    for reference, model, r in cases("t5", 100):
+        ids, mask = inputs(r, "t5")
+        options = sampling_options(r) if r.random() < 0.3 else random_options(r)
+        options |= {"max_new_tokens": 5}
+        length = r.choice([1, 3, 8])
+        prefix = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in ids])
+        prefix_mask = torch.ones_like(prefix)
+        for row in prefix_mask:
+            row[: r.randrange(length)] = 0
+        prefix = prefix.masked_fill(prefix_mask == 0, PAD)
+        if r.random() < 0.5:  # with the start token of the longest row, or of all rows
+            prefix[:, 0] = START
+        assert_equal_to_transformers(
+            reference, model, ids, mask, options, decoder_input_ids=prefix, decoder_attention_mask=prefix_mask
+        )
+        masked += bool((prefix_mask == 0).any())
+    assert masked > 50
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_padding_a_decoder_prefix_does_not_change_the_answer(beams: int) -> None:
+    _, model = pair("t5", 1)
+    source = torch.tensor([[5, 9, 3, 12, 8]] * 3)
+    o = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": [1, 3, 4, 5], "pad_token_id": PAD}
+    prefixes = [[START, 7, 6, 9], [START, 30], [START]]
+    padded = torch.tensor([[PAD] * (4 - len(row)) + row for row in prefixes])
+    together = generate(
+        model, source, decoder_input_ids=padded, decoder_attention_mask=(padded != PAD).long(), **o
+    )
+    for row, prefix in zip(together, prefixes, strict=True):
+        alone = generate(model, source[:1], decoder_input_ids=torch.tensor([prefix]), **o)
+        assert up_to_end(row[None, 4:], o["eos_token_id"]) == up_to_end(
+            alone[:, len(prefix) :], o["eos_token_id"]
+        )
 
 
 def test_finished_t5_beams_are_filled_with_pad_unlike_transformers() -> None:
@@ -411,6 +339,8 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ("gpt2", {"num_beam": 2}, "no argument 'num_beam', did you mean 'num_beams'?"),
         ("gpt2", {"max_tokens": 2}, "did you mean 'max_new_tokens'?"),
         ("gpt2", {"zzz": 2}, "no argument 'zzz'$"),
+        ("gpt2", {"output_scores": True}, "'output_scores': it is transformers' name of return_scores"),
+        ("gpt2", {"past_key_values": None}, "transformers' name of cache"),
         (
             "gpt2",
             {"num_beams": 2, "num_return_sequences": 3},
@@ -441,11 +371,31 @@ def test_the_head_runs_on_one_position_per_step() -> None:
         ("gpt2", {"bad_words_ids": [[99]]}, "bad_words_ids holds 99, expected token ids from 0 to 40"),
         ("gpt2", {"forced_eos_token_id": 41}, "forced_eos_token_id holds 41"),
         ("gpt2", {"pad_token_id": -1}, "pad_token_id holds -1"),
-        ("gpt2", {"decoder_input_ids": torch.tensor([[5]])}, "decoder_input_ids is for T5"),
+        (
+            "gpt2",
+            {"decoder_input_ids": torch.tensor([[5]])},
+            "decoder_input_ids and .* are for T5",
+        ),
         ("gpt2", {"num_beams": 2, "streamer": print}, "streamer needs num_beams=1"),
         ("t5", {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
         ("t5", {"decoder_input_ids": torch.tensor([[5], [6]])}, "decoder_input_ids has 2 rows, expected 1"),
         ("t5", {"attention_mask": torch.ones(1, 2)}, r"attention_mask has the shape \(1, 2\)"),
+        (
+            "t5",
+            {"decoder_input_ids": torch.tensor([[5]]), "decoder_attention_mask": torch.ones(1, 2)},
+            r"decoder_attention_mask has the shape \(1, 2\), expected that of decoder_input_ids, \(1, 1\)",
+        ),
+        (
+            "t5",
+            {"decoder_input_ids": torch.tensor([[5, 6]]), "decoder_attention_mask": torch.tensor([[1, 0]])},
+            "decoder_input_ids ends in padding",
+        ),
+        (
+            "t5",
+            {"decoder_attention_mask": torch.ones(1, 2)},
+            "_mask needs decoder_input_ids",
+        ),
+        ("gpt2", {"decoder_attention_mask": torch.ones(1, 3)}, "decoder_attention_mask are for T5"),
     ],
 )
 def test_invalid_arguments_are_refused(family: str, options: dict[str, Any], message: str) -> None:

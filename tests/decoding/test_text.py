@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
 
 from ftcore.data import load_tokenizer
 from ftcore.data.tokenizer import Tokenizer
@@ -70,6 +71,31 @@ def test_gpt2_returns_the_continuation_without_the_prompt(gpt2: tuple[GPT2LMHead
     source = tokenizer.encode("Ada")
     whole = generate(model, torch.tensor([source]), max_new_tokens=7)[0].tolist()
     assert generate_texts(model, tokenizer, ["Ada"], max_new_tokens=7) == [tokenizer.decode(whole[3:])]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"stop_strings": ["e", "a"]}]
+)
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_scored_texts(family: str, options: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """Equal texts, and the scores that `generate` returns for each text alone, without padding."""
+    model, tokenizer = request.getfixturevalue(family)
+    o = options | {"max_new_tokens": 9}
+    texts = generate_texts(model, tokenizer, TEXTS, **o)
+    scored = generate_texts(model, tokenizer, TEXTS, batch_size=3, return_scores=True, **o)
+    for text, answer, prompt in zip(texts, scored, TEXTS, strict=True):
+        answers = answer if "num_beams" in options else [answer]
+        assert [one.text for one in answers] == (text if "num_beams" in options else [text])
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        alone = generate(model, ids, return_scores=True, tokenizer=tokenizer, **o)
+        length = alone.token_scores.shape[1]
+        for number, one in enumerate(answers):
+            assert one.tokens == alone.ids[number, -length:].tolist()[: len(one.tokens)]
+            assert one.token_scores == pytest.approx(
+                alone.token_scores[number].tolist()[: len(one.tokens)], rel=1e-4
+            )
+            assert not alone.token_scores[number, len(one.tokens) :].any()
+            assert one.score == pytest.approx(alone.sequence_scores[number].item(), rel=1e-4)
 
 
 def test_several_sequences_are_returned_as_lists(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
@@ -144,6 +170,122 @@ def test_a_stream_of_cleaned_text_is_the_text(tmp_path_factory: pytest.TempPathF
     assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
 
 
+# Empty prompts, special tokens, stop strings, generators
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_gpt2_continues_an_empty_prompt_from_bos(
+    gpt2: tuple[GPT2LMHeadModel, Tokenizer], options: dict[str, Any]
+) -> None:
+    """In a batch with longer prompts too; the pad token is the same."""
+    model, tokenizer = gpt2
+    options = options | {"max_new_tokens": 7, "bos_token_id": 256}
+    want = tokenizer.decode(generate(model, torch.tensor([[256]]), **options)[0, 1:])
+    assert tokenizer.decode(generate(model, **options)[0, 1:]) == want
+    assert generate_texts(model, tokenizer, [""], **options) == [want]
+    assert generate_texts(model, tokenizer, ["Ada", "", "I"], **options)[1] == want
+    if "num_beams" not in options:
+        assert stream_text(model, tokenizer, "", lambda piece: None, **options) == want
+
+
+def saying(tokens: list[int], prompt_length: int) -> dict[str, Any]:
+    """Arguments with which these tokens are the only possible answer."""
+
+    def next_token(batch_id: int, ids: Tensor) -> list[int]:
+        return tokens[len(ids) - prompt_length :][:1] or tokens[-1:]
+
+    return {"prefix_allowed_tokens_fn": next_token, "max_new_tokens": len(tokens) + 3}
+
+
+def streamed_pieces(model: Any, tokenizer: Tokenizer, text: str, **options: Any) -> list[str]:
+    pieces: list[str] = []
+    stream_text(model, tokenizer, text, pieces.append, **options)
+    return pieces
+
+
+def test_special_tokens_may_be_kept(t5: tuple[T5ForConditionalGeneration, Tokenizer]) -> None:
+    """But not the end token and the padding after it."""
+    model, tokenizer = t5
+    text = "<extra_id_0> sews<extra_id_1>."
+    options = saying(tokenizer.encode(text), 1)
+    kept = tokenizer.decode(tokenizer.encode(text)[:-1], skip_special_tokens=False)
+    assert "<extra_id_0>" in kept and "<extra_id_1>" in kept and "</s>" not in kept
+    assert generate_texts(model, tokenizer, ["a", "bc"], skip_special_tokens=False, **options) == [kept] * 2
+    assert generate_texts(model, tokenizer, ["a"], **options) == [tokenizer.decode(tokenizer.encode(text))]
+    pieces = streamed_pieces(model, tokenizer, "a", skip_special_tokens=False, **options)
+    assert "".join(pieces) == kept and len(pieces) > 3
+
+
+def test_an_end_token_inside_of_the_answer_is_special_too(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
+    model, tokenizer = gpt2
+    answer = [65, 256, 66, 256, 256]
+    options = {"eos_token_id": None, **saying(answer, 3), "max_new_tokens": 5}
+    for skip, want in ((True, "bc"), (False, "b<|endoftext|>c")):
+        assert generate_texts(model, tokenizer, ["Ada"], skip_special_tokens=skip, **options) == [want]
+        pieces = streamed_pieces(model, tokenizer, "Ada", skip_special_tokens=skip, **options)
+        assert "".join(pieces) == want
+
+
+@pytest.mark.parametrize("stop", ["er", "weave", "ves on", ["x", "es", "weaves"], "x"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_answers_end_before_a_stop_string(
+    family: str, stop: str | list[str], request: pytest.FixtureRequest
+) -> None:
+    """The ids include it; padding after it is left out, an ordinary token too."""
+    model, tokenizer = request.getfixturevalue(family)
+    text = "it weaves on ever"
+    options = saying(tokenizer.encode(text), 1 if family == "t5" else 3) | {"stop_strings": stop}
+    stops = [stop] if isinstance(stop, str) else stop
+    want = text[: min((text.find(one) for one in stops if one in text), default=None)]
+    assert (
+        generate_texts(model, tokenizer, ["Ada", "Bea"], pad_token_id=33, **options)[0][: len(want)] == want
+    )
+    if stop != "x":
+        assert generate_texts(model, tokenizer, ["Ada", "Bea"], pad_token_id=33, **options) == [want] * 2
+        pieces = streamed_pieces(model, tokenizer, "Ada", **options)
+        assert "".join(pieces) == want and len(pieces) > 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text("abé 🙂", min_size=1, max_size=12),
+    st.lists(st.text("abé 🙂", min_size=1, max_size=3), max_size=3),
+)
+def test_a_stream_ends_before_a_stop_string(
+    gpt2: tuple[GPT2LMHeadModel, Tokenizer], text: str, stop_strings: list[str]
+) -> None:
+    _, tokenizer = gpt2
+    want = text[: min((text.find(one) for one in stop_strings if one in text), default=None)]
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append, stop_strings=stop_strings)
+    for token in tokenizer.encode(text):
+        stream(torch.tensor([token]))
+        assert want.startswith(stream.written)
+    stream.close()
+    assert "".join(pieces) == want
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_text_with_its_own_generator_does_not_depend_on_the_others(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    model, tokenizer = request.getfixturevalue(family)
+    options = {"do_sample": True, "max_new_tokens": 9, "top_k": 0, "num_return_sequences": 2}
+
+    def sampled(numbers: list[int], batch_size: int) -> dict[int, list[str]]:
+        generators = [torch.Generator().manual_seed(number) for number in numbers]
+        texts = [TEXTS[number] for number in numbers]
+        answers = generate_texts(
+            model, tokenizer, texts, generator=generators, batch_size=batch_size, **options
+        )
+        return dict(zip(numbers, answers, strict=True))
+
+    together = sampled([0, 1, 2, 3, 4], 8)
+    assert len({answer for pair in together.values() for answer in pair}) == 10
+    assert sampled([0, 1, 2, 3, 4], 1) == sampled([0, 1, 2, 3, 4], 3) == together
+    assert sampled([3, 1, 4], 2) == {number: together[number] for number in (3, 1, 4)}
+
+
 def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -> None:
     model, tokenizer = gpt2
     with pytest.warns(UserWarning, match="1 of 2 prompts end in a space"):
@@ -155,7 +297,8 @@ def test_a_prompt_that_ends_in_a_space_causes_a_warning(gpt2: tuple[GPT2LMHeadMo
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        (["Ada", ""], {}, "prompt 2 is empty"),
+        (["Ada", ""], {"bos_token_id": None}, "prompt 2: the prompt is empty, and bos_token_id, which would"),
+        (["Ada"], {"do_sample": True, "generator": []}, "generator is a list of 0, expected 1, one for each"),
         (
             ["Ada", "x" * 50],
             {"max_new_tokens": 20},

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -119,21 +120,31 @@ def test_the_t5_lesson_runs_with_the_real_vocabulary(t5_lesson, real_data, tmp_p
     assert load_tokenizer(t5_lesson.OUTPUT).vocab_size == 32100
 
 
-def test_t5_examples_equal_those_of_the_library(t5_lesson):
-    t5_lesson.INPUT_LENGTH, t5_lesson.OUTPUT_LENGTH = 40, 3  # truncates some of both
+def batches(lesson: ModuleType, data, size: int, tokenizer) -> torch.utils.data.DataLoader:
+    collate = partial(lesson.collate, pad_id=tokenizer.pad_id)
+    return torch.utils.data.DataLoader(data, size, collate_fn=collate)
+
+
+def test_t5_batches_equal_those_of_the_library(t5_lesson):
+    t5_lesson.INPUT_LENGTH, t5_lesson.OUTPUT_LENGTH = 81, 3  # truncates some of both
     tokenizer = load_tokenizer(t5_lesson.MODEL)
     data = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
     records = read_records("qa", t5_lesson.VALID_FILE, decoder_only=False)
-    library = Dataset(records, tokenizer, decoder_only=False, max_source_length=40, max_target_length=3)
+    library = Dataset(records, tokenizer, decoder_only=False, max_source_length=81, max_target_length=3)
     assert library.truncated_sources and library.truncated_targets
-    assert [data[index] for index in range(len(data))] == list(library)
-    assert (data.lengths == library.lengths).all()
+    assert len(data) == len(library) == 10
+    expected = DataLoader(library, 4, pad_id=tokenizer.pad_id, bucket=False)
+    for batch, other in zip(batches(t5_lesson, data, 4, tokenizer), expected, strict=True):
+        assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+        assert all(torch.equal(tensor, other[name]) for name, tensor in batch.items())
+    first = next(iter(expected))
+    assert (first["labels"] == -100).any() and not first["attention_mask"].all()
 
 
 def test_t5_losses_equal_those_of_the_library(t5_lesson):
     tokenizer, model = load_tokenizer(t5_lesson.MODEL), load_model(t5_lesson.MODEL)
     data = t5_lesson.QuestionAnswering(t5_lesson.VALID_FILE, tokenizer)
-    loader = DataLoader(data, 4, pad_id=tokenizer.pad_id)  # 10 examples: the last batch is short
+    loader = batches(t5_lesson, data, 4, tokenizer)  # 10 examples: the last batch is short
     for batch in loader:
         library = batch_loss(model, batch)
         torch.testing.assert_close(t5_lesson.batch_loss(model, batch), library.total / library.tokens)

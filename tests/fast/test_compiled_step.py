@@ -119,7 +119,7 @@ def test_only_guards_on_inputs_are_checked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(compiled_step, "guards_on_inputs", recording)
     ids, _ = random_ids(random.Random(0), 1)
     generate(prepare_for_decoding(random_model(T5), compile=True), ids, max_new_tokens=5, eos_token_id=None)
-    assert set(checked) == {"", "new_ids", "mask", "encoder_output"}
+    assert set(checked) == {"", "new_ids", "mask", "encoder_output", "encoder_mask"}
 
 
 def test_models_are_compiled_separately(compilations: Any, monkeypatch: pytest.MonkeyPatch) -> None:

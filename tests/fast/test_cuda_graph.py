@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from ftcore.data import load_tokenizer
 from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.state import DecoderState
 from ftcore.fast import cuda_graph
@@ -18,7 +20,15 @@ from ftcore.lora.lora import merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.study import record
 from tests.helpers import tape
-from tests.helpers.small_models import MODELS, PAD, SEARCHES, VOCAB, assert_same_ids, model_of
+from tests.helpers.small_models import (
+    MODELS,
+    PAD,
+    SEARCHES,
+    VOCAB,
+    assert_same_ids,
+    assert_same_ids_with_a_kept_cache,
+    model_of,
+)
 
 FAMILIES = ["gpt2", "t5, relu, tied"]
 
@@ -60,6 +70,35 @@ def test_bfloat16_ids_are_those_of_the_model_in_bfloat16(name: str) -> None:
         generate(prepared, some_ids(2, 5), **options), generate(model, some_ids(2, 5), **options)
     )
     assert {parameter.dtype for parameter in model_of(name).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stop_strings_and_generators_of_single_sources(
+    name: str, tmp_path: Path, captures: list[Any]
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)  # of the tokens below VOCAB, control characters
+    prepared = graphed(name)
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "max_new_tokens": 12,
+        "eos_token_id": None,
+        "pad_token_id": PAD,
+    }
+    options |= {"tokenizer": tokenizer, "stop_strings": [chr(token - 3) for token in range(20, 26)]}
+    answers = [
+        lm.generate(some_ids(3, 5), generator=[torch.Generator().manual_seed(n) for n in range(3)], **options)
+        for lm in (model_of(name), prepared)
+    ]
+    assert answers[0].tolist() == answers[1].tolist()
+    assert captures and (answers[0] == PAD).any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cache_may_be_kept_between_calls(name: str, captures: list[Any]) -> None:
+    prepared = graphed(name)
+    assert_same_ids_with_a_kept_cache(name, prepared)
+    assert len(captures) <= 4
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,7 +22,15 @@ from ftcore.lora.lora import add_lora, lora_layers, merge_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.models.gpt2 import Conv1D
 from ftcore.study import record
-from tests.helpers.small_models import MODELS, SEARCHES, VOCAB, assert_same_ids, inputs, model_of
+from tests.helpers.small_models import (
+    MODELS,
+    SEARCHES,
+    VOCAB,
+    assert_same_ids,
+    assert_same_ids_with_a_kept_cache,
+    inputs,
+    model_of,
+)
 
 DTYPES = list(LAYER_TYPES)
 
@@ -39,6 +47,11 @@ def prepared_from(name: str, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_ids_are_equal(name: str, search: str) -> None:
     assert_same_ids(name, prepared_from(name, torch.float32), search)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, relu, tied"])
+def test_a_cache_may_be_kept_between_calls(name: str) -> None:
+    assert_same_ids_with_a_kept_cache(name, prepared_from(name, torch.float32))
 
 
 @pytest.mark.parametrize("name", MODELS)

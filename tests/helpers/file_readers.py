@@ -32,10 +32,11 @@ import ftcore.train
 import ftcore.tune
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.cli import parse
-from ftcore.data import Corpus, DataLoader, load_tokenizer
+from ftcore.data import CORPUS_TASKS, Corpus, DataLoader, Task, load_task, load_tokenizer, read_records
 from ftcore.decoding import generate_texts
+from ftcore.decoding.prompts import read_prompts
 from ftcore.explorer.server import Server, Session
-from ftcore.generate import GenerateOptions, read_prompts
+from ftcore.generate import GenerateOptions
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora
 from ftcore.training.inputs import load_checkpoint, make_dataset, read_data
@@ -153,8 +154,36 @@ prompts.jsonl
 {"context": "Ada sews.", "question": "Who?"}
 {"source": "Bea"}
 
+chat.jsonl
+{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+{"messages": [{"role": "system", "content": "Nod."}, {"role": "assistant", "content": "Yes"}]}
+
+squad2.jsonl
+{"context": "Ada sews.", "question": "Who reads?", "answers": {"text": [], "answer_start": []}}
+{"context": "Ada sews.", "question": "Who sews?", "answers": ["Ada"], "is_impossible": false}
+
+labels.json
+{"0": "sadness", "true": "joy"}
+
+task.json
+{"task": "text2text", "template": "sum up: {document} ({{{id}}})", "target_template": "{label}.",
+"columns": {"document": "Text", "label": "Class"}, "labels": {"0": "sad", "true": "glad"}}
+
 train.json
 {"task": "emotion", "batch_size": 4, "lr": 0.1, "set": ["n_positions=64"], "dropout": 0, "freeze": null}
+
+train.yaml
+# The run of the last week
+task: emotion
+"lr": 1e-3
+train: a/b.csv  # relative
+set: [n_positions=64, 'n_layer=1']
+freeze:
+- encoder
+valid: >
+  some
+  file
+fast: false
 
 generate.json
 {"num_beams": 2, "json": true, "length_penalty": 1}
@@ -346,7 +375,20 @@ def read_cached(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    read_prompts(GenerateOptions(model="", input=str(path)), decoder_only=True)
+    read_prompts(None, str(path), decoder_only=True)
+
+
+def task(path: Path) -> None:
+    """Build a prompt of the task, and records of one row."""
+    saved = load_task(path.parent) or Task("text2text")
+    saved.prompt(dict.fromkeys(saved.prompt_fields, "Ada"), decoder_only=True)
+    (path.parent / "rows.jsonl").write_text('{"Text": "Ada sews.", "Class": 0, "id": 1}')
+    if saved.name not in CORPUS_TASKS:
+        read_records(saved, path.parent / "rows.jsonl", decoder_only=True)
+
+
+def labels(path: Path) -> None:
+    command(partial(parse, TrainOptions, command="ftcore"), "--labels", str(path))
 
 
 def options(path: Path, *, kind: type, given: tuple[str, ...] = ()) -> None:
@@ -467,8 +509,12 @@ GROUPS: list[tuple[Make, Callable[[Path], object], list[str]]] = [
     (compressed, partial(examples, task="text2text", make=t5), ["pairs.jsonl.gz"]),
     (compressed, partial(examples, task="lm", make=gpt2), ["lm.txt.gz"]),
     (corpus_cache, read_cached, ["span.txt.*.ids.safetensors"]),
+    (data, partial(examples, task="chat", make=gpt2), ["chat.jsonl"]),
+    (data, partial(examples, task="qa", make=t5), ["squad2.jsonl"]),
+    (data, task, ["task.json"]),
+    (data, labels, ["labels.json"]),
     (data, prompts, ["prompts.txt", "prompts.jsonl"]),
-    (data, partial(options, kind=TrainOptions), ["train.json"]),
+    (data, partial(options, kind=TrainOptions), ["train.json", "train.yaml"]),
     (data, partial(options, kind=GenerateOptions, given=PROMPT), ["generate.json"]),
     (data, request, ["record.json", "other.json", "outcome.json", "head-ablations.json"]),
     (run, resume, ["run/state/*.pt", "run/train_config.json", "run/metrics.jsonl", "run/predictions.jsonl"]),

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 parallel_runs.py FOLDER
 
 FOLDER/runs.json is a list of runs: the `words` of the command line and, optionally, a step to `stop_at`, at
-which the last process alone gets SIGTERM. Each process writes its results to FOLDER/process-RANK.json.
+which the last process alone gets SIGTERM; with `own`, a run of `own_parts`. Each process writes its results
+to FOLDER/process-RANK.json.
 """
 
 import json
@@ -17,8 +18,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 import ftcore.train
-from ftcore.training import curves
+from ftcore.cli import parse
+from ftcore.models import Model
+from ftcore.training import Callback, Run, TokenLoss, TrainOptions, curves, prepare, target_logits, train
 from ftcore.training.metrics_log import Meter
 
 HAS_FAST = find_spec("ftcore.fast") is not None
@@ -35,7 +41,46 @@ def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
     return compile_separately(forward, backend="eager")
 
 
-def run(words: list[str], stop_at: int | None = None) -> dict[str, Any]:
+class Recorder(Callback):
+    """What a process is told; the last one alone stops the run after two steps."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_step(self, run: Run, metrics: dict[str, float]) -> None:
+        self.told.append(metrics)
+        if RANK == COUNT - 1 and metrics["step"] == 2:
+            run.stop("a test")
+
+    def on_validate(self, run: Run, metrics: dict[str, float]) -> None:
+        self.told.append(metrics)
+
+    def on_save(self, run: Run, directory: Path) -> None:
+        self.told.append(directory.name)
+
+
+def squares(model: Model, batch: dict[str, Tensor], label_smoothing: float) -> TokenLoss:
+    """A loss of one's own: squared cross-entropies."""
+    logits, labels = target_logits(model, batch)
+    total = F.cross_entropy(logits, labels, reduction="none").square().sum()
+    return TokenLoss(total, (logits.argmax(-1) == labels).sum(), len(labels))
+
+
+def own_parts(words: list[str]) -> dict[str, Any]:
+    """A run from Python with a loss of its own; what its callback was told."""
+    recorder, options = Recorder(), parse(TrainOptions, words, command="ftcore.train")
+    with (
+        redirect_stdout(StringIO()) as output,
+        redirect_stderr(StringIO()) as errors,
+        prepare(options, loss=squares) as run,
+    ):
+        train(run, [recorder])
+    return {"status": 0, "output": output.getvalue(), "errors": errors.getvalue(), "told": recorder.told}
+
+
+def run(words: list[str], stop_at: int | None = None, own: bool = False) -> dict[str, Any]:
+    if own:
+        return own_parts(words)
     add, steps = Meter.add, 0
 
     def add_and_stop(self: Meter, *arguments: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.decoding import generate, search
+from ftcore.decoding import generate, sampling
 from tests.helpers.oracle import VOCAB
 from tests.helpers.parity_configurations import LENGTHS, ROWS, Batch, Configuration, batch_of
 from tests.helpers.parity_sides import Theirs, sides_of
@@ -284,7 +284,7 @@ def check_decoding(cell: Cell) -> None:
     theirs = theirs_generate(cell.truth, ids, mask, drawing)
     torch.manual_seed(cell.configuration.seed)
     distributions: list[Tensor] = []
-    with mock.patch.object(search, "apply_processors", keeping(search.apply_processors, distributions)):
+    with mock.patch.object(sampling, "apply_processors", keeping(sampling.apply_processors, distributions)):
         got = generate(cell.witness.model, ids, mask, **drawing)
     cell.ledger.require_equal("sampled ids", f"{drawing}", got, theirs.sequences)
     # Only running rows: finished ones are fed different (ignored) tokens by the two libraries.

@@ -4,6 +4,7 @@ import random
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from ftcore.decoding import generate
 from ftcore.models import (
     GPT2Config,
     GPT2LMHeadModel,
+    KVCache,
     MT5Config,
     T5Config,
     T5ForConditionalGeneration,
@@ -62,6 +64,23 @@ def inputs(r: random.Random) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
+def allow_a_third(batch_id: int, ids: Tensor) -> list[int]:
+    return [*range((batch_id + len(ids)) % 3, VOCAB, 3)]
+
+
+def prefer_new_tokens(ids: Tensor, scores: Tensor) -> Tensor:
+    return scores.scatter_add_(1, ids, torch.full(ids.shape, -0.5))
+
+
+def ends_at_multiples_of_seven(ids: Tensor, scores: None) -> Tensor:
+    return ids[:, -1] % 7 == 0
+
+
+FUNCTIONS: dict[str, Any] = {
+    "prefix_allowed_tokens_fn": allow_a_third,
+    "logits_processor": [prefer_new_tokens],
+    "stopping_criteria": [ends_at_multiples_of_seven],
+}
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "greedy, many EOS": {"eos_token_id": [*range(1, 9)]},
@@ -70,6 +89,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [*range(1, 9)]},
     "early_stopping=never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
     "early_stopping=True": {"num_beams": 4, "early_stopping": True, "eos_token_id": [*range(1, 9)]},
+    "functions of the caller": FUNCTIONS,
+    "beams, functions of the caller": FUNCTIONS | {"num_beams": 3},
+    "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "length_penalty": 0.0},
     "sampled beams": {"num_beams": 2, "do_sample": True, "temperature": 2.0},
 }
 
@@ -81,8 +103,36 @@ def assert_same_ids(name: str, prepared: Any, search: str) -> None:
         options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
         if "t5" in name and seed % 2:
             options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
+            options["decoder_attention_mask"] = torch.tensor([[0, seed // 2, 1]] * len(ids))
         want, got = (
             generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
             for lm in (model_of(name), prepared)
         )
         assert got.tolist() == want.tolist()
+
+
+def assert_same_ids_with_a_kept_cache(name: str, prepared: Any) -> None:
+    """Calls that continue and branch, with a cache kept between them: the ids of the model without it."""
+    model, cache = model_of(name), KVCache(40)
+    prompt, source = (
+        "decoder_input_ids" if "t5" in name else "input_ids",
+        torch.tensor([[5, 6, 7], [8, 9, 10]]),
+    )
+    rows = torch.tensor([[0, 3, 4], [0, 5, 6]])
+    stop = iter([None, None])
+    with pytest.raises(StopIteration):  # in the third step of the first call
+        generate(prepared, **{"input_ids": source, prompt: rows}, cache=cache, streamer=lambda _: next(stop))
+    for number in range(8):
+        if number % 3 == 2:  # with fewer positions, or more, than the graph had last
+            rows = torch.cat([rows[:, :-4], rows[:, 1:3]], 1)
+            cache.crop(min(cache.length, rows.shape[1] - 2))
+        arguments = {
+            "input_ids": source,
+            prompt: rows,
+            "max_new_tokens": 3 + number % 2,
+            "eos_token_id": None,
+        }
+        arguments |= {"num_beams": 1 + number % 2}
+        want = generate(model, **arguments)
+        assert generate(prepared, **arguments, cache=cache).tolist() == want.tolist()
+        rows = torch.cat([want, torch.tensor([[7], [8]])], 1)

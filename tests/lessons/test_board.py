@@ -28,6 +28,11 @@ def test_only_the_first_wrong_step_is_in_detail() -> None:
     assert "third" not in text and "Next: " not in text
 
 
+def test_the_note_of_several_steps_is_printed_once() -> None:
+    noted = [replace(result, status=DONE, note="Random weights.") for result in RESULTS[:2]]
+    assert "\n".join(board([*noted, *RESULTS[2:]])).count("Random weights.") == 1
+
+
 def test_what_every_step_prints_is_shown_in_part() -> None:
     results = [
         replace(RESULTS[0], status=DONE, printed="one\n"),

@@ -142,3 +142,19 @@ def test_start_is_ignored_if_the_number_of_rows_changes():
     cache.advance(2)
     cache.reorder(torch.tensor([0, 1, 1]), start=1)
     assert torch.equal(cache.layer(0).key[:, :, :2], key[[0, 1, 1]])
+
+
+def test_crop_forgets_the_last_positions_and_an_empty_cache_takes_any_batch():
+    cache = KVCache(5)
+    key, value = states(2, 4), states(2, 4)
+    cache.layer(0).append(key, value)
+    cache.advance(4)
+    for length in (-1, 5):
+        with pytest.raises(ValueError, match=f"length is {length}, expected 0 to 4"):
+            cache.crop(length)
+    cache.crop(1)
+    more = states(2, 2)
+    assert torch.equal(cache.layer(0).append(more, more)[0], torch.cat([key[:, :, :1], more], 2))
+    cache.crop(0)
+    other = states(3, 2, heads=5)
+    assert torch.equal(cache.layer(0).append(other, other)[1], other)

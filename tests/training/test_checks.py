@@ -23,7 +23,7 @@ from ftcore.training import checks
 from ftcore.training.checks import FAILS, HOLDS, NOT_CHECKED, Loop, Measurement, Result
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 FAMILIES = ["t5", "gpt2"]

@@ -49,6 +49,7 @@ VARIANTS = {  # name -> family, mode, options
     "adafactor": ("gpt2", "ddp", "--optimizer adafactor --lr 0.001"),
     # Gradients of the new matrices are nearly 0 at first, and AdamW amplifies rounding: use small steps.
     "resized": ("gpt2", "fsdp", "--num-layers 2 --d-model 24 --lr 0.001"),
+    "early stopping": ("gpt2", "fsdp", "--eval-every 1 --early-stopping 2 --lr 0"),  # the first is the best
     "one epoch": ("gpt2", "ddp", "--epochs 1 --save-every 2"),
     "blocks": ("gpt2", "ddp", "--task lm --train {text} --valid {other} --max-source-length 40"),
     "spans": ("t5", "fsdp", "--task span-corruption --train {text} --valid {other} --max-source-length 40"),
@@ -78,9 +79,10 @@ class Bench:
         return self.folder / "runs" / name.replace(" ", "-")
 
     def words(self, name: str, family: str, options: str) -> list[str]:
-        files = f"--model {self.folder / family} --train {self.folder}/train.jsonl "
-        files += f"--valid {self.folder}/valid.jsonl --output {self.directory(name)}"
-        return f"{files} {COMMON} {options}".split()
+        files = {"--train": self.folder / "train.jsonl", "--valid": self.folder / "valid.jsonl"}
+        given = " ".join(f"{flag} {file}" for flag, file in files.items() if flag not in options)
+        model = f"--model {self.folder / family} --output {self.directory(name)}"
+        return f"{model} {given} {COMMON} {options}".split()
 
     def alone(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
         """Run in this process."""
@@ -91,10 +93,10 @@ class Bench:
         shutil.copytree(self.directory(name), self.directory(copy))
         return ftcore.train.main(["--output", str(self.directory(copy)), "--resume"])
 
-    def plan(self, name: str, words: list[str], stop_at: int | None = None) -> None:
+    def plan(self, name: str, words: list[str], stop_at: int | None = None, own: bool = False) -> None:
         """Add a run in two processes; `torchrun` starts all of them."""
         self.names.append(name)
-        self.planned.append({"words": words, "stop_at": stop_at})
+        self.planned.append({"words": words, "stop_at": stop_at, "own": own})
 
     def plan_run(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
         self.plan(name, self.words(name, family, options), stop_at)
@@ -191,6 +193,9 @@ def bench(empty: Bench) -> Bench:
         words = ["--output", str(bench.directory(f"alone to {mode}")), "--resume", "--parallel", mode]
         bench.plan(f"alone to {mode}", words)
 
+    for mode in MODES:
+        bench.plan(f"own {mode}", bench.words(f"own {mode}", "t5", f"{EIGHT} --parallel {mode}"), own=True)
+
     # With dropout each process has its own random state.
     for mode in MODES:
         bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 8 --parallel {mode}")
@@ -277,6 +282,18 @@ def test_variants_equal_one_process(bench: Bench, name: str) -> None:
     assert checkpoints == (["step-000002"] if name == "one epoch" else [])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_own_parts_equal_one_process(bench: Bench, mode: str) -> None:
+    """Callbacks are called on each process, with the same metrics; one of them stops all."""
+    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", EIGHT))["told"]
+    for process in (0, 1):
+        told = bench.result(f"own {mode}", process)["told"]
+        for one, other in zip(told, alone, strict=True):
+            assert one == (pytest.approx(other, rel=1e-5) if isinstance(other, dict) else other)
+    assert [line["step"] for line in alone if isinstance(line, dict)] == [0, 1, 2] and alone[-1] == "last"
+    assert_close(bench.weights(f"own {mode}"), bench.weights(f"own alone {mode}"))
+
+
 def test_only_the_first_process_prints(bench: Bench) -> None:
     for number, name in enumerate(bench.names):
         other = bench.results[1][number]
@@ -299,6 +316,12 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(bench: Bench) -> N
         command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
         assert f"{command} {bench.directory(name)} --resume" in output
         assert bench.state(name)["progress"]["step"] == STOP
+
+
+def test_all_processes_stop_early_after_the_same_step(bench: Bench) -> None:
+    output = bench.result("early stopping")["output"]
+    assert "stopped after step 3 of 8 and saved: no improvement of best/ in the last 2 validations" in output
+    assert bench.state("early stopping")["progress"]["step"] == 3
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -17,7 +17,7 @@ from ftcore.checkpoints.checkpoint import load_model
 from ftcore.models.attention import Softmax
 from ftcore.train import prepare
 from ftcore.training.options import TrainOptions
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 BUILD = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
@@ -160,7 +160,7 @@ def test_logits_that_overflow(folder: Path) -> None:
     run = a_run(folder, "t5-untied")
     with torch.no_grad():
         run.model.lm_head.weight.fill_(3e38)
-    assert "all module outputs are finite, but the cross-entropy of lm_head's logits is not" in failure(run)
+    assert "all module outputs are finite, but the loss of lm_head's logits is not" in failure(run)
 
 
 def test_non_finite_weights_are_not_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

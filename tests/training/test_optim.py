@@ -146,7 +146,7 @@ def test_warmup_below_one_is_a_share(warmup: float, steps: int) -> None:
 def test_a_warmup_longer_than_the_run_is_reported(
     total: int, warmup: float, capsys: pytest.CaptureFixture
 ) -> None:
-    options = resolve(TrainOptions(warmup=warmup), Files("model", "train", None), is_t5=True)
+    options = resolve(TrainOptions(warmup=warmup), Files("model", ["train"], None), is_t5=True)
     capsys.readouterr()
     schedule = make_schedule(options, total)
     highest = max(map(schedule, range(total)))

@@ -32,7 +32,7 @@ from ftcore.training.estimate import estimate, optimizer_bytes
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
 from ftcore.training.preview import Lengths, align, padding_share, preview, round_trip
-from ftcore.training.setup import Run
+from ftcore.training.run import Run
 from tests.helpers import tiny_runs
 
 ROOT = Path(__file__).resolve().parents[2]

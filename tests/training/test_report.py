@@ -33,18 +33,6 @@ HOSTILE = [
 TEXTS = st.sampled_from(HOSTILE) | st.text(max_size=20)
 
 
-@pytest.fixture(autouse=True)
-def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are slow to draw: disabled except in tests with the fixture `curves`."""
-    if "curves" not in request.fixturenames:
-        monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-
-
-@pytest.fixture
-def curves() -> None:
-    pytest.importorskip("matplotlib")
-
-
 class Page(HTMLParser):
     """The elements of a page and its text; fails where elements are not closed in order."""
 

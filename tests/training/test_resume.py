@@ -24,65 +24,13 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.data import DataLoader, load_tokenizer
-from ftcore.training.metrics_log import Meter
+from ftcore.training import validation
 from ftcore.training.state import saved_step
 from tests.helpers import tiny_runs
-
-STEPS = 8
-FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
-
-
-class Bench:
-    """Runs of one family in new directories, and the results of an uninterrupted run."""
-
-    def __init__(self, family: str, folder: Path) -> None:
-        self.folder, self.runs = folder, 0
-        model = FAMILIES[family](folder / "model")
-        data = tiny_runs.questions(folder / "train.jsonl", 18)
-        self.command = f"--model {model} --train {data} --batch-size 3 --grad-accum 2 --max-steps {STEPS} "
-        self.command += "--lr 0.01 --eval-every 4 --log-every 3 --eval-answers 1 --max-target-length 20 "
-        uninterrupted = self.new_directory()
-        assert self.train(uninterrupted) == 0
-        self.wanted = outcome(uninterrupted)
-
-    def new_directory(self) -> Path:
-        self.runs += 1
-        return self.folder / f"run{self.runs}"
-
-    def train(self, run: Path, options: str = "") -> int:
-        return ftcore.train.main([*self.command.split(), "--output", str(run), *options.split()])
-
-    def resume(self, run: Path, options: str = "") -> int:
-        return ftcore.train.main(["--output", str(run), "--resume", *options.split()])
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """The results of a run: weights, optimizer and random state, and the log without timings."""
-    state = torch.load(run / "state" / "training_state.pt", weights_only=True)
-    return {
-        "best": load_file(run / "best" / "model.safetensors"),
-        "last": load_file(run / "last" / "model.safetensors"),
-        "optimizer": state["optimizer"]["state"],
-        "random": state["random"]["cpu"],
-        "progress": state["progress"],
-        "metrics": tiny_runs.metrics(run),
-    }
-
-
-def assert_same(got: Any, wanted: Any) -> None:
-    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-        yield
+from tests.helpers.resumed_runs import STEPS, Bench, assert_same, at_step, main, outcome, refusal, stop_at
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +41,6 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench("gpt2", tmp_path_factory.mktemp("gpt2"))
-
-
-def at_step(step: int, act: Callable[[], object]) -> Any:
-    """Call `act` inside the training loop, after this step."""
-    patch, taken, add = pytest.MonkeyPatch(), 0, Meter.add
-
-    def add_and_act(self: Meter, *arguments: Any) -> None:
-        nonlocal taken
-        add(self, *arguments)
-        taken += 1
-        if taken == step:
-            act()
-
-    patch.setattr(Meter, "add", add_and_act)
-    return patch
-
-
-def stop_at(bench: Bench, run: Path, step: int, options: str = "") -> None:
-    patch = at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        assert bench.train(run, options) == 0
-    finally:
-        patch.undo()
 
 
 # --- stopped on request
@@ -150,11 +75,15 @@ def test_lora_stopped(t5: Bench, step: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_pretraining_stopped(t5: Bench, gpt2: Bench, family: str, tmp_path: Path) -> None:
+def test_pretraining_stopped(
+    t5: Bench, gpt2: Bench, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{place} is number {n}. " for n, place in enumerate(tiny_runs.PLACES * 9)))
     bench, task = (t5, "span-corruption") if family == "t5" else (gpt2, "lm")
-    options = f"--train {text} --task {task} --max-source-length 40"
+    data = bench.folder / "train.jsonl"
+    monkeypatch.setattr(bench, "command", bench.command.replace(str(data), str(text)))
+    options = f"--task {task} --max-source-length 40"
     whole, run = bench.new_directory(), bench.new_directory()
     assert bench.train(whole, options) == 0
     stop_at(bench, run, 3, options)
@@ -236,7 +165,7 @@ def test_a_lost_worker_stops_a_run_and_it_saves(
     run, patch = t5.new_directory(), at_step(1, kill_workers)
     if validating:
         patch.undo()
-        score_loss = ftcore.train.score_loss
+        score_loss = validation.score_loss
 
         def kill_and_score(model: Any, loader: Any, *others: Any) -> Any:
             def killing() -> Iterator[Any]:
@@ -247,7 +176,7 @@ def test_a_lost_worker_stops_a_run_and_it_saves(
 
             return score_loss(model, killing(), *others)
 
-        monkeypatch.setattr(ftcore.train, "score_loss", kill_and_score)
+        monkeypatch.setattr(validation, "score_loss", kill_and_score)
     with pytest.raises(SystemExit) as ending:
         t5.train(run, "--workers 1 --valid-share 0.4 --eval-batch-size 1")
     patch.undo()
@@ -316,7 +245,7 @@ def test_the_saved_options_of_a_resumed_run_start_a_new_run(t5: Bench) -> None:
     run, other = t5.new_directory(), t5.new_directory()
     stop_at(t5, run, 2)
     t5.resume(run)
-    assert ftcore.train.main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
+    assert main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
     assert_same(outcome(other), t5.wanted)
 
 
@@ -526,7 +455,7 @@ def stopped(t5: Bench) -> Path:
             "without --freeze, it cannot continue with --freeze encoder.block.0",
         ),
         ("--pad-to-max-length", "without --pad-to-max-length, it cannot continue with --pad-to-max-length"),
-        ("--max-steps 99", f"--max-steps {STEPS}, it cannot continue with --max-steps 99"),
+        ("--precision bf16", "; start a new run from its weights: --model {run}/last"),
         ("--overwrite", "choose one"),
     ],
 )
@@ -534,18 +463,8 @@ def test_other_options_are_refused(
     t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, options: str, complaint: str
 ) -> None:
     before = (stopped / "train_config.json").read_bytes()
-    assert complaint in refusal(lambda: t5.resume(stopped, options), capsys)
+    assert complaint.format(run=stopped) in refusal(lambda: t5.resume(stopped, options), capsys)
     assert (stopped / "train_config.json").read_bytes() == before
-
-
-def refusal(act: Callable[[], Any], capsys: pytest.CaptureFixture) -> str:
-    """The error line of a refused command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ending:
-        act()
-    assert ending.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    return line
 
 
 def test_a_changed_training_file_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
@@ -684,7 +603,7 @@ def test_nothing_to_resume_is_refused(t5: Bench, tmp_path: Path, capsys: pytest.
     assert "holds no run to resume" in refusal(lambda: t5.resume(tmp_path), capsys)
     (tmp_path / "train_config.json").write_text("{}")
     assert "stopped before its first save" in refusal(lambda: t5.resume(tmp_path), capsys)
-    assert "--resume needs --output" in refusal(lambda: ftcore.train.main(["--resume"]), capsys)
+    assert "--resume needs --output" in refusal(lambda: main(["--resume"]), capsys)
 
 
 @pytest.mark.skipif(find_spec("ftcore.fast") is None, reason="needs ftcore.fast")

@@ -15,6 +15,7 @@ from ftcore.training.tuning import (
     draw_settings,
     draw_trials,
     finished_trials,
+    of_first_set,
     open_journal,
     parse_search,
     ranked,
@@ -233,6 +234,13 @@ def test_the_best_come_first_then_pruned_then_failed_trials(tmp_path: Path) -> N
     assert list(rows[0]) == [*head[:-1], "best_step", "steps", "seconds", "error"]
     assert [row["trial"] for row in rows] == ["5", "3", "4", "2", "1"]
     assert (rows[4]["valid_loss"], rows[4]["best_step"], rows[4]["error"]) == ("", "", "the loss is nan")
+
+
+def test_trials_are_ranked_by_the_first_validation_set() -> None:
+    line = {"step": 3, "epoch": 1.0, "valid_loss": 2.0, "f1": 0.5}
+    assert of_first_set(line) == {"valid_loss": 2.0, "f1": 0.5}
+    sets = {"dev/valid_loss": 2.0, "dev/f1": 0.5, "test/valid_loss": 1.0, "test/f1": 0.9}
+    assert of_first_set({"step": 3, "epoch": 1.0} | sets) == {"valid_loss": 2.0, "f1": 0.5}
 
 
 def scored(number: int, state: str, exact_match: float, loss: float = 1.5) -> Any:

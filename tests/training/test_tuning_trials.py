@@ -1,6 +1,6 @@
 """Trials of a fake training: successive halving, the validation that counts, and non-finite losses."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftcore.tune
+from ftcore.training.callbacks import Callback
 from ftcore.training.tuning import best_trial, finished_trials, parse_search, study_in_memory
 from ftcore.tune import Search, TuneOptions
 
@@ -28,6 +29,7 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
         curve = next(remaining)
         steps = 10 * len(curve)
         valid_set = SimpleNamespace(records=[SimpleNamespace(references=["yes"])])
+        valid_loader = SimpleNamespace(dataset=valid_set)
         run_options = SimpleNamespace(eval_answers=1)
         progress = SimpleNamespace(step=0)
         return SimpleNamespace(
@@ -36,14 +38,17 @@ def run_trials(curves: list[list[dict[str, float]]], **options: Any) -> list[Any
             total_steps=steps,
             eval_every=10,
             options=run_options,
-            valid_set=valid_set,
-            directory=SimpleNamespace(close=lambda: None),
+            valid_loaders={"": valid_loader},
+            is_finished=True,
+            close=lambda: None,
         )
 
-    def train(run: Any, watch: Callable[[dict[str, float]], None]) -> None:
+    def train(run: Any, callbacks: Sequence[Callback]) -> None:
+        [reporter] = callbacks
+        reporter.on_validate(run, {"step": 0, "epoch": 0.0, "valid_loss": 9.0})
         for metrics in run.curve:
             run.progress.step += 10
-            watch(metrics)
+            reporter.on_validate(run, {"step": run.progress.step, "epoch": 0.5, **metrics})
 
     journal = optuna.create_study(direction="maximize")  # in memory: a file is flushed to disk for each trial
     study = study_in_memory(journal, tune_options.halving)
