@@ -27,6 +27,8 @@ FORMATS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: decompress it first",
     b"PK\x03\x04": "a zip archive or a workbook (.xlsx): extract it, or export it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook (.xls): export it as CSV",
+    b"PAR1": "a parquet file; expected text",
+    b"ARROW1": "an arrow file; expected text",
     b"SQLite format 3": "an SQLite database: export it as JSON lines or CSV",
     b"%PDF": "a PDF: extract its text",
     b"<!doctype html": "a web page: download the file itself",
