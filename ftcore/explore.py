@@ -83,7 +83,7 @@ from ftcore.explorer.page import as_html, record_page
 from ftcore.explorer.recorder import Search
 from ftcore.explorer.server import Server, Session
 from ftcore.training.inputs import find_device, load_checkpoint
-from ftcore.training.options import CLONE
+from ftcore.training.run_files import CLONE
 
 DEFAULT_OUT, DEFAULT_PORT = "explore.html", 8765
 

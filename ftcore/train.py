@@ -4,7 +4,8 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
-from ftcore.training.options import RunOptions, TrainOptions, resolve
+from ftcore.training.defaults import RunOptions, resolve
+from ftcore.training.options import TrainOptions
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def clone(tmp_path, monkeypatch):
     # The other backends take seconds to start; tests/benchmark/ runs them.
     monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore"])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ftcore.training.options.CLONE", tmp_path)
+    monkeypatch.setattr("ftcore.training.run_files.CLONE", tmp_path)
     return tmp_path
 
 

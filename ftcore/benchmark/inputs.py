@@ -14,8 +14,8 @@ from ftcore.decoding.arguments import SPECIAL_TOKENS, TYPES
 from ftcore.models import Model, T5Config
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import did_you_mean
-from ftcore.training.options import Files, TrainOptions
-from ftcore.training.run_files import find_files
+from ftcore.training.options import TrainOptions
+from ftcore.training.run_files import Files, find_files
 
 
 def write_model(name: str, directory: Path) -> Model:

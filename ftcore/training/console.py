@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 from ftcore.decoding.prompts import example_arguments
 from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
+from ftcore.training.defaults import model_defaults
 from ftcore.training.distributed import world_size
-from ftcore.training.options import TrainOptions, model_defaults
+from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run import Run
 from ftcore.training.run_directory import RunDirectory

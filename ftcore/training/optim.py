@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.output import warn
+from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import to_full
-from ftcore.training.options import RunOptions, Schedule
+from ftcore.training.options import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Autocast = Callable[[], AbstractContextManager]

@@ -21,10 +21,10 @@ from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
 from ftcore.training.curves import PANELS, curves_svg, split_key
 from ftcore.training.launch import start_command
-from ftcore.training.options import CLONE, TrainOptions
+from ftcore.training.options import TrainOptions
 from ftcore.training.preview import preview
 from ftcore.training.run import Run
-from ftcore.training.run_files import data_files
+from ftcore.training.run_files import CLONE, data_files
 from ftcore.training.scoring import named
 from ftcore.training.state import sha256
 

@@ -21,6 +21,7 @@ from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.output import log
 from ftcore.training.callbacks import Callback, Metrics
+from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import (
     ComputeLoss,
     Strategy,
@@ -33,7 +34,7 @@ from ftcore.training.distributed import (
 from ftcore.training.launch import start_command
 from ftcore.training.loss import Loss
 from ftcore.training.optim import Autocast, make_schedule
-from ftcore.training.options import GOAL, RunOptions
+from ftcore.training.options import GOAL
 from ftcore.training.resize import Resized
 from ftcore.training.run_directory import RunDirectory, atomic_directory
 from ftcore.training.state import load_state, save_state, saved_step

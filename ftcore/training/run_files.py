@@ -3,9 +3,21 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ftcore.data.files import expand_files
-from ftcore.training.options import CLONE, Files, RunOptions, TrainOptions
+from ftcore.training.options import TrainOptions
+
+CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ and examples/ are
+
+
+class Files(NamedTuple):
+    """The checkpoint and the data files of a run."""
+
+    model: str
+    train: list[str]
+    valid: list[str] | None  # FILE or NAME=FILE; None: a share of the training files
+
 
 # The two runs that a clone of the project can make without any option but --task.
 _EMBEDDED_FILES = {
@@ -62,20 +74,25 @@ def valid_files(valid: Sequence[str]) -> dict[str, list[str]]:
     return sets
 
 
-def data_files(options: RunOptions) -> dict[str, list[str]]:
-    """The data files by the option that names them."""
+def data_files(options: TrainOptions) -> dict[str, list[str]]:
+    """The data files of a run by the option that names them."""
     valid = [path for paths in valid_files(options.valid or []).values() for path in paths]
-    return {"train": options.train, "valid": valid}
+    return {"train": options.train or [], "valid": valid}
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
     return [str(path) for path in expand_files(patterns)]
 
 
+def clone_path(path: str) -> Path:
+    """Where a file of the project is, if this is a clone of it."""
+    return CLONE / path
+
+
 def _in_clone(path: str, option: str) -> str:
-    if not (CLONE / path).exists():
+    if not clone_path(path).exists():
         raise ValueError(
             f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
             "Pass --model, --train and --output, or run this in a clone"
         )
-    return path if Path(path).resolve() == CLONE / path else str(CLONE / path)
+    return path if Path(path).resolve() == clone_path(path) else str(clone_path(path))

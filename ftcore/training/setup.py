@@ -17,6 +17,7 @@ from ftcore.lora.lora import add_lora
 from ftcore.models import Model
 from ftcore.models.config import set_dropout_rates
 from ftcore.output import log, one_line, warn
+from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import main_process_first, on_main, rank, world_size
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.inputs import (
@@ -27,7 +28,7 @@ from ftcore.training.inputs import (
     own_data,
     read_data,
 )
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.options import TrainOptions
 from ftcore.training.resize import Resized, config_changes, freeze, resize
 from ftcore.training.run_directory import RunDirectory, new_path
 from ftcore.training.run_files import data_files, valid_files

@@ -28,8 +28,9 @@ from ftcore.cli import check_resumed
 from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.output import one_line, warn
+from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
-from ftcore.training.options import GOAL, RunOptions, TrainOptions
+from ftcore.training.options import GOAL, TrainOptions
 from ftcore.training.run_files import data_files
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from ftcore.data import DataLoader, ExampleDataset
 from ftcore.metrics import MetricError
 from ftcore.output import did_you_mean
+from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import on_main, unsharded
-from ftcore.training.options import RunOptions
 from ftcore.training.run import Run
 from ftcore.training.scoring import (
     Answer,

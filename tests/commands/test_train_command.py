@@ -22,9 +22,9 @@ from ftcore.cli import parse
 from ftcore.data import load_tokenizer
 from ftcore.lora.lora import linear_layers
 from ftcore.train import main
-from ftcore.training import options as options_module
-from ftcore.training import run_files, validation
+from ftcore.training import defaults, run_files, validation
 from ftcore.training.metrics_log import Meter
+from ftcore.training.options import TrainOptions
 from ftcore.training.scoring import Answer, LossScore
 from tests.helpers import tiny_runs
 from tests.helpers.terminal import terminal
@@ -365,8 +365,8 @@ def test_defaults_depend_on_the_optimizer(
 def test_embedded_learning_rates_depend_on_relative_steps(
     options: tuple[str, ...], lr: float, relative: bool
 ) -> None:
-    given = parse(options_module.TrainOptions, options, command="ftcore.train")
-    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="qa" in options)
+    given = parse(TrainOptions, options, command="ftcore.train")
+    resolved = defaults.resolve(given, run_files.find_files(given), is_t5="qa" in options)
     assert (resolved.lr, resolved.relative_steps) == (lr, relative)
 
 
@@ -376,7 +376,7 @@ def test_embedded_learning_rates_depend_on_relative_steps(
         ("", (5, 32, 1e-2, True, 0.0)),
         ("--model weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
         ("--model ./weights/../weights/t5-mini/", (5, 32, 1e-2, True, 0.0)),
-        (f"--model {options_module.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
+        (f"--model {run_files.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
         ("--model weights/t5-mini --task text2text --train README.md", (5, 32, 1e-2, True, 0.0)),
         ("--model weights/t5-mini --lr 0.02 --batch-size 4", (5, 4, 0.02, True, 0.0)),
         ("--model weights/t5-mini --lora-rank 2", (5, 32, 3e-3, False, 0.0)),
@@ -391,15 +391,15 @@ def test_embedded_models_bring_their_defaults(
     options: str, settings: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever they are trained on, and however they are named."""
-    monkeypatch.chdir(options_module.CLONE)
-    given = parse(options_module.TrainOptions, options.split(), command="ftcore.train")
-    resolved = options_module.resolve(given, run_files.find_files(given), is_t5="gpt2" not in options)
+    monkeypatch.chdir(run_files.CLONE)
+    given = parse(TrainOptions, options.split(), command="ftcore.train")
+    resolved = defaults.resolve(given, run_files.find_files(given), is_t5="gpt2" not in options)
     names = ("epochs", "batch_size", "lr", "relative_steps", "weight_decay")
     assert tuple(getattr(resolved, name) for name in names) == settings
 
 
 def test_the_defaults_of_an_embedded_model_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    model, data = options_module.CLONE / "weights" / "t5-mini", tiny_runs.questions(tmp_path / "x.jsonl", 4)
+    model, data = run_files.CLONE / "weights" / "t5-mini", tiny_runs.questions(tmp_path / "x.jsonl", 4)
     options = ["--dry-run", "--model", str(model), "--train", str(data), "--batch-size", "2", "--lr", "1e-2"]
     assert ftcore.train.main(options) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -9,6 +9,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftcore.training.defaults import resolve
 from ftcore.training.loss import batch_loss
 from ftcore.training.optim import (
     adafactor,
@@ -18,7 +19,8 @@ from ftcore.training.optim import (
     set_learning_rate,
     warmup_steps,
 )
-from ftcore.training.options import Files, TrainOptions, resolve
+from ftcore.training.options import TrainOptions
+from ftcore.training.run_files import Files
 from tests.helpers import oracle
 
 SETTINGS: dict[str, dict[str, Any]] = {

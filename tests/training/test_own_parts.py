@@ -17,8 +17,9 @@ from ftcore.models import Model
 from ftcore.train import grouped, main, prepare, take_step, train
 from ftcore.training.callbacks import Callback
 from ftcore.training.console import print_summary
+from ftcore.training.defaults import RunOptions
 from ftcore.training.loss import TokenLoss, batch_loss, target_logits
-from ftcore.training.options import RunOptions, TrainOptions
+from ftcore.training.options import TrainOptions
 from ftcore.training.report import save_report
 from ftcore.training.run import Run
 from tests.helpers import tiny_runs
