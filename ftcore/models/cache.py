@@ -65,7 +65,7 @@ class KVCache:
             self.layers, self.ids, self.source_ids = [], None, None
 
     def resized(self, index: Tensor) -> "KVCache":
-        """A new cache, whose row i is row index[i] of this one, with another number of rows."""
+        """A new cache, whose row i is row index[i] of this one; index is (new B), another number of rows."""
         new = copy(self)
         new.extent, new.layers = copy(self.extent), [copy(layer) for layer in self.layers]
         for layer in new.layers:
