@@ -20,7 +20,7 @@ def fit_cache(model: Any, cache: KVCache, prompt: Tensor, source_ids: Tensor, ma
         max_length: of a row, prompt included.
 
     Raises:
-        ValueError: a model with hooks, too few positions, or the cache of another model, batch, prompt or source.
+        ValueError: hooks, too few positions, or the cache of another model, batch, prompt or source.
     """
     rows, length = prompt.shape
     if is_hooked(model):
