@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftcore.decoding.state import is_hooked
 from ftcore.models import KVCache
 
 
@@ -19,9 +20,11 @@ def fit_cache(model: Any, cache: KVCache, prompt: Tensor, source_ids: Tensor, ma
         max_length: of a row, prompt included.
 
     Raises:
-        ValueError: too few positions, or the cache of another model, batch, prompt or source.
+        ValueError: hooks, too few positions, or the cache of another model, batch, prompt or source.
     """
     rows, length = prompt.shape
+    if is_hooked(model):
+        raise ValueError("cache needs a model without hooks, which would miss the positions in the cache")
     if cache.max_length < max_length - 1:
         raise ValueError(
             f"cache has {cache.max_length} positions, expected at least {max_length - 1}, for the prompt and"

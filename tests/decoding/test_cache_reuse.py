@@ -231,6 +231,10 @@ def test_the_cache_of_another_model_source_or_size_is_refused() -> None:
     ):
         generate(pair("gpt2", 0)[1], **given, cache=cache, max_new_tokens=2)
     model, given, cache = filled("t5")
+    hook = model.lm_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="cache needs a model without hooks"):
+        generate(model, **given, cache=cache, max_new_tokens=2)
+    hook.remove()
     with pytest.raises(ValueError, match="belongs to other input_ids"):
         generate(
             model,
