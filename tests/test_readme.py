@@ -1,7 +1,6 @@
 """The documentation is true: links resolve, the file tree is complete, commands and code run."""
 
 import importlib
-import json
 import re
 import runpy
 import shlex
@@ -19,6 +18,7 @@ from ftcore.cli import parse
 from ftcore.lora.adapter import save_adapter
 from ftcore.lora.lora import add_lora
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from tests.helpers.small_clone import small_data
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -30,8 +30,8 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/*.md")),
 ]
 
-# Its commands read data sets that are not part of the project; they are parsed, and run by hand.
-NOT_RUN = ROOT / "docs" / "real_data.md"
+# Their commands read data sets that are not part of the project; they are parsed, and run by hand.
+NOT_RUN = {ROOT / "docs" / "real_data.md", ROOT / "docs" / "published_checkpoints.md"}
 # tests/examples/test_tutorials.py runs these.
 LESSONS = {"examples/t5_question_answering.py", "examples/gpt2_emotion.py"}
 
@@ -129,15 +129,7 @@ def clone(tmp_path, monkeypatch):
     The data sets are cut to a few records. The weights are random, tiny, with the real tokenizers; there are
     copies under the hub names that documents use.
     """
-    data = ROOT / "examples" / "data"
-    for split in ("train", "valid", "test"):
-        (tmp_path / "examples/data/qa").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "examples/data/emotion").mkdir(parents=True, exist_ok=True)
-        document = json.loads((data / "qa" / f"{split}.json").read_text(encoding="utf-8"))
-        document["data"] = [{"paragraphs": document["data"][0]["paragraphs"][:2]}]
-        (tmp_path / f"examples/data/qa/{split}.json").write_text(json.dumps(document), encoding="utf-8")
-        lines = (data / "emotion" / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-        (tmp_path / f"examples/data/emotion/{split}.txt").write_text("".join(lines[:8]), encoding="utf-8")
+    small_data(tmp_path, paragraphs=2, lines=8)
     shutil.copytree(ROOT / "examples" / "configs", tmp_path / "examples" / "configs")
     for name in ("weights/t5-mini", "google-t5/t5-small", "google/flan-t5-base"):
         save_tiny_t5(tmp_path / name)
@@ -199,7 +191,7 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path != NOT_RUN], ids=name_of)
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in NOT_RUN], ids=name_of)
 def test_a_document_runs_from_top_to_bottom(document, clone, monkeypatch):
     torch.manual_seed(0)
     names: dict[str, object] = {}

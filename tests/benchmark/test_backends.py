@@ -13,6 +13,7 @@ from ftcore.benchmark.backends import BACKENDS
 from ftcore.benchmark.cases import SHAPES, Case, Job
 from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
 from ftcore.benchmark.worker import peak_bytes, prepare, run_round, start
+from tests.helpers.small_clone import use_small_data
 
 VOCAB_SIZE = 1600  # more than the tokenizers in weights/ have
 TINY = {
@@ -26,6 +27,7 @@ NAMES = ["ftcore", "ftcore-fast", "transformers"]
 def job(request, tmp_path, monkeypatch) -> Job:
     """A tiny model, written like a published shape."""
     monkeypatch.setitem(SHAPES, "tiny", TINY[request.param] | {"vocab_size": VOCAB_SIZE})
+    use_small_data(tmp_path, monkeypatch)
     write_model("tiny", tmp_path / "model")
     return Job(
         backend="ftcore",

@@ -12,10 +12,16 @@ from ftcore.benchmark.cases import SHAPES, growth_cases
 from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.output import FAILED_RUN
+from tests.helpers.small_clone import use_small_data
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 1600, "n_positions": 96, "n_embd": 16, "n_layer": 1, "n_head": 2}
 T5 = {"model_type": "t5", "vocab_size": 1600, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}
 QUICK = ["--quick", "--runs", "2", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    use_small_data(tmp_path, monkeypatch)
 
 
 @pytest.fixture
