@@ -159,7 +159,9 @@ def as_arguments(fields: Mapping[str, str]) -> list[str]:
 def example_arguments(task: Task, dataset: ExampleDataset, tokenizer: Tokenizer) -> list[str]:
     """Arguments of ftcore.generate for a short example of a data set."""
     if task.name in CORPUS_TASKS:
-        ids = dataset[0]["input_ids"]
+        ids = list(dataset[0]["input_ids"])
+        if dataset.decoder_only and tokenizer.eos_id in ids[1:]:
+            ids = ids[: ids.index(tokenizer.eos_id, 1)]  # the first document
         return [_excerpt(tokenizer.decode(ids, skip_special_tokens=dataset.decoder_only))]
     template = task.prompt_template(dataset.decoder_only)
     is_text = not task.learns_target(dataset.decoder_only)  # GPT-2 then gets the first half
