@@ -102,12 +102,9 @@ class Task:
         known = {*_FIELDS[self.name], *self.prompt_fields, *self.target_names}
         for name in self.columns:
             if name not in known:
-                turned = {name.lower(): f"`columns` {self.columns[name]}={name}"}
-                hint = (
-                    did_you_mean(name, (), turned)
-                    if self.columns[name] in known
-                    else did_you_mean(name, known)
-                )
+                hint = did_you_mean(name, known)
+                if self.columns[name] in known:
+                    hint = f", did you mean '`columns` {self.columns[name]}={name}'?"
                 fields = f"{self.name} has {listed(sorted(known))}{hint}"
                 raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
 
