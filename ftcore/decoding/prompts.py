@@ -87,7 +87,10 @@ def _opened(file: str) -> Iterator[list[Path]]:
     with TemporaryDirectory(prefix="ftcore-") as directory:
         path = Path(directory, "standard-input")
         path.write_bytes(sys.stdin.buffer.read())
-        yield [path]
+        try:
+            yield [path]
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from None
 
 
 def _row_prompt(task: Task | None, row: Row, where: str, decoder_only: bool) -> str:
