@@ -162,7 +162,10 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         flags = [name for action in parser._actions for name in action.option_strings]
         synonyms = {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
         word = unknown[0].partition("=")[0].replace("_", "-")
-        parser.error(f"unknown argument {unknown[0]!r}{did_you_mean(word, flags, synonyms)}")
+        hint = did_you_mean(word, flags, synonyms)
+        if not word.startswith("-") and any(field.metadata["positional"] for field in _fields(options)):
+            hint = "; quote a text with spaces"
+        parser.error(f"unknown argument {unknown[0]!r}{hint}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:

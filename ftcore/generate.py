@@ -104,6 +104,8 @@ class GenerateOptions(TaskOptions):
         for text in self.field or []:
             if not text.partition("=")[1]:
                 raise ValueError(f"--field {text}: expected NAME=TEXT")
+        if "" in (self.stop or []):
+            raise ValueError("--stop is an empty text, expected at least one character")
         given = self.given_fields()
         if not self.interactive and ("context" in given) != ("question" in given):
             raise ValueError("--context and --question go together, one of them is missing")

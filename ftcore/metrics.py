@@ -135,8 +135,10 @@ def metric_names(given: Sequence[str] | None) -> list[str]:
     known = [*DEFAULT_METRICS, *_METRICS]
     for name in names:
         if name not in known and not re.fullmatch(r"[\w.]+:\w+", name):
+            hint = did_you_mean(name, known)
+            there = f"{hint} There" if hint else "; there"
             raise ValueError(
-                f"`metrics` {name}: no such metric{did_you_mean(name, known)}; there are {', '.join(known)}, "
+                f"`metrics` {name}: no such metric{there} are {', '.join(known)}, "
                 "and MODULE:FUNCTION for your own"
             )
     return list(dict.fromkeys(names))

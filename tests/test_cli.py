@@ -139,10 +139,10 @@ def test_a_positional_option_has_no_flag_and_may_be_left_out(capsys: pytest.Capt
     for wrong in (["--goal", "Rome"], ["Rome", "Paris"]):
         with pytest.raises(SystemExit):
             parse(WalkTo, wrong, command="walk")
-        assert (
-            f"walk: unknown argument {wrong[0] if '--goal' in wrong else 'Paris'!r}"
-            in capsys.readouterr().err
+        assert f"walk: unknown argument {wrong[0] if '--goal' in wrong else 'Paris'!r}" in (
+            error := capsys.readouterr().err
         )
+        assert ("quote a text with spaces" in error) == ("Paris" in wrong)
 
 
 def test_a_derived_dataclass_has_the_options_of_both(capsys: pytest.CaptureFixture) -> None:

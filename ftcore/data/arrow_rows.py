@@ -96,7 +96,7 @@ def saved_files(directory: Path) -> list[Path]:
     if not (directory / "state.json").is_file():
         raise ValueError(
             f"{directory} is a directory; expected a file, a pattern such as {directory / '*.jsonl'}, "
-            "or a directory of save_to_disk"
+            "or a directory written by save_to_disk"
         )
     try:
         files = read_json(directory / "state.json")["_data_files"]

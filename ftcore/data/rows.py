@@ -17,7 +17,7 @@ from typing import Literal
 from ftcore.data.arrow_rows import arrow_format, arrow_rows
 from ftcore.data.files import Row, listed, numbered, open_data, peek_text, read_lines, suffix
 from ftcore.data.json_rows import json_rows
-from ftcore.output import warn
+from ftcore.output import printable, warn
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _CSV_FIELD = 2**26  # characters of a field; the csv module's own limit is 2**17
@@ -109,8 +109,8 @@ def _csv_rows(path: Path, file: TextIOWrapper) -> Iterator[tuple[str, Row]]:
             fields = _next_row(reader)
         except csv.Error as error:
             raise ValueError(
-                f"{where}: broken CSV: {error}; put a field with quotation marks in quotation marks, "
-                "and double those inside"
+                f"{where}: broken CSV: {printable(str(error))}; put a field with quotation marks in "
+                "quotation marks, and double those inside"
             ) from None
         if fields is None:
             return

@@ -102,7 +102,10 @@ class Task:
         known = {*_FIELDS[self.name], *self.prompt_fields, *self.target_names}
         for name in self.columns:
             if name not in known:
-                fields = f"{self.name} has {listed(sorted(known))}{did_you_mean(name, known)}"
+                hint = did_you_mean(name, known)
+                if self.columns[name] in known:
+                    hint = f", did you mean '`columns` {self.columns[name]}={name}'?"
+                fields = f"{self.name} has {listed(sorted(known))}{hint}"
                 raise ValueError(f"`columns` names {shown(name)}, but task {fields}")
 
     def _check_types(self) -> None:
@@ -248,7 +251,10 @@ def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
     error = f"{where}: no key {column!r} (found: {listed(row) or 'none'})"
     if column != name:
         return ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
-    return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
+    options = {other.lower(): f"`columns` {name}={other}" for other in row}
+    return ValueError(
+        error + (did_you_mean(column, (), options) or f"; `columns` {name}=COLUMN names another one")
+    )
 
 
 def _label_key(label: object) -> str:

@@ -86,6 +86,11 @@ def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:
     Raises:
         ValueError: not integers, or not (rows, tokens).
     """
+    if not isinstance(ids, Tensor):
+        raise ValueError(
+            f"{name} is {shown(ids)}, expected a tensor of token ids with the shape (rows, tokens); "
+            "`generate_texts` takes texts"
+        )
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
             f"{name} must be a tensor of token ids with the shape (rows, tokens), at least one of each,"

@@ -87,7 +87,10 @@ def _opened(file: str) -> Iterator[list[Path]]:
     with TemporaryDirectory(prefix="ftcore-") as directory:
         path = Path(directory, "standard-input")
         path.write_bytes(sys.stdin.buffer.read())
-        yield [path]
+        try:
+            yield [path]
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from None
 
 
 def _row_prompt(task: Task | None, row: Row, where: str, decoder_only: bool) -> str:
@@ -159,7 +162,9 @@ def as_arguments(fields: Mapping[str, str]) -> list[str]:
 def example_arguments(task: Task, dataset: ExampleDataset, tokenizer: Tokenizer) -> list[str]:
     """Arguments of ftcore.generate for a short example of a data set."""
     if task.name in CORPUS_TASKS:
-        ids = dataset[0]["input_ids"]
+        ids = list(dataset[0]["input_ids"])
+        if dataset.decoder_only and tokenizer.eos_id in ids[1:]:
+            ids = ids[: ids.index(tokenizer.eos_id, 1)]  # the first document
         return [_excerpt(tokenizer.decode(ids, skip_special_tokens=dataset.decoder_only))]
     template = task.prompt_template(dataset.decoder_only)
     is_text = not task.learns_target(dataset.decoder_only)  # GPT-2 then gets the first half

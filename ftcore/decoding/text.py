@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from reprlib import repr as shown
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -57,6 +58,8 @@ def generate_texts(
         ValueError: a wrong argument, or a prompt that is too long, or empty without BOS, with its number
             from 1.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"texts is {shown(texts)}, expected a list of texts")
     sources = [tokenizer.encode(text) for text in texts]
     warn_of_final_spaces(model, texts)
     return generate_from_ids(

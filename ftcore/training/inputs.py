@@ -1,6 +1,8 @@
 """Load device, checkpoint and data by name."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as shown
 from typing import Any
 
 import torch
@@ -99,6 +101,9 @@ def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Re
             have the wrong shape.
     """
     decoder_only = not model.config.is_encoder_decoder
+    if isinstance(examples, str | os.PathLike):
+        option = name.removesuffix("_set")
+        raise ValueError(f"{name} is {shown(examples)}; expected rows or a data set, `{option}` takes files")
     if not isinstance(examples, ExampleDataset):
         try:
             return make_records(task, examples, decoder_only=decoder_only)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ftcore.data.files import expand_files
 from ftcore.training.options import TrainOptions
 
 CLONE = Path(__file__).resolve().parents[2]  # of the project, where weights/ and examples/ are
@@ -81,6 +80,8 @@ def data_files(options: TrainOptions) -> dict[str, list[str]]:
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
+    from ftcore.data.files import expand_files  # imports torch, which --help does not wait for
+
     return [str(path) for path in expand_files(patterns)]
 
 

@@ -100,8 +100,10 @@ def find_best(best: str, keys: Collection[str]) -> tuple[str, int]:
     name, _, direction = best.partition(":")
     found = next((key for key in keys if name in (key, key.rpartition("/")[2])), None)
     if found is None or direction not in ("", "min"):
+        hint = did_you_mean(name, keys)
+        there = f"{hint} There" if hint else "; there"
         raise MetricError(
-            f"`best` {best}: no such metric{did_you_mean(name, keys)}; there are {', '.join(keys)}, and :min "
+            f"`best` {best}: no such metric{there} are {', '.join(keys)}, and :min "
             "behind a metric that is better the lower it is"
         )
     return found, -1 if direction or found.rpartition("/")[2] in LOWER_IS_BETTER else 1

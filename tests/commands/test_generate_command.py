@@ -235,7 +235,7 @@ def test_a_prompt_ending_in_a_space_causes_a_warning(gpt2: str, capsys: pytest.C
         (["--prompt", "a", "--num-beams", "2", "--num-return-sequences", "3"], "more than num_beams, 2"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a" * 250], "exceed the model's 256 positions"),
-        (["--prompt", "a", "--stop", ""], "stop_strings holds an empty text"),
+        (["--prompt", "a", "--stop", ""], "--stop is an empty text"),
         (["--prompt", "a", "--sample", "--seed", "9" * 30], "--seed is 99999"),
         (["--prompt", "a", "--sample", "--seed", "-1"], "--seed is -1, expected from 0"),
         (["--prompt", "a", "--sample", "--temperature", "1e-45"], "temperature is 1e-45, expected at least"),

@@ -132,7 +132,10 @@ def test_directories(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"several splits; name one: .*/both/test, .*/both/train$"):
         expand_files(tmp_path / "both")
     assert len(read(tmp_path / "both" / "train")) == 3
-    with pytest.raises(ValueError, match=r"is a directory; expected a file, a pattern such as .*/\*\.jsonl"):
+    with pytest.raises(
+        ValueError,
+        match=r"is a directory; expected a file, a pattern such as .*/\*\.jsonl, .* by save_to_disk$",
+    ):
         expand_files(tmp_path)
     for state in ("{}", '{"_data_files": [{"filename": 1}]}', '{"_data_files": [[]]}', '{"_data_files": []}'):
         (tmp_path / "saved" / "state.json").write_text(state)

@@ -149,6 +149,7 @@ def test_any_value_at_any_place_of_a_line(
 
 
 @settings(EVERY_PLACE, max_examples=300)
+@example(task="qa", content='""1', suffix=".tsv")
 @given(
     task=st.sampled_from(TASKS[:2]),
     content=st.text(st.sampled_from("{}[]()\",;:'\\ \n\r\0\ufeff\x1b1ae"), max_size=40)

@@ -88,11 +88,17 @@ def test_a_template_makes_the_prompt_of_generation(text: str, decoder_only: bool
     assert prompt(task, decoder_only=decoder_only, task=text) == f"a: {text}" + "\n" * decoder_only
 
 
+def test_columns_the_wrong_way_round_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"names 'document', but .* did you mean '`columns` source=document'"
+    ):
+        Task("text2text", {"document": "source"})
+
+
 def test_a_missing_column_names_the_option_and_a_similar_column(tmp_path: Path) -> None:
     row = {"Source": "a", "summary": "b"}
     assert error(tmp_path, Task("text2text"), row) == (
-        "line 1: no key 'source' (found: Source, summary); `columns` source=COLUMN names another one, "
-        "did you mean 'Source'?"
+        "line 1: no key 'source' (found: Source, summary), did you mean '`columns` source=Source'?"
     )
     assert error(tmp_path, Task("text2text", {"source": "summary"}), row).endswith(
         "target=COLUMN names another one"

@@ -146,6 +146,17 @@ def test_standard_input_is_a_file(text: str, prompts: list[str], monkeypatch: py
     assert read_prompts(Task("text2text"), "-", decoder_only=True) == prompts
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", "standard input: the file is empty"), ('{"a": 1}', "standard input, line 1: no key")],
+)
+def test_errors_name_standard_input(text: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    with pytest.raises(ValueError) as error:
+        read_prompts(Task("text2text"), "-", decoder_only=True)
+    assert str(error.value).startswith(complaint)
+
+
 # --- questions
 
 

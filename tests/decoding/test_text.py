@@ -321,3 +321,14 @@ def test_a_stream_has_a_single_answer(gpt2: tuple[GPT2LMHeadModel, Tokenizer]) -
         stream_text(*gpt2, "Ada", print, do_sample=True, num_return_sequences=2)
     with pytest.raises(ValueError, match="streamer needs num_beams=1"):
         stream_text(*gpt2, "Ada", print, num_beams=2)
+
+
+def test_a_single_text_is_refused_where_lists_or_ids_are_expected(
+    gpt2: tuple[GPT2LMHeadModel, Tokenizer],
+) -> None:
+    model, tokenizer = gpt2
+    with pytest.raises(ValueError, match=r"^texts is 'Ada sews', expected a list of texts$"):
+        generate_texts(model, tokenizer, "Ada sews")
+    for wrong in ("Ada sews", tokenizer.encode("Ada")):
+        with pytest.raises(ValueError, match=r"^input_ids is .*, expected a tensor of token ids"):
+            generate(model, wrong)  # type: ignore[arg-type]

@@ -263,7 +263,7 @@ def test_best_names_the_metric_that_selects(run: Run, best: str, expected: list[
 @pytest.mark.parametrize("best", ["f2", "dev/f1", "f1:max", "test/", ""])
 def test_an_unknown_metric_lists_those_there_are(best: str) -> None:
     with pytest.raises(
-        MetricError, match=f"`best` {best}: no such metric.*there are f1, valid_loss, and :min"
+        MetricError, match=f"`best` {best}: no such metric.*here are f1, valid_loss, and :min"
     ):
         find_best(best, ["f1", "valid_loss"])
 
