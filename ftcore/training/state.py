@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.tensors import load_pickle
 from ftcore.cli import check_resumed
-from ftcore.data.loader import DataLoader
 from ftcore.models import Model
 from ftcore.output import one_line, warn
 from ftcore.training.defaults import RunOptions
@@ -33,38 +32,27 @@ from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, s
 from ftcore.training.options import GOAL, TrainOptions
 from ftcore.training.run_files import data_files
 
+if TYPE_CHECKING:
+    from ftcore.training.run import Run
+
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
 
 
-def save_state(
-    path: Path,
-    *,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: DataLoader,
-    options: RunOptions,
-    fingerprints: dict[str, str],
-    progress: dict[str, Any],
-) -> None:
-    """Write everything that `load_state` reads. A collective.
-
-    Args:
-        fingerprints: see `setup.fingerprint`.
-        progress: the caller's numbers, strings, lists and dicts; `step` among them.
-    """
+def save_state(run: "Run") -> None:
+    """Write everything that `load_state` reads. A collective."""
+    path, model, optimizer = run.directory.state, run.model, run.optimizer
     random, *random_of_others = all_gather(random_state())
     state = {
-        "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "loader": run.train_loader.state_dict(),
         "random": random,
         "random_of_others": random_of_others,  # ranks 1, 2, ...
-        "options": asdict(options),
+        "options": asdict(run.options),
         "config": model.config.to_dict(),
-        "fingerprints": fingerprints,
+        "fingerprints": run.fingerprints,
         "versions": versions(),
         "optimizer_class": type(optimizer).__name__,
-        "progress": progress,
+        "progress": asdict(run.progress),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     directory: str | None = None
@@ -78,29 +66,22 @@ def save_state(
     on_main(lambda: _remove_shards(path.parent, keep=directory))
 
 
-def load_state(
-    path: Path,
-    *,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: DataLoader,
-    options: RunOptions,
-    fingerprints: dict[str, str],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Restore everything and return the caller's `progress`, and the options of the saved run. A collective.
+def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore a run; returns its saved progress and the options of the saved run. A collective.
 
     Raises:
         ValueError: the file is damaged, or options, data, model or number of processes differ from the saved
             run's in a way that would change its results.
     """
+    path, directory = run.directory.state, run.directory.path
+    model, optimizer, scaler, loader = run.model, run.optimizer, run.scaler, run.train_loader
     with sync_errors():
         state = read_state(path)
-        _require_same_options(state, options, path)
-        _require_same_data(state, options, fingerprints, path.parent.parent)
-        _require_same_model(state, model, options, path.parent.parent)
-        _require_same_optimizer(state, optimizer, path.parent.parent)
-        _warn_of_other_versions(state, path.parent.parent)
+        _require_same_options(state, run.options, path)
+        _require_same_data(state, run.options, run.fingerprints, directory)
+        _require_same_model(state, model, run.options, directory)
+        _require_same_optimizer(state, optimizer, directory)
+        _warn_of_other_versions(state, directory)
         here: dict[str, Any] = {"scaler": scaler.state_dict(), "loader": loader.state_dict()}
         random = {"cpu": torch.get_rng_state()}
         here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
