@@ -86,11 +86,7 @@ def _is_header(fields: list[str]) -> bool:
 
 
 def labeled_row(line: str, where: str) -> Row:
-    """The row of a line `text;label`.
-
-    Raises:
-        ValueError: no semicolon.
-    """
+    """The row of a line `text;label`. Raises ValueError without a semicolon."""
     # The last semicolon: the text may contain others, a label does not.
     content, separator, label = line.rpartition(";")
     if not separator:

@@ -128,11 +128,7 @@ def save_sharded(
 def load_sharded(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Fill model and optimizer from a state; either may be sharded or not. A collective.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """Fill model and optimizer, sharded or not. A collective. Raises ValueError if a file is damaged."""
     if "shards" not in state:
         _load_unsharded(state, model, optimizer)
         return

@@ -125,11 +125,7 @@ def saved_step(path: Path) -> int | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state, as far as it can be checked without the run.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The state, as far as it can be checked without the run. Raises ValueError if it is damaged."""
     plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
     plain["fingerprints"] = {"train": ""}
     try:
