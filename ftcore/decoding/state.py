@@ -20,15 +20,9 @@ class FastStep(Protocol):
     Models from `prepare_for_decoding` have one. It is not used while the model has hooks.
     """
 
-    def __call__(
-        self,
-        model: Any,
-        new_ids: Tensor,
-        cache: KVCache,
-        mask: Tensor | None,
-        encoder_output: Tensor | None,
-        encoder_mask: Tensor | None,
-    ) -> Tensor: ...
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The logits (R, V), from the arguments of `next_logits`."""
+        ...
 
     def supports(self, sources: int, rows: int) -> bool:
         """Whether the batch may shrink to this size in the middle of a search."""
