@@ -200,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = prepare_for_decoding(model, compile=options.compile)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
     arguments["skip_special_tokens"] = not options.keep_special_tokens
-    arguments["generator"] = generators(options.seed, max(1, len(prompts)), device)
+    if options.seed is not None:  # a generator for each prompt
+        seeds = range(options.seed, options.seed + max(1, len(prompts)))
+        arguments["generator"] = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
     with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):
@@ -224,13 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write(lines)
     return 0
-
-
-def generators(seed: int | None, count: int, device: torch.device) -> list[torch.Generator] | None:
-    """A random number generator for each prompt, with the seeds `seed`, `seed` + 1, ...; None without one."""
-    if seed is None:
-        return None
-    return [torch.Generator(device).manual_seed(seed + number) for number in range(count)]
 
 
 def read_input(options: GenerateOptions, task: Task | None, *, decoder_only: bool) -> list[str]:
