@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_options, option, parse
+from ftcore.cli import REQUIRED, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 from ftcore.training.task_options import TaskOptions
 
@@ -99,7 +99,6 @@ class GenerateOptions(TaskOptions):
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
-        check_options(self)
         super().__post_init__()
         for text in self.field or []:
             if not text.partition("=")[1]:
