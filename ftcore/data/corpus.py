@@ -32,7 +32,7 @@ from ftcore.data.arrow_rows import arrow_format
 from ftcore.data.dataset import check_family
 from ftcore.data.files import Paths, expand_files, read_chunks, text_of
 from ftcore.data.rows import find_row_format, read_rows
-from ftcore.data.tasks import Task, as_task, check_column, check_corpus_task
+from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.output import few, progress_bar
 
@@ -171,7 +171,8 @@ def read_documents(path: Path, size: int, column: str = "text") -> Iterator[str]
         yield from read_chunks(path, size)
         return
     for where, row in read_rows(path, expected="plain text, or rows with text"):
-        check_column("text", column, row, where)
+        if column not in row:
+            raise missing_column("text", column, row, where)
         document = text_of(row, column, where, blank=True)
         yield from (document[start : start + size] for start in range(0, len(document), size))
         yield END_OF_DOCUMENT

@@ -10,7 +10,7 @@ from typing import Any
 from ftcore.data.answers import parse_literal, read_answers
 from ftcore.data.files import Paths, Row, expand_files, listed, text_of
 from ftcore.data.rows import labeled_row, read_rows
-from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, check_column
+from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column
 from ftcore.data.templates import Template
 from ftcore.output import few
 
@@ -194,7 +194,8 @@ def _answer_column(task: Task, row: Row, where: str) -> str:
     """The column of the answers: the one that the task names, else `answers` or `answer`."""
     for name in ("answers", "answer"):
         if name in task.columns:
-            check_column(name, task.column(name), row, where)
+            if task.column(name) not in row:
+                raise missing_column(name, task.column(name), row, where)
             return task.column(name)
     if found := [name for name in ("answers", "answer") if name in row]:
         return found[0]
@@ -230,7 +231,8 @@ def _texts(
 
 def _text(task: Task, row: Row, name: str, where: str, may_be_blank: bool) -> str:
     column = task.column(name)
-    check_column(name, column, row, where)
+    if column not in row:
+        raise missing_column(name, column, row, where)
     if name == "label":  # in CSV a list is text, which is no label either
         row[column] = parse_literal(row[column], column, where)
     text = text_of(row, column, where, blank=may_be_blank)
@@ -240,7 +242,8 @@ def _text(task: Task, row: Row, name: str, where: str, may_be_blank: bool) -> st
 def _messages(task: Task, row: Row, where: str) -> list[dict[str, str]]:
     """The messages of a conversation, checked."""
     column = task.column("messages")
-    check_column("messages", column, row, where)
+    if column not in row:
+        raise missing_column("messages", column, row, where)
     messages = parse_literal(row[column], column, where)
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: key {column!r} is {shown(messages)}; expected {_FORMS['chat']}")

@@ -243,13 +243,12 @@ def check_corpus_task(task: str | Task, decoder_only: bool) -> None:
         )
 
 
-def check_column(name: str, column: str, row: Row, where: str) -> None:
-    """Raise ValueError for a row without a field's column; it tells the option that names another one."""
-    if column not in row:
-        named = f", which `columns` {name}={column} names"
-        advice = named if column != name else f"; `columns` {name}=COLUMN names another one"
-        found = f"(found: {listed(row) or 'none'})"
-        raise ValueError(f"{where}: no key {column!r} {found}{advice}{did_you_mean(column, row)}")
+def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
+    """An error about a row without a field's column: what there is, and the option that names another."""
+    error = f"{where}: no key {column!r} (found: {listed(row) or 'none'})"
+    if column != name:
+        return ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
+    return ValueError(f"{error}; `columns` {name}=COLUMN names another one{did_you_mean(column, row)}")
 
 
 def _label_key(label: object) -> str:
