@@ -4,6 +4,7 @@ import os
 
 from ftcore.cli import parse
 from ftcore.output import FAILED_RUN, INTERRUPTED, cli_errors, guard_output, log, one_line, progress_bar
+from ftcore.training.defaults import RunOptions, resolve
 from ftcore.training.options import TrainOptions
 
 # --help and wrong options, before the slow import of torch; under torchrun, main waits for rank 0's message
@@ -31,7 +32,6 @@ from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.training import console
 from ftcore.training.callbacks import Callback
-from ftcore.training.defaults import RunOptions, resolve
 from ftcore.training.distributed import (
     accumulate,
     all_reduce_sum,
