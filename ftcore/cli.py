@@ -134,7 +134,7 @@ def check_resumed(kind: type, saved: Mapping[str, Any], options: Any, what: str,
         what: subject of the message, such as "runs/qa: the run".
         instead: end of the message: how to get what was wanted.
     """
-    for field in _fields(kind):
+    for field in dataclasses.fields(kind):
         then, now = saved[field.name], getattr(options, field.name)
         if now != then and not field.metadata["resumable"]:
             with_then, with_now = _as_flag(field.name, then), _as_flag(field.name, now)
@@ -170,7 +170,7 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
         values = (_read_config(options, Path(config)) if config else {}) | from_line
-        for field in _fields(options):
+        for field in dataclasses.fields(options):  # type: ignore[arg-type]
             if field.name not in values and field.default is REQUIRED:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
@@ -207,13 +207,9 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(options)
-
-
 def _also(options: type) -> Iterator[tuple[str, str, str]]:
     """(name in another library, option, value that the name stands for or "") of all options."""
-    for field in _fields(options):
+    for field in dataclasses.fields(options):
         for also in field.metadata["also"].split():
             other, _, value = also.partition("=")
             yield other, field.name, value
@@ -229,7 +225,7 @@ def _parser(options: type, command: str) -> _Parser:
     )
     types_of = typing.get_type_hints(options)
     group: Any = parser
-    for field in _fields(options):
+    for field in dataclasses.fields(options):
         if title := field.metadata["group"]:
             group = parser.add_argument_group(title)
         arguments = _argument(types_of[field.name], field)
@@ -246,7 +242,7 @@ def _parser(options: type, command: str) -> _Parser:
 
 def _takes_config_file(options: type) -> bool:
     """False if the command has its own --config."""
-    return "config" not in {field.name for field in _fields(options)}
+    return "config" not in {field.name for field in dataclasses.fields(options)}
 
 
 def _argument(annotation: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -296,7 +292,7 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
         values = read_yaml(path) if is_yaml else read_json(path, unique_keys=True)
     except OSError as error:
         raise ValueError(one_line(error)) from None
-    known = [field.name for field in _fields(options)]
+    known = [field.name for field in dataclasses.fields(options)]
     if unknown := [key for key in values if key not in known]:
         synonyms = {also: f"{name}: {value}" if value else name for also, name, value in _also(options)}
         meant = did_you_mean(unknown[0].replace("-", "_"), known, synonyms)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftcore.cli import REQUIRED, check_options, option, parse
+from ftcore.cli import REQUIRED, option, parse
 from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import FAILED_RUN, cli_errors, guard_output, progress_bar
 from ftcore.training.task_options import TaskOptions
@@ -52,7 +52,6 @@ class EvaluateOptions(TaskOptions):
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
-        check_options(self)
         super().__post_init__()
         metric_names(self.metrics)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftcore.cli import REQUIRED, check_options, option, parse
+from ftcore.cli import REQUIRED, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, flag, guard_output, warn
 from ftcore.training.task_options import TaskOptions
 
@@ -99,7 +99,6 @@ class GenerateOptions(TaskOptions):
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 
     def __post_init__(self) -> None:
-        check_options(self)
         super().__post_init__()
         for text in self.field or []:
             if not text.partition("=")[1]:
@@ -202,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = prepare_for_decoding(model, compile=options.compile)
         print("--fast is on: decoding with ftcore.fast", file=sys.stderr)
     arguments["skip_special_tokens"] = not options.keep_special_tokens
-    arguments["generator"] = generators(options.seed, max(1, len(prompts)), device)
+    if options.seed is not None:  # a generator for each prompt
+        seeds = range(options.seed, options.seed + max(1, len(prompts)))
+        arguments["generator"] = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     # Prompts and arguments are valid: what fails now are logits that are not finite or leave no token.
     with short_warnings(), cli_errors("ftcore.generate", (ArithmeticError, ValueError), FAILED_RUN):
@@ -226,13 +227,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write(lines)
     return 0
-
-
-def generators(seed: int | None, count: int, device: torch.device) -> list[torch.Generator] | None:
-    """A random number generator for each prompt, with the seeds `seed`, `seed` + 1, ...; None without one."""
-    if seed is None:
-        return None
-    return [torch.Generator(device).manual_seed(seed + number) for number in range(count)]
 
 
 def read_input(options: GenerateOptions, task: Task | None, *, decoder_only: bool) -> list[str]:

@@ -72,11 +72,7 @@ class TuneOptions(TrainOptions):
                     raise ValueError(f"--search {name}: {error}") from None
 
     def of_trial(self, settings: dict[str, Any], **others: Any) -> TrainOptions:
-        """Options of train for a trial with these settings.
-
-        Raises:
-            ValueError: they contradict each other or the options that hold for all trials.
-        """
+        """Options of train for a trial. Raises ValueError if its settings contradict other options."""
         shared = {field.name: getattr(self, field.name) for field in fields(TrainOptions)}
         new_run = {"output": None, "overwrite": False, "resume": False}
         return TrainOptions(**shared | new_run | settings | others)
@@ -225,11 +221,7 @@ class Reporter(Callback):
 
 
 def require_comparable(run: Run, options: TuneOptions) -> None:
-    """Check that the validations of a run have what --metric and --halving need.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError unless the validations of a run have what --metric and --halving need."""
     first = next(iter(run.valid_loaders.values()))
     has_answers = run.options.eval_answers and count_answers(first.dataset)
     if options.metric in ("exact_match", "f1") and not has_answers:
@@ -320,11 +312,7 @@ def read_journal(directory: Path, plan: Sequence[dict[str, Any]]) -> Study:
 
 
 def require_valid_models(trials: Sequence[TrainOptions]) -> None:
-    """Build the model of each trial on the meta device.
-
-    Raises:
-        ValueError: no model has these sizes.
-    """
+    """Build the model of each trial on the meta device. Raises ValueError if no model has these sizes."""
     name = find_files(trials[0]).model
     model, _ = load_checkpoint(name, from_scratch=trials[0].from_scratch, check=False)
     with torch.device("meta"):

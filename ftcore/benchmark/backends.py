@@ -1,12 +1,4 @@
-"""The libraries under test: ftcore (its plain modules, or its fast ones), transformers and CTranslate2.
-
-Each class has:
-
-    load() -> model                     from the job's checkpoint directory
-    prepare(model) -> model             one-time work before generating
-    generate(model, prompts)            greedy or beam search -> lists of `case.target` new ids
-    training_step() -> step             step(batch) runs forward, backward, clipping and AdamW -> loss
-"""
+"""The libraries under test: ftcore (its plain modules, or its fast ones), transformers and CTranslate2."""
 
 import importlib
 import importlib.metadata
@@ -16,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,27 +37,34 @@ def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> l
     return ids[:, -case.target :].tolist()
 
 
-class Backend(Protocol):
-    """What is asked of a library, which is given the checkpoint and the case by its job."""
+class Backend:
+    """How a library does what is measured, with the checkpoint and the case of its job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
 
     def load(self) -> Any:
         """Load the checkpoint."""
+        raise NotImplementedError
 
     def prepare(self, model: Any) -> Any:
-        """Prepare a loaded model for generation."""
+        """Do the one-time work before generating; returns the model to generate with."""
+        return model
 
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
-        """Generate the case's number of new tokens from prompts, (rows, source)."""
+        """Generate `case.target` new ids per row from prompts, (rows, source), by greedy or beam search."""
+        raise NotImplementedError
 
     def training_step(self) -> Step:
-        """Make the function that trains on a batch and returns its loss."""
+        """The function that trains on a batch (forward, backward, clipping, AdamW) and returns its loss."""
+        raise NotImplementedError("does not train")
 
 
 class FtcoreBackend(Backend):
     """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        super().__init__(job)
         self.fast = job.backend == "ftcore-fast"
         self.compile = self.fast and job.compile
 
@@ -114,9 +113,6 @@ class FtcoreBackend(Backend):
 class TransformersBackend(Backend):
     """transformers with its default attention, the fused kernel; trained without its Trainer."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
     def load(self) -> Any:
         import transformers
 
@@ -127,9 +123,6 @@ class TransformersBackend(Backend):
             self.job.checkpoint, config=config, dtype=torch.bfloat16 if bf16 else torch.float32
         )
         return model.to(self.job.device).eval()
-
-    def prepare(self, model: Any) -> Any:
-        return model
 
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
         return _generate(model.generate, prompts, self.job.case)
@@ -161,7 +154,7 @@ class CTranslate2Backend(Backend):
     """CTranslate2, which has its own checkpoint format, takes token strings and cannot train."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        super().__init__(job)
         self.library: Any = importlib.import_module("ctranslate2")
         self.compute_type = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[job.dtype]
         self.converted = Path(job.checkpoint) / "ctranslate2"
@@ -196,9 +189,6 @@ class CTranslate2Backend(Backend):
             intra_threads=self.job.threads,
         )
 
-    def prepare(self, model: Any) -> Any:
-        return model
-
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
         case = self.job.case
         rows = [[_token(number) for number in row] for row in prompts.tolist()]
@@ -213,9 +203,6 @@ class CTranslate2Backend(Backend):
             )
             best = [result.sequences[0] for result in results]
         return [[int(token[1:-1]) for token in tokens] for tokens in best]
-
-    def training_step(self) -> Step:
-        raise NotImplementedError("does not train")
 
 
 def _token(number: int) -> str:

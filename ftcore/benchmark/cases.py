@@ -20,11 +20,7 @@ class Case:
     axis: str = ""  # of the growth figure: what varies
 
     def fit(self, positions: int) -> "Case":
-        """Shorten to a model with fewer positions.
-
-        Raises:
-            ValueError: less than a prompt and a new token fit.
-        """
+        """Shorten to a model with fewer positions. Raises ValueError for fewer than two."""
         if positions < 2:
             raise ValueError(f"n_positions is {positions}, expected at least 2: a prompt and a new token")
         target = min(self.target, positions // 2)

@@ -54,11 +54,7 @@ def random_prompts(case: Case, vocab_size: int) -> Tensor:
 
 
 def training_data(model: Model, train: str | None, tokenizer: str | None) -> tuple[str, Files]:
-    """The task, and the training file and tokenizer directory; None selects those of the repository.
-
-    Raises:
-        ValueError: not given, and not in a clone of the repository.
-    """
+    """The task, and the training file and tokenizer directory; None selects those of a clone."""
     task: Literal["qa", "emotion"] = "qa" if model.config.is_encoder_decoder else "emotion"
     return task, find_files(TrainOptions(task=task, train=[train] if train else None, model=tokenizer))
 

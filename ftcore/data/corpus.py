@@ -27,10 +27,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ftcore.checkpoints.files import file_lock, parse_json, write_atomically
+from ftcore.checkpoints.files import file_lock, open_text, parse_json, write_atomically
 from ftcore.data.arrow_rows import arrow_format
 from ftcore.data.dataset import check_family
-from ftcore.data.files import Paths, expand_files, open_data, read_chunks, text_of
+from ftcore.data.files import Paths, expand_files, read_chunks, text_of
 from ftcore.data.rows import find_row_format, read_rows
 from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
 from ftcore.data.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def is_plain_text(path: Path, *, compressed: bool = True) -> bool:
     """
     if arrow_format(path):
         return False
-    with open_data(path) as file:
+    with open_text(path, gunzip=True) as file:
         is_gzip = isinstance(file.buffer, GzipFile)
         return find_row_format(path, file) == "text" and (compressed or not is_gzip)
 

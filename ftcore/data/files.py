@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from gzip import GzipFile
 from io import TextIOWrapper
 from itertools import islice
@@ -64,11 +63,6 @@ def suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def open_data(path: Path) -> AbstractContextManager[TextIOWrapper]:
-    """`open_text`, for gzip files too."""
-    return open_text(path, gunzip=True)
-
-
 def peek_text(file: TextIOWrapper) -> str:
     """The first characters of a file that was just opened, without white space before them."""
     start = file.buffer.peek(2**13)  # type: ignore[attr-defined]
@@ -77,7 +71,7 @@ def peek_text(file: TextIOWrapper) -> str:
 
 def read_chunks(path: Path, size: int) -> Iterator[str]:
     """The text of a file larger than memory: `size` characters at a time."""
-    with open_data(path) as file:
+    with open_text(path, gunzip=True) as file:
         line = 1
         while chunk := file.read(size):
             check_no_nul(chunk, path, line)

@@ -14,8 +14,9 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Literal
 
+from ftcore.checkpoints.files import open_text
 from ftcore.data.arrow_rows import arrow_format, arrow_rows
-from ftcore.data.files import Row, listed, numbered, open_data, peek_text, read_lines, suffix
+from ftcore.data.files import Row, listed, numbered, peek_text, read_lines, suffix
 from ftcore.data.json_rows import json_rows
 from ftcore.output import printable, warn
 
@@ -40,7 +41,7 @@ def read_rows(
     if arrow_format(path):
         yield from arrow_rows(path)
         return
-    with open_data(path) as file:
+    with open_text(path, gunzip=True) as file:
         row_format = find_row_format(path, file)
         if row_format == "json":
             rows = json_rows(path, file, expected, squad)
@@ -86,11 +87,7 @@ def _is_header(fields: list[str]) -> bool:
 
 
 def labeled_row(line: str, where: str) -> Row:
-    """The row of a line `text;label`.
-
-    Raises:
-        ValueError: no semicolon.
-    """
+    """The row of a line `text;label`. Raises ValueError without a semicolon."""
     # The last semicolon: the text may contain others, a label does not.
     content, separator, label = line.rpartition(";")
     if not separator:

@@ -161,11 +161,7 @@ class Arguments:
 
     @property
     def start_id(self) -> int:
-        """The first decoder input.
-
-        Raises:
-            ValueError: neither file of the checkpoint has one.
-        """
+        """The first decoder input. Raises ValueError if neither file of the checkpoint has one."""
         start = self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
         if start is None:
             raise ValueError(

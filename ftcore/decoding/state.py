@@ -20,15 +20,9 @@ class FastStep(Protocol):
     Models from `prepare_for_decoding` have one. It is not used while the model has hooks.
     """
 
-    def __call__(
-        self,
-        model: Any,
-        new_ids: Tensor,
-        cache: KVCache,
-        mask: Tensor | None,
-        encoder_output: Tensor | None,
-        encoder_mask: Tensor | None,
-    ) -> Tensor: ...
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The logits (R, V), from the arguments of `next_logits`."""
+        ...
 
     def supports(self, sources: int, rows: int) -> bool:
         """Whether the batch may shrink to this size in the middle of a search."""
@@ -73,9 +67,7 @@ class DecoderState:
         self.sources = torch.arange(len(source_ids), device=source_ids.device)  # (B',) those in the batch
         self.rows: Tensor | None = None  # (R',) the rows of these sources, ascending; None for all
         self.logits: Tensor | None = None  # (R, V) the last logits of each row
-        self.mask = prompt_mask  # (R', capacity)
-        if prompt_mask is not None:
-            self.mask = extended(prompt_mask, capacity)
+        self.mask = extended(prompt_mask, capacity)  # (R', capacity)
         self.encoder_output: Tensor | None = None  # (B', S, D) T5's
         self.encoder_mask: Tensor | None = None  # (B', S)
         self.fast_step: FastStep | None = None if is_hooked(model) else getattr(model, "fast_step", None)
@@ -102,7 +94,7 @@ class DecoderState:
             for tensor in (self.source_ids, self.source_mask, self.prompt_mask)
         )
         ids = ids.clamp(max=self.model.config.vocab_size - 1)  # rows that have ended may hold other pad ids
-        mask = None if mask is None else extended(mask, ids.shape[1])
+        mask = extended(mask, ids.shape[1])
         if self.is_encoder_decoder:
             self.model(source_ids, source_mask, ids, mask)
         else:
@@ -186,9 +178,9 @@ def next_logits(
     return model.lm_head(hidden[:, -1:])[:, -1].float()
 
 
-def extended(mask: Tensor, length: int) -> Tensor:
-    """A mask (R, T) for `length` positions: none after the prompt is padding."""
-    return F.pad(mask, (0, length - mask.shape[1]), value=1)
+def extended(mask: Tensor | None, length: int) -> Tensor | None:
+    """A mask (R, T) for `length` positions, of which none after the prompt is padding; None stays None."""
+    return None if mask is None else F.pad(mask, (0, length - mask.shape[1]), value=1)
 
 
 def is_hooked(model: nn.Module) -> bool:

@@ -30,7 +30,7 @@ class ScoredText(NamedTuple):
 def generate_texts(
     model: Model,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[list[int]],
     *,
     batch_size: int = 8,
     progress: bool = False,
@@ -45,6 +45,7 @@ def generate_texts(
     GPT-2 continues an empty text from BOS.
 
     Args:
+        texts: strings, or their token ids, such as the sources of a dataset.
         batch_size: in texts.
         skip_special_tokens: leave out sentinels and other special tokens; end token and padding always are.
         return_scores: return a `ScoredText` in place of each string.
@@ -55,50 +56,18 @@ def generate_texts(
         One string per text; with num_return_sequences > 1 one list of strings per text.
 
     Raises:
-        ValueError: a wrong argument, or a prompt that is too long, or empty without BOS, with its number
-            from 1.
+        ValueError: a batch size below 1, another wrong argument, or a prompt that is too long, or empty
+            without BOS, with its number from 1.
     """
     if isinstance(texts, str):
         raise ValueError(f"texts is {shown(texts)}, expected a list of texts")
-    sources = [tokenizer.encode(text) for text in texts]
-    warn_of_final_spaces(model, texts)
-    return generate_from_ids(
-        model,
-        tokenizer,
-        sources,
-        batch_size=batch_size,
-        progress=progress,
-        skip_special_tokens=skip_special_tokens,
-        generator=generator,
-        return_scores=return_scores,
-        **arguments,
-    )
-
-
-def generate_from_ids(
-    model: Model,
-    tokenizer: Tokenizer,
-    sources: Sequence[list[int]],
-    *,
-    batch_size: int = 8,
-    progress: bool = False,
-    skip_special_tokens: bool = True,
-    return_scores: bool = False,
-    generator: Generators | None = None,
-    **arguments: Any,
-) -> list[Any]:
-    """Generate as `generate_texts`, for encoded texts such as the sources of a dataset.
-
-    Args:
-        sources: token ids of each text.
-        batch_size, skip_special_tokens, return_scores, generator, arguments: see `generate_texts`.
-
-    Raises:
-        ValueError: a batch size below 1.
-    """
     batch_size = convert("batch_size", batch_size, int)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    sources: Sequence[list[int]] = [
+        tokenizer.encode(text) if isinstance(text, str) else text for text in texts
+    ]
+    warn_of_final_spaces(model, [text for text in texts if isinstance(text, str)])
     check_generators(generator, len(sources))
     chosen = arguments_for(model, arguments)
     sources = checked_prompts(model, chosen, sources)
@@ -126,6 +95,9 @@ def generate_from_ids(
                 )
             bar.update(len(batch))
     return answers if chosen.num_return_sequences > 1 else [answer for [answer] in answers]
+
+
+generate_from_ids = generate_texts  # its name for token ids
 
 
 def stream_text(

@@ -110,7 +110,7 @@ def run_checks(run: Run, loop: Loop, directory: Path) -> Iterator[tuple[str, Res
 
 def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
     """Overfit a batch and generate its targets: checks loss, labels, optimizer steps and end tokens."""
-    candidates = sample_by_length(_train_set(run), 4 * ROWS)
+    candidates = sample_by_length(run.train_loader.dataset, 4 * ROWS)
     by_prompt = {tuple(_prompt_and_target(run, candidates, i)[0]): i for i in range(len(candidates))}
     examples = Subset(candidates, list(by_prompt.values())[:ROWS])  # no prompt with two targets
     run = replace(run, options=replace(run.options, label_smoothing=0.0))
@@ -143,7 +143,7 @@ def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
 
 def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     """Compare losses and gradients of large batches and of the same batches in micro-batches."""
-    dataset = _train_set(run)
+    dataset = run.train_loader.dataset
     rows = min(ROWS, 2 * len(dataset) // 5)  # two full steps, and examples for a shorter one
     size = max(1, rows // SPLIT)
     count = rows // size
@@ -172,7 +172,7 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 
 def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     """Compare an uninterrupted run with one that is stopped within an epoch, saved and resumed."""
-    dataset = _train_set(run)
+    dataset = run.train_loader.dataset
     size = min(ROWS // 2, len(dataset) // 4)
     if not size:
         return Result(f"too few training examples: {len(dataset)}")
@@ -209,7 +209,7 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 @torch.no_grad()
 def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
     """Compare loss and hidden states of examples alone and padded to a common length."""
-    examples = sample_by_length(_train_set(run), ROWS)
+    examples = sample_by_length(run.train_loader.dataset, ROWS)
     layout = {"pad_to_max_length": run.options.pad_to_max_length}
     # GPT-2 is trained with right padding, hidden by the causal mask, and generates with left padding.
     [trained] = _batches(run, examples, ROWS, **layout)
@@ -235,7 +235,7 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
 @torch.no_grad()
 def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     """Compare hidden states computed at once and token by token with a cache, as in generation."""
-    examples = sample_by_length(_train_set(run), ROWS, by_labels=True)
+    examples = sample_by_length(run.train_loader.dataset, ROWS, by_labels=True)
     [batch] = _batches(run, examples, ROWS, padding_side=examples.generation_side)
     model = copy.deepcopy(run.model).double().eval()
     hidden, without_first = _hidden(model, batch), _hidden(model, batch, hide_first=True)
@@ -313,10 +313,6 @@ def trial_run(
         learning_rate=lambda step: options.lr,
         progress=Progress(),
     )
-
-
-def _train_set(run: Run) -> ExampleDataset:
-    return run.train_loader.dataset
 
 
 def _batches(run: Run, examples: Subset, size: int, **layout: Any) -> list[Batch]:

@@ -120,11 +120,7 @@ def _root_mean_square(tensor: Tensor) -> float:
 
 
 def autocast(precision: Precision, device: torch.device) -> Autocast:
-    """The context of a forward pass, used as `with autocast(): ...`.
-
-    Raises:
-        ValueError: fp16 on a CPU, which has no kernels for it.
-    """
+    """The context of a forward pass, `with autocast(): ...`. Raises ValueError for fp16 on a CPU."""
     if precision == "fp32":
         return nullcontext
     if precision == "fp16" and device.type != "cuda":

@@ -1,11 +1,10 @@
 """The options of `python -m ftcore.train`, as the user gives them and with all defaults filled in."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcore.cli import check_options, option
+from ftcore.cli import option
 from ftcore.metrics import METRICS_HELP, metric_names
 from ftcore.output import flag
 from ftcore.training.task_options import TaskName, TaskOptions
@@ -332,7 +331,6 @@ class TrainOptions(TaskOptions):
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
         super().__post_init__()
         metric_names(self.metrics)
         for text in self.set or []:
@@ -351,52 +349,42 @@ class TrainOptions(TaskOptions):
                 raise ValueError(f"{flag(name)} needs --lora-rank")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the directory of the run to continue")
-        for contradicts, message in self._contradictions():
-            if contradicts:
-                raise ValueError(message)
+        self._check_contradictions()
 
-    def _contradictions(self) -> Iterator[tuple[object, str]]:
-        yield (
-            self.packing and self.pad_to_max_length,
-            "--packing contradicts --pad-to-max-length: packed rows need no fixed length",
-        )
-        yield (
-            self.optimizer == "adafactor" and self.relative_steps is False,
-            "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
-            "train_config.json): its steps are always relative",
-        )
-        yield (
-            self.resume and self.overwrite,
-            "--resume continues a run, --overwrite replaces it: choose one",
-        )
+    def _check_contradictions(self) -> None:
+        if self.packing and self.pad_to_max_length:
+            raise ValueError("--packing contradicts --pad-to-max-length: packed rows need no fixed length")
+        if self.optimizer == "adafactor" and self.relative_steps is False:
+            raise ValueError(
+                "--optimizer adafactor contradicts --no-relative-steps (relative_steps false, in a saved "
+                "train_config.json): its steps are always relative"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("--resume continues a run, --overwrite replaces it: choose one")
         for name in ("check", "dry_run"):
-            nothing = self.resume and getattr(self, name)
-            yield nothing, f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
-        yield (
-            self.metrics and self.eval_answers == 0,
-            "--metrics contradicts --eval-answers 0: metrics are of generated answers",
-        )
-        relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
-        yield (
-            self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps),
-            f"--lora-rank contradicts {relative}: half of LoRA's matrices start at 0, and steps relative to "
-            "their size would hardly move them",
-        )
-        yield (
-            self.lora_rank and self.freeze,
-            "--lora-rank contradicts --freeze: LoRA freezes all of the model's own weights",
-        )
-        yield (
-            self.lora_rank and self.from_scratch,
-            "--lora-rank contradicts --from-scratch: LoRA adapts a trained model",
-        )
-        yield (
-            self.parallel == "fsdp" and self.optimizer == "adafactor",
-            "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
-            "which are on several processes. Use adamw, with --relative-steps if you like, or ddp",
-        )
-        yield (
-            self.parallel == "fsdp" and self.precision == "fp16",
-            "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients that "
-            "overflow on another process. Use bf16, or ddp",
-        )
+            if self.resume and getattr(self, name):
+                raise ValueError(
+                    f"{flag(name)} trains nothing, so that there is nothing to --resume: choose one"
+                )
+        if self.metrics and self.eval_answers == 0:
+            raise ValueError("--metrics contradicts --eval-answers 0: metrics are of generated answers")
+        if self.lora_rank and (self.optimizer == "adafactor" or self.relative_steps):
+            relative = "--optimizer adafactor" if self.optimizer == "adafactor" else "--relative-steps"
+            raise ValueError(
+                f"--lora-rank contradicts {relative}: half of LoRA's matrices start at 0, and steps relative "
+                "to their size would hardly move them"
+            )
+        if self.lora_rank and self.freeze:
+            raise ValueError("--lora-rank contradicts --freeze: LoRA freezes all of the model's own weights")
+        if self.lora_rank and self.from_scratch:
+            raise ValueError("--lora-rank contradicts --from-scratch: LoRA adapts a trained model")
+        if self.parallel == "fsdp" and self.optimizer == "adafactor":
+            raise ValueError(
+                "--parallel fsdp contradicts --optimizer adafactor: torch's takes means of rows and columns, "
+                "which are on several processes. Use adamw, with --relative-steps if you like, or ddp"
+            )
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "--parallel fsdp contradicts --precision fp16: torch's loss scaling does not see gradients "
+                "that overflow on another process. Use bf16, or ddp"
+            )

@@ -152,7 +152,8 @@ def render(report: Report) -> str:
 def _scores(report: Report) -> str:
     """Metrics of the best validation, in large type, one row for each validation set."""
     step = report.predictions[0]["step"] if report.predictions else None
-    lines = [line for line in report.metrics if _is_validation(line) and step in (None, line["step"])]
+    validations = [line for line in report.metrics if any(key.endswith("valid_loss") for key in line)]
+    lines = [line for line in validations if step in (None, line["step"])]
     if not lines:
         return ""
     rows: dict[str, list[str]] = {}
@@ -166,10 +167,6 @@ def _scores(report: Report) -> str:
         (f"\n<h3>{escape(name)}</h3>" if name else "") + f'\n<dl class="scores">{"".join(cells)}</dl>'
         for name, cells in rows.items()
     )
-
-
-def _is_validation(line: Mapping[str, Any]) -> bool:
-    return any(split_key(key)[1] == "valid_loss" for key in line)
 
 
 _LOSS = {"valid_loss": "validation loss", "perplexity": "perplexity", "token_accuracy": "token accuracy"}

@@ -3,10 +3,9 @@
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
 
 import torch
 
@@ -170,7 +169,7 @@ class Run:
         In this order: after a kill in between, the resumed run writes last/ again.
         """
         self._save_weights(self.directory.last)
-        save_state(self.directory.state, **self._stateful(), progress=asdict(self.progress))
+        save_state(self)
         self._report_save(self.directory.last)
 
     def _report_save(self, directory: Path) -> None:
@@ -212,7 +211,7 @@ class Run:
             ValueError: it is damaged, or of a run with other options, data, model or optimizer.
         """
         state = self.directory.state
-        (saved, options), types = load_state(state, **self._stateful()), typing.get_type_hints(Progress)
+        (saved, options), types = load_state(self), typing.get_type_hints(Progress)
         for name, value in saved.items():
             if name not in types or not fits(value, types[name]):
                 raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
@@ -239,16 +238,6 @@ class Run:
             f"goal       {old_goal:,} -> {goal:,} steps. From here on the learning rate is that of a run "
             f"planned for {goal:,} steps: {last:.3g} in step {step}, {following:.3g} in step {step + 1}"
         )
-
-    def _stateful(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scaler": self.scaler,
-            "loader": self.train_loader,
-            "options": self.options,
-            "fingerprints": self.fingerprints,
-        }
 
     def failure(self, what: str) -> FloatingPointError:
         """The error of a run that cannot continue, with advice."""

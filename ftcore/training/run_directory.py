@@ -25,9 +25,8 @@ class RunDirectory:
         self.best = path / "best"
         self.last = path / "last"
         self.checkpoints = path / "checkpoints"  # every --save-every steps: step-000500, step-001000 ...
-        self.state = (
-            path / "state" / "training_state.pt"
-        )  # for --resume; with fsdp, sharded-000500/ beside it
+        # For --resume; with fsdp, sharded-000500/ beside it.
+        self.state = path / "state" / "training_state.pt"
         self.config = path / "train_config.json"  # the options of the run
         self.metrics = path / "metrics.jsonl"
         self.predictions = path / "predictions.jsonl"  # answers of the weights at best/ in the validation

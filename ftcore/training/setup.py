@@ -94,11 +94,7 @@ def set_dropout(model: Model, rate: float) -> None:
 
 
 def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
-    """Replace layers by faster ones, see `ftcore.fast.prepare_for_training`.
-
-    Raises:
-        ValueError: ftcore.fast, which may be left out of an installation, is missing.
-    """
+    """Replace layers by faster ones. Raises ValueError without ftcore.fast, which may be left out."""
     try:
         from ftcore.fast import prepare_for_training
     except ImportError as error:
@@ -108,11 +104,7 @@ def prepare_fast(model: Model, device: torch.device, *, compile: bool) -> None:
 
 
 def without_files(options: TrainOptions, train_set: object, valid_set: object) -> TrainOptions:
-    """The options of a run with examples of the caller's own, which are read from no files.
-
-    Raises:
-        ValueError: files are named, too.
-    """
+    """The options of a run with examples of the caller's own. Raises ValueError if files are named, too."""
     for option, given in (("train", train_set), ("valid", valid_set)):
         if given is not None and getattr(options, option):
             raise ValueError(f"`{option}` names files, and {option}_set is given too: choose one")

@@ -128,11 +128,7 @@ def save_sharded(
 def load_sharded(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Fill model and optimizer from a state; either may be sharded or not. A collective.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """Fill model and optimizer, sharded or not. A collective. Raises ValueError if a file is damaged."""
     if "shards" not in state:
         _load_unsharded(state, model, optimizer)
         return
@@ -195,9 +191,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 def _new_directory(parent: Path, step: int) -> Path:
     """A name that no state refers to: one step may be saved twice, at the end of a run and after a kill."""
-    for attempt in count():
-        directory = parent / (f"sharded-{step:06d}" + (f"-{attempt}" if attempt else ""))
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            return directory
-    raise AssertionError("count() is endless")
+    paths = (parent / (f"sharded-{step:06d}" + (f"-{attempt}" if attempt else "")) for attempt in count())
+    directory = next(path for path in paths if not path.exists())
+    directory.mkdir(parents=True)
+    return directory

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,46 +25,32 @@ from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.tensors import load_pickle
 from ftcore.cli import check_resumed
-from ftcore.data.loader import DataLoader
-from ftcore.models import Model
 from ftcore.output import one_line, warn
-from ftcore.training.defaults import RunOptions
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
 from ftcore.training.options import GOAL, TrainOptions
 from ftcore.training.run_files import data_files
 
+if TYPE_CHECKING:
+    from ftcore.training.run import Run
+
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
 
 
-def save_state(
-    path: Path,
-    *,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: DataLoader,
-    options: RunOptions,
-    fingerprints: dict[str, str],
-    progress: dict[str, Any],
-) -> None:
-    """Write everything that `load_state` reads. A collective.
-
-    Args:
-        fingerprints: see `setup.fingerprint`.
-        progress: the caller's numbers, strings, lists and dicts; `step` among them.
-    """
+def save_state(run: "Run") -> None:
+    """Write everything that `load_state` reads. A collective."""
+    path, model, optimizer = run.directory.state, run.model, run.optimizer
     random, *random_of_others = all_gather(random_state())
     state = {
-        "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "loader": run.train_loader.state_dict(),
         "random": random,
         "random_of_others": random_of_others,  # ranks 1, 2, ...
-        "options": asdict(options),
+        "options": asdict(run.options),
         "config": model.config.to_dict(),
-        "fingerprints": fingerprints,
+        "fingerprints": run.fingerprints,
         "versions": versions(),
         "optimizer_class": type(optimizer).__name__,
-        "progress": progress,
+        "progress": asdict(run.progress),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     directory: str | None = None
@@ -78,42 +64,37 @@ def save_state(
     on_main(lambda: _remove_shards(path.parent, keep=directory))
 
 
-def load_state(
-    path: Path,
-    *,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: DataLoader,
-    options: RunOptions,
-    fingerprints: dict[str, str],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Restore everything and return the caller's `progress`, and the options of the saved run. A collective.
+def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore a run; returns its saved progress and the options of the saved run. A collective.
 
     Raises:
         ValueError: the file is damaged, or options, data, model or number of processes differ from the saved
             run's in a way that would change its results.
     """
+    path, model, optimizer = run.directory.state, run.model, run.optimizer
     with sync_errors():
         state = read_state(path)
-        _require_same_options(state, options, path)
-        _require_same_data(state, options, fingerprints, path.parent.parent)
-        _require_same_model(state, model, options, path.parent.parent)
-        _require_same_optimizer(state, optimizer, path.parent.parent)
-        _warn_of_other_versions(state, path.parent.parent)
-        here: dict[str, Any] = {"scaler": scaler.state_dict(), "loader": loader.state_dict()}
+        _require_same_options(state, run)
+        _require_same_data(state, run)
+        _require_same_model(state, run)
+        _require_same_optimizer(state, run)
+        _warn_of_other_versions(state, run)
         random = {"cpu": torch.get_rng_state()}
-        here |= {"random": random, "random_of_others": [random] * len(state["random_of_others"])}
+        here: dict[str, Any] = {
+            "scaler": run.scaler.state_dict(),
+            "loader": run.train_loader.state_dict(),
+            "random": random,
+            "random_of_others": [random] * len(state["random_of_others"]),
+        }
         if "model" in state:
-            here |= {"model": model.state_dict()}
-        if "model" in state and type(optimizer) in _OPTIMIZERS:
-            moments = _moments(optimizer)
-            saved = state["optimizer"]["state"]
-            here |= {"optimizer": {"state": {number: moments.get(number) for number in saved}}}
+            here["model"] = model.state_dict()
+            if type(optimizer) in _OPTIMIZERS:
+                moments = _moments(optimizer)
+                here["optimizer"] = {"state": {n: moments.get(n) for n in state["optimizer"]["state"]}}
         _require_kinds(state, here, path)
-        scaler.load_state_dict(state["scaler"])
+        run.scaler.load_state_dict(state["scaler"])
         try:
-            loader.load_state_dict(state["loader"])
+            run.train_loader.load_state_dict(state["loader"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if is_sharded(model) or "shards" in state:
@@ -144,11 +125,7 @@ def saved_step(path: Path) -> int | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state, as far as it can be checked without the run.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The state, as far as it can be checked without the run. Raises ValueError if it is damaged."""
     plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
     plain["fingerprints"] = {"train": ""}
     try:
@@ -233,27 +210,26 @@ def sha256(file: str) -> str:
 # What must be the same. Fields that an older version did not save are not checked.
 
 
-def _require_same_options(state: Mapping[str, Any], options: RunOptions, path: Path) -> None:
+def _require_same_options(state: Mapping[str, Any], run: "Run") -> None:
     # States from before --fast existed were trained with these layers, unless they were compiled.
     before_fast = {"fast": not state["options"].get("compile", False)}
     saved = asdict(TrainOptions()) | before_fast | state["options"]
     one_file = {name: [saved[name]] for name in ("train", "valid") if isinstance(saved[name], str)}
-    saved |= one_file | {name: getattr(options, name) for name in GOAL}  # one file: older states
-    check_resumed(TrainOptions, saved, options, f"{path}: the run", _from_weights(path.parent.parent))
+    saved |= one_file | {name: getattr(run.options, name) for name in GOAL}  # one file: older states
+    check_resumed(TrainOptions, saved, run.options, f"{run.directory.state}: the run", _from_weights(run))
 
 
-def _from_weights(directory: Path) -> str:
-    return f"; start a new run from its weights: --model {directory / 'last'}"
+def _from_weights(run: "Run") -> str:
+    return f"; start a new run from its weights: --model {run.directory.last}"
 
 
-def _require_same_data(
-    state: Mapping[str, Any], options: RunOptions, now: dict[str, str], directory: Path
-) -> None:
+def _require_same_data(state: Mapping[str, Any], run: "Run") -> None:
     complaints = {
-        "train": f"the training file has changed since the run in {directory}{_from_weights(directory)}",
-        "valid": f"the validation file, which selected {directory / 'best'}, has changed since",
+        "train": f"the training file has changed since the run in {run.directory.path}{_from_weights(run)}",
+        "valid": f"the validation file, which selected {run.directory.best}, has changed since",
     }
-    for name, files in data_files(options).items():
+    now = run.fingerprints
+    for name, files in data_files(run.options).items():
         saved = state["fingerprints"].get(name, now.get(name))
         if saved != now.get(name):
             pairs = zip(str(saved).split(), str(now.get(name)).split(), strict=False)
@@ -261,18 +237,18 @@ def _require_same_data(
             raise ValueError(f"{(changed or files)[0]}: {complaints[name]}")
 
 
-def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOptions, directory: Path) -> None:
-    complaint = f"{options.model} is no longer the model of the run in {directory}"
+def _require_same_model(state: Mapping[str, Any], run: "Run") -> None:
+    model, directory = run.model, run.directory.path
+    complaint = f"{run.options.model} is no longer the model of the run in {directory}"
     now = model.config.to_dict()
     for key in now:  # the same shapes do not mean the same computation
         saved = state["config"].get(key, now[key])
         if saved != now[key] and key not in model.config.extra:
             raise ValueError(f"{complaint}: {key} was {saved!r} in its config.json and is {now[key]!r}")
     weights = model.state_dict()
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    if shapes != {
-        name: getattr(weight, "shape", None) for name, weight in state.get("model", weights).items()
-    }:
+    saved_weights = state.get("model", weights)
+    saved_shapes = {name: getattr(weight, "shape", None) for name, weight in saved_weights.items()}
+    if saved_shapes != {name: weight.shape for name, weight in weights.items()}:
         raise ValueError(f"{complaint}: its weights have other shapes")
 
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
@@ -284,20 +260,19 @@ def _require_same_model(state: Mapping[str, Any], model: Model, options: RunOpti
         )
 
 
-def _require_same_optimizer(
-    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, directory: Path
-) -> None:
-    now = type(optimizer).__name__
+def _require_same_optimizer(state: Mapping[str, Any], run: "Run") -> None:
+    now = type(run.optimizer).__name__
     saved = state.get("optimizer_class", now)
     if saved != now:
-        raise ValueError(f"{directory} was trained with {saved}, it cannot continue with {now}")
+        raise ValueError(f"{run.directory.path} was trained with {saved}, it cannot continue with {now}")
 
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def _warn_of_other_versions(state: Mapping[str, Any], directory: Path) -> None:
+def _warn_of_other_versions(state: Mapping[str, Any], run: "Run") -> None:
+    directory = run.directory.path
     for package, now in versions().items():
         saved = state["versions"].get(package, now)
         if saved != now:  # an upgrade during a long run should not lose it

@@ -8,7 +8,7 @@ from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcore.checkpoints.files import read_json
-from ftcore.cli import option
+from ftcore.cli import check_options, option
 from ftcore.output import one_line
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class TaskOptions:
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.labels is not None and len(self.labels) == 1 and "=" not in self.labels[0]:
             self.labels = _read_labels(Path(self.labels[0]))
         for name in ("columns", "labels"):

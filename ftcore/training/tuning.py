@@ -30,11 +30,7 @@ Distribution = Any  # optuna.distributions.BaseDistribution
 
 
 def import_optuna() -> Any:
-    """Import Optuna, an optional dependency; its log shows warnings only.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import Optuna; its log shows warnings only. Raises ValueError if it is not installed."""
     try:
         import optuna
     except ImportError:
