@@ -163,7 +163,9 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         synonyms = {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
         word = unknown[0].partition("=")[0].replace("_", "-")
         hint = did_you_mean(word, flags, synonyms)
-        if not word.startswith("-") and any(field.metadata["positional"] for field in dataclasses.fields(options)):
+        if not word.startswith("-") and any(
+            field.metadata["positional"] for field in dataclasses.fields(options)
+        ):
             hint = "; quote a text with spaces"
         parser.error(f"unknown argument {unknown[0]!r}{hint}")
     from_line = vars(given)
