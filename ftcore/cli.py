@@ -156,6 +156,7 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
     has a field of that name. Exits with status 2 and one line where something is unknown, missing or of the
     wrong type, or where the dataclass itself (its `__post_init__`) raises ValueError.
     """
+    fields = dataclasses.fields(options)  # type: ignore[arg-type]
     parser = _parser(options, command)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -163,16 +164,14 @@ def parse(options: type[Options], argv: Sequence[str] | None = None, *, command:
         synonyms = {flag(also): f"{flag(name)} {value}".rstrip() for also, name, value in _also(options)}
         word = unknown[0].partition("=")[0].replace("_", "-")
         hint = did_you_mean(word, flags, synonyms)
-        if not word.startswith("-") and any(
-            field.metadata["positional"] for field in dataclasses.fields(options)
-        ):
+        if not word.startswith("-") and any(field.metadata["positional"] for field in fields):
             hint = "; quote a text with spaces"
         parser.error(f"unknown argument {unknown[0]!r}{hint}")
     from_line = vars(given)
     config = from_line.pop("config", None) if _takes_config_file(options) else None
     try:
         values = (_read_config(options, Path(config)) if config else {}) | from_line
-        for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        for field in fields:
             if field.name not in values and field.default is REQUIRED:
                 raise ValueError(f"{flag(field.name)} is missing")
         return options(**values)
