@@ -89,7 +89,7 @@ def checked_ids(ids: Tensor, name: str, device: torch.device) -> Tensor:
     if not isinstance(ids, Tensor):
         raise ValueError(
             f"{name} is {shown(ids)}, expected a tensor of token ids with the shape (rows, tokens); "
-            "`generate_texts` takes texts"
+            "generate_texts takes texts"
         )
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
