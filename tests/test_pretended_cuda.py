@@ -84,20 +84,22 @@ ALLOWED = {
     "train.py clip_gradients: item",
     "train.py take_step: item",  # Adafactor's own
     "training/loss.py _hidden: __bool__",
+    "training/loss.py _target_hidden: __getitem__",
     "training/loss.py batch_loss: __getitem__",
     "training/loss.py batch_loss: __int__",
     "models/config.py check_ids: tolist",
     "training/optim.py _root_mean_square: item",
     "training/scoring.py score_loss: item",
     "training/scoring.py score_loss: __int__",
-    "decoding/search.py checked_source: __bool__",
-    "decoding/search.py sample: tolist",
-    "decoding/search.py beam_search: tolist",
-    "decoding/search.py beam_search: __bool__",
-    "decoding/search.py beam_search: __int__",
-    "decoding/text.py generate_from_ids: tolist",
+    "decoding/inputs.py checked_mask: __bool__",
+    "decoding/inputs.py checked_source: __bool__",
+    "decoding/sampling.py sample: tolist",
+    "decoding/beam_search.py beam_search: tolist",
+    "decoding/beam_search.py returned_hypotheses: __bool__",
+    "decoding/beam_search.py returned_hypotheses: __int__",
+    "decoding/text.py <genexpr>: tolist",
     "checkpoints/tensors.py <dictcomp>: to the CPU",  # a save
-    "training/setup.py <listcomp>: __bool__",  # a save: are all weights finite?
+    "training/run.py <listcomp>: __bool__",  # a save: are all weights finite?
     "training/state.py save_state: item",
 }
 
@@ -279,7 +281,7 @@ FAULTS: list[tuple[str, Any, str, str, str, Callable[[Any], None]]] = [
     ("gpt2", ftcore.models.attention, "attention_mask_bias", ", device=like.device", "", forward),
     ("gpt2", ftcore.models.gpt2.GPT2Model, "_position_ids", ", device=device", "", forward),
     ("t5", ftcore.models.t5, "relative_position_bias", ", device=table.weight.device", "", forward),
-    ("t5", ftcore.decoding.state.DecoderState, "expand", ", device=logits.device", "", search),
+    ("t5", ftcore.decoding.state.DecoderState, "prefill", ", device=logits.device", "", search),
     ("t5", ftcore.decoding.processors, "token_set", ", device=ids.device", "", search),
 ]
 

@@ -6,6 +6,7 @@ summed over the ranks. In a single process all of these functions are no-ops.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -123,16 +124,15 @@ def wrap(
     model: Model, device: torch.device, strategy: Strategy | None, loss: Loss = batch_loss
 ) -> ComputeLoss:
     """Move a model to the device. Returns its loss, whose backward pass averages over the ranks."""
-    compute_loss = BatchLoss(model, loss)
     if strategy == "fsdp":
         from ftcore.training.sharded import shard  # this part of torch takes a second to import
 
-        return shard(compute_loss, device)
+        return shard(BatchLoss(model, loss), device)
     model.to(device)
     if strategy == "ddp":
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(compute_loss, device_ids=device_ids)
-    return compute_loss
+        return DistributedDataParallel(BatchLoss(model, loss), device_ids=device_ids)
+    return partial(loss, model)
 
 
 def accumulate(compute_loss: ComputeLoss, *, is_last: bool) -> AbstractContextManager:
