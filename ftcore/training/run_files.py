@@ -48,7 +48,7 @@ def find_files(options: TrainOptions) -> Files:
                 valid = [_in_clone(path, "valid") for path in embedded.valid or []]
     for name, given in (("model", model), ("train", train)):
         if given is None:
-            raise ValueError(f"--task {options.task} has no default for --{name}: pass one")
+            raise ValueError(f"`task` {options.task} has no default for `{name}`: pass one")
     sets = valid_files(valid or [])
     valid = [f"{name}={path}" if name else path for name, paths in sets.items() for path in _expand(paths)]
     return Files(str(model), _expand(train or []), valid or None)
@@ -93,7 +93,7 @@ def clone_path(path: str) -> Path:
 def _in_clone(path: str, option: str) -> str:
     if not clone_path(path).exists():
         raise ValueError(
-            f"{path}, the default of --{option}, is not here: it comes with a clone of the project. "
-            "Pass --model, --train and --output, or run this in a clone"
+            f"{path}, the default of `{option}`, is not here: it comes with a clone of the project. "
+            "Pass `model`, `train` and `output`, or run this in a clone"
         )
     return path if Path(path).resolve() == clone_path(path) else str(clone_path(path))
