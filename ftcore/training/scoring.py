@@ -173,7 +173,7 @@ def score_loss(
     with eval_mode(model), torch.no_grad(), autocast():
         for batch in loader:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            loss = compute_loss(batch)
+            loss = compute_loss(batch, 0.0)
             total += loss.total.item()
             failed = batch if failed is None and not math.isfinite(total) else failed
             correct += int(loss.correct)
