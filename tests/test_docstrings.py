@@ -122,10 +122,13 @@ def documented_methods() -> dict[str, set[str]]:
 
 def problems(name: Name) -> Iterator[str]:
     """What a docstring lacks."""
-    if not name.text:
-        if name.node.name not in documented_methods().get(name.owner, set()):
-            yield "no docstring"
-        return
+    if name.text:
+        yield from problems_of_a_docstring(name)
+    elif name.node.name not in documented_methods().get(name.owner, set()):
+        yield "no docstring"
+
+
+def problems_of_a_docstring(name: Name) -> Iterator[str]:
     summary = " ".join(name.text.partition("\n\n")[0].split())
     if not summary.endswith((".", ":")) and not re.match(r"\(.+\) -> ", summary):
         yield "its first sentence has no full stop"

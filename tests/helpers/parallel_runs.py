@@ -42,7 +42,7 @@ def traced(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Recorder(Callback):
-    """What a process is told; the last one alone stops the run after two steps."""
+    """Records the calls of a process; that of the last rank stops the run after two steps."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []

@@ -36,7 +36,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
 
 
 class Recorder(Callback):
-    """Everything that a callback is told, in order."""
+    """Records the arguments of every call, in order."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
