@@ -63,7 +63,8 @@ panels.beams = {
         "p",
         { class: "soft" },
         `Each step considers the ${candidates} best one-token extensions of the running beams. `,
-        "The score is a sum of log-probabilities, divided by the length when a hypothesis ends.",
+        "Each of these texts is a hypothesis. Its score is the sum of its tokens’ log-probabilities, divided " +
+          "by its length when it ends.",
       ),
       element(
         "div",
