@@ -4,7 +4,8 @@
 inputs, since they may change them in place.
 """
 
-from math import inf, nan
+from functools import partial
+from math import inf, log, nan
 from types import ModuleType
 from typing import Any
 
@@ -49,56 +50,41 @@ def softmax(module: ModuleType) -> None:
 
 
 def _cross_entropy(module: ModuleType) -> None:
+    def check(what: str, logits: Tensor, labels: Tensor, wrong: dict[str, Tensor]) -> None:
+        got = module.cross_entropy(logits.clone(), labels.clone())
+        same(f"cross_entropy{what}", got, F.cross_entropy(logits, labels), wrong)
+
     for rows, words in ((6, 7), (9, 120)):
         logits, labels = torch.randn(rows, words), torch.randint(words, (rows,))
         losses = F.cross_entropy(logits, labels, reduction="none")
-        p = (-losses).exp()  # of the labels
+        log_p, p = logits.log_softmax(-1), (-losses).exp()  # of all words; of the labels
         wrong = {
             "The sum of the losses is returned, expected their mean.": losses.sum(),
             "The minus of -log p is missing.": -losses.mean(),
             "The logarithm is missing.": p.mean(),
             "The mean of p is taken before the logarithm. Average the losses.": -p.mean().log(),
-            "The logarithm has base 2. torch.log is the natural one.": losses.mean()
-            / torch.tensor(2.0).log(),
+            "The logarithm has base 2. torch.log is the natural one.": losses.mean() / log(2),
             "Softmax is missing: the logits are used as if they were log p.": F.nll_loss(logits, labels),
             "Softmax is applied twice.": F.cross_entropy(logits.softmax(-1), labels),
-            "log p is averaged over all words. Only that of the label counts.": -logits.log_softmax(
-                -1
-            ).mean(),
+            "log p is averaged over all words. Only that of the label counts.": -log_p.mean(),
         }
-        same(
-            "cross_entropy(logits, labels)",
-            module.cross_entropy(logits.clone(), labels.clone()),
-            losses.mean(),
-            wrong,
-        )
+        check("(logits, labels)", logits, labels, wrong)
 
         labels[1::3] = -100
-        kept = losses[labels != -100]
+        kept = losses[labels != -100].sum()
         wrong = {
-            "The sum is divided by the number of all rows, expected of those with a label.": kept.sum()
-            / rows,
+            "The sum is divided by the number of all rows, expected of those with a label.": kept / rows,
             "Rows with the label -100 are counted too.": F.cross_entropy(logits, labels % words),
-            "The sum of the losses is returned, expected their mean.": kept.sum(),
+            "The sum of the losses is returned, expected their mean.": kept,
         }
-        same(
-            "cross_entropy where some labels are -100",
-            module.cross_entropy(logits.clone(), labels.clone()),
-            kept.mean(),
-            wrong,
-        )
+        check(" where some labels are -100", logits, labels, wrong)
 
-    logits, labels = torch.tensor([[200.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 0])
     wrong = {
         "p is rounded to 0, and log(0) is -inf. Compute log p from the scores.": torch.tensor(inf),
         "exp(200) is infinite. Subtract the row's largest score first.": torch.tensor(nan),
     }
-    same(
-        "cross_entropy([[200, 0], [1, 1]], [1, 0])",
-        module.cross_entropy(logits.clone(), labels.clone()),
-        F.cross_entropy(logits, labels),
-        wrong,
-    )
+    logits, labels = torch.tensor([[200.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 0])
+    check("([[200, 0], [1, 1]], [1, 0])", logits, labels, wrong)
 
 
 def attention(module: ModuleType) -> None:
@@ -114,37 +100,37 @@ def attention(module: ModuleType) -> None:
         )
 
 
+def _mixed(value: Tensor, scores: Tensor, dim: int = -1) -> Tensor:
+    """The values (..., S, K), mixed by the softmax of scores (..., T, S)."""
+    return scores.softmax(dim) @ value
+
+
 def _wrong_attention(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
     """What known mistakes compute from (..., T, K) and (..., S, K)."""
     queries, keys, width = query.shape[-2], *key.shape[-2:]
     products = query @ key.mT  # (..., T, S)
     scores = products / width**0.5
     weights = scores.softmax(-1)
+    mix = partial(_mixed, value)
     wrong = {
-        "The scores are not divided by sqrt(K).": products.softmax(-1) @ value,
-        "The scores are multiplied by sqrt(K), expected divided.": (scores * width).softmax(-1) @ value,
-        "The scores are divided by K, expected sqrt(K).": (products / width).softmax(-1) @ value,
-        "The scores are divided by the square root of S, expected of K.": (products / keys**0.5).softmax(-1)
-        @ value,
-        "The scores are divided by the square root of T, expected of K.": (products / queries**0.5).softmax(
-            -1
-        )
-        @ value,
-        "The division by sqrt(K) comes after the softmax, expected before.": products.softmax(-1)
-        / width**0.5
-        @ value,
-        "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": scores.softmax(-2) @ value,
+        "The scores are not divided by sqrt(K).": mix(products),
+        "The scores are multiplied by sqrt(K), expected divided.": mix(scores * width),
+        "The scores are divided by K, expected sqrt(K).": mix(products / width),
+        "The scores are divided by the square root of S, expected of K.": mix(products / keys**0.5),
+        "The scores are divided by the square root of T, expected of K.": mix(products / queries**0.5),
+        "The division by sqrt(K) comes after the softmax, expected before.": mix(products) / width**0.5,
+        "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": mix(scores, dim=-2),
         "Softmax is missing: the scores themselves are the weights.": scores @ value,
         "The keys are mixed, expected the values.": weights @ key,
     }
     if queries == keys:
         wrong |= {
-            "Query and key are swapped: a row of scores belongs to a query.": scores.mT.softmax(-1) @ value,
+            "Query and key are swapped: a row of scores belongs to a query.": mix(scores.mT),
             "The weights are transposed.": weights.mT @ value,
             "The queries are mixed, expected the values.": weights @ query,
         }
     if query.dim() > 3:
-        wrong["Softmax runs over dimension 1, expected the keys, dim=-1."] = scores.softmax(1) @ value
+        wrong["Softmax runs over dimension 1, expected the keys, dim=-1."] = mix(scores, dim=1)
     return wrong
 
 
@@ -185,30 +171,24 @@ def _wrong_masks(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> 
     width, masked = query.shape[-1], ~visible
     scores = query @ key.mT / width**0.5  # (B, H, T, S)
     right = scores.masked_fill(masked, -inf)
-    weights: dict[str, Any] = {
-        "The mask has no effect. Is it used? Is -1e-9 added in place of -inf?": scores.softmax(-1),
-        "The mask is reversed: keys that may be seen are hidden.": (
-            scores.masked_fill(visible, -inf).softmax(-1),
-            scores.masked_fill(visible, -1e9).softmax(-1),
-        ),
-        "The mask is added as 0 and 1. Masked scores must become -inf.": (scores + visible.float()).softmax(
-            -1
-        ),
-        "The mask is added as 1 and 0. Masked scores must become -inf.": (scores + masked.float()).softmax(
-            -1
-        ),
-        "Masked scores become nearly 0 (multiplied, or -1e-9 for -1e9), and exp(0) is 1. They must become "
-        "-inf.": (scores * visible).softmax(-1),
-        "0 * -inf is NaN. Use masked_fill or torch.where.": torch.full_like(scores, nan),
-        "The mask comes after the softmax: the weights no longer have the sum 1.": scores.softmax(-1)
-        * visible,
-        "The scores are not divided by sqrt(K).": (right * width**0.5).softmax(-1),
-        "The scores are multiplied by sqrt(K), expected divided.": (right * width).softmax(-1),
-        "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": right.softmax(-2),
-    }
+    mix = partial(_mixed, value)
     return {
-        sentence: tuple(weight @ value for weight in each) if isinstance(each, tuple) else each @ value
-        for sentence, each in weights.items()
+        "The mask has no effect. Is it used? Is -1e-9 added in place of -inf?": mix(scores),
+        "The mask is reversed: keys that may be seen are hidden.": (
+            mix(scores.masked_fill(visible, -inf)),
+            mix(scores.masked_fill(visible, -1e9)),
+        ),
+        "The mask is added as 0 and 1. Masked scores must become -inf.": mix(scores + visible.float()),
+        "The mask is added as 1 and 0. Masked scores must become -inf.": mix(scores + masked.float()),
+        "Masked scores become nearly 0 (multiplied, or -1e-9 for -1e9), and exp(0) is 1. They must become "
+        "-inf.": mix(scores * visible),
+        "0 * -inf is NaN. Use masked_fill or torch.where.": torch.full_like(query, nan),
+        "The mask comes after the softmax: the weights no longer have the sum 1.": (
+            scores.softmax(-1) * visible @ value
+        ),
+        "The scores are not divided by sqrt(K).": mix(right * width**0.5),
+        "The scores are multiplied by sqrt(K), expected divided.": mix(right * width),
+        "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": mix(right, dim=-2),
     }
 
 
@@ -217,24 +197,19 @@ def heads(module: ModuleType) -> None:
     for batch, length, count, width in ((2, 6, 3, 4), (3, 4, 2, 8), (1, 5, 4, 4)):
         states = torch.randn(batch, length, count * width)  # (B, T, D)
         split = split_heads(states, count)  # (B, H, T, K)
+        viewed = states.view(split.shape)
+        alternating = states.unflatten(-1, (width, count)).permute(0, 3, 1, 2)
         wrong = {
-            "`view` alone does not move numbers. Cut the last dimension, then transpose.": states.reshape(
-                split.shape
-            ),
-            "Head 0 gets every H-th number, expected the first K.": states.unflatten(
-                -1, (width, count)
-            ).permute(0, 3, 1, 2),
+            "`view` alone does not move numbers. Cut the last dimension, then transpose.": viewed,
+            "Head 0 gets every H-th number, expected the first K.": alternating,
             "The heads are behind the positions: transpose(1, 2) is missing.": split.transpose(1, 2),
         }
         what = f"split_heads of {tuple(states.shape)} in {count} heads"
         same(what, module.split_heads(states.clone(), count), split, wrong)
+        viewed, alternating = split.reshape(states.shape), split.permute(0, 2, 3, 1).flatten(2)
         wrong = {
-            "The positions are not moved back in front of the heads: transpose first.": split.reshape(
-                states.shape
-            ),
-            "The numbers of the heads alternate, expected one head after the other.": split.permute(
-                0, 2, 3, 1
-            ).flatten(2),
+            "The positions are not moved back in front of the heads: transpose first.": viewed,
+            "The numbers of the heads alternate, expected one head after the other.": alternating,
         }
         same(f"merge_heads of {tuple(split.shape)}", module.merge_heads(split.clone()), states, wrong)
 

@@ -111,22 +111,21 @@ def _wrong_caches(before: int, start: int, end: int) -> dict[str, dict[str, Tens
     new, key, query = end - start, torch.arange(end), torch.arange(start, end)[:, None]
     causal = key <= query  # (T, S)
     newest_first = torch.cat([key[start:], key[before:start], key[:before]])
-    return {
+    visible = {
+        "A new position sees later ones: the causal mask is missing.": causal | (key >= start),
+        "The first rows of the causal mask are used, expected its last ones.": key <= query - start,
+        "The new positions do not see those in the cache.": causal & (key >= start),
+        "The new positions see those in the cache, but not themselves.": key < start,
+        "The new keys are put before those in the cache, expected after them.": newest_first.argsort()
+        <= query,
+    }
+    return {sentence: {"visible": mask} for sentence, mask in visible.items()} | {
         "The positions of the new tokens start at 0. They go on after those in the cache.": {
             "positions": torch.cat([torch.arange(start), torch.arange(new)])
         },
-        "A new position sees later ones: the causal mask is missing.": {"visible": causal | (key >= start)},
-        "The first rows of the causal mask are used, expected its last ones.": {
-            "visible": key <= query - start
-        },
-        "The new positions do not see those in the cache.": {"visible": causal & (key >= start)},
-        "The new positions see those in the cache, but not themselves.": {"visible": key < start},
         "The cache keeps the last call's keys and values only. Each call adds to it.": {
             "visible": causal & (key >= before),
             "positions": torch.cat([key[:start], key[start:] - before]),
-        },
-        "The new keys are put before those in the cache, expected after them.": {
-            "visible": newest_first.argsort() <= query
         },
     }
 
@@ -151,19 +150,18 @@ def _logits_with(
 
 
 def _write(module: ModuleType, model: Any, reference: GPT2LMHeadModel, ids: list[int], count: int) -> None:
-    right = greedy(reference, ids, count)
+    right, first = greedy(reference, ids, count), greedy(reference, ids[:1], 1)
     wrong = {
         "The prompt is returned too, expected the new ids only.": [*ids, *right],
-        "The prompt's last token is fed twice: with the prompt, and alone.": greedy(
-            reference, [*ids, ids[-1]], count
+        "The prompt's last token is fed twice: with the prompt, and alone.": (
+            greedy(reference, [*ids, ids[-1]], count)
         ),
         "The prompt's last token is not fed.": greedy(reference, ids[:-1], count),
         "The last token is fed, but not the prompt before it.": greedy(reference, ids[-1:], count),
         "All tokens are fed again, although the cache has them.": _fed_again(reference, ids, count),
-        "The first position's logits are used. The last position predicts the next token.": greedy(
-            reference, ids[:1], 1
-        )
-        + greedy(reference, ids + greedy(reference, ids[:1], 1), count - 1),
+        "The first position's logits are used. The last position predicts the next token.": (
+            first + greedy(reference, ids + first, count - 1)
+        ),
     }
     with _counted_positions(model) as computed:
         got = module.write(model, list(ids), count, HEADS)
@@ -276,14 +274,10 @@ def _beam_search(module: ModuleType, cases: list[BeamSearchCase]) -> None:
         try:
             same(what, found, right)
         except Wrong as error:
-            causes = named(
-                got,
-                {
-                    sentence: partial(_beam_searches, cases, **change)
-                    for sentence, change in WRONG_BEAMS.items()
-                },
-            )
-            raise Wrong(str(error), error.report, causes) from None
+            wrong = {
+                sentence: partial(_beam_searches, cases, **change) for sentence, change in WRONG_BEAMS.items()
+            }
+            raise Wrong(str(error), error.report, named(got, wrong)) from None
 
 
 def _beam_searches(cases: list[BeamSearchCase], **mistake: Any) -> list[list[int]]:

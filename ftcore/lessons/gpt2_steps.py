@@ -1,5 +1,6 @@
 """Checks of steps 5 and 6: GPT-2's block, and the whole model."""
 
+from functools import partial
 from math import pi, sqrt
 from types import ModuleType
 
@@ -41,8 +42,8 @@ def _wrong_gelus(x: Tensor) -> dict[str, Tensor]:
     def gelu(inner: Tensor) -> Tensor:
         return 0.5 * x * (1 + inner.tanh())
 
-    cubic = x + 0.044715 * x**3
-    inner = sqrt(2 / pi) * cubic
+    factor, cubic = sqrt(2 / pi), x + 0.044715 * x**3
+    inner = factor * cubic
     return {
         "This is the exact GELU, with erf. GPT-2 has the approximation with tanh.": F.gelu(x),
         "This is the approximation with a sigmoid. GPT-2 has the one with tanh.": x * (1.702 * x).sigmoid(),
@@ -52,9 +53,9 @@ def _wrong_gelus(x: Tensor) -> dict[str, Tensor]:
         "The 1 + is missing.": 0.5 * x * inner.tanh(),
         "The factor sqrt(2 / pi) is missing.": gelu(cubic),
         "2 / pi lacks its square root.": gelu(2 / pi * cubic),
-        "x is squared, expected x^3.": gelu(sqrt(2 / pi) * (x + 0.044715 * x**2)),
-        "The factor sqrt(2 / pi) is applied to x alone, expected to the whole sum.": gelu(
-            sqrt(2 / pi) * x + 0.044715 * x**3
+        "x is squared, expected x^3.": gelu(factor * (x + 0.044715 * x**2)),
+        "The factor sqrt(2 / pi) is applied to x alone, expected to the whole sum.": (
+            gelu(factor * x + 0.044715 * x**3)
         ),
     }
 
@@ -73,21 +74,23 @@ def _layer_norm(module: ModuleType, width: int) -> None:
 
 def _wrong_norms(hidden: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     eps = 1e-5
-    mean, variance = hidden.mean(-1, keepdim=True), hidden.var(-1, correction=0, keepdim=True)
-    centred, unbiased = hidden - mean, hidden.var(-1, keepdim=True)
-    right = centred / (variance + eps).sqrt()
+    centred, variance = hidden - hidden.mean(-1, keepdim=True), hidden.var(-1, correction=0, keepdim=True)
+    unbiased, root = hidden.var(-1, keepdim=True), (variance + eps).sqrt()
+    right = centred / root
     of_all = (hidden - hidden.mean()) / (hidden.var(correction=0) + eps).sqrt()
     of_positions = F.layer_norm(hidden.mT, hidden.shape[1:2], eps=eps).mT
     normalized = {
-        "The variance is divided by D - 1, torch's default: use correction=0.": centred
-        / (unbiased + eps).sqrt(),
-        "The deviation is divided by D - 1, torch's default, and eps is outside of the root.": centred
-        / (unbiased.sqrt() + eps),
+        "The variance is divided by D - 1, torch's default: use correction=0.": (
+            centred / (unbiased + eps).sqrt()
+        ),
+        "The deviation is divided by D - 1, torch's default, and eps is outside of the root.": (
+            centred / (unbiased.sqrt() + eps)
+        ),
         "eps is outside of the square root, expected inside.": centred / (variance.sqrt() + eps),
         "eps is missing.": centred / variance.sqrt(),
         "It divides by the variance, expected its square root.": centred / (variance + eps),
         "The mean is not subtracted: this is RMSNorm, of step 7.": F.rms_norm(hidden, weight.shape, eps=eps),
-        "The mean is subtracted in the variance only.": hidden / (variance + eps).sqrt(),
+        "The mean is subtracted in the variance only.": hidden / root,
         "Mean and variance are those of the whole tensor, expected of each vector: dim=-1.": of_all,
         "Mean and variance run over the positions, expected the last dimension: dim=-1.": of_positions,
         "The bias is added before the scaling by weight, expected after.": right + bias - bias / weight,
@@ -107,16 +110,15 @@ def gpt2(module: ModuleType) -> str:
         model = randomize_weights(GPT2LMHeadModel(config)).eval()
         same_module("GPT2", module.GPT2(config), model, torch.randint(vocab_size, (2, 9)))
         for ids in ([1, 2, 3], [7]):
-            new = _greedy(model, ids, 6)
+            write = partial(_greedy, model, ids, 6)
+            new = write()
             wrong = {
                 "The given ids are returned too, expected the new ones only.": ids + new,
                 "The model reads the same ids each time: append the new one.": new[:1] * 6,
-                "The first position's logits are used. The last position predicts the next token.": _greedy(
-                    model, ids, 6, position=0
+                "The first position's logits are used. The last position predicts the next token.": (
+                    write(position=0)
                 ),
-                "The model reads the new token only, expected the whole text.": _greedy(
-                    model, ids, 6, window=1
-                ),
+                "The model reads the new token only, expected the whole text.": write(window=1),
             }
             same(f"write(model, {ids}, 6)", module.write(model, [*ids], 6), new, wrong)
     return _continuation(module)

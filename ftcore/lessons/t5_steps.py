@@ -3,6 +3,7 @@
 `wrong` maps the sentence of a known mistake to what it computes.
 """
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,41 +77,32 @@ def _rms_norm(module: ModuleType) -> None:
 
 def _wrong_norms(hidden: Tensor, norm: Any) -> dict[str, Tensor]:
     eps, squares = norm.eps, hidden.square()
-    mean = squares.mean(-1, keepdim=True)
-    right = hidden / (mean + eps).sqrt()
-    normalized = {
-        "The mean is subtracted: this is LayerNorm. RMSNorm subtracts nothing.": F.layer_norm(
-            hidden, norm.weight.shape, eps=eps
-        ),
-        "eps is outside of the square root, expected inside.": hidden / (mean.sqrt() + eps),
-        "eps is missing.": hidden / mean.sqrt(),
-        "It divides by the mean of squares, expected its square root.": hidden / (mean + eps),
-        "The squares are summed, expected their mean.": hidden / (squares.sum(-1, keepdim=True) + eps).sqrt(),
-        "The mean is that of the whole tensor, expected of each vector: dim=-1.": hidden
-        / (squares.mean() + eps).sqrt(),
-        "The mean runs over the positions, expected the last dimension: dim=-1.": hidden
-        / (squares.mean(1, keepdim=True) + eps).sqrt(),
+    mean, of_all, of_positions = squares.mean(-1, keepdim=True), squares.mean(), squares.mean(1, keepdim=True)
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    divided_by = {
+        "eps is outside of the square root, expected inside.": mean.sqrt() + eps,
+        "eps is missing.": mean.sqrt(),
+        "It divides by the mean of squares, expected its square root.": mean + eps,
+        "The squares are summed, expected their mean.": (squares.sum(-1, keepdim=True) + eps).sqrt(),
+        "The mean is that of the whole tensor, expected of each vector: dim=-1.": (of_all + eps).sqrt(),
+        "The mean runs over the positions, expected the last dimension: dim=-1.": (of_positions + eps).sqrt(),
     }
-    wrong = {sentence: value * norm.weight for sentence, value in normalized.items()}
-    return wrong | {"The weight is not used.": right}
+    wrong = {sentence: hidden / divisor * norm.weight for sentence, divisor in divided_by.items()}
+    return wrong | {
+        "The mean is subtracted: this is LayerNorm. RMSNorm subtracts nothing.": norm(centred),
+        "The weight is not used.": hidden / (mean + eps).sqrt(),
+    }
 
 
 def _buckets(module: ModuleType, bidirectional: bool, buckets: int, max_distance: int) -> None:
-    def right(distance: Tensor, bidirectional: bool) -> Tensor:
-        return reference.relative_position_bucket(
-            distance, bidirectional=bidirectional, num_buckets=buckets, max_distance=max_distance
-        )
-
-    expected = right(DISTANCES, bidirectional)
-    side = "encoder" if bidirectional else "decoder"
-    other = "decoder" if bidirectional else "encoder"
+    right = partial(reference.relative_position_bucket, num_buckets=buckets, max_distance=max_distance)
+    expected = right(DISTANCES, bidirectional=bidirectional)
+    others = right(DISTANCES, bidirectional=not bidirectional)
+    reversed_sign = right(-DISTANCES, bidirectional=bidirectional)
+    side, other = ("encoder", "decoder") if bidirectional else ("decoder", "encoder")
     wrong = {
-        f"These are the {other}'s buckets, expected the {side}'s: bidirectional is {bidirectional}.": right(
-            DISTANCES, not bidirectional
-        ),
-        "The sign is reversed: the distance of a key behind the query is negative.": right(
-            -DISTANCES, bidirectional
-        ),
+        f"These are the {other}'s buckets, expected the {side}'s: bidirectional is {bidirectional}.": others,
+        "The sign is reversed: the distance of a key behind the query is negative.": reversed_sign,
         "Keys after the query do not get the upper half of the buckets.": expected % (buckets // 2),
     }
     got = module.relative_position_bucket(DISTANCES.clone(), bidirectional, buckets, max_distance)
@@ -128,19 +120,16 @@ def _buckets(module: ModuleType, bidirectional: bool, buckets: int, max_distance
 
 def _position_bias(module: ModuleType, bidirectional: bool) -> None:
     table = nn.Embedding(12, 4)
-
-    def right(bidirectional: bool) -> Tensor:
-        bias = reference.relative_position_bias(table, 23, 23, 40, bidirectional=bidirectional)
-        return bias.detach()
-
+    right, other = (
+        reference.relative_position_bias(table, 23, 23, 40, bidirectional=each).detach()
+        for each in (bidirectional, not bidirectional)
+    )
     wrong = {
-        f"bidirectional is not passed on: it is {bidirectional} here.": right(not bidirectional),
-        "Rows and columns are swapped: a row is a query, and distance is key minus query.": right(
-            bidirectional
-        ).mT,
+        f"bidirectional is not passed on: it is {bidirectional} here.": other,
+        "Rows and columns are swapped: a row is a query, and distance is key minus query.": right.mT,
     }
     got = module.relative_position_bias(table, 23, bidirectional, 40)
-    same(f"relative_position_bias(table, 23, {bidirectional}, 40)", got, right(bidirectional), wrong)
+    same(f"relative_position_bias(table, 23, {bidirectional}, 40)", got, right, wrong)
 
 
 def t5_encoder(module: ModuleType) -> None:
@@ -167,14 +156,10 @@ def t5_encoder(module: ModuleType) -> None:
 
 
 def _t5_attention(module: ModuleType, attention: Any, hidden: Tensor, visible: Tensor, bias: Tensor) -> None:
-    mine = module.T5Attention(CONFIG, True)
-    same_module(
-        "T5Attention",
-        mine,
-        attention,
-        (hidden, hidden, visible, bias),
-        reference_inputs=(hidden, *attention.keys_values(hidden), bias + mask_bias(visible)),
-    )
+    mine, inputs = module.T5Attention(CONFIG, True), (hidden, hidden, visible, bias)
+    theirs = (hidden, *attention.keys_values(hidden), bias + mask_bias(visible))
+    same_module("T5Attention", mine, attention, inputs, reference_inputs=theirs)
+
     source, everything = torch.randn(2, 7, 24), torch.ones(2, 1, 1, 7, dtype=torch.bool)
     (key, value), (own_key, own_value) = (attention.keys_values(states) for states in (source, hidden))
     wrong = {
@@ -182,12 +167,9 @@ def _t5_attention(module: ModuleType, attention: Any, hidden: Tensor, visible: T
         "Keys are computed from hidden, expected from source.": (own_key, value),
         "Values are computed from hidden, expected from source.": (key, own_value),
     }
-    same(
-        "T5Attention(hidden, source, visible)",
-        mine(hidden, source, everything),
-        attention(hidden, key, value, None),
-        {sentence: attention(hidden, *states, None) for sentence, states in wrong.items()},
-    )
+    values = {sentence: attention(hidden, *states, None) for sentence, states in wrong.items()}
+    got, right = mine(hidden, source, everything), attention(hidden, key, value, None)
+    same("T5Attention(hidden, source, visible)", got, right, values)
 
 
 def _wrong_gates(hidden: Tensor, gated: Any) -> dict[str, Tensor]:
@@ -226,24 +208,17 @@ def t5_decoder(module: ModuleType) -> None:
     hidden, source, bias = torch.randn(2, 7, 24), torch.randn(2, 9, 24), torch.randn(1, 4, 7, 7)
     visible = torch.ones(7, 7, dtype=torch.bool).tril()
     source_visible = torch.arange(9) < torch.tensor([9, 6])[:, None, None, None]  # (B, 1, 1, S)
-    source_bias = mask_bias(source_visible)
 
-    same_module(
-        "CrossAttentionLayer",
-        module.CrossAttentionLayer(CONFIG),
-        cross_attention,
-        (hidden, source, source_visible),
-        _wrong_cross_attentions(cross_attention, hidden, source, source_bias),
-        reference_inputs=(hidden, source, source_bias, None),
-    )
-    same_module(
-        "DecoderBlock",
-        module.DecoderBlock(CONFIG, True),
-        block,
-        (hidden, visible, bias, source, source_visible),
-        _wrong_orders(block, hidden, bias + mask_bias(visible), source, source_bias),
-        reference_inputs=(hidden, bias + mask_bias(visible), source, source_bias, None),
-    )
+    inputs: tuple[Tensor, ...] = (hidden, source, source_visible)
+    theirs: tuple[Tensor, ...] = (hidden, source, mask_bias(source_visible))
+    wrong, mine = _wrong_cross_attentions(cross_attention, *theirs), module.CrossAttentionLayer(CONFIG)
+    same_module("CrossAttentionLayer", mine, cross_attention, inputs, wrong, reference_inputs=(*theirs, None))
+
+    inputs = (hidden, visible, bias, source, source_visible)
+    theirs = (hidden, bias + mask_bias(visible), source, mask_bias(source_visible))
+    wrong, mine = _wrong_orders(block, *theirs), module.DecoderBlock(CONFIG, True)
+    same_module("DecoderBlock", mine, block, inputs, wrong, reference_inputs=(*theirs, None))
+
     # First with as many source tokens as decoder tokens, where exchanged masks fit and can be named.
     for source_length in (18, 11):
         _decoder(module, model, source_length)
@@ -269,8 +244,8 @@ def _wrong_orders(
     return {
         "Cross-attention comes first, expected self-attention.": feed_forward(self_attention(crossed, bias)),
         "Cross-attention is missing.": feed_forward(attended),
-        "The feed-forward layer comes before cross-attention, expected after it.": cross_attention(
-            feed_forward(attended), source, source_bias, None
+        "The feed-forward layer comes before cross-attention, expected after it.": (
+            cross_attention(feed_forward(attended), source, source_bias, None)
         ),
     }
 
@@ -281,19 +256,15 @@ def _decoder(module: ModuleType, model: T5ForConditionalGeneration, source_lengt
     decoder, mine = model.decoder, module.Decoder(CONFIG, nn.Embedding(50, 24))
     _has_one_table("Decoder", mine)
     causal = torch.ones(18, source_length).tril() * mask[:, None]
-    wrong = {}
+    masks = {  # of the source, and of the decoder's own tokens
+        "Cross-attention has a causal mask. It may see the whole source.": (causal, None),
+    }
     if source_length == 18:
-        wrong = {
-            "The source's padding mask is used in self-attention, expected in cross-attention.": lambda: (
-                decoder(ids, source, None, mask)
-            ),
-            "The source's padding mask is used in self-attention too.": lambda: decoder(
-                ids, source, mask, mask
-            ),
-            "Cross-attention has a causal mask. It may see the whole source.": lambda: decoder(
-                ids, source, causal
-            ),
+        masks |= {
+            "The source's padding mask is used in self-attention, expected in cross-attention.": (None, mask),
+            "The source's padding mask is used in self-attention too.": (mask, mask),
         }
+    wrong = {sentence: partial(decoder, ids, source, *of_call) for sentence, of_call in masks.items()}
     same_module("Decoder", mine, decoder, (ids, source, mask), wrong)
 
 

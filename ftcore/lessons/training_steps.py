@@ -43,21 +43,22 @@ def training(module: ModuleType) -> None:
 def _loss(module: ModuleType) -> None:
     logits, labels = torch.randn(2, 6, VOCABULARY), torch.randint(0, VOCABULARY, (2, 6))
     labels[0, 4:] = labels[1, :3] = -100
-    each = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")  # 0 at -100
+    each = F.cross_entropy(logits[:, :-1].mT, labels[:, 1:], reduction="none")  # 0 at -100
+    counts = (labels[:, 1:] != -100).sum(1)
     wrong = {
-        "Logits at t are compared with the label at t: expected with the label at t + 1.": F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten()
+        "Logits at t are compared with the label at t: expected with the label at t + 1.": (
+            F.cross_entropy(logits.mT, labels)
         ),
-        "Logits at t + 1 are compared with the label at t: expected the other way round.": F.cross_entropy(
-            logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten()
+        "Logits at t + 1 are compared with the label at t: expected the other way round.": (
+            F.cross_entropy(logits[:, 1:].mT, labels[:, :-1])
         ),
         "The sum is divided by all positions. It is a mean over those with a label.": each.mean(),
         "The mean of each row's mean: expected one mean over the labels of all rows.": (
-            each.sum(1) / (labels[:, 1:] != -100).sum(1)
-        ).mean(),
+            (each.sum(1) / counts).mean()
+        ),
         "Losses are summed, expected their mean.": each.sum(),
     }
-    right = each.sum() / (labels[:, 1:] != -100).sum()
+    right = each.sum() / counts.sum()
     same("next_token_loss(logits, labels)", module.next_token_loss(logits, labels), right, wrong)
 
 
@@ -158,27 +159,27 @@ def _schedule(module: ModuleType, warmup: int, total: int) -> None:
     def right(step: int, total: int = total) -> float:
         return optim.learning_rate(step, peak=peak, schedule="linear", warmup_steps=warmup, total_steps=total)
 
+    wrong_rates: dict[str, Callable[[int], float]] = {
+        "The first step has the learning rate 0: expected (step + 1) / warmup.": (
+            lambda step: peak * step / warmup if step < warmup else right(step)
+        ),
+        "Steps are counted from 1, expected from 0.": lambda step: right(max(step - 1, 0)),
+        "The fall begins at step 0. It begins after the warm-up, at the peak.": (
+            lambda step: right(step) if step < warmup else peak * (total - step) / total
+        ),
+        "It falls to 0 in the last step, expected one step later.": lambda step: right(step, total - 1),
+        "There is no warm-up.": lambda step: peak * (total - step) / total,
+        "There is no fall after the warm-up.": lambda step: right(min(step, warmup)),
+    }
+
     def rates(rate: Callable[[int], float]) -> Tensor:
         return torch.tensor([rate(step) for step in range(total)])
 
-    wrong = {
-        "The first step has the learning rate 0: expected (step + 1) / warmup.": rates(
-            lambda step: peak * step / warmup if step < warmup else right(step)
-        ),
-        "Steps are counted from 1, expected from 0.": rates(lambda step: right(max(step - 1, 0))),
-        "The fall begins at step 0. It begins after the warm-up, at the peak.": rates(
-            lambda step: right(step) if step < warmup else peak * (total - step) / total
-        ),
-        "It falls to 0 in the last step, expected one step later.": rates(
-            lambda step: right(step, total - 1)
-        ),
-        "There is no warm-up.": rates(lambda step: peak * (total - step) / total),
-        "There is no fall after the warm-up.": rates(lambda step: right(min(step, warmup))),
-    }
     what = f"learning_rate(step, {peak}, {warmup}, {total})"
     got = [module.learning_rate(step, peak, warmup, total) for step in range(total)]
     if None in got:
         raise Wrong(f"{what} returns None for step {got.index(None)}. Is its return missing?")
+    wrong = {sentence: rates(rate) for sentence, rate in wrong_rates.items()}
     same(f"{what} of all steps", torch.tensor(got), rates(right), wrong)
 
 
@@ -188,8 +189,8 @@ def _three_steps(module: ModuleType) -> None:
     batches = [torch.randint(0, VOCABULARY, (2, 9)) for _ in RATES]
     run = partial(_trained, initial, batches)
     wrong = {
-        "Gradients of the last step are added to the new ones: zero them before backward().": partial(
-            run, zeroes=False
+        "Gradients of the last step are added to the new ones: zero them before backward().": (
+            partial(run, zeroes=False)
         ),
         "Gradients are not clipped before the optimizer's step.": partial(run, max_norm=torch.inf),
         "The learning rate of the first step is used in all.": partial(run, rates=RATES[:1] * 3),
@@ -207,7 +208,7 @@ def _three_steps(module: ModuleType) -> None:
 
 
 def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch)[:, :-1].transpose(1, 2), batch[:, 1:])
+    return F.cross_entropy(model(batch)[:, :-1].mT, batch[:, 1:])
 
 
 def _trained(
