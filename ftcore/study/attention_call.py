@@ -86,6 +86,21 @@ class AttentionCall:
         return {"B": batch, "H": heads, "T": queries, "S": keys, "K": width, "D": all_heads}
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether the scores are multiplied by something else than 1."""
+        return self.scale != 1
+
+    @property
+    def is_square(self) -> bool:
+        """Whether there are as many queries as keys."""
+        return self.query.shape == self.key.shape
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a position bias is added to the scores."""
+        return self.position_bias is not None
+
+    @property
     def tokens(self) -> Tensor:
         """(1 or B, 1, 1, S), False for padding: keys that the last query does not attend to."""
         return self.visible[:, :, -1:]

@@ -29,8 +29,8 @@ class AttentionMistake:
 
 def attention_mistakes(max_distance: int) -> Iterator[AttentionMistake]:
     """All known mistakes; `max_distance` is that of T5's position bias."""
-    yield from _heads()
-    yield from _scale()
+    yield from HEADS
+    yield from SCALE
     for part in MASK_PARTS:
         yield from _mask(part)
     yield from _causal_mask()
@@ -38,44 +38,9 @@ def attention_mistakes(max_distance: int) -> Iterator[AttentionMistake]:
     yield from _position_bias(max_distance)
 
 
-def right(call: AttentionCall) -> AttentionCall:
-    """The unchanged call."""
-    return call
-
-
-def with_lines(change: Change = right, **lines: Any) -> Compute:
+def with_lines(change: Change = lambda call: call, **lines: Any) -> Compute:
     """Compute a changed call, or with other lines."""
     return lambda call: change(call).compute(**lines)
-
-
-def is_scaled(call: AttentionCall) -> bool:
-    """Whether the scores are multiplied by something else than 1."""
-    return call.scale != 1
-
-
-def is_square(call: AttentionCall) -> bool:
-    """Whether there are as many queries as keys."""
-    return call.query.shape == call.key.shape
-
-
-def is_causal(call: AttentionCall) -> bool:
-    """Whether later tokens are hidden, see `AttentionCall.is_causal`."""
-    return call.is_causal
-
-
-def has_padding(call: AttentionCall) -> bool:
-    """Whether keys are hidden from all queries, see `AttentionCall.has_padding`."""
-    return call.has_padding
-
-
-def has_bias(call: AttentionCall) -> bool:
-    """Whether a position bias is added to the scores."""
-    return call.position_bias is not None
-
-
-def has_table(call: AttentionCall) -> bool:
-    """Whether the table of T5's position bias is known."""
-    return call.table is not None
 
 
 # ----------------------------------------------------------------------------------------------------- heads
@@ -101,10 +66,15 @@ def merge_width_first(mixed: Tensor) -> Tensor:
     return mixed.permute(0, 2, 3, 1).flatten(2)
 
 
-def with_heads(call: AttentionCall, heads: int) -> Tensor:
-    """Attention with another number of heads, hence another width, and its scale: (B, heads, T, K)."""
-    scale = call.scale * (call.shapes["K"] * heads / call.shapes["D"]) ** 0.5 if is_scaled(call) else 1.0
-    return replace(call, scale=scale).compute(split=lambda states, _: split_heads(states, heads))
+def with_heads(heads: Callable[[AttentionCall], int]) -> Compute:
+    """Attention with another number of heads, hence another width, and its scale."""
+
+    def compute(call: AttentionCall) -> Tensor:
+        count, factor = heads(call), (heads(call) / call.shapes["H"]) ** 0.5
+        scale = call.scale * factor if call.is_scaled else 1.0
+        return replace(call, scale=scale).compute(split=lambda states, _: split_heads(states, count))
+
+    return compute
 
 
 def split_per_head(call: AttentionCall) -> AttentionCall:
@@ -128,62 +98,76 @@ def between_heads(merge: Callable[[Tensor], Tensor], *, causal: bool) -> Compute
     return compute
 
 
-def _heads() -> Iterator[AttentionMistake]:
-    split, merged = "heads split without transpose", "heads merged without transpose"
-    view = (
-        "q, k and v are viewed as ({B}, {H}, {T}, {K}) at once, so a head gets a piece of the text. "
-        "View them as ({B}, {T}, {H}, {K}), then transpose(1, 2)."
-    )
-    yield AttentionMistake(split, view, with_lines(split=view_heads))
-    view += " Transpose back before you merge the heads, too."
-    yield AttentionMistake(split, view, with_lines(split=view_heads, merge=view_merged))
-    sentence = (
-        "The heads' outputs, ({B}, {H}, {T}, {K}), are reshaped to ({B}, {T}, {D}) at once. "
-        "First transpose(1, 2), so that the heads of a token are together."
-    )
-    yield AttentionMistake(merged, sentence, with_lines(merge=view_merged))
+VIEWED = (
+    "q, k and v are viewed as ({B}, {H}, {T}, {K}) at once, so a head gets a piece of the text. "
+    "View them as ({B}, {T}, {H}, {K}), then transpose(1, 2)."
+)
+EXCHANGED = "viewed as ({B}, {T}, {K}, {H}), width before heads; expected ({B}, {T}, {H}, {K})."
 
-    exchanged = "heads and width exchanged"
-    order = "viewed as ({B}, {T}, {K}, {H}), width before heads; expected ({B}, {T}, {H}, {K})."
-    both = with_lines(split=split_width_first, merge=merge_width_first)
-    yield AttentionMistake(exchanged, f"q, k and v are {order}", with_lines(split=split_width_first))
-    yield AttentionMistake(exchanged, f"q, k, v and the outputs are {order}", both)
-    yield AttentionMistake(exchanged, f"The heads' outputs are {order}", with_lines(merge=merge_width_first))
-    yield AttentionMistake(
-        exchanged,
+HEADS = (
+    AttentionMistake("heads split without transpose", VIEWED, with_lines(split=view_heads)),
+    AttentionMistake(
+        "heads split without transpose",
+        f"{VIEWED} Transpose back before you merge the heads, too.",
+        with_lines(split=view_heads, merge=view_merged),
+    ),
+    AttentionMistake(
+        "heads merged without transpose",
+        "The heads' outputs, ({B}, {H}, {T}, {K}), are reshaped to ({B}, {T}, {D}) at once. "
+        "First transpose(1, 2), so that the heads of a token are together.",
+        with_lines(merge=view_merged),
+    ),
+    AttentionMistake(
+        "heads and width exchanged", f"q, k and v are {EXCHANGED}", with_lines(split=split_width_first)
+    ),
+    AttentionMistake(
+        "heads and width exchanged",
+        f"q, k, v and the outputs are {EXCHANGED}",
+        with_lines(split=split_width_first, merge=merge_width_first),
+    ),
+    AttentionMistake(
+        "heads and width exchanged",
+        f"The heads' outputs are {EXCHANGED}",
+        with_lines(merge=merge_width_first),
+    ),
+    AttentionMistake(
+        "heads and width exchanged",
         "There are {K} heads of width {H}, expected {H} heads of width {K}: view as ({B}, {T}, {H}, {K}).",
-        lambda call: with_heads(call, call.shapes["K"]),
-        lambda call: not has_bias(call),
-    )
-    yield AttentionMistake(
+        with_heads(lambda call: call.shapes["K"]),
+        lambda call: not call.has_bias,
+    ),
+    AttentionMistake(
         "a single head",
         "One head of width {D} computes the scores. Split q, k and v into {H} heads of width {K}.",
-        lambda call: with_heads(call, 1),
-        lambda call: not has_bias(call),
-    )
-    for causal, merge in product((False, True), (merge_heads, view_merged)):
-        yield AttentionMistake(
+        with_heads(lambda call: 1),
+        lambda call: not call.has_bias,
+    ),
+    *(
+        AttentionMistake(
             "attention between heads",
             "q, k and v are ({B}, {T}, {H}, {K}), so the scores compare the {H} heads of one token. "
             "transpose(1, 2) gives ({B}, {H}, {T}, {K}).",
             between_heads(merge, causal=causal),
-            lambda call: is_square(call) and not has_bias(call) and not has_padding(call),
+            lambda call: call.is_square and not call.has_bias and not call.has_padding,
         )
-    yield AttentionMistake(
+        for causal, merge in product((False, True), (merge_heads, view_merged))
+    ),
+    AttentionMistake(
         "q, k, v split per head",
         "The 3 * {D} outputs are split into heads, and each head into q, k and v. The first {D} are q, then "
         "come k and v: chunk(3, dim=-1) first.",
         with_lines(split_per_head),
-        is_square,
-    )
+        lambda call: call.is_square,
+    ),
+)
 
 
 # ----------------------------------------------------------------------------------------------------- scale
 
 
-def scaled(factor: Callable[[dict[str, int]], float]) -> Change:
-    """Multiply the scale by a function of the shapes."""
-    return lambda call: replace(call, scale=call.scale * factor(call.shapes))
+def scaled(letter: str, power: float) -> Compute:
+    """Multiply the scale by a power of a size."""
+    return with_lines(lambda call: replace(call, scale=call.scale * call.shapes[letter] ** power))
 
 
 def bias_divided(call: AttentionCall) -> AttentionCall:
@@ -194,43 +178,44 @@ def bias_divided(call: AttentionCall) -> AttentionCall:
     return replace(call, scale=call.scale * factor, position_bias=call.position_bias * factor)
 
 
-def _scale() -> Iterator[AttentionMistake]:
-    yield AttentionMistake(
+ONCE_TOO_OFTEN = (
+    "The scores are divided by sqrt({K}) once too often. T5 does not divide them at all, but "
+    "F.scaled_dot_product_attention does unless called with scale=1.0."
+)
+
+SCALE = (
+    AttentionMistake(
         "missing 1/sqrt(d)",
         "The scores are not divided by sqrt({K}), the square root of the width of a head.",
-        with_lines(scaled(lambda size: size["K"] ** 0.5)),
-        is_scaled,
-    )
-    extra = "extra 1/sqrt(d)"
-    sentence = (
-        "The scores are divided by sqrt({K}) once too often. T5 does not divide them at all, but "
-        "F.scaled_dot_product_attention does unless called with scale=1.0."
-    )
-    yield AttentionMistake(extra, sentence, with_lines(scaled(lambda size: size["K"] ** -0.5)))
-    yield AttentionMistake(extra, sentence, with_lines(bias_divided), has_bias)
-    yield AttentionMistake(
+        scaled("K", 0.5),
+        lambda call: call.is_scaled,
+    ),
+    AttentionMistake("extra 1/sqrt(d)", ONCE_TOO_OFTEN, scaled("K", -0.5)),
+    AttentionMistake("extra 1/sqrt(d)", ONCE_TOO_OFTEN, with_lines(bias_divided), lambda call: call.has_bias),
+    AttentionMistake(
         "sqrt(D) for sqrt(d)",
         "The scores are divided by sqrt({D}), the width of all heads; expected sqrt({K}), that of one.",
-        with_lines(scaled(lambda size: size["H"] ** -0.5)),
-        is_scaled,
-    )
-    yield AttentionMistake(
+        scaled("H", -0.5),
+        lambda call: call.is_scaled,
+    ),
+    AttentionMistake(
         "extra 1/sqrt(D)",
         "The scores are divided by sqrt({D}), the width of all heads. T5 does not divide them.",
-        with_lines(scaled(lambda size: size["D"] ** -0.5)),
-        lambda call: not is_scaled(call),
-    )
-    yield AttentionMistake(
+        scaled("D", -0.5),
+        lambda call: not call.is_scaled,
+    ),
+    AttentionMistake(
         "multiplied by sqrt(d)",
         "The scores are multiplied by sqrt({K}).",
-        lambda call: replace(call, scale=call.shapes["K"] ** 0.5).compute(),
-    )
-    yield AttentionMistake(
+        with_lines(lambda call: replace(call, scale=call.shapes["K"] ** 0.5)),
+    ),
+    AttentionMistake(
         "scale after softmax",
         "The weights are divided by sqrt({K}) after softmax. Divide the scores before it.",
         lambda call: replace(call, scale=1.0).compute() * call.scale,
-        is_scaled,
-    )
+        lambda call: call.is_scaled,
+    ),
+)
 
 
 # ----------------------------------------------------------------------------------------------------- masks
@@ -247,32 +232,27 @@ class MaskPart:
     others: Callable[[AttentionCall], Tensor]
 
 
-def everything(call: AttentionCall) -> Tensor:
-    """A mask that hides nothing, (B, H, T, S)."""
-    return torch.ones_like(call.visible)
-
-
 MASK_PARTS = (
     MaskPart(
         "causal mask",
         "Every position attends to the positions after it",
-        is_causal,
+        lambda call: call.is_causal,
         lambda call: call.past(),
         lambda call: call.tokens,
     ),
     MaskPart(
         "padding mask",
         "Padding is attended to like text",
-        has_padding,
+        lambda call: call.has_padding,
         lambda call: call.tokens,
-        lambda call: call.past() if call.is_causal else everything(call),
+        lambda call: call.past() if call.is_causal else torch.ones_like(call.visible),
     ),
     MaskPart(
         "mask",
         "Every position attends to all others and to padding",
         lambda call: call.is_causal and call.has_padding,
         lambda call: call.visible,
-        everything,
+        lambda call: torch.ones_like(call.visible),
     ),
 )
 
@@ -297,29 +277,32 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
         visible = part.visible(call)
         return call.masked_by(visible, part.others(call) | ~visible)
 
-    def mistake(name: str, sentence: str, **lines: Any) -> AttentionMistake:
-        return AttentionMistake(f"{part.name} {name}", sentence, with_lines(alone, **lines), part.applies)
+    def reversed_part(call: AttentionCall) -> AttentionCall:
+        return call.masked_by(~part.visible(call) & part.others(call))
 
+    def mistake(name: str, sentence: str, change: Change = alone, **lines: Any) -> AttentionMistake:
+        return AttentionMistake(f"{part.name} {name}", sentence, with_lines(change, **lines), part.applies)
+
+    still = "so that hidden keys still get weight"
     missing = f"{part.missing}: no mask, or a number too small to hide anything, such as -1e-9 for -1e9."
     yield mistake("missing", missing, mask=add(0, 0))
     yield mistake("missing", missing, mask=add(0, -1e-9))
-    zeros_ones = "added to the scores, so that hidden keys still get weight. Fill their scores with -inf."
-    yield mistake("added as 0/1", f"1 for visible and 0 for hidden keys is {zeros_ones}", mask=add(1, 0))
-    yield mistake("added as 0/1", f"0 for visible and 1 for hidden keys is {zeros_ones}", mask=add(0, 1))
+    for visible, hidden in ((1, 0), (0, 1)):
+        sentence = f"{visible} for visible and {hidden} for hidden keys is added to the scores, {still}. "
+        yield mistake("added as 0/1", f"{sentence}Fill their scores with -inf.", mask=add(visible, hidden))
     zero = (
         "Hidden scores are 0 (multiplied by the mask, or filled with 0 or -1e-9), and exp(0) = 1, so hidden "
         "keys still get weight. Fill their scores with -inf."
     )
     yield mistake("multiplied", zero, mask=fill_with(0))
     yield mistake("multiplied", zero, mask=fill_with(-1e-9))
-    yield AttentionMistake(
-        f"{part.name} multiplied", zero, with_lines(multiplied_last, mask=fill_with(0)), part.applies
-    )
+    yield mistake("multiplied", zero, multiplied_last, mask=fill_with(0))
     for small in (-1e-4, -10.0):
-        still = "so that hidden keys still get weight. Use -inf."
-        yield mistake("too small", f"{small:g} is added to hidden scores, {still}", mask=add(0, small))
-        yield mistake("too small", f"Hidden scores are {small:g}, {still}", mask=fill_with(small))
-    yield mistake("too small", f"Hidden scores are -1, {still}", mask=fill_with(-1))
+        yield mistake(
+            "too small", f"{small:g} is added to hidden scores, {still}. Use -inf.", mask=add(0, small)
+        )
+    for small in (-1e-4, -10.0, -1.0):
+        yield mistake("too small", f"Hidden scores are {small:g}, {still}. Use -inf.", mask=fill_with(small))
     yield mistake(
         "after softmax",
         "Weights are masked after softmax, so that they no longer sum to 1. Mask the scores before it.",
@@ -331,31 +314,22 @@ def _mask(part: MaskPart) -> Iterator[AttentionMistake]:
         "F.scaled_dot_product_attention where it is False."
     )
     for lines in ALL_MASKED:
-        yield AttentionMistake(
-            f"{part.name} reversed",
-            sentence,
-            with_lines(lambda call: call.masked_by(~part.visible(call) & part.others(call)), **lines),
-            part.applies,
-        )
+        yield mistake("reversed", sentence, reversed_part, **lines)
 
 
 def _causal_mask() -> Iterator[AttentionMistake]:
-    def shifted(ahead: int) -> Change:
-        return lambda call: call.masked_by(call.past(ahead) & call.tokens)
+    def shifted(ahead: int, **lines: MaskedLine) -> Compute:
+        return with_lines(lambda call: call.masked_by(call.past(ahead) & call.tokens), **lines)
 
-    for ahead, sentence in (
-        (1, "A position attends to the next one."),
-        (-1, "A position does not attend to itself."),
-    ):
-        for lines in ALL_MASKED:
-            yield AttentionMistake(
-                "causal mask off by one", sentence, with_lines(shifted(ahead), **lines), is_causal
-            )
+    off_by_one = {1: "A position attends to the next one.", -1: "A position does not attend to itself."}
+    for (ahead, sentence), lines in product(off_by_one.items(), ALL_MASKED):
+        compute = shifted(ahead, **lines)
+        yield AttentionMistake("causal mask off by one", sentence, compute, lambda call: call.is_causal)
     yield AttentionMistake(
         "causal mask reversed",
         "A position attends to itself and to those after it (triu), expected those before it (tril).",
         with_lines(lambda call: call.masked_by(call.past().mT & call.tokens)),
-        lambda call: call.is_causal and is_square(call),
+        lambda call: call.is_causal and call.is_square,
     )
     yield AttentionMistake(
         "causal mask where none belongs",
@@ -390,7 +364,7 @@ def bias_transposed(call: AttentionCall) -> AttentionCall:
 
 
 def _position_bias(max_distance: int) -> Iterator[AttentionMistake]:
-    def with_buckets(bidirectional: bool) -> Compute:
+    def buckets(bidirectional: bool) -> Compute:
         return with_lines(lambda call: call.with_buckets(max_distance, bidirectional=bidirectional))
 
     def shifted(ahead: int) -> Compute:
@@ -403,31 +377,31 @@ def _position_bias(max_distance: int) -> Iterator[AttentionMistake]:
         "T5's relative position bias has no effect: it is not added to the scores (all blocks share the "
         "table of the first), or the distances to earlier keys have the wrong sign.",
         with_lines(lambda call: replace(call, position_bias=None)),
-        has_bias,
+        lambda call: call.has_bias,
     )
     sentence = "The encoder splits the buckets between both directions, the decoder uses all for the past."
     yield AttentionMistake(
         "encoder's buckets in the decoder",
         sentence,
-        with_buckets(bidirectional=True),
-        lambda call: has_table(call) and call.is_causal,
+        buckets(bidirectional=True),
+        lambda call: call.table is not None and call.is_causal,
     )
     yield AttentionMistake(
         "decoder's buckets in the encoder",
         sentence,
-        with_buckets(bidirectional=False),
-        lambda call: has_table(call) and not call.is_causal,
+        buckets(bidirectional=False),
+        lambda call: call.table is not None and not call.is_causal,
     )
     yield AttentionMistake(
         "position bias transposed",
         "The distances have the wrong sign: expected the key's position minus the query's.",
         with_lines(bias_transposed),
-        lambda call: has_bias(call) and is_square(call) and not call.is_causal,  # else without effect
+        lambda call: call.has_bias and call.is_square and not call.is_causal,  # else without effect
     )
     for ahead in (1, -1):
         yield AttentionMistake(
             "position bias off by one",
             f"The distance from a query to its own position is {ahead}, expected 0.",
             shifted(ahead),
-            has_table,
+            lambda call: call.table is not None,
         )

@@ -24,7 +24,7 @@ from ftcore.study.composition_mistakes import (
     positions,
     sublayers,
 )
-from ftcore.study.fault_injection import VANISHES, Divergence, epsilon, is_norm
+from ftcore.study.fault_injection import Divergence, epsilon, is_norm, vanishes
 from ftcore.study.recording import Call, dotted
 from ftcore.study.report import Cause, difference, display_name
 
@@ -197,7 +197,7 @@ def dropout_left_on(divergence: Divergence) -> Iterator[Cause]:
     values = divergence.mine_without_dropout()
     for name, (my_call, row) in divergence.observed.items():
         after = divergence.relative_difference(values.get(my_call.name), divergence.calls[name].value)
-        if after <= row.tolerance and after < row.relative * VANISHES:
+        if vanishes(row, after):
             sentence = "Mine applies dropout. Call eval(), and pass F.dropout its argument `training`."
             evidence = f"the relative difference is {row.relative:.1e}, and {after:.1e} without dropout"
             yield divergence.cause("dropout left on", sentence, row, after, evidence)

@@ -1,7 +1,7 @@
 """Mistakes in how sublayers, norms and embeddings are put together."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 
@@ -107,51 +107,42 @@ def final_norm(divergence: Divergence) -> Iterator[Cause]:
     ]
     for names in dict.fromkeys([*((name,) for name in norms), tuple(norms)]):
         sentence = f"{' and '.join(names)} is not applied to the last block's output."
-        outputs = dict.fromkeys(names, _unchanged)
+        outputs = dict.fromkeys(names, Tensor.detach)  # the unchanged input
         yield from divergence.try_mistake("final norm missing", sentence, outputs=outputs)
 
 
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden
+# GPT-2's position embeddings, from ids (B, T) and the table, with a mistake.
+POSITIONS: tuple[tuple[str, str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+    (
+        "positions ignore left padding",
+        "Positions are counted from the left edge, expected from the first token.",
+        lambda ids, table: table[: ids.shape[-1]].expand(*ids.shape, -1),
+    ),
+    (
+        "positions missing",
+        "No position embedding is added.",
+        lambda ids, table: 0 * F.embedding(ids, table),
+    ),
+    (
+        "positions off by one",
+        "Positions are counted from 1, expected from 0.",
+        lambda ids, table: table[(ids + 1).clamp(max=len(table) - 1)],
+    ),
+    (
+        "positions off by one",
+        "The first two tokens have position 0, expected 0 and 1.",
+        lambda ids, table: table[(ids - 1).clamp(min=0)],
+    ),
+)
 
 
 def positions(divergence: Divergence) -> Iterator[Cause]:
-    """Try mistakes of GPT-2's positions: left padding, none, off by one."""
+    """Try mistakes of GPT-2's positions."""
     for name, part in divergence.modules.items():
-        if not (isinstance(part, nn.Embedding) and name.endswith("wpe")):
-            continue
-        for mistake, sentence, embed in (
-            (
-                "positions ignore left padding",
-                "Positions are counted from the left edge, expected from the first token.",
-                _from_left_edge,
-            ),
-            ("positions missing", "No position embedding is added.", _zeros),
-            (
-                "positions off by one",
-                "Positions are counted from 1, expected from 0.",
-                partial(_shifted, by=1),
-            ),
-            (
-                "positions off by one",
-                "The first two tokens have position 0, expected 0 and 1.",
-                partial(_shifted, by=-1),
-            ),
-        ):
-            embed = partial(embed, table=part.weight)
-            yield from divergence.try_mistake(mistake, sentence, outputs={name: embed})
-
-
-def _from_left_edge(ids: Tensor, table: Tensor) -> Tensor:
-    return table[: ids.shape[-1]].expand(*ids.shape, -1)
-
-
-def _zeros(ids: Tensor, table: Tensor) -> Tensor:
-    return table.new_zeros(*ids.shape, table.shape[1])
-
-
-def _shifted(ids: Tensor, table: Tensor, by: int) -> Tensor:
-    return table[(ids + by).clamp(0, len(table) - 1)]
+        if isinstance(part, nn.Embedding) and name.endswith("wpe"):
+            for mistake, sentence, embed in POSITIONS:
+                outputs = {name: partial(embed, table=part.weight)}
+                yield from divergence.try_mistake(mistake, sentence, outputs=outputs)
 
 
 def embedding_scale(divergence: Divergence) -> Iterator[Cause]:
@@ -168,9 +159,5 @@ def embedding_scale(divergence: Divergence) -> Iterator[Cause]:
             f"The embeddings are multiplied by sqrt({width}), as in Vaswani et al. 2017. GPT-2 and T5 use "
             "them as they are."
         )
-        outputs = {name: partial(_embed_scaled, table=table) for name, table in scaled.items()}
+        outputs = {name: partial(F.embedding, weight=table * width**0.5) for name, table in scaled.items()}
         yield from divergence.try_mistake("embedding scaled", sentence, outputs=outputs)
-
-
-def _embed_scaled(ids: Tensor, table: Tensor) -> Tensor:
-    return F.embedding(ids, table) * table.shape[1] ** 0.5

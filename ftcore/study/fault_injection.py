@@ -1,8 +1,11 @@
 """Fault injection: run the reference with a known mistake; if its output then equals mine, that is the cause.
 
-The run starts from the recorded input of the first bad module. Weights are replaced by functional_call,
-outputs and the sum of sublayers by forward hooks, and attention by intercepting
-F.scaled_dot_product_attention, which both ftcore and transformers call. Neither model is changed.
+The run starts from the recorded input of the first bad module. Neither model is changed. A mistake is made in
+
+    weights    parameters, replaced by functional_call
+    outputs    the outputs of modules, replaced by forward hooks
+    lines      the lines `x = x + inner(norm(x))` of a block, whose output a forward hook computes from them
+    attention  F.scaled_dot_product_attention, intercepted: both ftcore and transformers call it
 """
 
 import math
@@ -24,9 +27,6 @@ from ftcore.models.attention import Softmax
 from ftcore.study.attention_call import AttentionCall, parse_sdpa
 from ftcore.study.recording import Call, configured, dotted, first_tensor, record_calls
 from ftcore.study.report import Cause, Row, broadcast, difference, display_name
-
-VANISHES = 1 / 4  # a cause must reduce the difference below this share, and to what rounding explains
-
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]  # module, args, kwargs, output
 
@@ -58,6 +58,11 @@ def epsilon(norm: nn.Module) -> float | None:
 def pre_norm(x: Tensor, norm: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Tensor:
     """A sublayer of both models: (B, T, D) -> (B, T, D)."""
     return x + inner(norm(x))
+
+
+def vanishes(row: Row, after: float) -> bool:
+    """Whether a mistake explains a difference: `after` it, no more is left than rounding explains."""
+    return after <= row.tolerance and after < row.relative / 4
 
 
 @dataclass
@@ -107,23 +112,19 @@ class Divergence:
 
         Empty if the module's output is not composed of them.
         """
-        found = self._sublayers
-        return found if self._is_right(lines=dict.fromkeys(found, pre_norm)) else []
-
-    @cached_property
-    def _sublayers(self) -> list[Sublayer]:
+        name = self.call.module_name
         children: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls.values():
             if call.module_name and call.module_name in self.modules and [*call.module.parameters()]:
                 children[call.module_name.rpartition(".")[0]].append(call)
-        name = self.call.module_name
-        return [
+        found = [
             Sublayer(block, norm.module_name, inner.module_name)
             for block, calls in children.items()
             if block in self.modules and block.startswith(name)
             for norm, inner in pairwise(calls)
             if is_norm(norm.module) and not is_norm(inner.module)
         ]
+        return found if self._is_right(lines=dict.fromkeys(found, pre_norm)) else []
 
     def _is_right(self, **change: Any) -> bool:
         """Whether the first bad module, run with a change, still has the recorded output."""
@@ -139,7 +140,7 @@ class Divergence:
         explained = []
         for module, (my_call, row) in self.observed.items():
             after = self.relative_difference(my_call.value, values.get(module))
-            if after <= row.tolerance and after < row.relative * VANISHES:
+            if vanishes(row, after):
                 explained.append((row, after))
         if explained:
             yield self.cause(name, sentence, *explained[0], explained=len(explained))
@@ -175,12 +176,7 @@ class Divergence:
     def mine_without_dropout(self) -> dict[str, Tensor | None]:
         """Outputs in the first bad module of mine, in eval mode and with F.dropout disabled, by call."""
         call = self.my_call
-        # F.dropout(x, p) ignores eval mode.
-        replacements: dict[Any, Callable[..., Any]] = {
-            F.dropout: lambda input, *args, **kwargs: input,
-            F.scaled_dot_product_attention: _sdpa_without_dropout,
-        }
-        with eval_mode(self.mine), configured(self.mine, use_cache=False), _Intercept(replacements):
+        with eval_mode(self.mine), configured(self.mine, use_cache=False), _Intercept(WITHOUT_DROPOUT):
             calls = record_calls(call.module, call.args, call.kwargs, prefix=call.module_name)
         return {call.name: call.value for call in calls}
 
@@ -190,72 +186,71 @@ class Divergence:
         *,
         weights: dict[str, Tensor] | None = None,
         outputs: dict[str, Callable[[Tensor], Tensor]] | None = None,
-        attention: Callable[[int, AttentionCall], Tensor] | None = None,
         lines: dict[Sublayer, Line] | None = None,
+        attention: Callable[[int, AttentionCall], Tensor] | None = None,
     ) -> list[Call]:
         """Run the reference's first bad module with a mistake; return the calls in it.
 
         Args:
             weights: replacements of parameters, by dotted name.
             outputs: by dotted name, a function from a module's input to its wrong output.
+            lines: how sublayers are added to the residual stream; all those of a block, in execution order.
             attention: computes every attention call, given its index in the run.
-            lines: how sublayers are added to the residual stream; those of one block together.
         """
         call, name = self.call, self.call.module_name
         prefix = f"{name}." if name else ""
         own = {key.removeprefix(prefix): w for key, w in (weights or {}).items() if key.startswith(prefix)}
+        hooks = {module: _replace_output(function) for module, function in (outputs or {}).items()}
+        hooks |= self._compose(lines or {})
         # Hooks on softmax or dropout would keep ftcore's attention from calling the fused kernel.
         exclude = (Softmax, nn.Dropout) if attention is not None else ()
-        hooks = {leaf: _replace_output(function) for leaf, function in (outputs or {}).items()}
-        hooks |= self._compose(lines or {})
         with eval_mode(self.reference), configured(self.reference, use_cache=False), ExitStack() as stack:
-            for part, hook in hooks.items():
-                stack.enter_context(_hooked(self.modules[part], hook))
+            for module, hook in hooks.items():
+                stack.enter_context(_hooked(self.modules[module], hook))
             if attention is not None:
-                tables = [call for call in self.calls.values() if isinstance(call.module, nn.Embedding)]
                 stack.enter_context(configured(self.reference, _attn_implementation="sdpa"))
-                indices = count()
-
-                def changed(*args: Any, **kwargs: Any) -> Tensor:
-                    return attention(next(indices), parse_sdpa(tables, *args, **kwargs))
-
-                stack.enter_context(_Intercept({F.scaled_dot_product_attention: changed}))
+                stack.enter_context(_Intercept({F.scaled_dot_product_attention: self._sdpa(attention)}))
             return record_calls(
                 call.module, call.args, call.kwargs, prefix=name, weights=own, exclude=exclude
             )
 
     def _compose(self, lines: dict[Sublayer, Line]) -> dict[str, Hook]:
         """Forward hooks that compute the output of blocks from their sublayers."""
-        blocks: dict[str, list[tuple[nn.Module, nn.Module, Line]]] = {part.block: [] for part in lines}
-        for part in self._sublayers:
-            if part.block in blocks:
-                modules = self.modules[part.norm], self.modules[part.inner]
-                blocks[part.block].append((*modules, lines.get(part, pre_norm)))
+        blocks: dict[str, list[tuple[nn.Module, nn.Module, Line]]] = defaultdict(list)
+        for part, line in lines.items():
+            blocks[part.block].append((self.modules[part.norm], self.modules[part.inner], line))
         return {block: _compose_block(parts) for block, parts in blocks.items()}
+
+    def _sdpa(self, attention: Callable[[int, AttentionCall], Tensor]) -> Callable[..., Tensor]:
+        """A replacement of F.scaled_dot_product_attention that counts and parses its calls."""
+        tables = [call for call in self.calls.values() if isinstance(call.module, nn.Embedding)]
+        indices = count()
+        return lambda *args, **kwargs: attention(next(indices), parse_sdpa(tables, *args, **kwargs))
+
+
+def _replace_output(function: Callable[[Tensor], Tensor]) -> Hook:
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        given = first_tensor((*args, *kwargs.values()))
+        return None if given is None else function(given)
+
+    return hook
 
 
 def _compose_block(parts: list[tuple[nn.Module, nn.Module, Line]]) -> Hook:
     """A forward hook that adds sublayers, each a norm and a module, to a block's input, by their lines."""
 
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def run_inner(norm: nn.Module, inner: nn.Module, normed: Tensor) -> Any:
+            """The output of `inner` for another input. The block runs, since it knows the other arguments."""
+            outputs: list[Any] = []
+            with _hooked(norm, lambda *_: normed), _hooked(inner, lambda *call: outputs.append(call[-1])):
+                block.forward(*args, **kwargs)
+            return first_tensor(outputs)
+
         hidden = first_tensor((*args, *kwargs.values()))
         for norm, inner, line in parts:
-            hidden = line(hidden, norm.forward, partial(run_inner, block, args, kwargs, norm, inner))
+            hidden = line(hidden, norm.forward, partial(run_inner, norm, inner))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    def run_inner(
-        block: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        norm: nn.Module,
-        inner: nn.Module,
-        normed: Tensor,
-    ) -> Any:
-        """The output of `inner` for another input. The block runs, since it knows the other arguments."""
-        outputs: list[Any] = []
-        with _hooked(norm, lambda *_: normed), _hooked(inner, lambda *call: outputs.append(call[-1])):
-            block.forward(*args, **kwargs)
-        return first_tensor(outputs)
 
     return hook
 
@@ -269,14 +264,6 @@ def _hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
         handle.remove()
 
 
-def _replace_output(function: Callable[[Tensor], Tensor]) -> Hook:
-    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        given = first_tensor((*args, *kwargs.values()))
-        return None if given is None else function(given)
-
-    return hook
-
-
 class _Intercept(TorchFunctionMode):
     """Call other functions in place of some of torch's."""
 
@@ -288,13 +275,13 @@ class _Intercept(TorchFunctionMode):
         return self.replacements.get(function, function)(*args, **(kwargs or {}))
 
 
-def _sdpa_without_dropout(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    *args: Any,
-    **kw: Any,
+def _sdpa_without_dropout(  # with torch's names: they may be passed by keyword
+    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, *args: Any, **kw: Any
 ) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kw)
+
+
+WITHOUT_DROPOUT = {  # neither follows eval mode
+    F.dropout: lambda input, *args, **kwargs: input,
+    F.scaled_dot_product_attention: _sdpa_without_dropout,
+}
