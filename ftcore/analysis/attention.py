@@ -11,6 +11,7 @@ from torch import Tensor
 from ftcore.analysis.figures import check_labels, draw_matrix
 from ftcore.analysis.inputs import (
     Inputs,
+    activations_by_part,
     activations_of,
     check_dims,
     check_index,
@@ -35,9 +36,7 @@ def attention_maps(model: Model, inputs: Inputs) -> dict[str, Tensor]:
 
     Equal to `output_attentions` of transformers. Rows of padding are arbitrary.
     """
-    kinds = {part: f"{prefix}pattern" for part, prefix in part_prefixes(model).items()}
-    acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
-    return Tensors({part: stack_blocks(acts, kind) for part, kind in kinds.items()})
+    return activations_by_part(model, inputs, "pattern")
 
 
 def attention_while_generating(

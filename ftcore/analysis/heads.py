@@ -15,13 +15,12 @@ from ftcore.analysis.attention import attention_maps
 from ftcore.analysis.figures import draw_heads
 from ftcore.analysis.inputs import (
     Inputs,
-    activations_of,
+    activations_by_part,
     check_dims,
     check_number,
     num_heads,
     padding_mask,
     part_prefixes,
-    stack_blocks,
     stack_parameters,
 )
 from ftcore.analysis.patching import Metric, measure
@@ -181,20 +180,17 @@ def head_ablation(
         metric: of the logits; see patching.py.
         mean: replace z by its mean over all rows and positions except padding, instead of by 0.
     """
-    heads = num_heads(model)
-    kinds = {part: f"{prefix}z" for part, prefix in part_prefixes(model).items()}
-    acts = activations_of(model, inputs, *(f"{kind}.*" for kind in kinds.values()))
+    heads, prefixes = num_heads(model), part_prefixes(model)
     before = measure(metric, model, inputs)
     changes = Tensors()
-    for part, kind in kinds.items():
-        z = stack_blocks(acts, kind)  # (L, B, T, H * K)
+    for part, z in activations_by_part(model, inputs, "z").items():  # (L, B, T, H * K)
         tokens = z[:, padding_mask(model, inputs, part)]  # (L, tokens, H * K)
         replacements = tokens.mean(1) if mean else torch.zeros_like(tokens[:, 0])
         sweep = list(product(range(len(z)), range(heads)))
         after = []
         for block, head in progress_bar(sweep, desc=f"ablation, {part}", leave=False, disable=not progress):
             replace = partial(_replace_head, head, replacements[block].unflatten(0, (heads, -1)))
-            with patch(model, f"{kind}.{block}", replace):
+            with patch(model, f"{prefixes[part]}z.{block}", replace):
                 after.append(measure(metric, model, inputs) - before)
         changes[part] = torch.stack(after).unflatten(0, (len(z), heads))
     return changes

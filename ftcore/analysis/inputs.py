@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ftcore.analysis.results import Tensors
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.state import eval_mode
 from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
@@ -80,6 +81,13 @@ def part_prefixes(model: Model) -> dict[str, str]:
     if isinstance(model, GPT2LMHeadModel):
         return {"decoder": ""}
     return {"encoder": "encoder.", "decoder": "decoder.", "cross": "cross."}
+
+
+def activations_by_part(model: Model, inputs: Inputs, kind: str) -> dict[str, Tensor]:
+    """The activations of one kind, such as "z", of all blocks, by part: (L, ...)."""
+    kinds = {part: f"{prefix}{kind}" for part, prefix in part_prefixes(model).items()}
+    acts = activations_of(model, inputs, *(f"{name}.*" for name in kinds.values()))
+    return Tensors({part: stack_blocks(acts, name) for part, name in kinds.items()})
 
 
 def stack_blocks(acts: Mapping[str, Tensor], kind: str) -> Tensor:

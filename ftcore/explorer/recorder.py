@@ -116,12 +116,6 @@ def all_heads(model: Model) -> list[tuple[str, int]]:
     return [(name, head) for name in names for head in range(num_heads(model))]
 
 
-def head_masks(model: Model, z: Tensor) -> Tensor:
-    """(H, H * K) for each head, 1 at its own columns of `z` (..., H * K) and 0 elsewhere."""
-    heads = num_heads(model)
-    return torch.eye(heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[-1] // heads, 1)
-
-
 def describe(model: Model, name: str) -> dict[str, Any]:
     """The model's facts and structure, for the page's header and network."""
     config = model.config

@@ -5,7 +5,7 @@ A hypothesis makes one mistake in the reference: other weights, another output o
 reported. To add a hypothesis, write a function and list it in HYPOTHESES.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from itertools import permutations, product
 from typing import Any, cast
@@ -52,7 +52,7 @@ def likely_causes(divergence: Divergence) -> list[Cause]:
     return [cause for cause in best.values() if cause.after <= max(AS_GOOD * found[0].after, rounding)]
 
 
-def attention(divergence: Divergence) -> Iterator[Cause]:
+def attention(divergence: Divergence) -> list[Cause]:
     """Mistakes in all attention calls; if none explains it, in those of one kind."""
     calls = divergence.attentions
     configs = (getattr(part, "config", part) for part in divergence.reference.modules())
@@ -60,25 +60,23 @@ def attention(divergence: Divergence) -> Iterator[Cause]:
     mistakes = list(attention_mistakes(max_distance=next(filter(None, distances), 128)))
     tried: set[tuple[AttentionMistake, frozenset[int]]] = set()
     for label, kind in _kinds_of_attention(calls).items():
-        found = False
+        found: list[Cause] = []
         for mistake in mistakes:
             wrong = frozenset(index for index in kind if mistake.applies(calls[index]))
-            if not wrong or (mistake, wrong) in tried:
-                continue
-            tried.add((mistake, wrong))
-            sentence = label + mistake.sentence.format(**calls[min(wrong)].shapes)
-            compute = partial(_compute_attention, mistake=mistake, wrong=wrong)
-            for cause in divergence.try_mistake(mistake.name, sentence, attention=compute):
-                found = True
-                yield cause
+            if wrong and (mistake, wrong) not in tried:
+                tried.add((mistake, wrong))
+                sentence = label + mistake.sentence.format(**calls[min(wrong)].shapes)
+                compute = partial(_compute_attention, mistake, wrong)
+                found += divergence.try_mistake(mistake.name, sentence, attention=compute)
         if found:
-            return
+            return found
+    return []
 
 
 def _compute_attention(
-    index: int, call: AttentionCall, mistake: AttentionMistake, wrong: frozenset[int]
+    mistake: AttentionMistake, wrong: Container[int], index: int, call: AttentionCall
 ) -> Tensor:
-    return mistake.compute(call) if index in wrong else call.compute()
+    return (mistake.compute if index in wrong else AttentionCall.compute)(call)
 
 
 def _kinds_of_attention(calls: list[AttentionCall]) -> dict[str, list[int]]:
@@ -165,31 +163,22 @@ def head(divergence: Divergence) -> Iterator[Cause]:
     for name, part in divergence.leaves.items():
         if not (isinstance(part, nn.Linear) and name.endswith("lm_head")):
             continue
-        weight, width = dotted(name, "weight"), part.in_features
-        yield from divergence.try_mistake(
-            "unscaled head",
-            f"The decoder's output is not multiplied by 1/sqrt({width}) before the tied head.",
-            weights={weight: part.weight * width**0.5},
-        )
-        yield from divergence.try_mistake(
-            "extra scale before the head",
-            f"The output is multiplied by 1/sqrt({width}) before the head, as only T5 v1.0 does.",
-            weights={weight: part.weight * width**-0.5},
-        )
+        right, width = part.weight, part.in_features
+        unscaled = f"The decoder's output is not multiplied by 1/sqrt({width}) before the tied head."
+        scaled = f"The output is multiplied by 1/sqrt({width}) before the head, as only T5 v1.0 does."
+        wrong = [
+            ("unscaled head", unscaled, right * width**0.5),
+            ("extra scale before the head", scaled, right * width**-0.5),
+        ]
         mine = divergence.observed[name][0].module.weight if name in divergence.observed else None
-        if not _is_embedding(part.weight, divergence.reference):
-            for embedding in _embeddings(divergence.reference, part.weight.shape):
-                yield from divergence.try_mistake(
-                    "tied head",
-                    "The head is the token embedding, expected a separate matrix.",
-                    weights={weight: embedding},
-                )
+        if not _is_embedding(right, divergence.reference):
+            tied = "The head is the token embedding, expected a separate matrix."
+            wrong += [("tied head", tied, table) for table in _embeddings(divergence.reference, right.shape)]
         elif isinstance(mine, Tensor) and not _is_embedding(mine, divergence.mine):
-            yield from divergence.try_mistake(
-                "untied head",
-                "The head is a separate matrix, expected the token embedding.",
-                weights={weight: mine},
-            )
+            wrong += [("untied head", "The head is a separate matrix, expected the token embedding.", mine)]
+        for mistake, sentence, weight in wrong:
+            weights = {dotted(name, "weight"): weight}
+            yield from divergence.try_mistake(mistake, sentence, weights=weights)
 
 
 def dropout_left_on(divergence: Divergence) -> Iterator[Cause]:
@@ -226,7 +215,7 @@ def half_precision(divergence: Divergence) -> Iterator[Cause]:
 
 
 # Those with few runs of the reference first.
-HYPOTHESES: tuple[Callable[[Divergence], Iterator[Cause]], ...] = (
+HYPOTHESES: tuple[Callable[[Divergence], Iterable[Cause]], ...] = (
     activation_function,
     norms,
     head,
