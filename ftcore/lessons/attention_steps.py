@@ -4,7 +4,6 @@
 inputs, since they may change them in place.
 """
 
-from functools import partial
 from math import inf, log, nan
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,8 @@ from ftcore.models import GPT2Config
 from ftcore.models.attention import split_heads
 from ftcore.models.gpt2 import GPT2Attention
 from ftcore.study import randomize_weights
+from ftcore.study.attention_call import AttentionCall
+from ftcore.study.attention_mistakes import attention_mistakes
 
 
 def softmax(module: ModuleType) -> None:
@@ -100,18 +101,16 @@ def attention(module: ModuleType) -> None:
         )
 
 
-def _mixed(value: Tensor, scores: Tensor, dim: int = -1) -> Tensor:
-    """The values (..., S, K), mixed by the softmax of scores (..., T, S)."""
-    return scores.softmax(dim) @ value
-
-
 def _wrong_attention(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
     """What known mistakes compute from (..., T, K) and (..., S, K)."""
     queries, keys, width = query.shape[-2], *key.shape[-2:]
     products = query @ key.mT  # (..., T, S)
     scores = products / width**0.5
     weights = scores.softmax(-1)
-    mix = partial(_mixed, value)
+
+    def mix(scores: Tensor, dim: int = -1) -> Tensor:
+        return scores.softmax(dim) @ value
+
     wrong = {
         "The scores are not divided by sqrt(K).": mix(products),
         "The scores are multiplied by sqrt(K), expected divided.": mix(scores * width),
@@ -167,29 +166,15 @@ def masks(module: ModuleType) -> None:
 
 
 def _wrong_masks(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> dict[str, Any]:
-    """What known mistakes compute from q, k, v (B, H, T, K) and a mask."""
-    width, masked = query.shape[-1], ~visible
-    scores = query @ key.mT / width**0.5  # (B, H, T, S)
-    right = scores.masked_fill(masked, -inf)
-    mix = partial(_mixed, value)
-    return {
-        "The mask has no effect. Is it used? Is -1e-9 added in place of -inf?": mix(scores),
-        "The mask is reversed: keys that may be seen are hidden.": (
-            mix(scores.masked_fill(visible, -inf)),
-            mix(scores.masked_fill(visible, -1e9)),
-        ),
-        "The mask is added as 0 and 1. Masked scores must become -inf.": mix(scores + visible.float()),
-        "The mask is added as 1 and 0. Masked scores must become -inf.": mix(scores + masked.float()),
-        "Masked scores become nearly 0 (multiplied, or -1e-9 for -1e9), and exp(0) is 1. They must become "
-        "-inf.": mix(scores * visible),
-        "0 * -inf is NaN. Use masked_fill or torch.where.": torch.full_like(query, nan),
-        "The mask comes after the softmax: the weights no longer have the sum 1.": (
-            scores.softmax(-1) * visible @ value
-        ),
-        "The scores are not divided by sqrt(K).": mix(right * width**0.5),
-        "The scores are multiplied by sqrt(K), expected divided.": mix(right * width),
-        "Softmax runs over the queries, dim=-2, expected the keys, dim=-1.": mix(right, dim=-2),
-    }
+    """What the known mistakes of ftcore.study compute from q, k, v (B, H, T, K) and a mask."""
+    visible = visible.expand(len(query), 1, query.shape[2], -1)
+    call = AttentionCall(query, key, value, visible, None, None, scale=query.shape[-1] ** -0.5)
+    wrong: dict[str, Any] = {"0 * -inf is NaN. Use masked_fill or torch.where.": torch.full_like(query, nan)}
+    for mistake in attention_mistakes(max_distance=128):
+        if mistake.applies(call):
+            sentence = f"{mistake.name}: {mistake.sentence.format(**call.shapes)}"
+            wrong[sentence] = (*wrong.get(sentence, ()), mistake.compute(call))
+    return wrong
 
 
 def heads(module: ModuleType) -> None:

@@ -73,18 +73,18 @@ MISTAKES = [
     Planted(3, "attention_mask == 1", "attention_mask == 0", "padding_mask of texts", "reversed"),
     Planted(3, "scores.masked_fill(~visible, ", "scores.masked_fill(visible, ", "causal mask", "reversed"),
     Planted(
-        3, 'scores.masked_fill(~visible, float("-inf"))', "scores + visible", "causal mask", "as 0 and 1"
+        3, 'scores.masked_fill(~visible, float("-inf"))', "scores + visible", "causal mask", "added as 0/1"
     ),
     Planted(
-        3, 'scores.masked_fill(~visible, float("-inf"))', "scores * visible", "causal mask", "exp(0) is 1"
+        3, 'scores.masked_fill(~visible, float("-inf"))', "scores * visible", "causal mask", "multiplied"
     ),
-    Planted(3, 'float("-inf")', "-1e-9", "causal mask", "-1e-9 for -1e9"),
+    Planted(3, 'float("-inf")', "-1e-9", "causal mask", "filled with 0 or -1e-9"),
     Planted(
         3,
         'scores = scores.masked_fill(~visible, float("-inf"))\n    return softmax(scores) @',
         "return softmax(scores) * visible @",
         "causal mask",
-        "after the softmax",
+        "after softmax",
     ),
     # --- 4: heads
     Planted(
