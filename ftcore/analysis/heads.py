@@ -31,7 +31,7 @@ from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.models.non_finite import require_finite
 from ftcore.output import progress_bar
 from ftcore.study import patch
-from ftcore.study.hooks import token_mask
+from ftcore.study.lens import token_mask
 
 
 def repeated_tokens(

@@ -26,7 +26,8 @@ from ftcore.models import GPT2LMHeadModel, Model, T5ForConditionalGeneration
 from ftcore.models.config import check_ids, convert
 from ftcore.models.non_finite import require_finite
 from ftcore.study import record
-from ftcore.study.hooks import Activations, token_mask
+from ftcore.study.hooks import Activations
+from ftcore.study.lens import token_mask
 from ftcore.study.names import matches
 
 Inputs = Mapping[str, Tensor]

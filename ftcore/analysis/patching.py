@@ -33,7 +33,7 @@ from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
 from ftcore.output import progress_bar
 from ftcore.study import patch
-from ftcore.study.hooks import token_mask
+from ftcore.study.lens import token_mask
 from ftcore.study.names import HookPoint, find_hook_points, kind_of, short_names
 
 Metric = Callable[[Tensor], Tensor]  # from logits (B, T, V) to a scalar, (), or one value per row, (B)

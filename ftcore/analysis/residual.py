@@ -10,7 +10,7 @@ from ftcore.analysis.inputs import Inputs, activations_of, check_dims, part_pref
 from ftcore.analysis.results import Tensors
 from ftcore.figures import Figure, new_figure
 from ftcore.models import Model
-from ftcore.study.hooks import token_mask
+from ftcore.study.lens import token_mask
 
 
 def residual_norms(model: Model, inputs: Inputs) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def draw_lens(lens: Tensor, tokens: Sequence[str], name: Callable[[int], str]) -
     """The most likely next token after each block at each position, colored by its probability.
 
     Args:
-        lens: (blocks, T, V), of one text: `logit_lens(model, input_ids)[:, 0]`, see ftcore/study/hooks.py.
+        lens: (blocks, T, V), of one text: `logit_lens(model, input_ids)[:, 0]`, see ftcore/study/lens.py.
         tokens: labels of the T input tokens.
         name: the text of a token id, such as `lambda token: tokenizer.decode([token], False)`.
     """

@@ -26,7 +26,8 @@ from ftcore.models.config import convert
 from ftcore.models.non_finite import require_finite
 from ftcore.output import progress_bar
 from ftcore.study import record
-from ftcore.study.hooks import head_outputs, readout
+from ftcore.study.hooks import head_outputs
+from ftcore.study.lens import readout
 from ftcore.study.names import find_hook_points
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(1, 21))  # steps of the page's slider

@@ -256,7 +256,7 @@ def _decoder(module: ModuleType, model: T5ForConditionalGeneration, source_lengt
     decoder, mine = model.decoder, module.Decoder(CONFIG, nn.Embedding(50, 24))
     _has_one_table("Decoder", mine)
     causal = torch.ones(18, source_length).tril() * mask[:, None]
-    masks = {  # of the source, and of the decoder's own tokens
+    masks: dict[str, tuple[Tensor | None, Tensor | None]] = {  # of the source; of the decoder's tokens
         "Cross-attention has a causal mask. It may see the whole source.": (causal, None),
     }
     if source_length == 18:

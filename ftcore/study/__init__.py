@@ -1,7 +1,7 @@
 """Record and patch the activations of a model; compare two modules that should compute the same.
 
-Activations: `hooks.py` records and patches them, `names.py` defines their names, and `passes.py` joins the
-forward passes of a generation into one tensor.
+Activations: `hooks.py` records and patches them, `names.py` defines their names, `passes.py` joins the
+forward passes of a generation into one tensor, and `lens.py` reads predictions from them.
 
 Comparison: start with `compare.py`. `matching.py` aligns inputs, names and weights, `recording.py` records
 every module call, `report.py` has the tolerance and the table. `causes.py` lists the known mistakes, and
@@ -9,7 +9,8 @@ every module call, `report.py` has the tolerance and the table. `causes.py` list
 """
 
 from ftcore.study.compare import assert_same_as_reference, compare_modules
-from ftcore.study.hooks import logit_lens, patch, record
+from ftcore.study.hooks import patch, record
+from ftcore.study.lens import logit_lens
 from ftcore.study.matching import randomize_weights
 
 spread_weights = randomize_weights  # deprecated alias, to be removed in the next release

@@ -117,18 +117,13 @@ HEADS = (
         "First transpose(1, 2), so that the heads of a token are together.",
         with_lines(merge=view_merged),
     ),
-    AttentionMistake(
-        "heads and width exchanged", f"q, k and v are {EXCHANGED}", with_lines(split=split_width_first)
-    ),
-    AttentionMistake(
-        "heads and width exchanged",
-        f"q, k, v and the outputs are {EXCHANGED}",
-        with_lines(split=split_width_first, merge=merge_width_first),
-    ),
-    AttentionMistake(
-        "heads and width exchanged",
-        f"The heads' outputs are {EXCHANGED}",
-        with_lines(merge=merge_width_first),
+    *(
+        AttentionMistake("heads and width exchanged", f"{what} are {EXCHANGED}", with_lines(**lines))
+        for what, lines in (
+            ("q, k and v", {"split": split_width_first}),
+            ("q, k, v and the outputs", {"split": split_width_first, "merge": merge_width_first}),
+            ("The heads' outputs", {"merge": merge_width_first}),
+        )
     ),
     AttentionMistake(
         "heads and width exchanged",

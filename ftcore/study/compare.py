@@ -8,7 +8,7 @@ are compared in the execution order of the reference. Either side may be any `nn
 of ftcore or transformers, a whole model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -98,7 +98,6 @@ def compare_modules(
         copy_matching_weights(mine, reference, to_reference)
     my_inputs = copy_inputs(inputs, backward)
     their_inputs = copy_inputs(inputs if reference_inputs is None else reference_inputs, backward)
-
     with (
         eval_mode(reference),
         configured(mine, use_cache=False),  # one of transformers would grow when a module runs again
@@ -109,56 +108,137 @@ def compare_modules(
         torch.manual_seed(0)  # for dropout in `mine`
         my_calls = record_calls(mine, *my_inputs)
         calls = record_calls(reference, *their_inputs)
-    my_output, output = my_calls[-1].output, calls[-1].output
-    if my_output is None or output is None:
-        side = "mine" if my_output is None else "the reference"
+    my_output, output = _outputs(my_calls[-1], calls[-1], where)
+    direction = _projection(my_output, output, where) if backward else None
+    comparison = _Comparison(my_calls, calls, direction, to_reference, where, tolerance)
+    report = Report(
+        rows=list(comparison.rows()),
+        gradients=list(comparison.gradient_rows()),
+        only_mine=[call.name for name, call in comparison.mine.items() if name not in comparison.pairs],
+        only_reference=[call.name for call in calls if call.name not in comparison.pairs],
+        unequal_weights=unequal_weights(mine, reference, to_reference),
+    )
+    comparison.find_first_bad_module(report)
+    return report
+
+
+def _outputs(my_call: Call, call: Call, where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The outputs of the whole modules.
+
+    Raises:
+        ValueError: there is none, or `where` fits neither the reference's input nor its output.
+    """
+    if my_call.output is None or call.output is None:
+        side = "mine" if my_call.output is None else "the reference"
         raise ValueError(f"{side} returns no tensor, expected one or a tuple or mapping with one")
-    ends = [tensor for tensor in (calls[-1].main_input, output) if tensor is not None]
+    ends = [tensor for tensor in (call.main_input, call.output) if tensor is not None]
     if where is not None and all(select_tokens(tensor, where) is tensor for tensor in ends):
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in ends)
         raise ValueError(
             f"where is {tuple(where.shape)}, expected the (B, T) of the reference's input or output, {shapes}"
         )
+    return my_call.output, call.output
 
-    my_names = {to_reference(call.name): call for call in my_calls}
-    pairs = {call.name: (my_names[call.name], call) for call in calls if call.name in my_names}
-    direction = _projection(my_output, output, where) if backward else None
-    my_gradients, gradients = _gradients(my_calls, direction), _gradients(calls, direction)
 
-    # Rounding errors accumulate from call to call, and again in the backward pass.
-    sums = accumulate(rounding_variance(call) for call in calls)
-    variances = {call.name: variance for call, variance in zip(calls, sums, strict=True)}
-    total = 2 * variances[calls[-1].name]
+class _Comparison:
+    """The calls and gradients of both modules, by the names of the reference."""
 
-    def limit(tensor: Tensor, variance: float) -> float:
-        return rounding(tensor.dtype, variance) if tolerance is None else tolerance
+    def __init__(
+        self,
+        my_calls: list[Call],
+        calls: list[Call],
+        direction: Tensor | None,  # of the output, for gradients
+        to_reference: Callable[[str], str],
+        where: Tensor | None,
+        tolerance: float | None,
+    ):
+        self.whole = calls[-1]
+        self.calls = {call.name: call for call in calls}
+        self.mine = {to_reference(call.name): call for call in my_calls}
+        self.pairs = {name: (self.mine[name], call) for name, call in self.calls.items() if name in self.mine}
+        self.to_reference, self.where, self.tolerance = to_reference, where, tolerance
+        self.my_gradients, self.gradients = _gradients(my_calls, direction), _gradients(calls, direction)
+        # Rounding errors accumulate from call to call, and again in the backward pass.
+        sums = accumulate(rounding_variance(call) for call in calls)
+        self.variances = dict(zip(self.calls, sums, strict=True))
+        self.total = 2 * self.variances[self.whole.name]
 
-    rows = []
-    for name, (my_call, call) in pairs.items():
-        if my_call.value is None or call.value is None:
-            continue
-        mine_value, value = my_call.value, call.value
-        if name:
-            mine_value, value = broadcast(mine_value, value), broadcast(value, mine_value)
-        row = _compare(name, mine_value, value, limit(value, variances[name]), where)
-        one, other = my_gradients.get(my_call.name), gradients.get(name)
+    def limit(self, tensor: Tensor, variance: float) -> float:
+        """The largest relative difference that counts as equal."""
+        return rounding(tensor.dtype, variance) if self.tolerance is None else self.tolerance
+
+    def rows(self) -> Iterator[Row]:
+        """A row for each module that both have: its output, and the gradient of its output."""
+        for name, (my_call, call) in self.pairs.items():
+            mine, value = my_call.value, call.value
+            if mine is None or value is None:
+                continue
+            if name:
+                mine, value = broadcast(mine, value), broadcast(value, mine)
+            row = _compare(name, mine, value, self.limit(value, self.variances[name]), self.where)
+            one, other = self.my_gradients.get(my_call.name), self.gradients.get(name)
+            if one is not None and other is not None and one.shape == other.shape:
+                one, other = select_tokens(one, self.where), select_tokens(other, self.where)
+                relative = difference(one, other).relative
+                differs = row.verdict == EQUAL and relative > self.limit(other, self.total)
+                row = replace(row, gradient=relative, verdict=GRADIENT if differs else row.verdict)
+            yield row
+
+    def gradient_rows(self) -> Iterator[Row]:
+        """A row for the main input and for each parameter that both modules have."""
+        output = self.whole.output
+        tokens = output.numel() // max(output.shape[-1], 1) if output is not None and output.dim() else 1
+        variance = self.total + tokens / 4  # gradients of parameters are sums over tokens
+        one, other = self.my_gradients.get(INPUT), self.gradients.get(INPUT)
         if one is not None and other is not None and one.shape == other.shape:
-            relative = difference(select_tokens(one, where), select_tokens(other, where)).relative
-            differs = row.verdict == EQUAL and relative > limit(other, total)
-            row = replace(row, gradient=relative, verdict=GRADIENT if differs else row.verdict)
-        rows.append(row)
+            yield _compare(INPUT, one, other, self.limit(other, variance), self.where)
+        parameters = self.whole.module.named_parameters()
+        theirs = {name: self.gradients[name] for name, _ in parameters if name in self.gradients}
+        for my_name, _ in self.mine[""].module.named_parameters():
+            name = parameter_name(my_name, self.to_reference)
+            if my_name in self.my_gradients and name in theirs:
+                # Relative to the largest gradient in the module: that of a key bias is zero up to rounding,
+                # since softmax is invariant to a constant added to all scores.
+                module = name.rpartition(".")[0]
+                scale = max(largest(grad) for key, grad in theirs.items() if key.rpartition(".")[0] == module)
+                one, other = self.my_gradients[my_name], theirs[name]
+                yield _compare(my_name, one, other, self.limit(other, variance), None, scale)
 
-    tokens = output.numel() // max(output.shape[-1], 1) if output.dim() else 1
-    limit_of_sum = partial(limit, variance=total + tokens / 4)  # gradients of parameters are sums over tokens
-    report = Report(
-        rows=rows,
-        gradients=_gradient_rows(mine, reference, my_gradients, gradients, to_reference, limit_of_sum, where),
-        only_mine=[call.name for name, call in my_names.items() if name not in pairs],
-        only_reference=[call.name for call in calls if call.name not in pairs],
-        unequal_weights=unequal_weights(mine, reference, to_reference),
-    )
-    _find_first_bad_module(report, pairs, calls, where)
-    return report
+    def find_first_bad_module(self, report: Report) -> None:
+        """Set `first_divergent`, `first_bad_module` and `causes` of the report."""
+        rows = {row.name: row for row in report.rows}
+        matching = {row.name for row in report.rows if row.verdict in (EQUAL, GRADIENT)}
+        wrong = [name for name in rows if name not in matching]
+        if not wrong:  # only gradients differ, and the backward pass runs in reverse order
+            backward = [row.name for row in report.rows if row.verdict == GRADIENT]
+            report.first_divergent = backward[-1] if backward else None
+            return
+        first = report.first_divergent = wrong[0]
+        parts = first.split(".")
+        enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        bad = next((name for name in enclosing if name in wrong and self.has_equal_input(rows[name])), "")
+        report.first_bad_module = bad
+        names = list(rows)
+        observed = [name for name in names[names.index(first) : names.index(bad) + 1] if name in wrong]
+        divergence = Divergence(
+            mine=self.mine[""].module,
+            reference=self.whole.module,
+            my_call=self.mine[bad],
+            call=self.calls[bad],
+            calls=self.calls,
+            observed={name: (self.mine[name], rows[name]) for name in observed},
+            matching=matching,
+            select=partial(select_tokens, where=self.where),
+        )
+        report.causes = likely_causes(divergence)
+
+    def has_equal_input(self, row: Row) -> bool:
+        """Whether both modules of a row got the same input."""
+        one, other = (call.main_input for call in self.pairs[row.name])
+        if one is None or other is None:
+            return one is other
+        one, other = broadcast(one, other).detach(), broadcast(other, one).detach()
+        return _compare(row.name, one, other, row.tolerance, self.where).verdict == EQUAL
 
 
 def _compare(
@@ -216,70 +296,3 @@ def _gradients(calls: list[Call], direction: Tensor | None) -> dict[str, Tensor]
     output = named[root.name]
     found = torch.autograd.grad(output, [*named.values()], direction.to(output.dtype), allow_unused=True)
     return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
-
-
-def _gradient_rows(
-    mine: nn.Module,
-    reference: nn.Module,
-    my_gradients: dict[str, Tensor],
-    gradients: dict[str, Tensor],
-    to_reference: Callable[[str], str],
-    limit: Callable[[Tensor], float],
-    where: Tensor | None,
-) -> list[Row]:
-    """A row for the main input and for each parameter that both modules have."""
-    rows = []
-    one, other = my_gradients.get(INPUT), gradients.get(INPUT)
-    if one is not None and other is not None and one.shape == other.shape:
-        rows.append(_compare(INPUT, one, other, limit(other), where))
-    theirs = {name: gradients[name] for name, _ in reference.named_parameters() if name in gradients}
-    for my_name, _ in mine.named_parameters():
-        name = parameter_name(my_name, to_reference)
-        if my_name in my_gradients and name in theirs:
-            # Relative to the largest gradient in the module: that of a key bias is zero up to rounding, since
-            # softmax is invariant to a constant added to all scores.
-            module = name.rpartition(".")[0]
-            scale = max(largest(grad) for key, grad in theirs.items() if key.rpartition(".")[0] == module)
-            gradient, other = my_gradients[my_name], theirs[name]
-            rows.append(_compare(my_name, gradient, other, limit(other), None, scale))
-    return rows
-
-
-def _find_first_bad_module(
-    report: Report, pairs: dict[str, tuple[Call, Call]], calls: list[Call], where: Tensor | None
-) -> None:
-    """Set `first_divergent`, `first_bad_module` and `causes` of the report."""
-    rows = {row.name: row for row in report.rows}
-    matching = {row.name for row in report.rows if row.verdict in (EQUAL, GRADIENT)}
-    wrong = [name for name in rows if name not in matching]
-    if not wrong:  # only gradients differ, and the backward pass runs in reverse order
-        backward = [row.name for row in report.rows if row.verdict == GRADIENT]
-        report.first_divergent = backward[-1] if backward else None
-        return
-    first = report.first_divergent = wrong[0]
-
-    def has_equal_input(name: str) -> bool:
-        one, other = (call.main_input for call in pairs[name])
-        if one is None or other is None:
-            return one is other
-        one, other = broadcast(one, other).detach(), broadcast(other, one).detach()
-        return _compare(name, one, other, rows[name].tolerance, where).verdict == EQUAL
-
-    parts = first.split(".")
-    enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-    bad = next((name for name in enclosing if name in wrong and has_equal_input(name)), "")
-    report.first_bad_module = bad
-    names = list(rows)
-    observed = [name for name in names[names.index(first) : names.index(bad) + 1] if name in wrong]
-    report.causes = likely_causes(
-        Divergence(
-            mine=pairs[""][0].module,
-            reference=calls[-1].module,
-            my_call=pairs[bad][0],
-            call=pairs[bad][1],
-            calls={call.name: call for call in calls},
-            observed={name: (pairs[name][0], rows[name]) for name in observed},
-            matching=matching,
-            select=lambda tensor: select_tokens(tensor, where),
-        )
-    )

@@ -112,7 +112,7 @@ def final_norm(divergence: Divergence) -> Iterator[Cause]:
 
 
 # GPT-2's position embeddings, from ids (B, T) and the table, with a mistake.
-POSITIONS: tuple[tuple[str, str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+POSITIONS: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
     (
         "positions ignore left padding",
         "Positions are counted from the left edge, expected from the first token.",

@@ -281,7 +281,7 @@ def _sdpa_without_dropout(  # with torch's names: they may be passed by keyword
     return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kw)
 
 
-WITHOUT_DROPOUT = {  # neither follows eval mode
+WITHOUT_DROPOUT: dict[Any, Callable[..., Any]] = {  # neither follows eval mode
     F.dropout: lambda input, *args, **kwargs: input,
     F.scaled_dot_product_attention: _sdpa_without_dropout,
 }
