@@ -41,19 +41,18 @@ def record_computations(
 
 def _count_numbers(model: Model, source: Tensor, runs: Sequence[dict[str, Any]], with_written: bool) -> int:
     """An estimate from above: a neuron's weights are shared by the positions where it is active."""
-    *encoder, decoder = stacks(model)
-    lengths = [source.shape[1]] * len(encoder) + [len(run["ids"]) - 1 - run["start"] for run in runs]
     size = sizes(model)
     attention = 3 * size["H"] * size["K"] + size["D"]  # q, k, v and the residual
     feed_forward = size["D"]
     if with_written:
         attention += size["H"] * size["D"]
         feed_forward += 3 * TOP_NEURONS * size["D"]
-    counts = [
+    *encoder, decoder = (  # per token
         sum(attention if part.pattern else feed_forward for part in stack.sublayers)
-        for stack in [*encoder, *(decoder for _ in runs)]
-    ]
-    return sum(length * count for length, count in zip(lengths, counts, strict=True))
+        for stack in stacks(model)
+    )
+    tokens = sum(len(run["ids"]) - 1 - run["start"] for run in runs)
+    return source.shape[1] * sum(encoder) + tokens * decoder
 
 
 def _record_computations(

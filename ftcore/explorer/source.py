@@ -112,23 +112,24 @@ def source_lines(model: Model) -> dict[str, Any]:
         `functions`: file, first line and lines of each; `steps`: by prefix and step, pairs of a function's
         index and the indices of its marked lines; `sizes`: D, H, K, F and V of this model.
     """
-    functions: dict[Callable[..., Any], dict[str, Any]] = {}
+    functions: list[Callable[..., Any]] = []
+
+    def marked(function: Callable[..., Any], texts: list[str]) -> list[Any]:
+        if function not in functions:
+            functions.append(function)
+        return [functions.index(function), find_lines(function, texts)]
+
     steps = {
-        prefix: {
-            step: [[_index(functions, function), find_lines(function, texts)] for function, texts in passages]
-            for step, passages in of_prefix.items()
-        }
+        prefix: {step: [marked(*passage) for passage in passages] for step, passages in of_prefix.items()}
         for prefix, of_prefix in steps_of(model).items()
     }
-    return {"functions": list(functions.values()), "steps": steps, "sizes": sizes(model)}
+    return {"functions": list(map(_source, functions)), "steps": steps, "sizes": sizes(model)}
 
 
-def _index(functions: dict[Callable[..., Any], dict[str, Any]], function: Callable[..., Any]) -> int:
-    if function not in functions:
-        lines, first = inspect.getsourcelines(function)
-        file = Path(inspect.getsourcefile(function) or "").name
-        functions[function] = {"file": file, "first": first, "lines": [line.rstrip("\n") for line in lines]}
-    return list(functions).index(function)
+def _source(function: Callable[..., Any]) -> dict[str, Any]:
+    lines, first = inspect.getsourcelines(function)
+    file = Path(inspect.getsourcefile(function) or "").name
+    return {"file": file, "first": first, "lines": [line.rstrip("\n") for line in lines]}
 
 
 def find_lines(function: Callable[..., Any], texts: list[str]) -> list[int]:

@@ -65,22 +65,15 @@ function buildNorms(root, part) {
       button({ click: () => setState({ tab: "computation", open: "" }) }, "Neurons"),
       ...help("forward"),
     ),
-    element(
-      "p",
-      { class: "soft" },
+    sentence(
       "A feed-forward layer has no attention: it reads one token at a time. ",
       "These are the Euclidean norms of its output and of the residual stream after it.",
     ),
-    element(
-      "div",
-      { class: "scroller" },
-      element(
-        "table",
-        { class: `bars kind-${part.kind}` },
-        element("caption", {}, element("code", {}, part.output)),
-        tableHead("position", "token", "output", "", "residual"),
-        table,
-      ),
+    inScroller(
+      { class: `bars kind-${part.kind}` },
+      element("caption", {}, element("code", {}, part.output)),
+      tableHead("position", "token", "output", "", "residual"),
+      table,
     ),
     pythonRecord(part.output, ".norm(dim=-1)  # (B, T)"),
   );
@@ -111,7 +104,7 @@ function buildAllHeads(root, part) {
   appendAll(
     root,
     headLine("heads", element("h3", {}, `${title(part)}: all heads`)),
-    element("p", { class: "soft" }, mapHint(part)),
+    sentence(mapHint(part)),
     element(
       "div",
       { class: "small-maps" },
@@ -164,11 +157,7 @@ function buildHead(root, part) {
   const rowLabels = element("canvas", { class: "row-labels", "aria-hidden": "true" });
   const columnLabels = element("canvas", { class: "column-labels", "aria-hidden": "true" });
   const cells = element("div", { class: "cells" }, canvas, cursor);
-  const scroller = element(
-    "div",
-    { class: "scroller" },
-    element("div", { class: "labelled-map" }, cells, rowLabels, columnLabels),
-  );
+  const scroller = scrolling(element("div", { class: "labelled-map" }, cells, rowLabels, columnLabels));
   const table = element("tbody");
   const caption = element("caption");
   const code = element("div");
@@ -201,7 +190,7 @@ function buildHead(root, part) {
       ),
       ...help("attention"),
     ),
-    element("p", { class: "soft" }, mapHint(part)),
+    sentence(mapHint(part)),
     element(
       "div",
       { class: "attention" },

@@ -59,9 +59,7 @@ panels.beams = {
     appendAll(
       root,
       headLine("beams", element("h3", {}, `Beam search with ${beams} beams`)),
-      element(
-        "p",
-        { class: "soft" },
+      sentence(
         `Each step considers the ${candidates} best one-token extensions of the running beams. `,
         "Each of these texts is a hypothesis. Its score is the sum of its tokens’ log-probabilities, divided " +
           "by its length when it ends.",
@@ -86,7 +84,7 @@ panels.beams = {
         element("span", {}, element("i", { style: { "border-style": "dashed" } }), "pruned"),
         element("span", {}, element("i", { style: { background: "var(--accent)" } }), "the answer"),
       ),
-      element("div", { class: "scroller" }, tree),
+      scrolling(tree),
       this.detail,
       this.asTable(steps),
     );
@@ -122,31 +120,18 @@ panels.beams = {
     details.addEventListener("toggle", () => {
       if (details.querySelector("table")) return;
       details.append(
-        element(
-          "div",
-          { class: "scroller" },
+        inScroller(
+          {},
+          tableHead("step", "rank", "text so far", "score", ""),
           element(
-            "table",
+            "tbody",
             {},
-            tableHead("step", "rank", "text so far", "score", ""),
-            element(
-              "tbody",
-              {},
-              ...steps.flatMap((step, number) =>
-                step.map((node, rank) =>
-                  element(
-                    "tr",
-                    {},
-                    ...[
-                      String(number + 1),
-                      String(rank + 1),
-                      element("span", {}, ...node.tokens.map((id) => tokenSpan(id))),
-                      scoreText(node.score),
-                      node.status,
-                    ].map((cell) => element("td", {}, cell)),
-                  ),
-                ),
-              ),
+            ...steps.flatMap((step, number) =>
+              step.map((node, rank) => {
+                const text = element("span", {}, ...node.tokens.map((id) => tokenSpan(id)));
+                const cells = [`${number + 1}`, `${rank + 1}`, text, scoreText(node.score), node.status];
+                return element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
+              }),
             ),
           ),
         ),

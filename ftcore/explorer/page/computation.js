@@ -159,11 +159,6 @@ function stepOf(part, name, sources, ...children) {
 
 const others = (list) => `${list.length} other${list.length > 1 ? "s" : ""}`;
 
-const sentence = (...items) => element("p", { class: "soft" }, ...items);
-
-/** A table that scrolls sideways on a narrow screen. */
-const inScroller = (...contents) => element("div", { class: "scroller" }, element("table", ...contents));
-
 /** Rows "name, number" of a sum, with the total below a line. */
 const sumTable = (rows, total) =>
   element(
@@ -209,9 +204,7 @@ function buildWeight(part) {
       text,
     );
   return [
-    element(
-      "p",
-      { class: "lede" },
+    lede(
       "From ",
       tokenSpan(queries(part)[query]),
       ` (${query}) to `,

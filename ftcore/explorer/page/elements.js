@@ -30,6 +30,14 @@ function svgElement(tag, attributes = {}, ...children) {
 
 const button = (properties, ...children) => element("button", { type: "button", ...properties }, ...children);
 
+const sentence = (...items) => element("p", { class: "soft" }, ...items);
+const lede = (...items) => element("p", { class: "lede" }, ...items);
+
+const scrolling = (child) => element("div", { class: "scroller" }, child);
+
+/** A table that scrolls sideways on a narrow screen. */
+const inScroller = (...contents) => scrolling(element("table", ...contents));
+
 const tableHead = (...names) =>
   element("thead", {}, element("tr", {}, ...names.map((name) => element("th", { scope: "col" }, name))));
 

@@ -116,9 +116,7 @@ panels.interventions = {
     appendAll(
       root,
       headLine("interventions", element("h3", {}, "What changes the answer")),
-      element(
-        "p",
-        { class: "soft" },
+      sentence(
         "Numbers: the decrease in log-probability of the greedy answer, in nats. ",
         "Click one to see the new answer.",
       ),
@@ -156,7 +154,7 @@ panels.interventions = {
       "div",
       {},
       headLine("ablation", element("h3", {}, "Head ablation")),
-      element("p", { class: "soft" }, "The head’s output is zero at every position."),
+      sentence("The head’s output is zero at every position."),
       this.sweepNote("head_ablations", "head-ablations"),
       effectTable(
         "head-ablations",
@@ -187,7 +185,7 @@ panels.interventions = {
       const hint = live
         ? "Enter a second text above to patch activations from it."
         : "No second text was given when this page was recorded: python -m ftcore.explore --other.";
-      return element("div", {}, heading, element("p", { class: "soft" }, hint));
+      return element("div", {}, heading, sentence(hint));
     }
     const isDecoder = isT5 && kind.stack === "decoder";
     const own = isDecoder ? recording.runs[0].ids.slice(0, -1) : source();
@@ -200,11 +198,7 @@ panels.interventions = {
       "div",
       {},
       heading,
-      element(
-        "p",
-        { class: "soft" },
-        "Columns are blocks. At one position, the activation takes its value from the second text.",
-      ),
+      sentence("Columns are blocks. At one position, the activation takes its value from the second text."),
       live
         ? this.select(
             "kind",
@@ -263,7 +257,7 @@ panels.interventions = {
     const sweep = content[name];
     if (sweep?.answers) return null;
     if (!sweep) runSweep(name, path);
-    return element("p", { class: "soft" }, sweep?.skipped ?? "Measuring …");
+    return sentence(sweep?.skipped ?? "Measuring …");
   },
   update() {
     byId("effect").value = state.effect;
@@ -289,7 +283,7 @@ panels.interventions = {
     const codes = chosenInterventions();
     if (!codes.length) {
       const hint = "No intervention. Choose a head or a patch below.";
-      return replaceContent(this.outcome, element("p", { class: "soft" }, hint));
+      return replaceContent(this.outcome, sentence(hint));
     }
     const found = codes.length === 1 ? findInSweep(codes[0]) : null;
     const sweep = found && toOutcome(found[0].answers[found[0].answer[found[1]]], ...found);
@@ -338,15 +332,10 @@ panels.interventions = {
 };
 
 const effectTable = (id, columns, rows) =>
-  element(
-    "div",
-    { class: "scroller" },
-    element(
-      "table",
-      { class: "effects", id },
-      tableHead(...columns.map(String)),
-      element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells))),
-    ),
+  inScroller(
+    { class: "effects", id },
+    tableHead(...columns.map(String)),
+    element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells))),
   );
 
 function describeIntervention(code) {

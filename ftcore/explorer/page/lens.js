@@ -12,9 +12,7 @@ panels.lens = {
     appendAll(
       root,
       headLine("lens", element("h3", {}, "Logit lens")),
-      element(
-        "p",
-        { class: "soft" },
+      sentence(
         "The most likely next token if the model ended after that block; the top row is its prediction. ",
         "Framed: the chosen token. Color: the probability.",
       ),

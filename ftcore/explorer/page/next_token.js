@@ -3,6 +3,17 @@
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 0]; // 0: all
 const MOST_ROWS = 20;
 
+/** A slider through the values of a list. */
+const slider = (id, name, values, choose) =>
+  element("input", {
+    type: "range",
+    min: 0,
+    max: values.length - 1,
+    id,
+    "aria-label": name,
+    input: (event) => choose(values[event.target.value]),
+  });
+
 panels.next = {
   key: () => "",
   build(root) {
@@ -10,27 +21,13 @@ panels.next = {
     const steps = recording.temperatures;
     const choices = TOP_K.filter((k) => k <= recording.runs[0].next.ids.shape[1]);
     this.heading = element("h3");
-    this.temperature = element("input", {
-      type: "range",
-      min: 0,
-      max: steps.length - 1,
-      id: "temperature",
-      "aria-label": "Temperature",
-      input: (event) => setState({ temperature: steps[event.target.value] }),
-    });
+    this.temperature = slider("temperature", "Temperature", steps, (temperature) => setState({ temperature }));
     this.temperatureText = element("output", { class: "number" });
-    this.k = element("input", {
-      type: "range",
-      min: 0,
-      max: choices.length - 1,
-      id: "top-k",
-      "aria-label": "Top-k",
-      input: (event) => setState({ k: choices[event.target.value] }),
-    });
+    this.k = slider("top-k", "Top-k", choices, (k) => setState({ k }));
     this.kText = element("output", { class: "number" });
     this.choices = choices;
     this.body = element("tbody");
-    this.rest = element("p", { class: "soft" });
+    this.rest = sentence();
     appendAll(
       root,
       headLine("next", this.heading),
@@ -49,9 +46,7 @@ panels.next = {
       ),
       this.rest,
       live ? button({ click: sampleAgain }, "Sample an answer with these settings") : null,
-      element(
-        "p",
-        { class: "soft" },
+      sentence(
         `Recorded: the top ${recording.runs[0].next.ids.shape[1]} logits at each position, and the log-sum-exp `,
         "over the whole vocabulary at each temperature. These probabilities are exact at every setting.",
       ),

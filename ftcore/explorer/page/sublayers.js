@@ -22,7 +22,7 @@ function buildInput(part) {
   }
   const { V, D } = content.source.sizes;
   return [
-    element("p", { class: "lede" }, "What the first block reads at ", name.cloneNode(true), ` (${at})`),
+    lede("What the first block reads at ", name.cloneNode(true), ` (${at})`),
     stepOf(
       part,
       "Embedding",
@@ -54,9 +54,7 @@ function buildNorm(part) {
   const D = stream.length;
   const eps = `${norm.eps}`.replace("-", "−");
   return [
-    element(
-      "p",
-      { class: "lede" },
+    lede(
       isFinal ? "The norm after the last block, at " : "What the sublayer reads at ",
       tokenSpan(queries(part)[at]),
       ` (${at})`,
@@ -121,9 +119,7 @@ function buildNeurons(part) {
   };
   const chosen = Math.max(0, active.neurons.indexOf(state.neuron));
   return [
-    element(
-      "p",
-      { class: "lede" },
+    lede(
       `The ${active.neurons.length} most active of ${recorded.size} neurons at `,
       tokenSpan(queries(part)[at]),
       ` (${at})`,
