@@ -110,14 +110,13 @@ def _wrong_caches(before: int, start: int, end: int) -> dict[str, dict[str, Tens
     """What `_logits_with` changes, by mistake. The call before fed `before` to `start`, this one the rest."""
     new, key, query = end - start, torch.arange(end), torch.arange(start, end)[:, None]
     causal = key <= query  # (T, S)
-    newest_first = torch.cat([key[start:], key[before:start], key[:before]])
+    order = torch.cat([key[start:], key[before:start], key[:before]]).argsort()  # newest first
     visible = {
         "A new position sees later ones: the causal mask is missing.": causal | (key >= start),
         "The first rows of the causal mask are used, expected its last ones.": key <= query - start,
         "The new positions do not see those in the cache.": causal & (key >= start),
         "The new positions see those in the cache, but not themselves.": key < start,
-        "The new keys are put before those in the cache, expected after them.": newest_first.argsort()
-        <= query,
+        "The new keys are put before those in the cache, expected after them.": order <= query,
     }
     return {sentence: {"visible": mask} for sentence, mask in visible.items()} | {
         "The positions of the new tokens start at 0. They go on after those in the cache.": {

@@ -160,8 +160,8 @@ class _Comparison:
         self.my_gradients, self.gradients = _gradients(my_calls, direction), _gradients(calls, direction)
         # Rounding errors accumulate from call to call, and again in the backward pass.
         sums = accumulate(rounding_variance(call) for call in calls)
-        self.variances = dict(zip(self.calls, sums, strict=True))
-        self.total = 2 * self.variances[self.whole.name]
+        self.variances = dict(zip(self.calls, sums, strict=True))  # of outputs, in units of eps²
+        self.total = 2 * self.variances[self.whole.name]  # of gradients
 
     def limit(self, tensor: Tensor, variance: float) -> float:
         """The largest relative difference that counts as equal."""

@@ -1,6 +1,14 @@
 /* The beams panel: every candidate of every step, as a tree. */
 
 const STEP = { width: 140, height: 30, top: 22 };
+const BEAM_STYLES = {
+  running: { background: "var(--card)", "border-color": "var(--stream)" },
+  finished: { border: "2px solid var(--good)" },
+  "finished, later displaced": { border: "2px dashed var(--good)" },
+  unfinished: { border: "1px dotted var(--stream)" },
+  pruned: { "border-style": "dashed" },
+  "the answer": { background: "var(--accent)" },
+};
 
 panels.beams = {
   key: () => "",
@@ -67,22 +75,9 @@ panels.beams = {
       element(
         "div",
         { class: "key" },
-        element(
-          "span",
-          {},
-          element("i", { style: { background: "var(--card)", "border-color": "var(--stream)" } }),
-          "running",
+        ...Object.entries(BEAM_STYLES).map(([name, style]) =>
+          element("span", {}, element("i", { style }), name),
         ),
-        element("span", {}, element("i", { style: { border: "2px solid var(--good)" } }), "finished"),
-        element(
-          "span",
-          {},
-          element("i", { style: { border: "2px dashed var(--good)" } }),
-          "finished, later displaced",
-        ),
-        element("span", {}, element("i", { style: { border: "1px dotted var(--stream)" } }), "unfinished"),
-        element("span", {}, element("i", { style: { "border-style": "dashed" } }), "pruned"),
-        element("span", {}, element("i", { style: { background: "var(--accent)" } }), "the answer"),
       ),
       scrolling(tree),
       this.detail,
