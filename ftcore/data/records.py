@@ -190,9 +190,7 @@ def _references(task: Task, row: Row, where: str) -> tuple[str, ...]:
     """The target and other correct answers."""
     if task.name != "qa":
         return (_target(task, row, where),)
-    column = _answer_column(task, row, where)
-    row[column] = _parse_literal(row[column], column, where)
-    answers = _answers(row, column, where)
+    answers = _answers(row, _answer_column(task, row, where), where)
     rows = [row | {task.column("answer"): answer} for answer in answers]
     return tuple(_target(task, answered, where) for answered in rows) or (task.no_answer,)
 
@@ -245,7 +243,7 @@ def _answers(row: Row, key: str, where: str) -> tuple[str, ...]:
     """
     if str(row.get("is_impossible", "")).strip().lower() in ("true", "1", "1.0"):  # in CSV it is text
         return ()
-    given = row[key]
+    given = _parse_literal(row[key], key, where)
     texts = given.get("text") if isinstance(given, dict) else given
     listed_texts = texts if isinstance(texts, list) else [texts]
     answers = [as_text(text.get("text") if isinstance(text, dict) else text) for text in listed_texts]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ftcore.checkpoints.files import open_text
 from ftcore.data.arrow_rows import arrow_format, arrow_rows
-from ftcore.data.files import Row, listed, numbered, peek_text, read_lines, suffix
+from ftcore.data.files import Row, listed, numbered_lines, peek_text, read_lines, suffix
 from ftcore.data.json_rows import json_rows
 from ftcore.output import printable, warn
 
@@ -46,8 +46,7 @@ def read_rows(
         elif row_format == "csv":
             rows = _csv_rows(path, file)
         elif line_row:
-            lines = numbered(path, read_lines(path, file))
-            rows = ((where, line_row(line, where)) for where, line in lines)
+            rows = ((where, line_row(line, where)) for where, line in numbered_lines(path, file))
         else:
             raise ValueError(f"{path}: neither JSON nor CSV; expected {expected}")
         for where, row in rows:

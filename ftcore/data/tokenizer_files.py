@@ -103,7 +103,7 @@ class TokenizerFiles:
         if isinstance(value, dict):
             content = value.get("content", value)
             flags = {flag: value[flag] for flag in _FLAGS if flag in value}
-        elif self.tokenizer_class == "ByT5Tokenizer" and key in T5_TOKENS:
+        elif self.tokenizer_class == "ByT5Tokenizer" and key in T5_TOKENS:  # as in transformers
             flags |= {"lstrip": True, "rstrip": True}
         if not isinstance(content, str | None) or not all(isinstance(flag, bool) for flag in flags.values()):
             raise self.wrong(name, key, value, 'a token such as "</s>" or an object with its "content"')
