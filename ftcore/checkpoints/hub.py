@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+# The files that are downloaded; pickled weights only where there are no safetensors.
 TOKENIZER_FILES = (
     *("tokenizer.json", "spiece.model", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -40,7 +41,7 @@ def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> 
 
 
 def _download(name: str, weights: bool) -> Path:
-    """Download a snapshot from the hub; pickled weights only if there are no safetensors."""
+    """Download a snapshot from the hub."""
     by_hand = "put config.json, model.safetensors and the tokenizer's files into a directory and pass that"
     try:
         from huggingface_hub import snapshot_download
