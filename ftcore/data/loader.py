@@ -238,11 +238,9 @@ class DataLoader(torch.utils.data.DataLoader):
         example; the iterator itself notices it within seconds.
         """
         number = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has none, and torch no handler there
-        handler = signal.getsignal(number)
+        handler = signal.getsignal(number)  # None: not set by Python
         batches = super().__iter__()
-        if (
-            handler is not None and threading.current_thread() is threading.main_thread()
-        ):  # None: not Python's
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
         return batches
 
