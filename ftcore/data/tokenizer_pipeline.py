@@ -24,13 +24,10 @@ from ftcore.data.tokenizer_interface import Tokenizer, native_errors
 from ftcore.data.tokenizer_t5 import check_unicode_table
 
 GPT2_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-ROBERTA_TOKENS = {
+ROBERTA_TOKENS = T5_TOKENS | {
     "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
     "cls_token": "<s>",
+    "sep_token": "</s>",
     "mask_token": "<mask>",
 }
 
