@@ -193,20 +193,8 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
     config.json says: transformers' T5Config always says tied, even for the untied T5 v1.1.
     """
     expected = model.state_dict(keep_vars=True)
-    found: dict[str, Tensor] = {}
-    wrong, missing, unexpected = [], [], []
-    wrapper = _WRAPPERS.match(min(tensors, default=""))
-    prefix = wrapper[0] if wrapper and all(name.startswith(wrapper[0]) for name in tensors) else ""
-    for name, tensor in tensors.items():
-        name = name.removeprefix(prefix)
-        if _IGNORED_KEYS.search(name):
-            continue
-        if f"transformer.{name}" in expected:  # the names in GPT-2's first files lack this prefix
-            name = f"transformer.{name}"
-        if name in found:
-            wrong.append(f"{name} is there twice, with and without its prefix")
-        found[name] = tensor
-
+    found, wrong = _rename(tensors, expected)
+    missing, unexpected = [], []
     for name, tensor in found.items():
         if name not in expected:
             unexpected.append(f"{name} {tuple(tensor.shape)}")
@@ -221,8 +209,6 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
             continue
         first = fitted[names[0]] = found[present[0]]
         for name in present[1:]:
-            if found[name].shape != expected[name].shape or first.shape != expected[name].shape:
-                continue  # in `wrong` already
             if found[name].dtype == first.dtype and torch.equal(found[name], first):
                 continue
             if name == "lm_head.weight":
@@ -237,6 +223,24 @@ def _fit(model: Model, tensors: dict[str, Tensor], where: Path) -> dict[str, Ten
             f"both must be of the same {type(model).__name__}, with the sizes of config.json"
         )
     return fitted
+
+
+def _rename(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The file's tensors under the model's prefixes, and a line for each name that is there twice."""
+    found: dict[str, Tensor] = {}
+    twice = []
+    wrapper = _WRAPPERS.match(min(tensors, default=""))
+    prefix = wrapper[0] if wrapper and all(name.startswith(wrapper[0]) for name in tensors) else ""
+    for name, tensor in tensors.items():
+        name = name.removeprefix(prefix)
+        if _IGNORED_KEYS.search(name):
+            continue
+        if f"transformer.{name}" in expected:  # the names in GPT-2's first files lack this prefix
+            name = f"transformer.{name}"
+        if name in found:
+            twice.append(f"{name} is there twice, with and without its prefix")
+        found[name] = tensor
+    return found, twice
 
 
 def _tied_names(state: dict[str, Tensor]) -> Iterable[list[str]]:

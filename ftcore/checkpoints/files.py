@@ -293,23 +293,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def directory_lock(directory: Path, warn: Callable[[str], object]) -> AbstractContextManager[None]:
-    """Hold an exclusive lock on an existing directory, in its file .lock, which stays; see `file_lock`.
-
-    Without locks, on some network file systems, `warn` is called with a message.
-
-    Raises:
-        ValueError: another process holds the lock.
-    """
-
-    def without_lock(error: OSError) -> None:
-        warn(f"{directory} cannot be locked ({error.strerror}): let no other process write to it")
-
-    return file_lock(directory / ".lock", wait=False, without_lock=without_lock)
+    """Hold an exclusive lock on an existing directory, in its file .lock, which stays; see `file_lock`."""
+    return file_lock(directory / ".lock", wait=False, warn=warn)
 
 
 @contextmanager
 def file_lock(
-    path: Path, *, wait: bool, without_lock: Callable[[OSError], object] = lambda error: None
+    path: Path, *, wait: bool, warn: Callable[[str], object] = lambda message: None
 ) -> Iterator[None]:
     """Hold an exclusive lock on a file; a no-op on Windows.
 
@@ -317,7 +307,7 @@ def file_lock(
 
     Args:
         wait: for another process that holds the lock; the file must exist, else it may be created.
-        without_lock: called where the file system has no locks.
+        warn: called with a message where there are no locks, as on some network file systems.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is False.
@@ -333,7 +323,7 @@ def file_lock(
         except BlockingIOError:
             raise ValueError(f"another process is at work on {path.parent}") from None
         except OSError as error:
-            without_lock(error)
+            warn(f"{path.parent} cannot be locked ({error.strerror}): let no other process write to it")
         _locked.add(file)
         try:
             yield

@@ -4,20 +4,17 @@ import os
 import re
 from pathlib import Path
 
-# Everything but the weights.
-SMALL_FILES = (
-    "config.json",
-    "adapter_config.json",
-    "generation_config.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "task.json",
+# The files that are downloaded; pickled weights only where there are no safetensors.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "spiece.model", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+SMALL_FILES = (*TOKENIZER_FILES, "config.json", "adapter_config.json", "generation_config.json", "task.json")
+SAFETENSORS = (
+    *("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    "adapter_model.safetensors",
+)
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", "adapter_model.bin")
 
 _HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?")
 
@@ -44,7 +41,7 @@ def resolve_directory(name: str | os.PathLike[str], *, weights: bool = True) -> 
 
 
 def _download(name: str, weights: bool) -> Path:
-    """Download a snapshot from the hub; pickled weights only if there are no safetensors."""
+    """Download a snapshot from the hub."""
     by_hand = "put config.json, model.safetensors and the tokenizer's files into a directory and pass that"
     try:
         from huggingface_hub import snapshot_download
@@ -53,14 +50,11 @@ def _download(name: str, weights: bool) -> Path:
             f"{name}: no such directory; if it is a name on the Hugging Face hub, "
             f"`pip install huggingface_hub` to download it, or {by_hand}"
         ) from None
-    safetensors = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
-    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
-    adapter = ["adapter_model.safetensors", "adapter_model.bin"]  # LoRA, see adapter.py
+    wanted = SMALL_FILES + SAFETENSORS if weights else SMALL_FILES
     try:
-        wanted = [*SMALL_FILES, *safetensors, adapter[0]] if weights else [*SMALL_FILES]
-        directory = Path(snapshot_download(name, allow_patterns=wanted))
+        directory = Path(snapshot_download(name, allow_patterns=list(wanted)))
         if weights and not any(directory.glob("*model*.safetensors")):
-            snapshot_download(name, allow_patterns=[*pickled, adapter[1]])
+            snapshot_download(name, allow_patterns=list(PICKLED))
     except Exception as error:  # huggingface_hub and its HTTP client raise many unrelated types
         reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
         raise FileNotFoundError(

@@ -78,8 +78,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".bin":
             tensors = load_pickle(file, is_zip=start.startswith(b"PK"))
+        elif (header := int.from_bytes(start[:8], "little")) > MAX_HEADER:
+            raise ValueError(f"a header of {header} bytes, expected at most {MAX_HEADER}")
         else:
-            tensors = _load_safetensors(file, start)
+            tensors = load_file(file)
     except Exception as error:  # damaged files raise many unrelated types
         if (description := describe_format(start)) and not start.startswith(b"PK"):
             raise ValueError(f"{file}: {description}") from None
@@ -101,12 +103,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if tensor.nbytes > min(tensor.untyped_storage().nbytes(), file.stat().st_size):
             raise ValueError(f"{file}: {printable(name)} has elements that share memory; save a copy of it")
     return tensors
-
-
-def _load_safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
-    if (header := int.from_bytes(start[:8], "little")) > MAX_HEADER:
-        raise ValueError(f"a header of {header} bytes, expected at most {MAX_HEADER}")
-    return load_file(file)
 
 
 def load_pickle(file: Path, *, is_zip: bool = True) -> Any:

@@ -38,8 +38,7 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}: a parquet or arrow file: `pip install datasets` to read it") from None
     number = 0
     try:
-        for row in _rows(path):
-            number += 1
+        for number, row in enumerate(_rows(path), 1):
             yield f"{path}, row {number}", row
     except Exception as error:  # pyarrow raises many unrelated types for damaged files
         raise ValueError(f"{path}: damaged after row {number}: {one_line(error)}") from error

@@ -23,7 +23,6 @@ from functools import lru_cache
 from gzip import GzipFile
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from ftcore.data.arrow_rows import arrow_format
 from ftcore.data.dataset import check_family
 from ftcore.data.files import Paths, expand_files, read_chunks, text_of
 from ftcore.data.rows import find_row_format, read_rows
-from ftcore.data.tasks import Task, as_task, check_corpus_task, missing_column
+from ftcore.data.tasks import Task, as_task, check_corpus_task, require_column
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.output import few, progress_bar
 
@@ -131,7 +130,7 @@ def read_corpus(task: str | Task, paths: Paths, tokenizer: Tokenizer, *, decoder
             raise ValueError(f"{text} is a pipe; expected a file, since its ids are kept for later runs")
         is_plain_text(text)  # here for its errors
     column = task.column("text")
-    fingerprint = _fingerprint(tokenizer)
+    fingerprint = tokenizer.fingerprint()
     fingerprint = fingerprint if column == "text" else _hash(fingerprint, column)
     key = _hash(fingerprint, *texts) if others else fingerprint
     ids = _directory(first) / f"{first.name}.{key[:8]}.ids.safetensors"
@@ -171,8 +170,7 @@ def read_documents(path: Path, size: int, column: str = "text") -> Iterator[str]
         yield from read_chunks(path, size)
         return
     for where, row in read_rows(path, expected="plain text, or rows with text"):
-        if column not in row:
-            raise missing_column("text", column, row, where)
+        require_column("text", column, row, where)
         document = text_of(row, column, where, blank=True)
         yield from (document[start : start + size] for start in range(0, len(document), size))
         yield END_OF_DOCUMENT
@@ -195,16 +193,6 @@ def _directory(text: Path) -> Path:
     directory = cache / "ftcore" / hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def _fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer's files."""
-    digest = hashlib.sha256()
-    with TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        for file in sorted(Path(directory).iterdir()):
-            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _hash(*values: object) -> str:

@@ -92,9 +92,9 @@ def read_lines(path: Path, file: TextIOWrapper) -> Iterator[str]:
         yield line.removeprefix("\ufeff")
 
 
-def numbered(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank: (where, line)."""
-    for number, line in enumerate(lines, 1):
+def numbered_lines(path: Path, file: TextIOWrapper) -> Iterator[tuple[str, str]]:
+    """The lines of `read_lines` that are not blank: (where, line)."""
+    for number, line in enumerate(read_lines(path, file), 1):
         if line.strip():
             yield f"{path}, line {number}", line.removesuffix("\n")
 

@@ -19,9 +19,8 @@ from ftcore.data.files import (
     check_no_nul,
     listed,
     max_length,
-    numbered,
+    numbered_lines,
     peek_text,
-    read_lines,
     suffix,
     text_of,
 )
@@ -47,7 +46,7 @@ def json_rows(path: Path, file: TextIOWrapper, expected: str, squad: bool) -> It
     elif start.startswith("[") or _OPEN_LINE.match(start):
         items = _JSONReader(path, file).items_of_arrays()
     else:
-        items = ((where, parse_json(line, where)) for where, line in numbered(path, read_lines(path, file)))
+        items = ((where, parse_json(line, where)) for where, line in numbered_lines(path, file))
     for number, (where, item) in enumerate(items, 1):
         if not isinstance(item, dict):
             raise ValueError(f"{where}: {shown(item)} is not a record; expected an object {{...}}")

@@ -237,12 +237,10 @@ class DataLoader(torch.utils.data.DataLoader):
         That would raise the loss of a worker anywhere in this process, in the middle of an optimizer step for
         example; the iterator itself notices it within seconds.
         """
-        if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
-            return super().__iter__()
         number = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has none, and torch no handler there
-        handler = signal.getsignal(number)
+        handler = signal.getsignal(number)  # None: not set by Python
         batches = super().__iter__()
-        if handler is not None:  # None: not set by Python
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
         return batches
 
@@ -269,8 +267,6 @@ class DataLoader(torch.utils.data.DataLoader):
                     f"cannot resume in the data: {name} was {state.get(name)} when the position was saved "
                     f"and is {value} now"
                 )
-        if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
-            raise ValueError(f"cannot resume in the data: no epoch has a batch {state['batches']}")
         self.batch_sampler.epoch = state["epoch"]
         self._resume_at = self._taken = state["batches"]
 

@@ -1,16 +1,21 @@
 """Records: the rows of a file as source and target texts of a task."""
 
+import ast
+import json
 import random
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from reprlib import repr as shown
 from typing import Any
 
-from ftcore.data.answers import parse_literal, read_answers
-from ftcore.data.files import Paths, Row, expand_files, listed, text_of
+from ftcore.checkpoints.files import parse_json
+from ftcore.data.files import Paths, Row, as_text, expand_files, listed, text_of
 from ftcore.data.rows import labeled_row, read_rows
-from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, missing_column
+from ftcore.data.tasks import CORPUS_TASKS, Task, as_task, require_column
 from ftcore.data.templates import Template
 from ftcore.output import few
 
@@ -23,6 +28,7 @@ _FORMS = {
 }
 
 ROLES = ("system", "user", "assistant")  # of chat messages
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # in {"from": ..., "value": ...}
 _MOST_MESSAGES = 1000  # of a conversation, since the sources of its replies grow with the square of it
 
 
@@ -184,18 +190,16 @@ def _references(task: Task, row: Row, where: str) -> tuple[str, ...]:
     """The target and other correct answers."""
     if task.name != "qa":
         return (_target(task, row, where),)
-    column = _answer_column(task, row, where)
-    row[column] = parse_literal(row[column], column, where)
-    answers = read_answers(row, column, where)
-    return tuple(_target(task, row, where, answer=answer) for answer in answers) or (task.no_answer,)
+    answers = _answers(row, _answer_column(task, row, where), where)
+    rows = [row | {task.column("answer"): answer} for answer in answers]
+    return tuple(_target(task, answered, where) for answered in rows) or (task.no_answer,)
 
 
 def _answer_column(task: Task, row: Row, where: str) -> str:
     """The column of the answers: the one that the task names, else `answers` or `answer`."""
     for name in ("answers", "answer"):
         if name in task.columns:
-            if task.column(name) not in row:
-                raise missing_column(name, task.column(name), row, where)
+            require_column(name, task.column(name), row, where)
             return task.column(name)
     if found := [name for name in ("answers", "answer") if name in row]:
         return found[0]
@@ -203,27 +207,16 @@ def _answer_column(task: Task, row: Row, where: str) -> str:
     raise ValueError(f"{where}: no key 'answer' or 'answers' (found: {listed(row)}){advice}")
 
 
-def _target(task: Task, row: Row, where: str, **given: str) -> str:
-    template, is_own = task.answer_template, task.target_template is not None
-    texts = _texts(task, template, row, where, may_be_blank=is_own, given=given)
+def _target(task: Task, row: Row, where: str) -> str:
+    template = task.answer_template
+    texts = _texts(task, template, row, where, may_be_blank=task.target_template is not None)
     target = template.fill(texts)
     return target.strip() if task.name == "emotion" else target
 
 
-def _texts(
-    task: Task,
-    template: Template,
-    row: Row,
-    where: str,
-    *,
-    may_be_blank: bool,
-    given: Mapping[str, str] | None = None,
-) -> dict[str, str]:
+def _texts(task: Task, template: Template, row: Row, where: str, *, may_be_blank: bool) -> dict[str, str]:
     """The texts of a row for a template's placeholders. In the user's own template, one may be blank."""
-    texts = {
-        name: given[name] if given and name in given else _text(task, row, name, where, may_be_blank)
-        for name in template.names
-    }
+    texts = {name: _text(task, row, name, where, may_be_blank) for name in template.names}
     if not any(text.strip() for text in texts.values()):
         raise ValueError(f"{where}: {listed(texts)}: empty; expected text")
     return texts
@@ -231,20 +224,77 @@ def _texts(
 
 def _text(task: Task, row: Row, name: str, where: str, may_be_blank: bool) -> str:
     column = task.column(name)
-    if column not in row:
-        raise missing_column(name, column, row, where)
+    require_column(name, column, row, where)
     if name == "label":  # in CSV a list is text, which is no label either
-        row[column] = parse_literal(row[column], column, where)
+        row[column] = _parse_literal(row[column], column, where)
     text = text_of(row, column, where, blank=may_be_blank)
     return task.word(text, where) if column == task.label_column else text
+
+
+def _answers(row: Row, key: str, where: str) -> tuple[str, ...]:
+    """All correct answers of a question, without duplicates, in the order of the file; () if it has none.
+
+    Under `key` is a string, a list of strings, a list of {"text": ...} (SQuAD's own layout), or
+    {"text": [...], "answer_start": [...]} (the layout of the Hugging Face data set). As in SQuAD 2.0, an
+    empty list is a question without an answer, and so is a row whose `is_impossible` is true.
+
+    Raises:
+        ValueError: another layout, or only blank texts.
+    """
+    if str(row.get("is_impossible", "")).strip().lower() in ("true", "1", "1.0"):  # in CSV it is text
+        return ()
+    given = _parse_literal(row[key], key, where)
+    texts = given.get("text") if isinstance(given, dict) else given
+    listed_texts = texts if isinstance(texts, list) else [texts]
+    answers = [as_text(text.get("text") if isinstance(text, dict) else text) for text in listed_texts]
+    if not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(
+            f"{where}: key {key!r} is {shown(given)}; expected a string, a list of strings, "
+            'or {"text": [...]}'
+        )
+    found = tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+    if answers and not found:
+        raise ValueError(
+            f"{where}: key {key!r} is empty; expected the answer's text (a question without an answer has an "
+            "empty list, or a true is_impossible)"
+        )
+    return found
+
+
+def _parse_literal(value: Any, key: str, where: str) -> Any:
+    """The list or dict in a string, as JSON or as Python prints it; other values unchanged.
+
+    Raises:
+        ValueError: it looks like one and cannot be read.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.startswith(("[", "{", "(", "array(")):
+        return value
+    with suppress(ValueError):
+        return parse_json(text, where)
+    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes
+            parsed = ast.literal_eval(text[: 2**20])  # a syntax tree is large; a text that is cut is refused
+        # NumPy prints ['a' 'b'] without a comma, which Python reads as ['ab'].
+        if isinstance(parsed, tuple | list | dict) and _quotes(repr(parsed)) == _quotes(text):
+            return parse_json(json.dumps(parsed), where)  # tuples as lists, and within the limits of JSON
+    if re.match(r"[\[{][\[\s]*([bru]?['\"]|array\()|array\(", text):
+        raise ValueError(
+            f"{where}: key {key!r} is {shown(value)}, a list or dict that cannot be read; write it as JSON"
+        )
+    return value
+
+
+def _quotes(text: str) -> int:
+    return text.count("'") + text.count('"')
 
 
 def _messages(task: Task, row: Row, where: str) -> list[dict[str, str]]:
     """The messages of a conversation, checked."""
     column = task.column("messages")
-    if column not in row:
-        raise missing_column("messages", column, row, where)
-    messages = parse_literal(row[column], column, where)
+    require_column("messages", column, row, where)
+    messages = _parse_literal(row[column], column, where)
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: key {column!r} is {shown(messages)}; expected {_FORMS['chat']}")
     if len(messages) > _MOST_MESSAGES:
@@ -255,10 +305,12 @@ def _messages(task: Task, row: Row, where: str) -> list[dict[str, str]]:
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise ValueError(f'{where}: {shown(message)}; expected {{"role": ..., "content": ...}}')
-    role = text_of(message, "role", where)
+    role_key, content_key = ("from", "value") if "from" in message else ("role", "content")
+    role = text_of(message, role_key, where)
+    role = _SHAREGPT_ROLES.get(role, role)
     if role not in ROLES:
         raise ValueError(f"{where}: role {shown(role)}; expected one of {listed(ROLES)}")
-    return {"role": role, "content": text_of(message, "content", where).strip()}
+    return {"role": role, "content": text_of(message, content_key, where).strip()}
 
 
 def _replies(messages: list[dict[str, str]], where: str, decoder_only: bool) -> Iterator[Record]:

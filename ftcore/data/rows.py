@@ -6,7 +6,6 @@ by gzip.
 
 import csv
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
@@ -16,13 +15,12 @@ from typing import Literal
 
 from ftcore.checkpoints.files import open_text
 from ftcore.data.arrow_rows import arrow_format, arrow_rows
-from ftcore.data.files import Row, listed, numbered, peek_text, read_lines, suffix
+from ftcore.data.files import Row, listed, numbered_lines, peek_text, read_lines, suffix
 from ftcore.data.json_rows import json_rows
 from ftcore.output import printable, warn
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _CSV_FIELD = 2**26  # characters of a field; the csv module's own limit is 2**17
-_csv_lock = threading.Lock()
 
 
 def read_rows(
@@ -48,8 +46,7 @@ def read_rows(
         elif row_format == "csv":
             rows = _csv_rows(path, file)
         elif line_row:
-            lines = numbered(path, read_lines(path, file))
-            rows = ((where, line_row(line, where)) for where, line in lines)
+            rows = ((where, line_row(line, where)) for where, line in numbered_lines(path, file))
         else:
             raise ValueError(f"{path}: neither JSON nor CSV; expected {expected}")
         for where, row in rows:
@@ -99,11 +96,12 @@ def _csv_rows(path: Path, file: TextIOWrapper) -> Iterator[tuple[str, Row]]:
     delimiter = _find_delimiter(path, _first_line(peek_text(file)))
     # strict: an unclosed quote is an error
     reader = csv.reader(read_lines(path, file), delimiter=delimiter, strict=True)
+    csv.field_size_limit(max(_CSV_FIELD, csv.field_size_limit()))  # of the process; a reader has none
     header: list[str] = []
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
-            fields = _next_row(reader)
+            fields = next(reader, None)
         except csv.Error as error:
             raise ValueError(
                 f"{where}: broken CSV: {printable(str(error))}; put a field with quotation marks in "
@@ -134,13 +132,3 @@ def _find_delimiter(path: Path, header: str) -> str:
     if found != promised and suffix(path) in (".csv", ".tsv"):
         warn(f"{path}: its fields are separated by {_DELIMITERS[found]}, not by {_DELIMITERS[promised]}")
     return found
-
-
-def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
-    """The next row. The csv module's limit for a field is global, so it is raised for this call only."""
-    with _csv_lock:
-        limit = csv.field_size_limit(_CSV_FIELD)
-        try:
-            return next(reader, None)
-        finally:
-            csv.field_size_limit(limit)

@@ -246,15 +246,16 @@ def check_corpus_task(task: str | Task, decoder_only: bool) -> None:
         )
 
 
-def missing_column(name: str, column: str, row: Row, where: str) -> ValueError:
-    """An error about a row without a field's column: what there is, and the option that names another."""
+def require_column(name: str, column: str, row: Row, where: str) -> None:
+    """Raise ValueError for a row without a field's column; the message names the option for another one."""
+    if column in row:
+        return
     error = f"{where}: no key {column!r} (found: {listed(row) or 'none'})"
     if column != name:
-        return ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
+        raise ValueError(f"{error}, which `columns` {name}={column} names{did_you_mean(column, row)}")
     options = {other.lower(): f"`columns` {name}={other}" for other in row}
-    return ValueError(
-        error + (did_you_mean(column, (), options) or f"; `columns` {name}=COLUMN names another one")
-    )
+    hint = did_you_mean(column, (), options) or f"; `columns` {name}=COLUMN names another one"
+    raise ValueError(error + hint)
 
 
 def _label_key(label: object) -> str:

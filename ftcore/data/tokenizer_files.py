@@ -18,20 +18,13 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-import numpy as np
 from tokenizers import AddedToken
 
 from ftcore.checkpoints.files import read_json, read_text
+from ftcore.checkpoints.hub import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "spiece.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+_PIPELINE, _ADDED = "tokenizer.json", "added_tokens.json"
+_CONFIG, _TOKEN_MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # the ids 0, 1 and 2
 
@@ -42,47 +35,6 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 MAX_IDS = 2**24  # of a vocabulary; the largest published ones have about a million
 MAX_SENTINELS = 10_000
-MAX_REPLACEMENT = 256  # bytes that replace a character; 33 in NFKC
-
-
-class NativeErrors:
-    """Context: errors of sentencepiece and tokenizers, which name no file, become a ValueError that does.
-
-    A class, since a generator would add a microsecond to each text.
-    """
-
-    def __init__(self, path: Path, failure: str) -> None:
-        self.path, self.failure = path, failure
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        # A Rust panic is no Exception, and its class cannot be imported.
-        if kind is not None and (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
-            raise ValueError(f"{self.path}: {self.failure} ({error!r:.300})") from None
-
-
-def check_unicode_table(table: bytes) -> None:
-    """Raise ValueError for a Unicode table of SentencePiece that is read out of bounds, or expands a text.
-
-    A table is the size of a double-array trie (darts-clone), its units of 4 bytes, and the strings that
-    characters are replaced by, each ended by NUL. A leaf of the trie is the position of a string.
-    """
-    size = int.from_bytes(table[:4], "little")
-    units, strings = np.frombuffer(table, "<u4", size // 4, offset=4), table[4 + size :]
-    is_leaf = units >> 31 == 1
-    # A node's children are in one block of 256 units, its own leaf first.
-    children = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
-    has_leaf = (units & 0x100 != 0) & ~is_leaf
-    if (
-        not (len(units) and strings.endswith(b"\0"))
-        or max(map(len, strings.split(b"\0"))) > MAX_REPLACEMENT
-        or (children[~is_leaf] | 0xFF).max(initial=0) >= len(units)
-        or not is_leaf[children[has_leaf]].all()
-        or (units[is_leaf] & 0x7FFFFFFF).max(initial=0) >= len(strings)
-    ):
-        raise ValueError("a damaged Unicode table")
-    strings.decode()
 
 
 class TokenizerFiles:
@@ -101,9 +53,9 @@ class TokenizerFiles:
         paths = [directory / name for name in TOKENIZER_FILES]
         self.content = {path.name: path.read_bytes() for path in paths if os.path.lexists(path)}
         self.vocabulary = directory / next(iter(self.content), "config.json")
-        self.settings = self.json("tokenizer_config.json")
+        self.settings = self.json(_CONFIG)
         config = self.json("config.json")
-        for name, values in (("tokenizer_config.json", self.settings), ("config.json", config)):
+        for name, values in ((_CONFIG, self.settings), ("config.json", config)):
             if not isinstance(values.get("tokenizer_class"), str | None):
                 raise self.wrong(name, "tokenizer_class", values["tokenizer_class"], "the name of a class")
         named = self.settings.get("tokenizer_class") or config.get("tokenizer_class")
@@ -142,52 +94,50 @@ class TokenizerFiles:
         """A bool from tokenizer_config.json; False without one."""
         value = self.settings.get(name)
         if not isinstance(value, bool | None):
-            raise self.wrong("tokenizer_config.json", name, value, "true or false")
+            raise self.wrong(_CONFIG, name, value, "true or false")
         return bool(value)
 
-    def token(self, name: str, key: str, value: object) -> str | AddedToken | None:
+    def token(self, name: str, key: str, value: object) -> AddedToken | None:
         """A special token: its text, or an object that also has flags. null and "" mean none."""
-        content, flags = value, {}
+        content, flags = value, {"special": True}
         if isinstance(value, dict):
             content = value.get("content", value)
             flags = {flag: value[flag] for flag in _FLAGS if flag in value}
+        elif self.tokenizer_class == "ByT5Tokenizer" and key in T5_TOKENS:  # as in transformers
+            flags |= {"lstrip": True, "rstrip": True}
         if not isinstance(content, str | None) or not all(isinstance(flag, bool) for flag in flags.values()):
             raise self.wrong(name, key, value, 'a token such as "</s>" or an object with its "content"')
-        if not content:
-            return None
-        return AddedToken(content, **flags) if isinstance(value, dict) else content
+        return AddedToken(content, **flags) if content else None
 
     def name_class(self, name: str) -> None:
         """Write the class into tokenizer_config.json: it is saved without the model's config.json."""
         self.settings["tokenizer_class"] = self.tokenizer_class = name
-        self.content["tokenizer_config.json"] = json.dumps(self.settings, indent=2).encode()
+        self.content[_CONFIG] = json.dumps(self.settings, indent=2).encode()
 
-    def sentinels(self, default: int) -> list[str]:
+    def sentinels(self, default: int) -> list[AddedToken]:
         """T5's <extra_id_0> and so on; `extra_ids` in tokenizer_config.json is their number."""
         value = self.settings.get("extra_ids")
-        number = self.number(
-            "tokenizer_config.json", "extra_ids", default if value is None else value, limit=MAX_SENTINELS
-        )
-        return [f"<extra_id_{index}>" for index in range(number)]
+        number = self.number(_CONFIG, "extra_ids", default if value is None else value, limit=MAX_SENTINELS)
+        return [AddedToken(f"<extra_id_{index}>", special=True) for index in range(number)]
 
 
 @dataclass
 class SpecialTokens:
-    """Tokens that are found in a text before it is tokenized; plain strings have the default flags."""
+    """Tokens that are found in a text before it is tokenized."""
 
-    named: dict[str, str | AddedToken]  # eos_token, pad_token, ...
+    named: dict[str, AddedToken]  # eos_token, pad_token, ...
     numbered: dict[int, AddedToken]  # those with an id in the files
-    extra: list[str | AddedToken]  # sentinels and others without a name
+    extra: list[AddedToken]  # sentinels and others without a name
 
     def names(self) -> dict[str, str]:
         """The text of each token that has a name: {"eos_token": "</s>", ...}."""
-        return {name: str(token) for name, token in self.named.items()}
+        return {name: token.content for name, token in self.named.items()}
 
-    def unnumbered(self) -> list[str | AddedToken]:
+    def unnumbered(self) -> list[AddedToken]:
         """The tokens without an id in the files, without duplicates, those with a name first."""
-        tokens: dict[str, str | AddedToken] = {}
+        tokens: dict[str, AddedToken] = {}
         for token in (*self.named.values(), *self.extra):
-            tokens.setdefault(str(token), token)
+            tokens.setdefault(token.content, token)
         for token in self.numbered.values():
             tokens.pop(token.content, None)
         return list(tokens.values())
@@ -199,9 +149,7 @@ class SpecialTokens:
         """
         names = set(self.names().values())
         tokens = [token for _, token in sorted(self.numbered.items())]
-        for token in self.unnumbered():
-            if str(token) not in known:
-                tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+        tokens += [token for token in self.unnumbered() if token.content not in known]
         for token in tokens:
             token.special = token.special or token.content in names
         return tokens
@@ -210,7 +158,7 @@ class SpecialTokens:
 def read_special_tokens(
     files: TokenizerFiles,
     defaults: Mapping[str, str],
-    sentinels: Iterable[str] = (),
+    sentinels: Iterable[AddedToken] = (),
     required: Iterable[str] = ("eos_token",),
 ) -> SpecialTokens:
     """Read the special tokens from all files; `defaults` and `sentinels` are those they may leave out.
@@ -218,68 +166,60 @@ def read_special_tokens(
     Raises:
         ValueError: a file is not in transformers' format, or no file has a token in `required`.
     """
-    config, token_map, pipeline = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
-    named, extra = _named(files, config), _extra(files, config)
-    numbered: dict[int, AddedToken] = {}
+    named, extra = _named(files, _CONFIG), _extra(files, _CONFIG)
+    is_complete = "added_tokens_decoder" in files.settings
+    if not is_complete:
+        named |= _named(files, _TOKEN_MAP)
+    numbered = _numbered(files, special={token.content for token in (*named.values(), *extra) if token})
+    if not is_complete and not extra:  # after `numbered`, where these do not count as special
+        extra = _extra(files, _TOKEN_MAP)
+    default = {name: files.token(_CONFIG, name, text) for name, text in defaults.items()}
+    given = {name: token for name, token in (dict.fromkeys(_NAMES) | default | named).items() if token}
+    for name in required:
+        if name not in given:
+            raise files.error(_CONFIG, f"no {name}, expected the token that begins or ends a text")
+    return SpecialTokens(given, numbered, extra or [*sentinels])
+
+
+def _numbered(files: TokenizerFiles, special: set[str]) -> dict[int, AddedToken]:
+    """{id: token} of the tokens with an id; those of added_tokens.json have no flags but are in `special`."""
     if "added_tokens_decoder" in files.settings:
         decoder = files.settings["added_tokens_decoder"]
         if not isinstance(decoder, dict):
-            raise files.wrong(config, "added_tokens_decoder", decoder, "an object of ids and tokens")
-        numbered |= _numbered(files, config, "added_tokens_decoder", decoder.items())
+            raise files.wrong(_CONFIG, "added_tokens_decoder", decoder, "an object of ids and tokens")
+        found = [(_CONFIG, "added_tokens_decoder", number, token) for number, token in decoder.items()]
     else:
-        named |= _named(files, token_map)
-        special = {str(token) for token in (*named.values(), *extra)}
-        added = (
-            (
-                number,
-                {"content": content, "normalized": content not in special, "special": content in special},
-            )
-            for content, number in files.json("added_tokens.json").items()
-        )
-        numbered |= _numbered(files, "added_tokens.json", "token", added)
-        tokens = files.json(pipeline).get("added_tokens", [])
+        tokens = files.json(_PIPELINE).get("added_tokens", [])
         if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
-            raise files.wrong(pipeline, "added_tokens", tokens, "a list of objects")
-        numbered |= _numbered(files, pipeline, "added_tokens", ((token.get("id"), token) for token in tokens))
-        extra = extra or _extra(files, token_map)
-    named = {**defaults, **named}
-    in_order = {name: named[name] for name in _NAMES if name in named} | named
-    given = {name: token for name, token in in_order.items() if token is not None}
-    for name in required:
-        if name not in given:
-            raise files.error(config, f"no {name}, expected the token that begins or ends a text")
-    return SpecialTokens(given, numbered, extra or list(sentinels))
+            raise files.wrong(_PIPELINE, "added_tokens", tokens, "a list of objects")
+        found = [
+            (_ADDED, "token", number, {"content": content, "special": content in special})
+            for content, number in files.json(_ADDED).items()
+        ]
+        found += [(_PIPELINE, "added_tokens", token.get("id"), token) for token in tokens]
+    return {
+        files.number(name, "the id", number, token=token.content): token
+        for name, key, number, value in found
+        if (token := files.token(name, key, value))
+    }
 
 
-def _numbered(
-    files: TokenizerFiles, name: str, key: str, items: Iterable[tuple[object, object]]
-) -> dict[int, AddedToken]:
-    """{id: token} from the (id, token) under a key of a file."""
-    numbered = {}
-    for number, value in items:
-        if (token := files.token(name, key, value)) is not None:
-            token = AddedToken(token) if isinstance(token, str) else token
-            numbered[files.number(name, "the id", number, token=token.content)] = token
-    return numbered
-
-
-def _named(files: TokenizerFiles, name: str) -> dict[str, str | AddedToken | None]:
+def _named(files: TokenizerFiles, name: str) -> dict[str, AddedToken | None]:
     """eos_token and the like, and a model's own such as image_token; None for null."""
     values = files.json(name)
-    standard = {key: values[key] for key in _NAMES if key in values}
-    others = {  # and not settings such as add_bos_token
+    tokens = {
         key: value
         for key, value in values.items()
-        if key.endswith("_token") and isinstance(value, str | dict)
+        if key in _NAMES or (key.endswith("_token") and isinstance(value, str | dict))  # not add_bos_token
     }
-    extra = values.get("extra_special_tokens")
-    tokens = standard | others | (extra if isinstance(extra, dict) else {})
+    if isinstance(values.get("extra_special_tokens"), dict):
+        tokens |= values["extra_special_tokens"]
     return {
         key: files.token(name, key if key in _NAMES else shown(key), value) for key, value in tokens.items()
     }
 
 
-def _extra(files: TokenizerFiles, name: str) -> list[str | AddedToken]:
+def _extra(files: TokenizerFiles, name: str) -> list[AddedToken]:
     """The special tokens without a name, under the new key or the old one."""
     values = files.json(name)
     key = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
@@ -288,4 +228,4 @@ def _extra(files: TokenizerFiles, name: str) -> list[str | AddedToken]:
         return []
     if not isinstance(tokens, list):
         raise files.wrong(name, key, tokens, "a list of tokens")
-    return [token for value in tokens if (token := files.token(name, key, value)) is not None]
+    return [token for value in tokens if (token := files.token(name, key, value))]

@@ -1,19 +1,35 @@
 """The interface of all tokenizers."""
 
+import hashlib
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 from ftcore.checkpoints.files import make_directory, write_atomically
-from ftcore.data.tokenizer_files import MAX_IDS, TOKENIZER_FILES, NativeErrors, TokenizerFiles
+from ftcore.checkpoints.hub import TOKENIZER_FILES
+from ftcore.data.tokenizer_files import MAX_IDS, TokenizerFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED_LABEL = -100  # the label of positions without a target; cross_entropy's ignore_index
+
+
+@contextmanager
+def native_errors(path: Path, failure: str) -> Iterator[None]:
+    """Turn errors of sentencepiece and tokenizers, which name no file, into a ValueError that does."""
+    try:
+        yield
+    except BaseException as error:
+        # A Rust panic is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{path}: {failure} ({error!r:.300})") from None
 
 
 class Tokenizer:
@@ -62,7 +78,7 @@ class Tokenizer:
                 f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}, "
                 'which UTF-8 cannot encode; read the text with errors="replace" or remove it'
             ) from None
-        with NativeErrors(self._vocabulary, "cannot encode this text"):
+        with native_errors(self._vocabulary, "cannot encode this text"):
             return self._encode(text)
 
     def decode(self, ids: "Iterable[int] | Tensor", skip_special_tokens: bool = True) -> str:
@@ -77,7 +93,7 @@ class Tokenizer:
             ValueError: `ids` is not one row of ids.
         """
         row = _row(ids, self.vocab_size)
-        with NativeErrors(self._vocabulary, "cannot decode these ids"):
+        with native_errors(self._vocabulary, "cannot decode these ids"):
             text = self._decode(row, skip_special_tokens)
         return _clean_up_spaces(text) if self._clean_up else text
 
@@ -109,6 +125,13 @@ class Tokenizer:
             if (sentinel := self._id_of(name)) is not None:
                 return sentinel
         raise ValueError(f"{token} is not in this vocabulary of {self.vocab_size} ids")
+
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer's files."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self._files.items()):
+            digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+        return digest.hexdigest()
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write the files that this tokenizer was loaded from, each atomically.

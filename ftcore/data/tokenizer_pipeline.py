@@ -19,24 +19,15 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
-from ftcore.data.tokenizer_files import (
-    T5_TOKENS,
-    NativeErrors,
-    SpecialTokens,
-    TokenizerFiles,
-    check_unicode_table,
-    read_special_tokens,
-)
-from ftcore.data.tokenizer_interface import Tokenizer
+from ftcore.data.tokenizer_files import T5_TOKENS, SpecialTokens, TokenizerFiles, read_special_tokens
+from ftcore.data.tokenizer_interface import Tokenizer, native_errors
+from ftcore.data.tokenizer_t5 import check_unicode_table
 
 GPT2_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-ROBERTA_TOKENS = {
+ROBERTA_TOKENS = T5_TOKENS | {
     "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
     "cls_token": "<s>",
+    "sep_token": "</s>",
     "mask_token": "<mask>",
 }
 
@@ -60,7 +51,7 @@ class PipelineTokenizer(Tokenizer):
         around: tuple[list[str], list[str]] | None = None,
     ) -> None:
         known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-        with NativeErrors(files.vocabulary, "no ids are left for special tokens"):
+        with native_errors(files.vocabulary, "no ids are left for special tokens"):
             pipeline.add_tokens(special.tokens(known))
         if around is not None:
             before, after = around
@@ -105,7 +96,7 @@ def pipeline_from_json(files: TokenizerFiles) -> PipelineTokenizer:
     is_unigram = isinstance(model, dict) and model.get("type") == "Unigram"
     # transformers has no class for uMT5, and takes the whole pipeline from its file.
     is_t5 = is_unigram and files.tokenizer_class in (None, "T5Tokenizer") and files.model_type != "umt5"
-    with NativeErrors(files.vocabulary, "not a tokenizer"):
+    with native_errors(files.vocabulary, "not a tokenizer"):
         for table in _unicode_tables(values.get("normalizer")):
             check_unicode_table(table)
         pipeline = _t5_pipeline(values) if is_t5 else Pipeline.from_str(files.text("tokenizer.json"))
@@ -155,7 +146,7 @@ def pipeline_from_merges(files: TokenizerFiles) -> PipelineTokenizer:
         for token, number in files.json("vocab.json").items()
     }
     merges = _merges(files, vocabulary)
-    with NativeErrors(files.vocabulary, "not a byte-level BPE"):
+    with native_errors(files.vocabulary, "not a byte-level BPE"):
         pipeline = Pipeline(BPE(vocabulary, merges))
     add_prefix_space = files.flag("add_prefix_space")
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)

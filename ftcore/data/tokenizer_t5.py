@@ -10,19 +10,17 @@ pieces for single bytes are not used: a character without a piece is <unk>, as i
 import re
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import WordLevel
 
 from ftcore.checkpoints.files import describe_format
-from ftcore.data.tokenizer_files import (
-    T5_TOKENS,
-    TokenizerFiles,
-    check_unicode_table,
-    read_special_tokens,
-)
+from ftcore.data.tokenizer_files import T5_TOKENS, TokenizerFiles, read_special_tokens
 from ftcore.data.tokenizer_interface import Tokenizer
+
+MAX_REPLACEMENT = 256  # bytes that replace a character in a Unicode table; 33 in NFKC
 
 _DECODER = decoders.Metaspace(prepend_scheme="always")
 
@@ -79,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
         sentinels = files.sentinels(100)
         special = read_special_tokens(files, T5_TOKENS)
         special.extra += [*_added_pieces(self._processor, tokens), *sentinels]
-        tokens += reversed(sentinels)
+        tokens += [sentinel.content for sentinel in reversed(sentinels)]
         ids = {token: number for number, token in enumerate(tokens)}  # a sentinel may also be a piece
         added = special.tokens()
         for token in added:
@@ -159,6 +157,29 @@ def _field(message: bytes, number: int) -> bytes:
     return b""
 
 
+def check_unicode_table(table: bytes) -> None:
+    """Raise ValueError for a Unicode table of SentencePiece that is read out of bounds, or expands a text.
+
+    A table is the size of a double-array trie (darts-clone), its units of 4 bytes, and the strings that
+    characters are replaced by, each ended by NUL. A leaf of the trie is the position of a string.
+    """
+    size = int.from_bytes(table[:4], "little")
+    units, strings = np.frombuffer(table, "<u4", size // 4, offset=4), table[4 + size :]
+    is_leaf = units >> 31 == 1
+    # A node's children are in one block of 256 units, its own leaf first.
+    children = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
+    has_leaf = (units & 0x100 != 0) & ~is_leaf
+    if (
+        not (len(units) and strings.endswith(b"\0"))
+        or max(map(len, strings.split(b"\0"))) > MAX_REPLACEMENT
+        or (children[~is_leaf] | 0xFF).max(initial=0) >= len(units)
+        or not is_leaf[children[has_leaf]].all()
+        or (units[is_leaf] & 0x7FFFFFFF).max(initial=0) >= len(strings)
+    ):
+        raise ValueError("a damaged Unicode table")
+    strings.decode()
+
+
 def _added_pieces(processor: SentencePieceProcessor, pieces: list[str]) -> list[AddedToken]:
     """The control pieces, such as </s>, and the user-defined ones, which are never split or merged."""
     added = []
@@ -187,20 +208,18 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self, files: TokenizerFiles) -> None:
         special = read_special_tokens(files, T5_TOKENS, files.sentinels(125))
-        tokens: dict[int, AddedToken] = {}
-        for number, (name, default) in enumerate(T5_TOKENS.items()):
-            token = special.named.get(name, default)
-            tokens[number] = AddedToken(token, lstrip=True, rstrip=True) if isinstance(token, str) else token
-        tokens |= special.numbered
-        special.numbered = tokens
+        first = [
+            special.named.get(name) or AddedToken(token, lstrip=True, rstrip=True)
+            for name, token in T5_TOKENS.items()
+        ]
+        special.numbered = tokens = dict(enumerate(first)) | special.numbered
         for token in special.unnumbered():
-            number = max(self.FIRST_FREE, max(tokens) + 1)
-            tokens[number] = AddedToken(token) if isinstance(token, str) else token
+            tokens[max(self.FIRST_FREE, max(tokens) + 1)] = token
         if "tokenizer_class" not in files.settings:
             files.name_class("ByT5Tokenizer")
         self._added = AddedTokens(tokens)
         named = {name: self._added.ids[token] for name, token in special.names().items()}
-        self._special_ids = {*named.values(), *(self._added.ids[str(token)] for token in special.extra)}
+        self._special_ids = {*named.values(), *(self._added.ids[token.content] for token in special.extra)}
         super().__init__(files, named, vocab_size=max(self.FIRST_FREE, max(tokens) + 1))
 
     def _encode(self, text: str) -> list[int]:

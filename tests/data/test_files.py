@@ -239,11 +239,9 @@ def test_answers_with_brackets_are_text(tmp_path: Path, answer: str) -> None:
     assert read("qa", write(tmp_path / "a.csv", table(row)))[0].target == answer
 
 
-def test_long_fields_of_csv_leave_the_limit_of_the_csv_module(tmp_path: Path) -> None:
-    limit = csv.field_size_limit()
+def test_fields_of_csv_may_exceed_the_limit_of_the_csv_module(tmp_path: Path) -> None:
     row = {"source": "x " * 100_000, "target": "y"}
     assert read("text2text", write(tmp_path / "a.csv", table(row)))[0].source == row["source"]
-    assert csv.field_size_limit() == limit
 
 
 # --- what a file should not contain

@@ -68,8 +68,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_there_are_twenty_forms() -> None:
-    assert [form.number for form in FORMS] == [str(number) for number in range(1, 21)]
+def test_the_forms_are_numbered() -> None:
+    assert [form.number for form in FORMS] == [str(number) for number in range(1, 22)]
     assert len(MISTAKES) == 8
 
 
@@ -97,12 +97,13 @@ def test_every_form_of_rows_is_read(form: Form, capsys: pytest.CaptureFixture) -
     options = options_of(form)
     records = [
         (record.source, record.target)
-        for record in read_records(options.task, options.train, decoder_only=False)
+        for record in read_records(options.make_task(), options.train, decoder_only=False)
     ]
     expected = {
         "text2text": SUMS * len(form.paths()),
         "emotion": [("Emotion: i feel calm", "joy"), ("Emotion: the train was late; again", "anger")],
         "qa": [("question: Who sews? context: Ada sews.", "Ada")],
+        "chat": [("user: Hello\nassistant:", "Hi!")],
     }
     assert records == expected[options.task]
     said = "its fields are separated by" in capsys.readouterr().err
