@@ -80,7 +80,11 @@ T5_CASES = _cases(
     256, 64, Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5)
 )
 ROWS = [case.name for case in T5_CASES]
-ENGINES = ("openvino", "onnxruntime", "llama.cpp")  # of `--engine`, each with an environment of its own
+ENGINES = {  # of `--engine`, and the packages that each needs in its environment, beside torch
+    "openvino": "optimum-intel[openvino]",
+    "onnxruntime": "optimum-onnx[onnxruntime]",
+    "llama.cpp": "llama-cpp-python, gguf and safetensors",
+}
 MAX_THREADS = 1024  # OpenMP aborts the process where it cannot start as many as requested
 
 GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]
