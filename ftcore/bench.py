@@ -49,7 +49,7 @@ class BenchOptions:
     )
     engine: list[str] | None = option(
         None,
-        "also measure an engine for generation on a CPU, with the Python of an environment that has torch and "
+        "also measure an engine, generating on a CPU, with the Python of an environment of torch and "
         + "; ".join(f"{packages} ({name}=venv/bin/python)" for name, packages in ENGINES.items()),
         metavar="NAME=PYTHON",
     )
