@@ -47,7 +47,7 @@ class WorkerProcess:
             RuntimeError: the function failed, or the process ended; the message is one line.
         """
         try:
-            pickle.dump((function, arguments), self.process.stdin)
+            pickle.dump(pickle.dumps((function, arguments)), self.process.stdin)
             self.process.stdin.flush()
             error, result = pickle.load(self.process.stdout)
         except (BrokenPipeError, EOFError):
@@ -64,7 +64,7 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what libraries print
     while requests.peek(1):
         try:
-            function, arguments = pickle.load(requests)
+            function, arguments = pickle.loads(pickle.load(requests))  # read whole, also if an import fails
             reply = "", function(*arguments)
         except Exception as error:  # a limitation of the library, or out of memory, for example
             reason = (str(error).splitlines() or [""])[0]

@@ -12,6 +12,7 @@ import pytest
 
 from ftcore import output
 from ftcore.benchmark.process import WorkerProcess
+from ftcore.benchmark.worker import peak_bytes
 
 
 def test_results_are_returned_and_what_is_printed_is_discarded():
@@ -60,7 +61,7 @@ def test_another_python_has_its_own_packages_and_this_ftcore(tmp_path, monkeypat
         file.write_text(content)
     python = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     with WorkerProcess(str(tmp_path / python)) as worker:
+        with pytest.raises(RuntimeError, match=r"^ModuleNotFoundError: No module named 'torch'$"):
+            worker.call(peak_bytes, "cpu")  # whose module imports torch
         assert worker.call(output.flag, "batch_size") == "--batch-size"
         assert worker.call(importlib.metadata.version, "engine") == "1.5"
-        with pytest.raises(RuntimeError, match=r"^ModuleNotFoundError: No module named 'torch'$"):
-            worker.call(importlib.import_module, "torch")
