@@ -1,22 +1,25 @@
-"""Benchmark ftcore against transformers and CTranslate2 on this machine: `python -m ftcore.bench`."""
+"""Benchmark ftcore against other libraries on this machine: `python -m ftcore.bench`."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from ftcore.benchmark.cases import GROWTH_MODELS, MAX_THREADS, ROWS
+from ftcore.benchmark.cases import ENGINES, GROWTH_MODELS, MAX_THREADS, ROWS
 from ftcore.cli import check_options, option, parse
 from ftcore.output import FAILED_RUN, cli_errors, did_you_mean, guard_output
 
 
 @dataclass
 class BenchOptions:
-    """Benchmark ftcore against transformers and CTranslate2, where these are installed.
+    """Benchmark ftcore against transformers and CTranslate2, where these are installed, and other engines.
 
     Each backend runs in its own process, with the same weights, inputs and threads; they take turns. The
     table has each backend's median, its time relative to ftcore's with the quartiles over the rounds, the
     share of the machine's roofline that ftcore reaches, and the peak memory of each process. Rows:
 
-    load      read a checkpoint                       ready     load, and prepare for generating
+    load      read a checkpoint
+    ready     load, prepare and generate two tokens in a new process, its imports aside; ready-first: the
+              same without code that earlier processes have compiled and kept
     prefill   the first token after a long input      greedy    one row        greedy-b8   eight rows
     beam4     4 beams of one source                   beam4-b8  4 beams of eight sources
     train           a training step; transformers at its best: batches of similar length, fused AdamW
@@ -38,11 +41,17 @@ class BenchOptions:
         "number format; int8 is for generation only, and applies to the weights of ftcore --fast and "
         "CTranslate2; the others use fp32",
     )
-    fast: bool = option(False, "add rows with ftcore's --fast: prepared for decoding, faster training layers")
+    fast: bool = option(False, "also measure ftcore --fast: prepared for decoding, faster training layers")
     compile: bool = option(
         False,
-        "like --fast, with compiled decoding steps; training compiles ftcore's blocks and transformers' "
-        "model. Compile time is not counted",
+        "also measure ftcore --fast and --compile: compiled decoding steps and training blocks; transformers "
+        "then trains compiled, too. Only ready-first counts the time of compiling",
+    )
+    engine: list[str] | None = option(
+        None,
+        "also measure an engine (" + ", ".join(ENGINES) + ") for generation on a CPU, with the Python of an "
+        "environment that has its packages: openvino=venv/bin/python",
+        metavar="NAME=PYTHON",
     )
     runs: int | None = option(None, "timed rounds per row (default: 5, with --quick 3)", at_least=1)
     quick: bool = option(False, "smoke test with short inputs and outputs; its figures are meaningless")
@@ -80,6 +89,12 @@ class BenchOptions:
                 raise ValueError(
                     f"--rows: unknown row {row!r}{did_you_mean(row, ROWS)}; rows: {', '.join(ROWS)}"
                 )
+        for name, python in self.engines.items():
+            if name not in ENGINES:
+                meant = did_you_mean(name, ENGINES)
+                raise ValueError(f"--engine: unknown engine {name!r}{meant}; engines: {', '.join(ENGINES)}")
+            if not Path(python).is_file():
+                raise ValueError(f"--engine {name}={python}: no such file, expected a Python with {name}")
         if self.dtype == "int8" and not (self.fast or self.compile):
             raise ValueError("--dtype int8 needs --fast: ftcore has int8 weights in its fast decoding only")
         if self.dtype == "int8" and self.rows and all(row.startswith("train") for row in self.rows):
@@ -98,6 +113,12 @@ class BenchOptions:
         return self.model or (GROWTH_MODELS if self.growth else ["gpt2", "t5-small"])
 
     @property
+    def engines(self) -> dict[str, str]:
+        """Paths of Python interpreters by engine."""
+        pairs = (text.partition("=") for text in self.engine or [])
+        return {name: python for name, _, python in pairs}
+
+    @property
     def rounds(self) -> int:
         return self.runs or (3 if self.quick else 5)
 
@@ -109,17 +130,16 @@ if __name__ == "__main__":
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from ftcore.benchmark.backends import installed_backends, version
+from ftcore.benchmark.backends import installed_backends
 from ftcore.benchmark.cases import GPT2_CASES, SHAPES, T5_CASES, Case, Job, growth_cases
 from ftcore.benchmark.inputs import read_batches, training_data, write_batches, write_model
-from ftcore.benchmark.report import Row, draw_growth, report, require_matplotlib
+from ftcore.benchmark.report import Row, draw_growth, library_versions, report, require_matplotlib
 from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
-from ftcore.benchmark.worker import measure
+from ftcore.benchmark.worker import measure, measure_in_new_processes
 from ftcore.figures import save_figure
 from ftcore.models import GPT2LMHeadModel, Model
 from ftcore.training.inputs import find_device
@@ -141,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.growth:
             save_figure(draw_growth(rows), options.growth)
     if options.json:
-        versions = {backend: version(backend) for backend in ("torch", *rows[0].results)}
+        versions = {"torch": torch.__version__} | library_versions(rows)
         results = [row.to_dict() for row in rows]
         print(
             json.dumps({"versions": versions, "machine": asdict(machine), "rows": results}, allow_nan=False)
@@ -181,29 +201,53 @@ def measure_model(name: str, options: BenchOptions, machine: Machine, directory:
         tokenizer = options.tokenizer or (None if name in SHAPES else name)
         task, files = training_data(model, options.train, tokenizer)
         job = replace(job, task=task, train=files.train[0])
-    backends = installed_backends(fast=options.fast or options.compile)
-    if "ctranslate2" in backends:  # if this fails, so does loading, whose error is reported
-        measure([replace(job, backend="ctranslate2", case=Case("convert", "convert"))], rounds=0)
+    backends = installed_backends(fast=options.fast, compile=options.compile)
+    pythons = dict.fromkeys(backends, "") | options.engines
+    conversions = [
+        replace(job, backend=backend, python=python, case=Case("convert", "convert"))
+        for backend, python in pythons.items()
+        if backend == "ctranslate2" or backend in options.engines
+    ]
+    not_converted = {
+        name: result for name, result in measure(conversions, rounds=0).items() if result.missing
+    }
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = []
     for number, case in enumerate(cases, start=1):
         progress(f"{name} {case.name} ({number} of {len(cases)})")
-        job, roofline = replace(job, case=case), None
+        cache = str(directory / "cache") if case.kind == "ready" else ""
+        job, roofline = replace(job, case=case, cache=cache), None
         if case.kind == "generate":
             roofline = generation_seconds(model, case, machine, options.dtype)
         elif case.kind == "train":
             write_batches(case, task, files, model, checkpoint, batches)
             roofline = training_seconds(model, read_batches(batches, padded=False), machine)
-        skipped = {"ftcore-fast"} if case.kind == "load" else set()  # loads like ftcore
-        jobs = [replace(job, backend=backend) for backend in backends if backend not in skipped]
-        others = measure(jobs, options.rounds)
+        jobs = [
+            replace(job, backend=backend, python=python)
+            for backend, python in pythons.items()
+            if is_distinct(backend, case, machine.device) and backend not in not_converted
+        ]
+        if case.name == "ready-first":
+            others = measure_in_new_processes(jobs, 1, warm_up=False)
+        elif case.kind == "ready":
+            others = measure_in_new_processes(jobs, options.rounds, warm_up=True)
+        else:
+            others = measure(jobs, options.rounds)
+        others |= not_converted
         ours = {backend: others.pop(backend) for backend in [*others] if backend.startswith("ftcore")}
         for backend, result in ours.items():
             row = Row(name, parameters, job, {backend: result} | others, roofline)
-            progress("  " + "  ".join(row.cells()[2:]))
+            progress(f"  {row.summary()}")
             rows.append(row)
     return rows
+
+
+def is_distinct(backend: str, case: Case, device: str) -> bool:
+    """Whether this case of a backend differs from that of ftcore's other ways to run."""
+    if backend == "ftcore-compiled":  # on CUDA, a decoding step is a CUDA graph without it
+        return case.kind == "train" or (case.kind != "load" and device == "cpu")
+    return backend != "ftcore-fast" or case.kind != "load"
 
 
 def select_cases(model: Model, options: BenchOptions, *, is_first: bool) -> list[Case]:

@@ -1,7 +1,6 @@
 """The libraries under test: ftcore (its plain modules, or its fast ones), transformers and CTranslate2."""
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -13,18 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftcore import __version__
 from ftcore.benchmark.cases import Case, Job
 from ftcore.checkpoints.checkpoint import load_model
 from ftcore.checkpoints.files import read_json
-from ftcore.decoding import generate
 from ftcore.models.config import set_dropout_rates
 
 Step = Callable[[dict[str, Tensor]], float]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
-def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
+def call_generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
     """Call `generate`, whose arguments have the same names in ftcore and transformers."""
     ids = function(
         prompts,
@@ -38,7 +35,10 @@ def _generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> l
 
 
 class Backend:
-    """How a library does what is measured, with the checkpoint and the case of its job."""
+    """How a library does what is measured, with the checkpoint and the case of its job.
+
+    Imports what it needs when it is used: an engine's Python lacks what only the others need.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -61,12 +61,15 @@ class Backend:
 
 
 class FtcoreBackend(Backend):
-    """ftcore as its commands run it: without options ("ftcore"), or with --fast ("ftcore-fast")."""
+    """ftcore as its commands run it: without options, with --fast ("ftcore-fast") or --compile."""
 
     def __init__(self, job: Job) -> None:
+        from ftcore.decoding import generate
+
         super().__init__(job)
-        self.fast = job.backend == "ftcore-fast"
-        self.compile = self.fast and job.compile
+        self.search = generate
+        self.fast = job.backend != "ftcore"
+        self.compile = job.backend == "ftcore-compiled"
 
     def load(self) -> Any:
         # On the CPU, prepare_for_decoding converts from float32.
@@ -79,11 +82,10 @@ class FtcoreBackend(Backend):
             return model
         from ftcore.fast import prepare_for_decoding
 
-        compile = self.compile and self.job.device == "cpu"  # on CUDA a step is a CUDA graph
-        return prepare_for_decoding(model, DTYPES[self.job.dtype], compile=compile)
+        return prepare_for_decoding(model, DTYPES[self.job.dtype], compile=self.compile)
 
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
-        return _generate(partial(generate, model), prompts, self.job.case)
+        return call_generate(partial(self.search, model), prompts, self.job.case)
 
     def training_step(self) -> Step:
         from ftcore.train import prepare, take_step
@@ -125,7 +127,7 @@ class TransformersBackend(Backend):
         return model.to(self.job.device).eval()
 
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
-        return _generate(model.generate, prompts, self.job.case)
+        return call_generate(model.generate, prompts, self.job.case)
 
     def training_step(self) -> Step:
         job = self.job
@@ -212,18 +214,14 @@ def _token(number: int) -> str:
 BACKENDS: dict[str, Any] = {
     "ftcore": FtcoreBackend,
     "ftcore-fast": FtcoreBackend,
+    "ftcore-compiled": FtcoreBackend,
     "transformers": TransformersBackend,
     "ctranslate2": CTranslate2Backend,
 }
 
 
-def installed_backends(*, fast: bool) -> list[str]:
+def installed_backends(*, fast: bool, compile: bool) -> list[str]:
     """Names of the BACKENDS that can run here. CTranslate2 converts checkpoints through transformers."""
-    ftcore = ["ftcore", "ftcore-fast"] if fast else ["ftcore"]
+    ftcore = ["ftcore"] + ["ftcore-fast"] * (fast or compile) + ["ftcore-compiled"] * compile
     others = ["transformers", "ctranslate2"] if find_spec("ctranslate2") else ["transformers"]
     return ftcore + (others if find_spec("transformers") else [])
-
-
-def version(backend: str) -> str:
-    """Version of a backend's library."""
-    return __version__ if backend.startswith("ftcore") else importlib.metadata.version(backend)

@@ -44,11 +44,13 @@ class Job:
     dtype: str
     device: str
     threads: int
-    compile: bool = False
+    compile: bool = False  # transformers' training
     batches: str = ""  # file of the training batches
     task: str = ""  # of `train`
     train: str = ""  # training file
     dropout: float = 0.0
+    python: str = ""  # interpreter of an engine's environment; "" is the running one
+    cache: str = ""  # directory of compiled code; "" is the user's
 
     @property
     def padded(self) -> bool:
@@ -59,7 +61,8 @@ class Job:
 def _cases(source: int, target: int, train: Case) -> list[Case]:
     return [
         Case("load", "load"),
-        Case("ready", "ready"),
+        Case("ready-first", "ready", source=16, target=2),
+        Case("ready", "ready", source=16, target=2),
         Case("prefill", "generate", source=512, target=1),
         Case("greedy", "generate", source=source, target=target),
         Case("greedy-b8", "generate", rows=8, source=source, target=target),
@@ -77,6 +80,7 @@ T5_CASES = _cases(
     256, 64, Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5)
 )
 ROWS = [case.name for case in T5_CASES]
+ENGINES = ("openvino", "onnxruntime", "llama.cpp")  # of `--engine`, each with an environment of its own
 MAX_THREADS = 1024  # OpenMP aborts the process where it cannot start as many as requested
 
 GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]

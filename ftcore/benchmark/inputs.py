@@ -1,4 +1,4 @@
-"""Inputs that all backends share: a checkpoint, random prompts, and a file of training batches."""
+"""Files that all backends share: a checkpoint and training batches."""
 
 from pathlib import Path
 from typing import Literal
@@ -45,12 +45,6 @@ def write_model(name: str, directory: Path) -> Model:
         config.extra.pop(name, None)
     save_model(model, directory)
     return model
-
-
-def random_prompts(case: Case, vocab_size: int) -> Tensor:
-    """Draw ids, (rows, source), the same each time, without the first five, which are special in T5."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
 
 
 def training_data(model: Model, train: str | None, tokenizer: str | None) -> tuple[str, Files]:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ftcore.benchmark.backends import version
 from ftcore.benchmark.cases import Case, Job
 from ftcore.benchmark.roofline import BYTES, Machine
 from ftcore.benchmark.worker import Measurement
@@ -33,10 +33,13 @@ class Quartiles(NamedTuple):
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
         return cls(median, low, high)
 
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: one case of one model, in ftcore or ftcore --fast and in the other libraries."""
+    """One case of one model, in one of ftcore's ways (plain, fast, compiled) and in the other libraries."""
 
     model: str
     parameters: int
@@ -47,8 +50,9 @@ class Row:
     @property
     def name(self) -> str:
         """The case, marked where it is measured with `--fast` or `--compile`."""
-        options = " --compile" if self.job.compile else " --fast"
-        return self.case.name + (options if "ftcore-fast" in self.results else "")
+        return self.case.name + {"ftcore-fast": " --fast", "ftcore-compiled": " --compile"}.get(
+            self.backend, ""
+        )
 
     @property
     def case(self) -> Case:
@@ -56,9 +60,14 @@ class Row:
         return self.job.case
 
     @property
+    def backend(self) -> str:
+        """ "ftcore", "ftcore-fast" or "ftcore-compiled", which is the first."""
+        return next(iter(self.results))
+
+    @property
     def ours(self) -> Measurement:
-        """The measurement of ftcore, which is the first."""
-        return next(iter(self.results.values()))
+        """The measurement of ftcore."""
+        return self.results[self.backend]
 
     @property
     def others(self) -> list[str]:
@@ -101,7 +110,7 @@ class Row:
         ours, other = self.ours.output, self.results[backend].output
         if ours is None or other is None:
             return ""
-        if self.case.kind == "generate":
+        if self.case.kind in ("generate", "ready"):
             return ("ids equal" if ours == other else "ids DIFFER") if self.job.dtype == "fp32" else ""
         if self.job.dropout:
             return ""
@@ -111,21 +120,15 @@ class Row:
         verdict = " DIFFERS" if self.job.dtype == "fp32" and not error <= LOSS_TOL else ""
         return f"loss{verdict} within {error:.0e}"
 
-    def cells(self) -> list[str]:
-        """The row of the table; see `report` for the columns."""
-        cells = [self.model, self.name, self.unit]
-        for backend in self.results:
-            rate, ratio = self.rate(backend), self.ratio(backend)
-            cells.append("–" if rate is None else f"{rate.median:{'.3g' if rate.median < 100 else ',.0f'}}")
-            if backend in self.others:
-                cells.append(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else "")
-        cells.append("" if self.roofline_share is None else f"{self.roofline_share:.0%}")
-        peaks = [result.peak_bytes for result in self.results.values()]
-        cells.append(" / ".join("–" if peak is None else f"{peak / 1e6:,.0f} MB" for peak in peaks))
-        agreements = {backend: text for backend in self.others if (text := self.agreement(backend))}
-        if len(set(agreements.values())) > 1:
-            return [*cells, "; ".join(f"{name}: {text}" for name, text in agreements.items())]
-        return [*cells, next(iter(agreements.values()), "")]
+    def speed(self, backend: str) -> str:
+        """Median rate with its unit, such as "25.3 tokens/s"."""
+        rate = self.rate(backend)
+        return f"{rate.median:{'.3g' if rate.median < 100 else ',.0f'}} {self.unit}" if rate else "–"
+
+    def summary(self) -> str:
+        """ftcore's rate and the median ratios, as progress."""
+        ratios = (f"{name} {ratio.median:.2f}" for name in self.others if (ratio := self.ratio(name)))
+        return "  ".join([self.backend, self.speed(self.backend), *ratios])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields for JSON, with what is derived from them."""
@@ -140,34 +143,68 @@ class Row:
 
 def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines: the machine, versions and settings, the Markdown table, and why cells are empty."""
-    first, job = rows[0], rows[0].job
-    settings = job.dtype + ", compiled" * job.compile + f", dropout {job.dropout:g}" * (job.dropout > 0)
-    versions = ", ".join(f"{backend} {version(backend)}" for backend in first.results)
+    job = rows[0].job
+    settings = job.dtype + f", dropout {job.dropout:g}" * (job.dropout > 0)
+    versions = ", ".join(f"{backend} {version}" for backend, version in library_versions(rows).items())
     rounds = max(len(row.ours.seconds) for row in rows)
 
-    head = ["model", "row", "unit", "ftcore"]
-    for backend in first.others:
-        head += [backend, "ratio"]
-    head += ["of roofline", "peak memory", "agreement"]
-    lines = [head, *(row.cells() for row in rows)]
+    ways = list(dict.fromkeys(row.backend for row in rows))
+    head = ["model", "row", "backend", "speed", *(f"time / {way}" for way in ways)]
+    lines = [[*head, "of roofline", "peak memory", "agreement"]]
+    for _, group in groupby(rows, key=lambda row: (row.model, row.case.name)):
+        lines += table_lines(list(group), ways)
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     table = [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
 
-    reasons = [
-        f"{backend}, {row.model} {row.name}: {result.missing}."
-        for row in rows
-        for backend, result in row.results.items()
-        if result.missing
-    ]
+    reasons: dict[tuple[str, str, str], list[str]] = {}  # backend, model and reason -> rows
+    for row in rows:
+        for backend, result in row.results.items():
+            if result.missing and row.case.name not in reasons.get((backend, row.model, result.missing), []):
+                reasons.setdefault((backend, row.model, result.missing), []).append(row.case.name)
     return [
         machine.describe(),
-        f"{versions}; {settings}; medians of {rounds} rounds. A ratio is the other's time divided by "
+        f"{versions}; {settings}; medians of {rounds} rounds. A ratio is a library's time divided by "
         "ftcore's, with its quartiles in parentheses.",
         "",
         *table,
-        *(["", *reasons] if reasons else []),
+        *([""] if reasons else []),
+        *(
+            f"{name}, {model} {', '.join(cases)}: {reason}."
+            for (name, model, reason), cases in reasons.items()
+        ),
     ]
+
+
+def table_lines(group: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
+    """A line for each backend of one case; see `report` for the columns."""
+    first = group[0]
+    lines = []
+    for row in group:
+        share = "" if row.roofline_share is None else f"{row.roofline_share:.0%}"
+        lines.append(
+            [row.backend, row.speed(row.backend), *([""] * len(ways)), share, megabytes(row.ours), ""]
+        )
+    for other in first.others:
+        ratios = {row.backend: str(row.ratio(other) or "") for row in group}
+        agreements = {row.backend: text for row in group if (text := row.agreement(other))}
+        agreement = next(iter(agreements.values()), "")
+        if len(set(agreements.values())) > 1:
+            agreement = "; ".join(f"{way}: {text}" for way, text in agreements.items())
+        cells = [other, first.speed(other), *(ratios.get(way, "") for way in ways)]
+        lines.append([*cells, "", megabytes(first.results[other]), agreement])
+    return [[first.model, first.case.name, *line] for line in lines]
+
+
+def megabytes(result: Measurement) -> str:
+    """Peak memory as text."""
+    return "–" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:,.0f} MB"
+
+
+def library_versions(rows: Sequence[Row]) -> dict[str, str]:
+    """Versions of the libraries that have run, by backend."""
+    results = (item for row in rows for item in row.results.items())
+    return {backend: result.version for backend, result in results if result.version}
 
 
 AXES = {  # of `growth_cases`, with their labels

@@ -1,23 +1,24 @@
 """Timing: each backend runs in its own process, and the processes take turns, round after round."""
 
 import gc
-import multiprocessing
+import importlib.metadata
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ftcore import __version__
 from ftcore.benchmark.backends import BACKENDS
-from ftcore.benchmark.cases import Job
-from ftcore.benchmark.inputs import random_prompts, read_batches
+from ftcore.benchmark.cases import Case, Job
+from ftcore.benchmark.engines import ENGINES
+from ftcore.benchmark.process import WorkerProcess
 
 
 @dataclass
@@ -25,45 +26,49 @@ class Measurement:
     """One backend's results in one case."""
 
     seconds: list[float] = field(default_factory=list)  # per round
-    output: Any = None  # token ids or losses of the warm-up round
+    output: Any = None  # token ids or losses of the first round, which may be the warm-up
     peak_bytes: int | None = None
     missing: str | None = None  # reason why there are no results
+    version: str | None = None  # of the library
 
 
-def measure(jobs: Sequence[Job], rounds: int) -> dict[str, Measurement]:
-    """Alternate between the jobs for `rounds` timed rounds, after one warm-up round. Keys are backends."""
+def measure(jobs: Sequence[Job], rounds: int, *, warm_up: bool = True) -> dict[str, Measurement]:
+    """Alternate between the jobs for `rounds` timed rounds, after a warm-up round. Keys are backends."""
     results = {job.backend: Measurement() for job in jobs}
-    spawn = multiprocessing.get_context("spawn")
-    workers = {job.backend: ProcessPoolExecutor(1, spawn, initializer=initialize) for job in jobs}
     with ExitStack() as stack:
-        for worker in workers.values():
-            stack.enter_context(worker)
+        workers = {job.backend: stack.enter_context(WorkerProcess(job.python)) for job in jobs}
 
         def call(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-            """Run a function in the job's process. After an exception the job has no results and no turns."""
+            """Run a function in the job's process. After an error the job has no results and no turns."""
             if job.backend in workers:
                 try:
-                    return workers[job.backend].submit(function, *arguments).result()
-                except Exception as error:  # a limitation of the library, or out of memory, for example
-                    reason = (str(error).splitlines() or [""])[0]
-                    if not isinstance(error, NotImplementedError):
-                        reason = f"{type(error).__name__}: {reason}"
-                    results[job.backend] = Measurement(missing=reason)
+                    return workers[job.backend].call(function, *arguments)
+                except RuntimeError as error:
+                    results[job.backend] = Measurement(missing=str(error))
                     del workers[job.backend]
             return None
 
         for job in jobs:
-            call(job, start, job)
-        for number in range(rounds + 1):
+            results[job.backend].version = call(job, start, job)
+        for number in range(rounds + warm_up):
             for job in jobs:
                 if timed := call(job, run_round, job.device):
                     seconds, output = timed
                     if number == 0:
                         results[job.backend].output = output
-                    else:
+                    if number >= warm_up:
                         results[job.backend].seconds.append(seconds)
         for job in jobs:
             results[job.backend].peak_bytes = call(job, peak_bytes, job.device)
+    return results
+
+
+def measure_in_new_processes(jobs: Sequence[Job], rounds: int, *, warm_up: bool) -> dict[str, Measurement]:
+    """Like `measure`, but each round runs in new processes, between which only files are kept."""
+    results, *more = [measure(jobs, 1, warm_up=False) for _ in range(rounds + warm_up)][warm_up:]
+    for part in more:
+        for backend, result in part.items():
+            results[backend].seconds += result.seconds
     return results
 
 
@@ -72,38 +77,48 @@ def measure(jobs: Sequence[Job], rounds: int) -> dict[str, Measurement]:
 _work: Callable[[], Any]  # what a round times
 
 
-def initialize() -> None:
-    """Discard the libraries' output, which would mix with the table, and exit if the parent is killed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(null, stream)
-    parent: Any = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def start(job: Job) -> None:
-    """Prepare a job in this process, with its number of threads."""
+def start(job: Job) -> str:
+    """Prepare a job in this process, with its number of threads. Returns the version of the library."""
     global _work
+    if job.cache:
+        os.environ |= {"XDG_CACHE_HOME": job.cache, "TORCHINDUCTOR_CACHE_DIR": job.cache}
     torch.set_num_threads(job.threads)
     _work = prepare(job)
+    return version(job.backend)
+
+
+def version(backend: str) -> str:
+    """Version of a backend's library."""
+    if backend.startswith("ftcore"):
+        return __version__
+    return importlib.metadata.version({"llama.cpp": "llama-cpp-python"}.get(backend, backend))
 
 
 def prepare(job: Job) -> Callable[[], Any]:
     """Do what a job does once, and return what its rounds do."""
-    backend, kind = BACKENDS[job.backend](job), job.case.kind
+    backend, kind = (BACKENDS | ENGINES)[job.backend](job), job.case.kind
     if kind == "convert":
         return backend.convert
     if kind == "load":
         return backend.load
-    if kind == "ready":
-        return lambda: backend.prepare(backend.load())
+    if kind == "train":
+        from ftcore.benchmark.inputs import read_batches  # needs packages that an engine's Python may lack
+
+        step = backend.training_step()
+        batches = read_batches(Path(job.batches), padded=job.padded)
+        return lambda: [step(batch) for batch in batches]
+    prompts = random_prompts(job.case, job.vocab_size).to(job.device)
+    model = backend.load()  # before "ready", for the imports
     if kind == "generate":
-        prompts = random_prompts(job.case, job.vocab_size).to(job.device)
-        model = backend.prepare(backend.load())
+        model = backend.prepare(model)
         return torch.inference_mode()(lambda: backend.generate(model, prompts))
-    step = backend.training_step()
-    batches = read_batches(Path(job.batches), padded=job.padded)
-    return lambda: [step(batch) for batch in batches]
+    return torch.inference_mode()(lambda: backend.generate(backend.prepare(backend.load()), prompts))
+
+
+def random_prompts(case: Case, vocab_size: int) -> Tensor:
+    """Draw ids, (rows, source), the same each time, without the first five, which are special in T5."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(min(5, vocab_size - 1), vocab_size, (case.rows, case.source), generator=generator)
 
 
 def run_round(device: str) -> tuple[float, Any]:

@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from ftcore.benchmark.cases import GPT2_CASES, ROWS, SHAPES, T5_CASES, Case
-from ftcore.benchmark.inputs import random_prompts, training_data, write_batches, write_model
+from ftcore.benchmark.inputs import training_data, write_batches, write_model
+from ftcore.benchmark.worker import random_prompts
 from ftcore.checkpoints.checkpoint import load_model, model_from_config
 from ftcore.decoding.arguments import Arguments, arguments_for
 

@@ -14,13 +14,9 @@ from ftcore.benchmark.worker import Measurement
 
 MACHINE = Machine("Imagined processor", 2, "cpu", 44e9, 200e9)
 GREEDY = Case("greedy", "generate", rows=2, source=16, target=10)
-OURS = Measurement([0.5, 0.4, 0.6, 0.5, 0.5], [[3, 4]], 400_000_000)
-THEIRS = Measurement([1.0, 1.0, 1.0, 1.0, 1.0], [[3, 4]], 800_000_000)
-
-
-@pytest.fixture(autouse=True)
-def versions(monkeypatch):
-    monkeypatch.setattr("ftcore.benchmark.report.version", {"ftcore": "1.0", "transformers": "5.0"}.get)
+OURS = Measurement([0.5, 0.4, 0.6, 0.5, 0.5], [[3, 4]], 400_000_000, version="1.0")
+FAST = replace(OURS, seconds=[0.25, 0.2, 0.3, 0.25, 0.25])
+THEIRS = Measurement([1.0, 1.0, 1.0, 1.0, 1.0], [[3, 4]], 800_000_000, version="5.0")
 
 
 def make_row(
@@ -90,27 +86,53 @@ def test_losses_with_dropout_are_not_compared():
     assert "fp32, dropout 0.1; medians" in report([row], MACHINE)[1]
 
 
-def test_the_table_is_markdown_of_one_width():
-    lines = report(
-        [make_row(), make_row(Case("load", "load"), Measurement(missing="MemoryError: too large"))], MACHINE
-    )
-    table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 4 and len({len(line) for line in table}) == 1
-    cells = [cell.strip() for cell in table[2].strip("|").split("|")]
-    assert cells == [
-        "gpt2", "greedy", "tokens/s", "40", "20", "2.00 (2.00–2.00)", "40%", "400 MB / 800 MB", "ids equal",
-    ]  # fmt: skip
-    assert "Imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
-    assert "ftcore 1.0, transformers 5.0; fp32; medians of 5 rounds" in lines[1]
-    assert lines[-1] == "transformers, gpt2 load: MemoryError: too large."
-    assert "–" in table[3]
+def table_of(rows: list[Row]) -> list[list[str]]:
+    """The cells of the Markdown table, whose lines are equally long."""
+    table = [line for line in report(rows, MACHINE) if line.startswith("|")]
+    assert len({len(line) for line in table}) == 1
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-def test_rows_of_the_fast_backend_are_marked():
+def as_fast(row: Row, ours: Measurement = FAST, way: str = "ftcore-fast") -> Row:
+    return replace(row, results={way: ours, "transformers": row.results["transformers"]})
+
+
+def test_the_table_is_markdown_with_a_line_for_each_backend():
     row = make_row()
-    fast = replace(row, results={"ftcore-fast": row.ours, "transformers": row.results["transformers"]})
-    assert fast.cells()[1] == "greedy --fast" and fast.cells()[2:] == row.cells()[2:]
-    assert replace(fast, job=replace(row.job, compile=True)).to_dict()["row"] == "greedy --compile"
+    load = make_row(Case("load", "load"), Measurement(missing="MemoryError: too large"))
+    head, _, *lines = table_of([row, as_fast(row), load])
+    assert head == [
+        "model", "row", "backend", "speed", "time / ftcore", "time / ftcore-fast", "of roofline",
+        "peak memory", "agreement",
+    ]  # fmt: skip
+    assert lines == [
+        ["gpt2", "greedy", "ftcore", "40 tokens/s", "", "", "40%", "400 MB", ""],
+        ["gpt2", "greedy", "ftcore-fast", "80 tokens/s", "", "", "80%", "400 MB", ""],
+        [
+            "gpt2", "greedy", "transformers", "20 tokens/s", "2.00 (2.00–2.00)", "4.00 (4.00–4.00)", "",
+            "800 MB", "ids equal",
+        ],
+        ["gpt2", "load", "ftcore", "0.5 s", "", "", "40%", "400 MB", ""],
+        ["gpt2", "load", "transformers", "–", "", "", "", "–", ""],
+    ]  # fmt: skip
+
+
+def test_around_the_table_stand_machine_versions_and_reasons():
+    failed = Measurement(missing="MemoryError: too large")
+    rows = [make_row(), *(make_row(Case(name, "load"), failed) for name in ("load", "greedy"))]
+    lines = report([*rows, as_fast(rows[1])], MACHINE)
+    assert "Imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
+    assert "ftcore 1.0, transformers 5.0, ftcore-fast 1.0; fp32; medians of 5 rounds" in lines[1]
+    assert lines[-2:] == ["", "transformers, gpt2 load, greedy: MemoryError: too large."]
+
+
+def test_rows_of_the_json_are_marked_by_the_way_ftcore_runs():
+    ways = {way: as_fast(make_row(), way=way).to_dict()["row"] for way in ("ftcore-fast", "ftcore-compiled")}
+    assert ways == {"ftcore-fast": "greedy --fast", "ftcore-compiled": "greedy --compile"}
+
+
+def test_progress_has_the_median_ratios():
+    assert as_fast(make_row()).summary() == "ftcore-fast  80 tokens/s  transformers 4.00"
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -119,10 +141,10 @@ def test_a_ratio_is_taken_round_by_round():
     assert make_row(ours=ours, theirs=other).ratio("transformers") == Quartiles(3.0, 3.0, 3.0)
 
 
-def test_agreements_that_differ_are_listed_by_library():
+def test_agreements_that_differ_are_listed_by_the_way_ftcore_runs():
     row = make_row()
-    three = replace(row, results=row.results | {"ctranslate2": replace(THEIRS, output=[[3, 5]])})
-    assert three.cells()[-1] == "transformers: ids equal; ctranslate2: ids DIFFER"
+    different = as_fast(row, replace(FAST, output=[[3, 5]]))
+    assert table_of([row, different])[-1][-1] == "ftcore: ids equal; ftcore-fast: ids DIFFER"
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,14 +1,12 @@
 """Turns and failures of the worker processes."""
 
-import os
-from concurrent.futures import Future
-from functools import partial
+import sys
 
 import pytest
 
 from ftcore.benchmark import worker
 from ftcore.benchmark.cases import Case, Job
-from ftcore.benchmark.worker import Measurement, measure
+from ftcore.benchmark.worker import Measurement, measure, measure_in_new_processes
 
 
 def make_job(backend: str, **changes: object) -> Job:
@@ -21,59 +19,71 @@ def test_a_job_pads_where_its_case_says():
         padding: [make_job(name, case=Case("", "train", padded=padding)).padded for name in worker.BACKENDS]
         for padding in ("", "transformers", "all")
     }
-    assert list(worker.BACKENDS) == ["ftcore", "ftcore-fast", "transformers", "ctranslate2"]
-    assert padded == {"": [False] * 4, "transformers": [False, False, True, False], "all": [True] * 4}
+    names = ["ftcore", "ftcore-fast", "ftcore-compiled", "transformers", "ctranslate2"]
+    assert list(worker.BACKENDS) == names
+    assert padded == {
+        "": [False] * 5,
+        "transformers": [n == "transformers" for n in names],
+        "all": [True] * 5,
+    }
 
 
-class FakeExecutor:
+class FakeProcess:
     """Records turns instead of starting a process."""
 
     turns: tuple[str, ...] = ()
+    pythons: tuple[str, ...] = ()
 
-    def __init__(self, *_: object, **__: object) -> None:
-        self.backend = ""
+    def __init__(self, python: str) -> None:
+        FakeProcess.pythons += (python,)
 
-    def __enter__(self) -> "FakeExecutor":
+    def __enter__(self) -> "FakeProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function, *arguments) -> Future:
-        future: Future = Future()
+    def call(self, function, *arguments):
         if function is worker.start:
             self.backend = arguments[0].backend
-            future.set_result(None)
-        elif function is worker.run_round:
-            FakeExecutor.turns += (self.backend,)
-            count = FakeExecutor.turns.count(self.backend)
+            return "1.0"
+        if function is worker.run_round:
+            FakeProcess.turns += (self.backend,)
+            count = FakeProcess.turns.count(self.backend)
             if self.backend == "fails" and count == 3:
-                future.set_exception(MemoryError("too large\nby far"))
-            else:
-                future.set_result((float(count), [count]))
-        else:
-            future.set_result(7)
-        return future
+                raise RuntimeError("MemoryError: too large")
+            return float(count), [count]
+        return 7
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(worker, "ProcessPoolExecutor", FakeExecutor)
-    monkeypatch.setattr(FakeExecutor, "turns", ())
+    monkeypatch.setattr(worker, "WorkerProcess", FakeProcess)
+    monkeypatch.setattr(FakeProcess, "turns", ())
+    monkeypatch.setattr(FakeProcess, "pythons", ())
 
 
 def test_backends_take_turns_and_the_first_round_is_a_warm_up(fake):
-    results = measure([make_job("one"), make_job("two")], 3)
-    assert FakeExecutor.turns == ("one", "two") * 4
-    assert results["one"] == Measurement([2.0, 3.0, 4.0], [1], 7, None)
+    results = measure([make_job("one"), make_job("two", python="other")], 3)
+    assert FakeProcess.turns == ("one", "two") * 4
+    assert FakeProcess.pythons == ("", "other")
+    assert results["one"] == Measurement([2.0, 3.0, 4.0], [1], 7, None, "1.0")
     assert results["two"].seconds == [2.0, 3.0, 4.0]
 
 
 def test_a_backend_that_fails_has_no_results_and_no_more_turns(fake):
     results = measure([make_job("one"), make_job("fails")], 3)
-    assert FakeExecutor.turns == ("one", "fails") * 3 + ("one",)
+    assert FakeProcess.turns == ("one", "fails") * 3 + ("one",)
     assert results["fails"] == Measurement(missing="MemoryError: too large")
     assert results["one"].seconds == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(("warm_up", "seconds"), [(False, [1.0, 2.0]), (True, [2.0, 3.0])])
+def test_rounds_in_new_processes_alternate_too(fake, warm_up, seconds):
+    results = measure_in_new_processes([make_job("one"), make_job("two")], 2, warm_up=warm_up)
+    assert FakeProcess.turns == ("one", "two") * len(FakeProcess.pythons[::2])
+    assert {name: result.seconds for name, result in results.items()} == {"one": seconds, "two": seconds}
+    assert results["one"].output is not None
 
 
 def test_an_error_in_a_process_is_reported(tmp_path):
@@ -85,6 +95,7 @@ def test_an_error_in_a_process_is_reported(tmp_path):
     assert result.seconds == []
 
 
-def test_a_killed_worker_is_reported(monkeypatch):
-    monkeypatch.setattr(worker, "initialize", partial(os._exit, 3))
-    assert "BrokenProcessPool: " in str(measure([make_job("ftcore")], 1)["ftcore"].missing)
+def test_a_library_that_an_environment_lacks_is_reported(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    job = make_job("onnxruntime", case=Case("load", "load"), checkpoint=str(tmp_path), python=sys.executable)
+    assert measure([job], 1)["onnxruntime"].missing == "ModuleNotFoundError: No module named 'optimum'"

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ftcore.bench import main
+from ftcore.bench import is_distinct, main
 from ftcore.benchmark.backends import installed_backends
-from ftcore.benchmark.cases import SHAPES, growth_cases
+from ftcore.benchmark.cases import SHAPES, Case, growth_cases
 from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.output import FAILED_RUN
@@ -29,13 +30,13 @@ def tiny(monkeypatch):
     """Tiny shapes under published names, and ftcore alone, since the others take seconds to start."""
     monkeypatch.setitem(SHAPES, "gpt2", GPT2)
     monkeypatch.setitem(SHAPES, "t5-small", T5 | {"num_heads": 2, "decoder_start_token_id": 0})
-    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore"])
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda **_: ["ftcore"])
 
 
 def test_json_has_all_backends(monkeypatch, capsys):
     pytest.importorskip("transformers")
     monkeypatch.setitem(SHAPES, "gpt2", GPT2)
-    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore", "transformers"])
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda **_: ["ftcore", "transformers"])
     assert main(["--model", "gpt2", "--rows", "train-tutorial", "--json", *QUICK]) == 0
     captured = capsys.readouterr()
     values = json.loads(captured.out)
@@ -60,14 +61,67 @@ def test_without_other_libraries_the_table_has_ftcore_alone(tiny, tmp_path, caps
     assert "transformers" not in captured.out
 
 
-def test_fast_adds_rows(tiny, monkeypatch, capsys):
+def test_fast_and_compile_add_rows(tiny, monkeypatch, capsys):
+    """Loading, for which all are alike, has one row."""
     monkeypatch.setattr("ftcore.bench.installed_backends", installed_backends)
     monkeypatch.setattr("ftcore.benchmark.backends.find_spec", lambda name: None)
-    arguments = ["--model", "gpt2", "--rows", "load", "prefill", "--fast", "--json", *QUICK]
-    assert main(arguments) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["row"] for row in rows] == ["load", "prefill", "prefill --fast"]
-    assert [list(row["results"]) for row in rows] == [["ftcore"], ["ftcore"], ["ftcore-fast"]]
+    measured = Measurement([1.0])
+    monkeypatch.setattr("ftcore.bench.measure", lambda jobs, rounds: {job.backend: measured for job in jobs})
+    arguments = ["--model", "gpt2", "--rows", "load", "prefill", "--json", *QUICK]
+    expected = {"load": ["ftcore"], "prefill": ["ftcore"], "prefill --fast": ["ftcore-fast"]}
+    assert main([*arguments, "--fast"]) == 0
+    assert results(capsys) == expected
+    assert main([*arguments, "--compile"]) == 0
+    assert results(capsys) == expected | {"prefill --compile": ["ftcore-compiled"]}
+
+
+def results(capsys) -> dict[str, list[str]]:
+    """The backends of each row of the JSON."""
+    return {row["row"]: list(row["results"]) for row in json.loads(capsys.readouterr().out)["rows"]}
+
+
+def test_compiled_steps_are_for_a_cpu():
+    """On a GPU a decoding step is a CUDA graph, with and without --compile."""
+    generate, train = Case("", "generate"), Case("", "train")
+    assert [is_distinct("ftcore-compiled", generate, device) for device in ("cpu", "cuda:1")] == [True, False]
+    assert is_distinct("ftcore-compiled", train, "cuda")
+    assert is_distinct("ftcore-fast", generate, "cuda")
+
+
+def test_an_engine_runs_in_its_python_and_its_failed_conversion_is_a_cell(tiny, monkeypatch, capsys):
+    calls = []
+
+    def measure(jobs, rounds):
+        calls.append([(job.backend, job.python, job.case.kind) for job in jobs])
+        return {
+            job.backend: Measurement(missing="has no memory")
+            if job.backend == "llama.cpp"
+            else Measurement([1.0])
+            for job in jobs
+        }
+
+    monkeypatch.setattr("ftcore.bench.measure", measure)
+    engines = [f"openvino={sys.executable}", "--engine", f"llama.cpp={sys.executable}"]
+    assert main(["--model", "gpt2", "--rows", "greedy", "--engine", *engines, *QUICK]) == 0
+    assert calls == [
+        [(name, sys.executable, "convert") for name in ("openvino", "llama.cpp")],
+        [("ftcore", "", "generate"), ("openvino", sys.executable, "generate")],
+    ]
+    assert capsys.readouterr().out.endswith("\nllama.cpp, gpt2 greedy: has no memory.\n")
+
+
+def test_ready_runs_in_new_processes_whose_caches_start_empty(tiny, monkeypatch, capsys):
+    calls = []
+
+    def measure(jobs, rounds, warm_up):
+        calls.append((jobs[0].case.name, jobs[0].cache, rounds, warm_up))
+        return {"ftcore": Measurement([1.0])}
+
+    monkeypatch.setattr("ftcore.bench.measure_in_new_processes", measure)
+    assert main(["--model", "gpt2", "--rows", "ready-first", "ready", *QUICK]) == 0
+    cache = calls[0][1]
+    assert cache and not Path(cache).exists()
+    assert calls == [("ready-first", cache, 1, False), ("ready", cache, 2, True)]
 
 
 def test_growth_draws_a_picture(tiny, monkeypatch, tmp_path, capsys):
@@ -98,6 +152,12 @@ def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
         (["--growth", "a.png", "--rows", "load"], "--growth measures its own cases: leave out --rows"),
         (["--growth", "a.svg"], "--growth is 'a.svg', expected a name that ends with .png"),
         (["--growth", "nowhere/a.png"], "--growth nowhere/a.png: its directory does not exist"),
+        (
+            ["--engine", "openvno=a"],
+            "unknown engine 'openvno', did you mean 'openvino'?; engines: openvino, ",
+        ),
+        (["--engine", "openvino"], "--engine openvino=: no such file, expected a Python with openvino"),
+        (["--engine", "openvino=no/python"], "--engine openvino=no/python: no such file"),
         (["--dtype", "int8"], "--dtype int8 needs --fast"),
         (["--dtype", "int8", "--fast", "--rows", "train"], "--dtype int8 is for generation"),
         (["--dtype", "fp8"], "invalid choice: 'fp8'"),
@@ -150,7 +210,6 @@ def test_a_model_with_one_position_is_refused(tiny, monkeypatch, capsys):
 def test_json_of_losses_that_are_not_finite(tiny, monkeypatch, capsys):
     results = {name: Measurement([1.0], [float("nan")], 1) for name in ("ftcore", "transformers")}
     monkeypatch.setattr("ftcore.bench.measure", lambda jobs, rounds: dict(results))
-    monkeypatch.setattr("ftcore.bench.version", lambda backend: "1.0")
     assert main(["--model", "gpt2", "--rows", "train", "--json", *QUICK]) == 0
     [row] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"]
     assert row["results"]["transformers"]["agreement"] == "loss NOT FINITE"
