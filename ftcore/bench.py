@@ -44,8 +44,8 @@ class BenchOptions:
     )
     dtype: Literal["fp32", "bf16", "int8"] = option(
         "fp32",
-        "number format; int8 is for generation only, and applies to the weights of ftcore --fast and "
-        "CTranslate2; the others use fp32",
+        "number format; int8 is for generation only, and applies to the weights of ftcore --fast, "
+        "CTranslate2 and the engines; the others use fp32",
     )
     fast: bool = option(False, "also measure ftcore --fast: prepared for decoding, faster training layers")
     compile: bool = option(
@@ -56,8 +56,8 @@ class BenchOptions:
     )
     engine: list[str] | None = option(
         None,
-        "also measure an engine (" + ", ".join(ENGINES) + ") for generation on a CPU, with the Python of an "
-        "environment that has its packages: openvino=venv/bin/python",
+        "also measure an engine, generating on a CPU, with the Python of an environment of torch and "
+        + "; ".join(f"{packages} ({name}=venv/bin/python)" for name, packages in ENGINES.items()),
         metavar="NAME=PYTHON",
     )
     runs: int | None = option(None, "timed rounds per row (default: 5, with --quick 3)", at_least=1)
@@ -107,7 +107,9 @@ class BenchOptions:
                 meant = did_you_mean(name, ENGINES)
                 raise ValueError(f"--engine: unknown engine {name!r}{meant}; engines: {', '.join(ENGINES)}")
             if not Path(python).is_file():
-                raise ValueError(f"--engine {name}={python}: no such file, expected a Python with {name}")
+                raise ValueError(
+                    f"--engine {name}={python}: no such file, expected a Python with {ENGINES[name]}"
+                )
         if self.dtype == "int8" and not (self.fast or self.compile):
             raise ValueError("--dtype int8 needs --fast: ftcore has int8 weights in its fast decoding only")
         if self.dtype == "int8" and self.rows and all(row.startswith("train") for row in self.rows):
@@ -256,9 +258,8 @@ def measure_model(
         for backend, python in pythons.items()
         if backend == "ctranslate2" or backend in options.engines
     ]
-    not_converted = {
-        name: result for name, result in measure(conversions, rounds=0).items() if result.missing
-    }
+    converted = measure(conversions, rounds=0)
+    not_converted = {backend: result for backend, result in converted.items() if result.missing}
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = []
@@ -280,13 +281,8 @@ def measure_model(
             for backend, python in pythons.items()
             if is_distinct(backend, case, machine.device) and backend not in not_converted
         ]
-        if case.name == "ready-first":
-            others = measure_in_new_processes(jobs, 1, warm_up=False)
-        elif case.kind == "ready":
-            others = measure_in_new_processes(jobs, options.rounds, warm_up=True)
-        else:
-            others = measure(jobs, options.rounds)
-        others |= not_converted
+        run = measure_in_new_processes if case.kind == "ready" else measure
+        others = run(jobs, options.rounds) | not_converted
         ours = {backend: others.pop(backend) for backend in [*others] if backend.startswith("ftcore")}
         for backend, result in ours.items():
             row = Row(name, parameters, job, {backend: result} | others, roofline, at_peak)

@@ -101,7 +101,11 @@ CUDA_PLAN = [
     ("gpt2", ["greedy-b8", "beam4-b8"]),
     ("t5-small", ["train-blocks", "greedy-b8", "beam4-b8"]),
 ]
-ENGINES = ("openvino", "onnxruntime", "llama.cpp")  # of `--engine`, each with an environment of its own
+ENGINES = {  # of `--engine`, and the packages that each needs in its environment, beside torch
+    "openvino": "optimum-intel[openvino]",
+    "onnxruntime": "optimum-onnx[onnxruntime]",
+    "llama.cpp": "llama-cpp-python, gguf and safetensors",
+}
 MAX_THREADS = 1024  # OpenMP aborts the process where it cannot start as many as requested
 
 GROWTH_MODELS = ["gpt2", "gpt2-medium", "gpt2-large"]

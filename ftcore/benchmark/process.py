@@ -59,7 +59,8 @@ class WorkerProcess:
 
 def serve() -> None:
     """Answer calls from standard input until it ends, as it does where the parent is killed."""
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    requests: Any = sys.stdin.buffer
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what libraries print
     while requests.peek(1):
         try:

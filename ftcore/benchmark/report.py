@@ -51,9 +51,8 @@ class Row:
     @property
     def name(self) -> str:
         """The case, marked where it is measured with `--fast` or `--compile`."""
-        return self.case.name + {"ftcore-fast": " --fast", "ftcore-compiled": " --compile"}.get(
-            self.backend, ""
-        )
+        options = {"ftcore": "", "ftcore-fast": " --fast", "ftcore-compiled": " --compile"}
+        return self.case.name + options[self.backend]
 
     @property
     def case(self) -> Case:
@@ -163,11 +162,11 @@ def report(rows: Sequence[Row], machine: Machine) -> list[str]:
     lines.insert(1, ["-" * width for width in widths])
     table = [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
 
-    reasons: dict[tuple[str, str, str], list[str]] = {}  # backend, model and reason -> rows
+    reasons: dict[tuple[str, str, str], dict[str, None]] = {}  # backend, model and reason -> its cases, once
     for row in rows:
         for backend, result in row.results.items():
-            if result.missing and row.case.name not in reasons.get((backend, row.model, result.missing), []):
-                reasons.setdefault((backend, row.model, result.missing), []).append(row.case.name)
+            if result.missing:
+                reasons.setdefault((backend, row.model, result.missing), {})[row.case.name] = None
     return [
         machine.describe(),
         f"{versions}; {settings}; medians of {rounds} rounds. A ratio is a library's time divided by "
@@ -215,8 +214,8 @@ def megabytes(result: Measurement) -> str:
 
 
 def library_versions(rows: Sequence[Row]) -> dict[str, str]:
-    """Versions of the libraries that have run, by backend."""
-    results = (item for row in rows for item in row.results.items())
+    """Versions of the libraries that have run."""
+    results = (item for row in rows for item in row.results.items() if not item[0].startswith("ftcore-"))
     return {backend: result.version for backend, result in results if result.version}
 
 

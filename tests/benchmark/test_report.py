@@ -122,7 +122,7 @@ def test_around_the_table_stand_machine_versions_and_reasons():
     rows = [make_row(), *(make_row(Case(name, "load"), failed) for name in ("load", "greedy"))]
     lines = report([*rows, as_fast(rows[1])], MACHINE)
     assert "Imagined processor" in lines[0] and "44 GB/s" in lines[0] and "200 GFLOP/s" in lines[0]
-    assert "ftcore 1.0, transformers 5.0, ftcore-fast 1.0; fp32; medians of 5 rounds" in lines[1]
+    assert "ftcore 1.0, transformers 5.0; fp32; medians of 5 rounds" in lines[1]
     assert lines[-2:] == ["", "transformers, gpt2 load, greedy: MemoryError: too large."]
 
 

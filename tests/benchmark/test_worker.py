@@ -78,11 +78,16 @@ def test_a_backend_that_fails_has_no_results_and_no_more_turns(fake):
     assert results["one"].seconds == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize(("warm_up", "seconds"), [(False, [1.0, 2.0]), (True, [2.0, 3.0])])
-def test_rounds_in_new_processes_alternate_too(fake, warm_up, seconds):
-    results = measure_in_new_processes([make_job("one"), make_job("two")], 2, warm_up=warm_up)
-    assert FakeProcess.turns == ("one", "two") * len(FakeProcess.pythons[::2])
-    assert {name: result.seconds for name, result in results.items()} == {"one": seconds, "two": seconds}
+@pytest.mark.parametrize(("name", "turns", "seconds"), [("ready-first", 1, [1.0]), ("ready", 3, [2.0, 3.0])])
+def test_rounds_in_new_processes_alternate_too(fake, name, turns, seconds):
+    jobs = [make_job(backend, case=Case(name, "ready")) for backend in ("one", "two")]
+    results = measure_in_new_processes(jobs, 2)
+    assert FakeProcess.turns == ("one", "two") * turns
+    assert len(FakeProcess.pythons) == 2 * turns
+    assert {backend: result.seconds for backend, result in results.items()} == {
+        "one": seconds,
+        "two": seconds,
+    }
     assert results["one"].output is not None
 
 

@@ -114,15 +114,15 @@ def test_an_engine_runs_in_its_python_and_its_failed_conversion_is_a_cell(tiny, 
 def test_ready_runs_in_new_processes_whose_caches_start_empty(tiny, monkeypatch, capsys):
     calls = []
 
-    def measure(jobs, rounds, warm_up):
-        calls.append((jobs[0].case.name, jobs[0].cache, rounds, warm_up))
+    def measure(jobs, rounds):
+        calls.append((jobs[0].case.name, jobs[0].cache))
         return {"ftcore": Measurement([1.0])}
 
     monkeypatch.setattr("ftcore.bench.measure_in_new_processes", measure)
     assert main(["--model", "gpt2", "--rows", "ready-first", "ready", *QUICK]) == 0
     cache = calls[0][1]
     assert cache and not Path(cache).exists()
-    assert calls == [("ready-first", cache, 1, False), ("ready", cache, 2, True)]
+    assert calls == [("ready-first", cache), ("ready", cache)]
 
 
 def test_growth_draws_a_picture(tiny, monkeypatch, tmp_path, capsys):
@@ -157,7 +157,10 @@ def test_a_run_without_ftcores_results_has_failed(tiny, monkeypatch, capsys):
             ["--engine", "openvno=a"],
             "unknown engine 'openvno', did you mean 'openvino'?; engines: openvino, ",
         ),
-        (["--engine", "openvino"], "--engine openvino=: no such file, expected a Python with openvino"),
+        (
+            ["--engine", "openvino"],
+            "--engine openvino=: no such file, expected a Python with optimum-intel[openvino]",
+        ),
         (["--engine", "openvino=no/python"], "--engine openvino=no/python: no such file"),
         (["--dtype", "int8"], "--dtype int8 needs --fast"),
         (["--dtype", "int8", "--fast", "--rows", "train"], "--dtype int8 is for generation"),
