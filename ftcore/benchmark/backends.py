@@ -92,15 +92,14 @@ class FtcoreBackend(Backend):
         from ftcore.training.options import TrainOptions
 
         job, case = self.job, self.job.case
-        # The examples of the run are not used for random blocks.
-        source, target = (8, 8) if case.random else (case.source, case.target)
+        target = case.target or 2  # of the run's examples, which GPT-2's random blocks replace
         options = TrainOptions(
             model=job.checkpoint,
             task=job.task,  # type: ignore[arg-type]
             train=[job.train],
             output=mkdtemp(prefix="run-", dir=job.checkpoint),  # a process locks its run's directory
             batch_size=case.rows,
-            max_source_length=source,
+            max_source_length=case.source + case.target - target,
             max_target_length=target,
             lr=case.learning_rate,
             weight_decay=0.0,  # transformers' AdamW would decay biases and norms too
