@@ -92,14 +92,15 @@ class FtcoreBackend(Backend):
         from ftcore.training.options import TrainOptions
 
         job, case = self.job, self.job.case
+        target = case.target or 2  # of the run's examples, which GPT-2's random blocks replace
         options = TrainOptions(
             model=job.checkpoint,
             task=job.task,  # type: ignore[arg-type]
             train=[job.train],
             output=mkdtemp(prefix="run-", dir=job.checkpoint),  # a process locks its run's directory
             batch_size=case.rows,
-            max_source_length=case.source,
-            max_target_length=case.target,
+            max_source_length=case.source + case.target - target,
+            max_target_length=target,
             lr=case.learning_rate,
             weight_decay=0.0,  # transformers' AdamW would decay biases and norms too
             dropout=job.dropout,
@@ -133,14 +134,17 @@ class TransformersBackend(Backend):
         job = self.job
         model = self.load().train()
         if job.compile:
-            model.compile(dynamic=True)
+            model.compile(dynamic=None if job.case.random else True)  # blocks are all of one size
         fused = None if job.case.padded else True  # the tutorials, which pad, take AdamW's default
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=job.case.learning_rate, weight_decay=0.0, fused=fused
         )
 
+        # Without a mask, attention takes the fused causal kernel, also where it is compiled.
+        names = {"input_ids", "labels"} | ({"attention_mask"} if not job.case.random else set())
+
         def step(batch: dict[str, Tensor]) -> float:
-            inputs = {name: batch[name].to(job.device) for name in ("input_ids", "attention_mask", "labels")}
+            inputs = {name: tensor.to(job.device) for name, tensor in batch.items() if name in names}
             with torch.autocast(model.device.type, torch.bfloat16, enabled=job.dtype == "bf16"):
                 loss = model(**inputs).loss
             loss.backward()
@@ -150,6 +154,14 @@ class TransformersBackend(Backend):
             return loss.item()
 
         return step
+
+
+class StaticTransformersBackend(TransformersBackend):
+    """transformers with a cache of fixed size, for which it compiles its decoding step on CUDA."""
+
+    def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
+        function = partial(model.generate, cache_implementation="static")
+        return call_generate(function, prompts, self.job.case)
 
 
 class CTranslate2Backend(Backend):
@@ -216,6 +228,7 @@ BACKENDS: dict[str, Any] = {
     "ftcore-fast": FtcoreBackend,
     "ftcore-compiled": FtcoreBackend,
     "transformers": TransformersBackend,
+    "transformers-static": StaticTransformersBackend,
     "ctranslate2": CTranslate2Backend,
 }
 
@@ -223,5 +236,6 @@ BACKENDS: dict[str, Any] = {
 def installed_backends(*, fast: bool, compile: bool) -> list[str]:
     """Names of the BACKENDS that can run here. CTranslate2 converts checkpoints through transformers."""
     ftcore = ["ftcore"] + ["ftcore-fast"] * (fast or compile) + ["ftcore-compiled"] * compile
-    others = ["transformers", "ctranslate2"] if find_spec("ctranslate2") else ["transformers"]
+    others = ["transformers"] + ["transformers-static"] * compile
+    others += ["ctranslate2"] if find_spec("ctranslate2") else []
     return ftcore + (others if find_spec("transformers") else [])

@@ -16,6 +16,7 @@ class Case:
     target: int = 0  # new tokens; in training the maximum of T5's target
     steps: int = 0  # optimizer steps per round
     learning_rate: float = 0.0
+    random: bool = False  # train on blocks of random ids, without padding, instead of the examples of --train
     padded: Literal["", "transformers", "all"] = ""  # libraries that pad each batch to `source` and `target`
     axis: str = ""  # of the growth figure: what varies
 
@@ -30,6 +31,8 @@ class Case:
         """Shorten to a smoke test."""
         if self.kind == "generate":
             return replace(self, source=max(1, self.source // 4), target=-(-self.target // 8))
+        if self.random:
+            return replace(self, rows=2, source=self.source // 8, target=self.target // 8, steps=2)
         return replace(self, steps=min(self.steps, 2))
 
 
@@ -58,7 +61,7 @@ class Job:
         return self.case.padded in ("all", self.backend)
 
 
-def _cases(source: int, target: int, train: Case) -> list[Case]:
+def _cases(source: int, target: int, train: Case, blocks: Case) -> list[Case]:
     return [
         Case("load", "load"),
         Case("ready-first", "ready", source=16, target=2),
@@ -71,15 +74,33 @@ def _cases(source: int, target: int, train: Case) -> list[Case]:
         train,
         replace(train, name="train-tutorial", padded="transformers"),
         replace(train, name="train-padded", padded="all"),
+        replace(blocks, name="train-blocks", kind="train", rows=16, steps=4, learning_rate=1e-5, random=True),
     ]
 
 
 # Training sizes and rates follow the best-known tutorials: GPT-2 on emotion messages, T5 on SQuAD.
-GPT2_CASES = _cases(16, 84, Case("train", "train", rows=4, source=64, target=64, steps=4, learning_rate=5e-5))
+GPT2_CASES = _cases(
+    16,
+    84,
+    Case("train", "train", rows=4, source=64, target=64, steps=4, learning_rate=5e-5),
+    Case("", "train", source=1024),
+)
 T5_CASES = _cases(
-    256, 64, Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5)
+    256,
+    64,
+    Case("train", "train", rows=8, source=512, target=128, steps=4, learning_rate=1e-5),
+    Case("", "train", source=512, target=114),  # of T5's span corruption
 )
 ROWS = [case.name for case in T5_CASES]
+DEFAULT_ROWS = [name for name in ROWS if name != "train-blocks"]  # minutes on a CPU
+# Models and rows that are measured on CUDA unless others are given, the most important first.
+CUDA_PLAN = [
+    ("gpt2", ["train-blocks", "greedy"]),
+    ("t5-small", ["greedy"]),
+    ("gpt2-xl", ["greedy"]),  # one row: limited by memory bandwidth
+    ("gpt2", ["greedy-b8", "beam4-b8"]),
+    ("t5-small", ["train-blocks", "greedy-b8", "beam4-b8"]),
+]
 ENGINES = {  # of `--engine`, and the packages that each needs in its environment, beside torch
     "openvino": "optimum-intel[openvino]",
     "onnxruntime": "optimum-onnx[onnxruntime]",

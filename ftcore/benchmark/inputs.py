@@ -56,8 +56,8 @@ def training_data(model: Model, train: str | None, tokenizer: str | None) -> tup
 def write_batches(case: Case, task: str, files: Files, model: Model, directory: Path, file: Path) -> None:
     """Save `case.steps` batches twice, padded to the longest example and to the case's lengths.
 
-    The batches are evenly spaced among an epoch's, ordered by length. The tokenizer is saved to the model's
-    `directory`.
+    The batches are evenly spaced among an epoch's, ordered by length; or random blocks, see `Case`. The
+    tokenizer is saved to the model's `directory`.
 
     Args:
         task, files: see `training_data`.
@@ -70,6 +70,10 @@ def write_batches(case: Case, task: str, files: Files, model: Model, directory: 
     check_vocabulary(tokenizer, model.config, files.model)
     tokenizer.save_pretrained(directory)
     decoder_only = not model.config.is_encoder_decoder
+    if case.random:
+        blocks = random_blocks(case, model.config.vocab_size, decoder_only=decoder_only)
+        torch.save({False: blocks, True: blocks}, file)
+        return
     dataset = Dataset(
         read_records(task, train, decoder_only=decoder_only),
         tokenizer,
@@ -94,6 +98,17 @@ def write_batches(case: Case, task: str, files: Files, model: Model, directory: 
         spaced = [epoch[(2 * step + 1) * len(epoch) // (2 * case.steps)] for step in range(case.steps)]
         batches[padded] = [loader.collate_fn([dataset[index] for index in indices]) for indices in spaced]
     torch.save(batches, file)
+
+
+def random_blocks(case: Case, vocab_size: int, *, decoder_only: bool) -> list[dict[str, Tensor]]:
+    """Draw `case.steps` batches of full rows; GPT-2's labels are its input."""
+    torch.manual_seed(1)
+    batches = []
+    for _ in range(case.steps):
+        ids = torch.randint(vocab_size, (case.rows, case.source))
+        labels = ids if decoder_only else torch.randint(vocab_size, (case.rows, case.target))
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    return batches
 
 
 def read_batches(file: Path, *, padded: bool) -> list[dict[str, Tensor]]:

@@ -46,6 +46,7 @@ class Row:
     job: Job
     results: dict[str, Measurement]  # by backend, ftcore's first
     roofline: float | None  # lower bound on seconds
+    seconds_at_peak: float | None = None  # of training at the published peak
 
     @property
     def name(self) -> str:
@@ -79,12 +80,12 @@ class Row:
         case = self.case
         if case.kind == "generate":
             return case.rows * (case.source if case.target == 1 else case.target)
-        return case.rows * case.steps
+        return case.rows * case.steps * (case.source + case.target if case.random else 1)
 
     @property
     def unit(self) -> str:
         """Of `rate`: what a round amounts to, by time; seconds where it is one thing."""
-        if self.case.kind == "train":
+        if self.case.kind == "train" and not self.case.random:
             return "examples/s"
         return "tokens/s" if self.amount else "s"
 
@@ -103,6 +104,11 @@ class Row:
         """The lower bound on the time, divided by ftcore's median time."""
         ours = Quartiles.of(self.ours.seconds)
         return self.roofline / ours.median if self.roofline and ours else None
+
+    def mfu(self, backend: str) -> float | None:
+        """Model FLOPs utilization in training, see roofline.py; None without a published peak."""
+        seconds = Quartiles.of(self.results[backend].seconds)
+        return self.seconds_at_peak / seconds.median if self.seconds_at_peak and seconds else None
 
     def agreement(self, backend: str) -> str:
         """Compare ids, or losses, with ftcore's. Equal ids are expected in fp32 only."""
@@ -136,7 +142,7 @@ class Row:
             del result["output"]
             for name, quartiles in (("rate", self.rate(backend)), ("ratio", self.ratio(backend))):
                 result[name] = quartiles and quartiles._asdict()
-            result["agreement"] = self.agreement(backend)
+            result["agreement"], result["mfu"] = self.agreement(backend), self.mfu(backend)
         return row
 
 
@@ -181,6 +187,7 @@ def table_lines(group: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
     lines = []
     for row in group:
         share = "" if row.roofline_share is None else f"{row.roofline_share:.0%}"
+        share += mfu_text(row, row.backend)
         lines.append(
             [row.backend, row.speed(row.backend), *([""] * len(ways)), share, megabytes(row.ours), ""]
         )
@@ -191,8 +198,14 @@ def table_lines(group: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
         if len(set(agreements.values())) > 1:
             agreement = "; ".join(f"{way}: {text}" for way, text in agreements.items())
         cells = [other, first.speed(other), *(ratios.get(way, "") for way in ways)]
-        lines.append([*cells, "", megabytes(first.results[other]), agreement])
+        lines.append([*cells, mfu_text(first, other).strip(), megabytes(first.results[other]), agreement])
     return [[first.model, first.case.name, *line] for line in lines]
+
+
+def mfu_text(row: Row, backend: str) -> str:
+    """ " (MFU 41%)", where it is known."""
+    mfu = row.mfu(backend)
+    return "" if mfu is None else f" (MFU {mfu:.0%})"
 
 
 def megabytes(result: Measurement) -> str:

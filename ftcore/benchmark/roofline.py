@@ -3,6 +3,10 @@
 FLOPs are those of matrix products: 2 per weight and token in linear layers and the head, and attention's two.
 Training takes three times the forward pass, for the gradients of inputs and weights. A decoding step reads
 every weight matrix once, and the keys and values so far.
+
+Model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B) is the share of the peak that the
+vendor publishes, so that it can be compared with published figures; no matrix product reaches that peak. It
+counts attention's masked scores too: 6 N + 12 L H K T per token of GPT-2 with N matrix elements.
 """
 
 import os
@@ -26,6 +30,10 @@ from ftcore.training.loss import count_targets
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # per weight
 
 
+# Dense bfloat16, from NVIDIA's data sheets. The first name that is a part of the device's name.
+PEAKS = {"H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
+
+
 @dataclass(frozen=True)
 class Machine:
     """The measured limits of this machine."""
@@ -35,6 +43,7 @@ class Machine:
     device: str
     bandwidth: float  # bytes read from memory per second
     flops: float  # of a large matrix product in the benchmark's precision, per second
+    peak: float | None = None  # published FLOPs per second; None: not in PEAKS
 
     def describe(self) -> str:
         """Name and limits in a sentence."""
@@ -54,13 +63,17 @@ def measure_machine(device: str, dtype: str, threads: int, *, quick: bool = Fals
     vector = torch.ones(bytes_read // 4, device=device)
     width = 8192 if on_cuda else 256 if quick else 2048
     product_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
-    matrix = torch.ones(width, width, dtype=product_dtype, device=device)
+    # A GPU multiplies constants faster than numbers that differ: it draws less power.
+    matrix = torch.randn(width, width, dtype=product_dtype, device=device)
+    name = torch.cuda.get_device_name(device) if on_cuda else _cpu_name()
+    peaks = (peak for part, peak in PEAKS.items() if part in name and dtype == "bf16")
     return Machine(
-        name=torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
+        name=name,
         threads=threads,
         device=device,
         bandwidth=bytes_read / _fastest(lambda: vector.sum(), device),
         flops=2 * width**3 / _fastest(lambda: matrix @ matrix, device),
+        peak=next(peaks, None),
     )
 
 
@@ -156,18 +169,20 @@ def generation_seconds(model: Model, case: Case, machine: Machine, dtype: str) -
     return prefill + seconds(matrices * hypotheses + products, matrices * weight_bytes + keys * cache_bytes)
 
 
-def training_seconds(model: Model, batches: list[dict[str, Tensor]], machine: Machine) -> float:
-    """Lower bound on the time of training on these batches, without their padding."""
+def training_flops(model: Model, batches: list[dict[str, Tensor]], *, masked: bool = False) -> float:
+    """FLOPs of training on these batches, without their padding; with those of `masked` scores, as in MFU."""
     weights = Weights.of(model)
+    causal_width = weights.decoder_width * (2 if masked else 1)
     products = 0.0
     for batch in batches:
         sources = batch["attention_mask"].sum(-1).double()  # (B,)
         targets = (batch["labels"] != IGNORED_LABEL).sum(-1).double()  # (B,)
         products += weights.head * count_targets(model, batch)
         if isinstance(model, GPT2LMHeadModel):
-            products += float(weights.decoder * sources.sum() + weights.decoder_width * (sources**2).sum())
+            products += float(weights.decoder * sources.sum() + causal_width * (sources**2).sum())
         else:
             products += float(weights.encoder * sources.sum() + weights.decoder * targets.sum())
             products += float(2 * weights.encoder_width * (sources**2).sum())
-            products += float(weights.decoder_width * (targets**2 + 2 * targets * sources).sum())
-    return 3 * 2 * products / machine.flops
+            products += float(causal_width * (targets**2).sum())
+            products += float(2 * weights.decoder_width * (targets * sources).sum())
+    return 3 * 2 * products

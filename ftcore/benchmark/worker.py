@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,10 @@ def measure(jobs: Sequence[Job], rounds: int, *, warm_up: bool = True) -> dict[s
                     del workers[job.backend]
             return None
 
-        for job in jobs:
-            results[job.backend].version = call(job, start, job)
+        with ThreadPoolExecutor(max(1, len(jobs))) as pool:  # imports take longer than all rounds on a GPU
+            versions = pool.map(lambda job: call(job, start, job), jobs)
+            for job, found in zip(jobs, versions, strict=True):
+                results[job.backend].version = found
         for number in range(rounds + warm_up):
             for job in jobs:
                 if timed := call(job, run_round, job.device):
@@ -92,11 +95,14 @@ def start(job: Job) -> str:
     return version(job.backend)
 
 
+DISTRIBUTIONS = {"llama.cpp": "llama-cpp-python", "transformers-static": "transformers"}
+
+
 def version(backend: str) -> str:
     """Version of a backend's library."""
     if backend.startswith("ftcore"):
         return __version__
-    return importlib.metadata.version({"llama.cpp": "llama-cpp-python"}.get(backend, backend))
+    return importlib.metadata.version(DISTRIBUTIONS.get(backend, backend))
 
 
 def prepare(job: Job) -> Callable[[], Any]:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.benchmark.cases import Case
-from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_seconds
+from ftcore.benchmark.roofline import Machine, generation_seconds, measure_machine, training_flops
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from ftcore.training.loss import batch_loss
 
@@ -33,7 +33,7 @@ def hook_softmax(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("model", [GPT2, T5, GATED], ids=["gpt2", "t5", "t5-gated"])
-def test_training_flops_equal_those_counted_by_torch_without_masked_scores(model):
+def test_training_flops_equal_those_counted_by_torch_without_and_with_masked_scores(model):
     is_t5 = model.config.is_encoder_decoder
     rows, source, target = 3, 10, (6 if is_t5 else 10)
     ids = torch.randint(50, (rows, source))
@@ -46,14 +46,13 @@ def test_training_flops_equal_those_counted_by_torch_without_masked_scores(model
     # The explicit path multiplies causal attention's masked scores too, half of all.
     width = 3 * 16 if not is_t5 else 8 * len(model.decoder.block)
     masked = 3 * 2 * width * rows * target**2
-    assert training_seconds(model, [batch], machine(flops=1)) == counter.get_total_flops() - masked
+    assert training_flops(model, [batch]) == counter.get_total_flops() - masked
+    assert training_flops(model, [batch], masked=True) == counter.get_total_flops()
     padded = {
         name: torch.nn.functional.pad(tensor, (0, 4), value=-100 if name == "labels" else 0)
         for name, tensor in batch.items()
     }
-    assert training_seconds(model, [padded], machine(flops=1)) == training_seconds(
-        model, [batch], machine(flops=1)
-    )
+    assert training_flops(model, [padded]) == training_flops(model, [batch])
 
 
 @pytest.mark.parametrize(("dtype", "weight", "key"), [("fp32", 4, 4), ("bf16", 2, 2), ("int8", 1, 4)])
@@ -98,3 +97,9 @@ def test_a_machine_is_measured_and_described():
     assert measured.bandwidth > 1e8 and measured.flops > 1e8
     line = measured.describe()
     assert "1 thread, torch" in line and "GB/s" in line and "GFLOP/s" in line
+
+
+def test_the_published_peak_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr("ftcore.benchmark.roofline._cpu_name", lambda: "NVIDIA H200")
+    assert measure_machine("cpu", "bf16", 1, quick=True).peak == 989e12
+    assert measure_machine("cpu", "fp32", 1, quick=True).peak is None

@@ -19,12 +19,13 @@ def test_a_job_pads_where_its_case_says():
         padding: [make_job(name, case=Case("", "train", padded=padding)).padded for name in worker.BACKENDS]
         for padding in ("", "transformers", "all")
     }
-    names = ["ftcore", "ftcore-fast", "ftcore-compiled", "transformers", "ctranslate2"]
+    ways = ["ftcore", "ftcore-fast", "ftcore-compiled"]
+    names = [*ways, "transformers", "transformers-static", "ctranslate2"]
     assert list(worker.BACKENDS) == names
     assert padded == {
-        "": [False] * 5,
+        "": [False] * 6,
         "transformers": [n == "transformers" for n in names],
-        "all": [True] * 5,
+        "all": [True] * 6,
     }
 
 

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ftcore.bench import is_distinct, main
+from ftcore.bench import BenchOptions, is_distinct, main
 from ftcore.benchmark.backends import installed_backends
-from ftcore.benchmark.cases import SHAPES, Case, growth_cases
+from ftcore.benchmark.cases import ROWS, SHAPES, Case, growth_cases
 from ftcore.benchmark.worker import Measurement
 from ftcore.checkpoints.checkpoint import model_from_config
 from ftcore.output import FAILED_RUN
@@ -227,3 +228,53 @@ def test_help_needs_neither_torch_nor_transformers():
     assert shown.returncode == 0, shown.stderr
     assert "--growth FILE" in shown.stdout
     assert "train-tutorial" in shown.stdout
+
+
+def test_blocks_are_trained_in_order_and_rows_after_the_budget_are_listed(tiny, monkeypatch, capsys):
+    """Each look at the clock takes a second: before the model, and before each row."""
+    seconds = iter(range(100))
+    monkeypatch.setattr("ftcore.bench.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    rows = ["--model", "gpt2", "t5-small", "--rows", "train-blocks", "load", "greedy"]
+    assert main([*rows, "--budget", "3", *QUICK]) == 0
+    output = capsys.readouterr().out
+    assert [line.split()[3] for line in output.splitlines() if line.startswith("| gpt2")] == [
+        "train-blocks",
+        "load",
+    ]
+    assert (
+        "Left out, after --budget 3: gpt2 greedy, t5-small train-blocks, t5-small load, t5-small gr" in output
+    )
+    assert "tokens/s" in output
+
+
+def test_a_budget_that_ends_before_the_first_row(tiny, monkeypatch, capsys):
+    seconds = iter(range(0, 1000, 10))
+    monkeypatch.setattr("ftcore.bench.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    assert "--budget 5 ended before the first row" in refused(["--budget", "5", *QUICK], capsys)
+
+
+def test_losses_of_blocks_equal_those_of_transformers(tiny, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda **_: ["ftcore", "transformers"])
+    arguments = ["--model", "gpt2", "t5-small", "--rows", "train-blocks", "--json", *QUICK]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    for row in rows:
+        agreement = row["results"]["transformers"]["agreement"]
+        assert agreement.startswith("loss within") and row["unit"] == "tokens/s", row
+
+
+def test_the_rows_of_a_gpu():
+    plan = BenchOptions(device="cuda").plan
+    assert plan[0] == ("gpt2", ["train-blocks", "greedy"])
+    assert all(name in SHAPES and set(rows) <= set(ROWS) for name, rows in plan)
+    assert BenchOptions(device="cuda", rows=["greedy"]).plan[0] == ("gpt2", ["greedy"])
+    greedy, train = Case("", "generate"), Case("", "train")
+    ways = ["ftcore", "ftcore-fast", "ftcore-compiled", "transformers", "transformers-static"]
+    for case, device, expected in (
+        (greedy, "cuda", ["ftcore", "ftcore-fast", "transformers", "transformers-static"]),
+        (train, "cuda", ["ftcore", "ftcore-compiled", "transformers"]),
+        (greedy, "cpu", ["ftcore", "ftcore-fast", "ftcore-compiled", "transformers"]),
+        (train, "cpu", ["ftcore", "ftcore-fast", "ftcore-compiled", "transformers"]),
+    ):
+        assert [way for way in ways if is_distinct(way, case, device)] == expected

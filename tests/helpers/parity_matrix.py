@@ -261,6 +261,7 @@ def check_greedy_choice(cell: Cell, off: float) -> None:
     new = 5
     with cell.ours.computing():
         chosen = generate(cell.ours.model, ids, mask, max_new_tokens=new, eos_token_id=None, pad_token_id=PAD)
+    chosen = chosen.cpu()
     fed = chosen[:, :-1]
     if cell.configuration.is_t5:
         read = Batch(ids, mask, chosen, fed, torch.ones_like(fed))

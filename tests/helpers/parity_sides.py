@@ -35,7 +35,7 @@ class Side:
 
     def computing(self) -> AbstractContextManager:
         if self.precision == "autocast":
-            return torch.autocast("cpu", torch.bfloat16)
+            return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16)
         return nullcontext()
 
     def loss(self, batch: Batch) -> Tensor:

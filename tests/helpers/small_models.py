@@ -1,5 +1,6 @@
 """Small random models of both families, inputs and search options, for the tests of fast decoding."""
 
+import copy
 import random
 from functools import cache
 from typing import Any
@@ -69,7 +70,7 @@ def allow_a_third(batch_id: int, ids: Tensor) -> list[int]:
 
 
 def prefer_new_tokens(ids: Tensor, scores: Tensor) -> Tensor:
-    return scores.scatter_add_(1, ids, torch.full(ids.shape, -0.5))
+    return scores.scatter_add_(1, ids, torch.full(ids.shape, -0.5, device=ids.device))
 
 
 def ends_at_multiples_of_seven(ids: Tensor, scores: None) -> Tensor:
@@ -97,7 +98,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def assert_same_ids(name: str, prepared: Any, search: str) -> None:
-    """A prepared model generates the ids of the model."""
+    """A prepared model generates the ids of the model, on its device."""
+    device = next(prepared.parameters()).device
+    model = copy.deepcopy(model_of(name)).to(device)
     for seed in range(4):
         ids, mask = inputs(random.Random(seed))
         options = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": PAD} | SEARCHES[search]
@@ -105,8 +108,8 @@ def assert_same_ids(name: str, prepared: Any, search: str) -> None:
             options["decoder_input_ids"] = torch.tensor([[5, 9, 4]] * len(ids))
             options["decoder_attention_mask"] = torch.tensor([[0, seed // 2, 1]] * len(ids))
         want, got = (
-            generate(lm, ids, mask, generator=torch.Generator().manual_seed(seed), **options)
-            for lm in (model_of(name), prepared)
+            generate(lm, ids, mask, generator=torch.Generator(device).manual_seed(seed), **options)
+            for lm in (model, prepared)
         )
         assert got.tolist() == want.tolist()
 
