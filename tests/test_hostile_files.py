@@ -147,11 +147,11 @@ NOT_COVERED = {
 
 
 def test_valid_files_are_read_and_every_function_that_reads_files_is_called(valid):
-    modules = {path: path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    modules = {str(path): path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
     called: set[str] = set()
 
     def profile(frame: Any, event: str, argument: Any) -> None:
-        if event == "call" and (name := modules.get(Path(frame.f_code.co_filename))):
+        if event == "call" and (name := modules.get(frame.f_code.co_filename)):
             called.add(f"{name} {frame.f_code.co_name}")
 
     def read_all() -> list[str]:
@@ -171,9 +171,9 @@ def test_valid_files_are_read_and_every_function_that_reads_files_is_called(vali
     assert not [known for known in NOT_COVERED if not any(name.startswith(known) for name in others)]
 
 
-def functions_reading(path: Path) -> Iterator[str]:
+def functions_reading(path: str) -> Iterator[str]:
     """Names of the functions of a module that open or parse files."""
-    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for function in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
         if isinstance(function, ast.FunctionDef) and any(map(is_reading, ast.walk(function))):
             yield function.name
 

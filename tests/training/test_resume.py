@@ -46,7 +46,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 # --- stopped on request
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(step=st.integers(1, STEPS - 1))
 def test_t5_stopped_at_any_step(t5: Bench, step: int) -> None:
     run = t5.new_directory()
