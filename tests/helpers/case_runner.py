@@ -93,7 +93,7 @@ def cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) -> I
     directory = scratch / "case"
     before = memory()
     limit_address_space()
-    gc.freeze()  # a collection would copy the memory that is shared with the parent
+    gc.freeze()  # a collection would copy the memory shared with the parent
     os.fsync = lambda handle: None  # slow, and no concern of readers
     with (scratch / "notes").open("w") as notes:
         faulthandler.enable(notes, all_threads=False)
