@@ -35,12 +35,12 @@ from tests.helpers.case_runner import in_child
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 MODES = ("ddp", "fsdp")
-STOP = 4  # of 6 steps: in the middle of the second epoch
+STOP = 4  # of 8 steps: in the middle of the second epoch
 
 # Steps of 6 and 4 examples, targets of different lengths, and a micro-batch of 1 example for 2 processes.
 COMMON = "--batch-size 3 --grad-accum 2 --eval-every 4 --log-every 4 --eval-answers 2 --max-target-length 20 "
 COMMON += "--lr 0.01 --label-smoothing 0.1 --keep 1"
-TEN, SIX = "--max-steps 10 --dropout 0", "--max-steps 6 --dropout 0"
+TWENTY, EIGHT = "--max-steps 20 --dropout 0", "--max-steps 8 --dropout 0"
 VARIANTS = {  # name -> family, mode, options
     "lora": ("gpt2", "fsdp", "--lora-rank 1 --lora-targets all-linear"),  # A has one row, on one process
     "frozen": ("t5", "ddp", "--freeze encoder.block.0.layer.1 shared"),
@@ -166,36 +166,36 @@ def bench(empty: Bench) -> Bench:
     """With all runs that finish normally."""
     bench, folder = empty, empty.folder
     for family in FAMILIES:
-        bench.alone(f"{family} alone", family, TEN)
+        bench.alone(f"{family} alone", family, TWENTY)
         for mode in MODES:
-            bench.plan_run(f"{family} {mode}", family, f"{TEN} --parallel {mode}")
+            bench.plan_run(f"{family} {mode}", family, f"{TWENTY} --parallel {mode}")
     for name, (family, mode, options) in VARIANTS.items():
         options = options.format(text=folder / "text.txt", other=folder / "other.txt")
-        steps = "--dropout 0" if "--epochs" in options else SIX
+        steps = "--dropout 0" if "--epochs" in options else EIGHT
         bench.alone(f"{name} alone", family, f"{steps} {options}")
         bench.plan_run(name, family, f"{steps} {options} --parallel {mode}")
 
     # Stopped with one number of processes and resumed with another, from copies of the stopped runs.
-    bench.alone("whole", "t5", SIX)
-    bench.alone("stopped alone", "t5", SIX, STOP)
+    bench.alone("whole", "t5", EIGHT)
+    bench.alone("stopped alone", "t5", EIGHT, STOP)
     for mode in MODES:
-        bench.plan_run(f"stopped {mode}", "t5", f"{SIX} --parallel {mode}", STOP)
+        bench.plan_run(f"stopped {mode}", "t5", f"{EIGHT} --parallel {mode}", STOP)
         shutil.copytree(bench.directory("stopped alone"), bench.directory(f"alone to {mode}"))
         words = ["--output", str(bench.directory(f"alone to {mode}")), "--resume", "--parallel", mode]
         bench.plan(f"alone to {mode}", words)
 
     for mode in MODES:
-        bench.plan(f"own {mode}", bench.words(f"own {mode}", "t5", f"{SIX} --parallel {mode}"), own=True)
+        bench.plan(f"own {mode}", bench.words(f"own {mode}", "t5", f"{EIGHT} --parallel {mode}"), own=True)
 
     # With dropout each process has its own random state.
     for mode in MODES:
-        bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 6 --parallel {mode}")
-        bench.plan_run(f"dropout stopped {mode}", "t5", f"--max-steps 6 --parallel {mode}", STOP)
+        bench.plan_run(f"dropout {mode}", "t5", f"--max-steps 8 --parallel {mode}")
+        bench.plan_run(f"dropout stopped {mode}", "t5", f"--max-steps 8 --parallel {mode}", STOP)
         for name in ("refused", "again"):
             word = f"--output {bench.directory(f'dropout stopped {mode}')} --resume --parallel {mode}"
             seed = " --seed 4" if name == "refused" else ""
             bench.plan(f"dropout {name} {mode}", f"{word}{seed}".split())
-    bench.plan_run("dropout to fsdp", "t5", "--max-steps 6", STOP)
+    bench.plan_run("dropout to fsdp", "t5", "--max-steps 8", STOP)
     words = f"--output {bench.directory('dropout to fsdp')} --resume --parallel fsdp".split()
     bench.plan("dropout from ddp to fsdp", words)
 
@@ -204,9 +204,9 @@ def bench(empty: Bench) -> Bench:
     rows[0] = '{"context": "Z is Zoe.", "question": "Z?", "answer": "Zoe"}'
     (folder / "overflow.jsonl").write_text("\n".join([*rows, ""]))
     for mode in MODES:
-        options = f"{TEN} --save-every 1 --seed 2 --parallel {mode} --train {folder}/overflow.jsonl"
+        options = f"{TWENTY} --save-every 1 --seed 2 --parallel {mode} --train {folder}/overflow.jsonl"
         bench.plan_run(f"overflow {mode}", "overflow", options)
-        options = f"{TEN} --parallel {mode} --valid {folder}/overflow.jsonl"
+        options = f"{TWENTY} --parallel {mode} --valid {folder}/overflow.jsonl"
         bench.plan_run(f"overflow in validation {mode}", "overflow", options)
 
     for flag in ("--check", "--dry-run"):
@@ -251,7 +251,7 @@ def assert_same_metrics(got: Path, wanted: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_is_that_of_one_process(bench: Bench, family: str, mode: str) -> None:
+def test_twenty_steps_are_those_of_one_process(bench: Bench, family: str, mode: str) -> None:
     got, wanted = f"{family} {mode}", f"{family} alone"
     assert bench.result(got)["status"] == 0, bench.result(got)
     for directory in ("last", "best"):
@@ -276,7 +276,7 @@ def test_variants_equal_one_process(bench: Bench, name: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_own_parts_equal_one_process(bench: Bench, mode: str) -> None:
     """Callbacks are called on each process, with the same metrics; one of them stops all."""
-    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", SIX))["calls"]
+    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", EIGHT))["calls"]
     for process in (0, 1):
         calls = bench.result(f"own {mode}", process)["calls"]
         for one, other in zip(calls, alone, strict=True):
@@ -303,7 +303,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(bench: Bench) -> N
         name = f"stopped {mode}"
         assert bench.result(name)["status"] == 0
         output = bench.result(name)["output"]
-        assert f"stopped after step {STOP} of 6 and saved; resume with:" in output
+        assert f"stopped after step {STOP} of 8 and saved; resume with:" in output
         command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
         assert f"{command} {bench.directory(name)} --resume" in output
         assert bench.state(name)["progress"]["step"] == STOP
@@ -311,7 +311,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(bench: Bench) -> N
 
 def test_all_processes_stop_early_after_the_same_step(bench: Bench) -> None:
     output = bench.result("early stopping")["output"]
-    assert "stopped after step 3 of 6 and saved: no improvement of best/ in the last 2 validations" in output
+    assert "stopped after step 3 of 8 and saved: no improvement of best/ in the last 2 validations" in output
     assert bench.state("early stopping")["progress"]["step"] == 3
 
 
