@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,8 @@ pytest.register_assert_rewrite("tests.helpers")
 TESTS = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get("FTCORE_REAL_DATA", TESTS.parents[1] / "shared" / "data"))
 
+# Ctrl-C is ignored in a background job and by the commands that it starts, which some tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The models are tiny: more threads only add overhead, here and in the commands that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

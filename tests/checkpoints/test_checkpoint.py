@@ -4,11 +4,13 @@ import copy
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import textwrap
 import time
+from itertools import count
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -541,26 +543,25 @@ def test_an_interrupt_between_renames_leaves_complete_weights(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
 def test_a_killed_process_leaves_a_directory_that_loads(tmp_path: Path) -> None:
-    script = f"""
-        import torch
-        from ftcore import save_model
-        from ftcore.models import GPT2Config, GPT2LMHeadModel
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=20000, n_positions=8, n_embd=64, n_layer=1, n_head=1))
-        for step in range(100000):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20000, n_positions=8, n_embd=64, n_layer=1, n_head=1))
+
+    def save_forever(sender: Connection) -> None:
+        for step in count():
             for parameter in model.parameters():
                 torch.nn.init.constant_(parameter, step)
-            save_model(model, {str(tmp_path)!r})
-            print(step, flush=True)
-    """
+            save_model(model, tmp_path)
+            sender.send(step)
+
     for delay in (0.003, 0.011, 0.017):
-        command = [sys.executable, "-c", textwrap.dedent(script)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for _ in range(3):
-                saved = int(process.stdout.readline())
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
+        receiver, sender = Pipe(duplex=False)
+        process = get_context("fork").Process(target=save_forever, args=(sender,))
+        process.start()
+        saved = [receiver.recv() for _ in range(3)][-1]
+        time.sleep(delay)
+        process.kill()
+        process.join()
         values = {value for p in load_model(tmp_path).parameters() for value in p.unique().tolist()}
         assert len(values) == 1 and values.pop() >= saved
 

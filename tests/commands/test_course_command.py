@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from configparser import ConfigParser
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,16 +17,30 @@ import pytest
 
 import ftcore.course
 from ftcore.lessons.board import WIDTH
-from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES
+from ftcore.lessons.runner import ROOT, STEP_FILES, TEMPLATES, Result
 from ftcore.output import INTERRUPTED
-from tests.helpers.course_checks import SOLUTIONS, edited_solutions
+from tests.helpers.course_checks import SOLUTIONS, check_step, edited_solutions
 
+Run = Callable[..., tuple[int, str, str]]
 COMMAND = [sys.executable, "-m", "ftcore.course"]
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Status and output of the command, whose steps are checked in this process (see test_child.py)."""
+
+    def check_steps(folder: Path, numbers: Sequence[int], time_limit: float = 0.0) -> list[Result]:
+        return [check_step(folder, number) for number in numbers]
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = ftcore.course.main([*map(str, arguments)])
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        return status, *capsys.readouterr()
+
+    monkeypatch.setattr(ftcore.course, "run_steps", check_steps)
+    return run
 
 
 def solve(folder: Path, *names: str) -> None:
@@ -33,7 +48,7 @@ def solve(folder: Path, *names: str) -> None:
         shutil.copy(SOLUTIONS / name, folder / name)
 
 
-def test_a_new_folder_is_all_to_do(tmp_path: Path) -> None:
+def test_a_new_folder_is_all_to_do(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     status, out, err = run("--start", folder)
     assert (status, err) == (0, "") and f"python -m ftcore.course {folder}" in out
@@ -44,7 +59,7 @@ def test_a_new_folder_is_all_to_do(tmp_path: Path) -> None:
     assert f"Next: {folder}/step01_softmax.py:" in out
 
 
-def test_the_first_wrong_step_is_shown_in_detail(tmp_path: Path) -> None:
+def test_the_first_wrong_step_is_shown_in_detail(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     run("--start", folder)
     solve(folder, "step01_softmax.py", "step02_attention.py", "step04_heads.py")
@@ -59,11 +74,12 @@ def test_the_first_wrong_step_is_shown_in_detail(tmp_path: Path) -> None:
     assert max(map(len, out.splitlines())) <= WIDTH
 
     status, out, _ = run(folder, "--step", 3)
+    detail, _, _ = detail.partition("\nPrinted by step04_heads.py:")  # which imports step 3 again
     assert (status, out) == (1, f"Step 3, masks: wrong\n{detail}")
     assert run(folder, "--step", 2)[:2] == (0, "Step 2, attention: done\n")
 
 
-def test_all_done(tmp_path: Path) -> None:
+def test_all_done(run: Run, tmp_path: Path) -> None:
     shutil.copytree(SOLUTIONS, tmp_path, dirs_exist_ok=True)
     status, out, err = run(tmp_path)
     assert (status, err) == (0, "")
@@ -85,7 +101,7 @@ def test_all_done(tmp_path: Path) -> None:
     ],
 )
 def test_table_of_a_wrong_module_fits(
-    step: int, edited: int, old: str, new: str, first: str, tmp_path: Path
+    run: Run, step: int, edited: int, old: str, new: str, first: str, tmp_path: Path
 ) -> None:
     edited_solutions(tmp_path, edited, old, new)
     status, out, _ = run(tmp_path, "--step", step)
@@ -94,15 +110,15 @@ def test_table_of_a_wrong_module_fits(
     assert max(map(len, out.splitlines())) <= WIDTH
 
 
-def test_a_file_that_hides_a_module_is_named(tmp_path: Path) -> None:
-    ftcore.course.start(tmp_path / "mine")
+def test_a_file_that_hides_a_module_is_named(run: Run, tmp_path: Path) -> None:
+    run("--start", tmp_path / "mine")
     (tmp_path / "mine" / "torch.py").write_text("raise SystemExit", encoding="utf-8")
     status, _, err = run(tmp_path / "mine", "--step", 1)
     assert status == 0 and "torch.py hides the module torch" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", ["step01_softmax.py", "notes.txt"])
-def test_nothing_is_overwritten(content: str, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(run: Run, content: str, tmp_path: Path) -> None:
     (tmp_path / content).write_text("mine", encoding="utf-8")
     status, out, err = run("--start", tmp_path)
     assert (status, out) == (2, "") and err.count("\n") == 1 and "is not empty" in err
@@ -120,7 +136,7 @@ def test_nothing_is_overwritten(content: str, tmp_path: Path) -> None:
         ([".", "--stop"], "unknown argument '--stop', did you mean '--step'?"),
     ],
 )
-def test_wrong_use_is_one_line(arguments: list[str], message: str) -> None:
+def test_wrong_use_is_one_line(run: Run, arguments: list[str], message: str) -> None:
     status, out, err = run(*arguments)
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1
 

@@ -40,9 +40,8 @@ CASES = [
 ]
 
 
-def trained(family: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(family: str, name: str, folder: Path) -> Path:
     """A run of a few steps on rows that are all alike."""
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
     make = tiny_runs.tiny_t5 if family == "t5" else tiny_runs.tiny_gpt2
     sizes = {"d_model": 32, "d_kv": 16} if family == "t5" else {"n_embd": 32, "n_positions": 256}
     model, task, data = make(folder / "model", **sizes), name.partition(",")[0], folder / "data.jsonl"
@@ -68,9 +67,9 @@ def trained(family: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_the_printed_line_gives_an_answer_to_a_prompt_of_training(
-    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    family: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = trained(family, name, tmp_path, monkeypatch)
+    run = trained(family, name, tmp_path)
     [line] = re.findall("^try them +(.*)$", capsys.readouterr().out, re.M)
     words = shlex.split(line)
     assert words[:5] == ["python", "-m", "ftcore.generate", "--model", str(run / "best")]
@@ -99,9 +98,9 @@ def test_the_printed_line_gives_an_answer_to_a_prompt_of_training(
 
 
 def test_a_run_is_evaluated_and_answers_files_as_it_was_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = trained("gpt2", "text2text, template", tmp_path, monkeypatch)
+    run = trained("gpt2", "text2text, template", tmp_path)
     model, data = ["--model", str(run / "best")], str(tmp_path / "data.jsonl")
     capsys.readouterr()
     assert ftcore.evaluate.main([*model, "--data", data, "--json"]) == 0
@@ -116,11 +115,9 @@ def test_a_run_is_evaluated_and_answers_files_as_it_was_trained(
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["yes yes"] * 8
 
 
-def test_transformers_opens_a_directory_with_a_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_transformers_opens_a_directory_with_a_task(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     transformers = pytest.importorskip("transformers")
-    run = trained("gpt2", "chat", tmp_path, monkeypatch)
+    run = trained("gpt2", "chat", tmp_path)
     for directory in (run / "best", run / "last"):
         assert json.loads((directory / "task.json").read_text()) == {"task": "chat"}
         model = transformers.AutoModelForCausalLM.from_pretrained(directory)

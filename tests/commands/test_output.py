@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 
+import ftcore.train
 from ftcore.__main__ import find_commands
 from ftcore.output import BROKEN_PIPE, FAILED_RUN, guard_output
 from tests.helpers import tiny_runs
@@ -71,6 +74,7 @@ def test_errors_keep_their_status_without_standard_error() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.optim.AdamW([torch.zeros(1)])  # imports torch's compiler, once instead of in each child
     folder = tmp_path_factory.mktemp("files")
     tiny_runs.tiny_t5(folder / "t5")
     pairs = ({"source": f"日本 → {number}", "target": f"ответ {number}"} for number in range(12))
@@ -138,7 +142,6 @@ def test_whole_commands(
     if command == "tune":
         pytest.importorskip("optuna")
         monkeypatch.setattr("ftcore.tune.save_picture", lambda *_: False)
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
     module, run, log = import_module(f"ftcore.{command}"), tmp_path / "run", tmp_path / "log"
 
     def act() -> int:
@@ -160,11 +163,23 @@ def test_whole_commands(
 
 def test_a_reader_that_ends_early(files: Path, tmp_path: Path) -> None:
     """`python -u -m ftcore.train | head -1`"""
-    command = [sys.executable, "-u", "-m", "ftcore.train", *argv("train", files, tmp_path / "run")]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert run.stdout and run.stderr
-    run.stdout.readline()
-    run.stdout.close()
-    errors = run.stderr.read()
-    assert run.wait(timeout=120) == 0 and b"Traceback" not in errors
+    reader, writer = os.pipe()
+    head = Thread(target=lambda: open(reader).close() if os.read(reader, 1) else None)
+    head.start()
+
+    def replace() -> None:
+        os.close(reader)
+        os.dup2(writer, 1)
+        os.close(writer)
+        sys.stdout = text(1)
+        sys.stdout.reconfigure(write_through=True)
+
+    def act() -> int:
+        guard_output()
+        return ftcore.train.main(argv("train", files, tmp_path / "run"))
+
+    assert forked(act, replace, tmp_path / "log") == 0
+    os.close(writer)
+    head.join()
+    assert "Traceback" not in (tmp_path / "log").read_text(encoding="utf-8")
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()

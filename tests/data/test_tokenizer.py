@@ -370,7 +370,7 @@ def squad_texts(real_data: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("corpus", [emotion_texts, squad_texts])
 @pytest.mark.parametrize("form", ["tokenizer.json", "spiece.model", "vocab.json"])
-def test_every_fourth_real_line(
+def test_every_eighth_real_line(
     real_data: Path, tmp_path: Path, form: str, corpus: Callable[[Path], Iterator[str]]
 ) -> None:
     directory = real_data / "gpt2"
@@ -381,7 +381,7 @@ def test_every_fourth_real_line(
         shutil.copy(real_data / "t5" / form, directory)
         oracle = T5Tokenizer.from_pretrained(directory)
     ours = load_tokenizer(directory)
-    lines = list(corpus(real_data))[::4]
+    lines = list(corpus(real_data))[::8]
     expected = oracle(lines)["input_ids"]
     different = [
         (line, ids, theirs)
@@ -1131,7 +1131,7 @@ def test_the_time_to_find_added_tokens_does_not_depend_on_their_number(
 def test_a_word_of_any_length_takes_linear_time(pair, unit):
     ours, _ = pair
     start = time.perf_counter()
-    ours.decode(ours.encode(unit * (200_000 // len(unit))))
+    ours.decode(ours.encode(unit * (200_000 // len(unit.encode()))))
     assert time.perf_counter() - start < 5
 
 

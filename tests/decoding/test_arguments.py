@@ -66,7 +66,7 @@ keys = sorted({*TYPES, *NOT_IMPLEMENTED, *WITHOUT_EFFECT})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(keys), values, min_size=1, max_size=3))
 def test_any_settings_work_or_are_refused_by_file_and_key(
     family: str, checkpoints: dict[str, Path], chosen: dict[str, Any]

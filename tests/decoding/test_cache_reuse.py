@@ -60,7 +60,7 @@ def both(model: Any, given: dict[str, Tensor], o: dict[str, Any], cache: KVCache
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_calls_with_one_cache_equal_three_without(family: str) -> None:
-    for _, model, r in cases(family, 40):
+    for _, model, r in cases(family, 25):
         given, cache = first_call(family, r), KVCache(48)
         for _ in range(3):
             o = r.choice(SEARCHES) | {"max_new_tokens": r.choice([1, 4])}
@@ -71,7 +71,7 @@ def test_three_calls_with_one_cache_equal_three_without(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_call_gives_the_ids_of_transformers_with_its_cache(family: str) -> None:
-    for reference, model, r in cases(family, 100):
+    for reference, model, r in cases(family, 50):
         given, cache = first_call(family, r), KVCache(48)
         o = {"eos_token_id": ENDS, "pad_token_id": PAD, "max_new_tokens": 4}
         first = reference.generate(**given, **o, use_cache=True, return_dict_in_generate=True)

@@ -94,7 +94,7 @@ def options(r: random.Random) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_and_scores_are_those_of_a_slow_search(family: str) -> None:
-    for _, model, r in cases(family, 60):
+    for _, model, r in cases(family, 40):
         ids, mask = inputs(r, family)
         o = options(r)
         got = generate(model, ids, mask, **o, return_scores=True)

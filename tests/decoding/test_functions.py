@@ -45,7 +45,7 @@ def some_tokens(batch_id: int, ids: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_allowed_tokens_give_the_ids_of_transformers(family: str) -> None:
-    for reference, model, r in cases(family, 60):
+    for reference, model, r in cases(family, 40):
         ids, mask = inputs(r, family)
         o = any_options(r) | {"prefix_allowed_tokens_fn": some_tokens}
         assert_equal_to_transformers(reference, model, ids, mask, o)
@@ -172,7 +172,7 @@ def forbid_even(ids: Tensor, scores: Tensor) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_processors_give_the_ids_of_transformers(family: str) -> None:
     """After the constraints and before temperature, top-k and top-p."""
-    for reference, model, r in cases(family, 60):
+    for reference, model, r in cases(family, 40):
         ids, mask = inputs(r, family)
         o = any_options(r)
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
@@ -280,7 +280,7 @@ def test_the_method_of_the_models_is_generate(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_prompt_generation_begins_with_bos_as_in_transformers(family: str) -> None:
-    for reference, model, r in cases(family, 55):
+    for reference, model, r in cases(family, 40):
         o = random_options(r) | {"bos_token_id": r.randrange(3, VOCAB)}
         for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):
             o.pop(name, None)  # transformers, too, may have no token left

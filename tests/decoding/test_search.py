@@ -38,7 +38,7 @@ from tests.helpers.search_cases import (
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_and_beam_search_give_the_ids_and_scores_of_transformers(family: str) -> None:
-    for reference, model, r in cases(family, 130):
+    for reference, model, r in cases(family, 80):
         ids, mask = inputs(r, family)
         options = random_options(r)
         assert_equal_to_transformers(reference, model, ids, mask, options)

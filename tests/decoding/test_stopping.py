@@ -133,7 +133,7 @@ def some_strings(r: random.Random, text: str) -> str | list[str]:
 def test_searches_with_stop_strings_give_the_ids_of_transformers(kind: str, tokenizers: Tokenizers) -> None:
     theirs, ours = tokenizers[kind]
     stopped = 0
-    for seed in range(36):
+    for seed in range(24):
         r = random.Random(seed)
         reference, model = pair(kind, ours.vocab_size, seed % 3)
         rows = [[r.randrange(3, ours.vocab_size) for _ in range(4)] for _ in range(r.choice([1, 3]))]
@@ -152,7 +152,7 @@ def test_searches_with_stop_strings_give_the_ids_of_transformers(kind: str, toke
         got = generate(model, ids, tokenizer=ours, **o)
         assert got.tolist() == want.tolist(), o
         stopped += got.tolist() != free.tolist()
-    assert stopped > 25
+    assert stopped > 16
 
 
 def test_transformers_does_not_find_characters_of_several_bytes_in_byt5s_text(tokenizers: Tokenizers) -> None:
@@ -229,7 +229,7 @@ def ends_in(limit: int) -> Any:
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 def test_stopping_criteria_give_the_ids_of_transformers(family: str) -> None:
-    for reference, model, r in cases(family, 60):
+    for reference, model, r in cases(family, 40):
         ids, mask = inputs(r, family)
         o = random_options(r)
         criteria = [

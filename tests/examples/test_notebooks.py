@@ -56,11 +56,21 @@ def test_the_file_is_small_and_has_its_outputs(name):
     assert str(ROOT) not in path.read_text(encoding="utf-8")
 
 
+SHORTER = {
+    "STEPS, LEARNING_RATE = 150,": "STEPS, LEARNING_RATE = 5,",
+    'read("valid")[:200]': 'read("valid")[:20]',
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_runs(maker, name, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # history
-    notebook = maker.run(maker.make_notebook((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    script = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    for long, short in SHORTER.items() if name == "fine_tune" else ():
+        assert long in script
+        script = script.replace(long, short)
+    notebook = maker.run(maker.make_notebook(script))
     saved = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     assert kinds(notebook) >= kinds(saved) >= {"image/png"}
     for output in outputs(notebook):

@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -324,8 +323,6 @@ def test_ctrl_c_stops_the_server(busy, gpt2_directory):
     command = [sys.executable, "-m", "ftcore.explore", "--model", gpt2_directory, "--prompt", "Ada"]
     command += ["--serve", "--port", "0", "--max-new-tokens", "2", "--device", "cpu"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Restore the default, in case the tests run in the background, where SIGINT is ignored.
-    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, **options) as process, ExitStack() as cleanup:
         cleanup.callback(process.kill)
         address = process.stdout.readline().split()[1]

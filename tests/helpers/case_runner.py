@@ -1,6 +1,7 @@
 """Read mutated files in forked processes, which may crash, hang or run out of memory."""
 
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.output import one_line
-from tests.helpers.mutator import EXECUTED, mutate
+from tests.helpers.mutator import EXECUTED, mutate, zip_bomb
 
 MAX_CPU_SECONDS, MAX_SECONDS = 5, 300  # processor time, which a busy machine does not change; and any time
 MAX_MEMORY = 2**30  # bytes beyond what the process has before it reads
@@ -48,6 +49,7 @@ class Outcome:
 
 def run_cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) -> list[Outcome]:
     """Read a mutated copy of the directory `valid` for each seed. Two runs at once need two `scratch`."""
+    zip_bomb()  # is cached: once, instead of in each child
     outcomes: list[Outcome] = []
     notes = scratch / "notes"
     while rest := seeds[len(outcomes) :]:
@@ -91,6 +93,7 @@ def cases(reader: Reader, valid: Path, seeds: Sequence[int], scratch: Path) -> I
     directory = scratch / "case"
     before = memory()
     limit_address_space()
+    gc.freeze()  # a collection would copy the memory shared with the parent
     os.fsync = lambda handle: None  # slow, and no concern of readers
     with (scratch / "notes").open("w") as notes:
         faulthandler.enable(notes, all_threads=False)

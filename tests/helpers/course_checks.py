@@ -4,7 +4,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,9 @@ def check_step(folder: Path, step: int) -> Result:
     """The result of one step, without the child process and its time limit."""
     with student_folder(folder):
         check = Check(folder, step, io.StringIO())
-        check.check()
+        with redirect_stdout(check.printed), redirect_stderr(check.printed):
+            check.check()
+        check.send()
         return check.result
 
 

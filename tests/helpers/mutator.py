@@ -13,6 +13,7 @@ import pickle
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -85,6 +86,7 @@ def zip_members(data: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+@cache
 def zip_bomb() -> bytes:
     """100 MB of opcodes in 100 kB; each would take 50 bytes of memory."""
     members = zip_members(torch_saved({})) | {"archive/data.pkl": b"\x80\x02" + b"(" * 10**8}

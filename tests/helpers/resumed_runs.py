@@ -1,8 +1,10 @@
 """Tiny runs of `python -m ftcore.train` that are stopped and resumed, and their results."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ftcore.train
+from ftcore.train import main
 from ftcore.training.metrics_log import Meter
 from tests.helpers import tiny_runs
 
@@ -35,18 +37,21 @@ class Bench:
         self.runs += 1
         return self.folder / f"run{self.runs}"
 
+    def stopped(self) -> Path:
+        """A copy of a run that was stopped after step 2."""
+        return Path(shutil.copytree(self._stopped, self.new_directory()))
+
+    @cached_property
+    def _stopped(self) -> Path:
+        run = self.new_directory()
+        stop_at(self, run, 2)
+        return run
+
     def train(self, run: Path, options: str = "") -> int:
         return main([*self.command.split(), "--output", str(run), *options.split()])
 
     def resume(self, run: Path, options: str = "") -> int:
         return main(["--output", str(run), "--resume", *options.split()])
-
-
-def main(argv: list[str]) -> int:
-    """ftcore.train without curves, which take longer than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-        return ftcore.train.main(argv)
 
 
 def outcome(run: Path) -> dict[str, Any]:

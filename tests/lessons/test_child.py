@@ -115,10 +115,10 @@ def test_steps_that_end_the_process_are_reported_and_the_next_ones_are_checked(t
     file = tmp_path / "step03_masks.py"
     file.write_text(loud + file.read_text(encoding="utf-8"), encoding="utf-8")
 
-    one, two, three, four = run_steps(tmp_path, [1, 2, 3, 4], time_limit=4.0)
+    one, two, three, four = run_steps(tmp_path, [1, 2, 3, 4], time_limit=2.0)
     assert one == Result(1, one.title, DONE)
     assert (two.status, two.source) == (ERROR, "query = query + 0")
-    assert two.line == 3 and "after 4 seconds" in two.what
+    assert two.line == 3 and "after 2 seconds" in two.what
     assert (three.status, three.printed) == (DONE, ("word " * 1000)[:4000])
     assert (four.status, four.file) == (ERROR, str(tmp_path / "step04_heads.py"))
     assert "exit status 7" in four.what

@@ -329,7 +329,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.parametrize("key", KEYS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(value=json_values)
 def test_any_value_of_any_key_is_refused_by_name_or_computes(tmp_path_factory, key, value):
     directory = tmp_path_factory.mktemp("adapter")

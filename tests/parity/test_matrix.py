@@ -27,7 +27,7 @@ from tests.helpers import parity_sides as sides
 from tests.helpers.parity_configurations import VARIANTS, Configuration, configurations, random_configuration
 from tests.helpers.parity_matrix import Ledger, check
 
-PART, WHOLE = 25, 500
+PART, WHOLE = 15, 500
 
 
 def run(family: str, count: int, ledger: Ledger) -> None:

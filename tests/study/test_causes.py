@@ -334,7 +334,7 @@ UNNAMED = [
     ("family", "mistake"),
     [
         *(("gpt2", mistake) for mistake in UNNAMED),
-        *(("t5", mistake) for mistake in [*UNNAMED[::2], "bias in first block"]),  # takes longer
+        *(("t5", mistake) for mistake in [*UNNAMED[::4], "bias in first block"]),  # takes longer
     ],
 )
 def test_mistake_is_named_by_the_logits_alone(family, mistake):
@@ -406,24 +406,26 @@ SDPA_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("level", ["attention", "block"])
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     ("family", "mistake"),
     [(family, mistake) for family in SDPA_MISTAKES for mistake in SDPA_MISTAKES[family]],
 )
-def test_mistake_in_a_layer_alone_is_named_in_any_style(family, mistake, style, level):
-    """Against ftcore's and transformers' modules in turn."""
+def test_mistake_in_a_layer_alone_is_named_in_any_style(family, mistake, style):
+    """Attention and blocks, against ftcore's and transformers' modules in turn."""
+    number = STYLES.index(style) + SDPA_MISTAKES[family].index(mistake)
+    level = ("attention", "block")[number % 2]
     is_ours = (STYLES.index(style) % 2 == 0) == (level == "block")
     way = Way(HEADS, mistake, style, scaled=family == "gpt2")
     report = layer_report(family, level, way, is_ours, has_padding="padding" in mistake)
     assert [cause.name for cause in report.causes] == [ATTENTION_MISTAKES[family][mistake]], str(report)
 
 
-@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 @pytest.mark.parametrize("mistake", BLOCK_MISTAKES)
-def test_mistake_in_a_block_alone_is_named(family, mistake, is_ours):
+def test_mistake_in_a_block_alone_is_named(family, mistake):
+    """Against ftcore's and transformers' modules in turn."""
+    is_ours = (list(BLOCK_MISTAKES).index(mistake) % 2 == 0) == (family == "t5")
     way = Way(HEADS, mistake, "matmul", scaled=family == "gpt2")
     report = layer_report(family, "block", way, is_ours)
     assert [cause.name for cause in report.causes] == [BLOCK_MISTAKES[mistake]], str(report)
@@ -532,7 +534,7 @@ def test_scaled_embeddings_are_not_taken_for_another_epsilon():
     assert [cause.name for cause in report.causes] == ["embedding scaled"], str(report)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     family=st.sampled_from(["gpt2", "t5"]),
     style=st.sampled_from(STYLES),
@@ -552,7 +554,7 @@ def test_right_model_in_any_style_is_equal(family, style, length, seed, has_padd
     assert report.causes == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     family=st.sampled_from(["gpt2", "t5"]),
     level=st.sampled_from(["attention", "block"]),

@@ -1,17 +1,21 @@
 """Runs of two processes equal those of one, also when stopped and resumed by another number of processes.
 
-One torchrun of two processes makes all runs that finish normally (parallel_runs.py). Tests that kill a
-process or stop torchrun start their own.
+One launch of two processes makes all runs that finish normally (parallel_runs.py). Tests that kill a
+process or stop the launcher start their own.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from ftcore.models import GPT2LMHeadModel
 from ftcore.training import distributed, interrupt
 from ftcore.training.metrics_log import Meter
 from tests.helpers import parallel_runs, tiny_runs
+from tests.helpers.case_runner import in_child
 
 FAMILIES = {"t5": tiny_runs.tiny_t5, "gpt2": tiny_runs.tiny_gpt2}
 MODES = ("ddp", "fsdp")
@@ -60,7 +65,7 @@ if not parallel_runs.HAS_FAST:
 
 
 class Bench:
-    """Models and data, with runs in this process and runs planned for torchrun."""
+    """Models and data, with runs in this process and runs planned for two."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,26 +99,18 @@ class Bench:
         return ftcore.train.main(["--output", str(self.directory(copy)), "--resume"])
 
     def plan(self, name: str, words: list[str], stop_at: int | None = None, own: bool = False) -> None:
-        """Add a run in two processes; `torchrun` starts all of them."""
+        """Add a run in two processes; `launch` starts all of them."""
         self.names.append(name)
         self.planned.append({"words": words, "stop_at": stop_at, "own": own})
 
     def plan_run(self, name: str, family: str, options: str, stop_at: int | None = None) -> None:
         self.plan(name, self.words(name, family, options), stop_at)
 
-    def torchrun(self) -> None:
-        (self.folder / "runs.json").write_text(json.dumps(self.planned))
-        script = Path(parallel_runs.__file__)
-        finished = subprocess.run(
-            [*TORCHRUN, str(script), str(self.folder)],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-        assert finished.returncode == 0, finished.stderr[-5000:]
-        texts = [(self.folder / f"process-{rank}.json").read_text() for rank in (0, 1)]
-        self.results = [json.loads(text) for text in texts]
+    def launch(self) -> None:
+        launch, run_all = parallel_runs.launch, parallel_runs.run_all
+        status, lines = in_child(lambda: launch(run_all, self.planned).items())
+        assert status == 0
+        self.results = [results for _, results in sorted(map(json.loads, lines))]
 
     def result(self, name: str, process: int = 0) -> dict[str, Any]:
         return self.results[process][self.names.index(name)]
@@ -123,11 +120,6 @@ class Bench:
 
     def state(self, name: str) -> dict[str, Any]:
         return torch.load(self.directory(name) / "state" / "training_state.pt", weights_only=True)
-
-
-# --standalone: a free port for each torchrun, since tests run in parallel.
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 class stopping:  # noqa: N801  (used like a function)
@@ -164,7 +156,6 @@ def tiny_overflow(directory: Path) -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Without any run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         if parallel_runs.HAS_FAST:
             patch.setattr(parallel_runs.compiler, "compile_separately", parallel_runs.traced)
         yield Bench(tmp_path_factory.mktemp("parallel"))
@@ -226,7 +217,7 @@ def bench(empty: Bench) -> Bench:
     bench.plan_run("in use", "t5", f"--output {folder}/in-use")
     (folder / "in-use").mkdir()
     with directory_lock(folder / "in-use", print):
-        bench.torchrun()
+        bench.launch()
     return bench
 
 
@@ -285,10 +276,10 @@ def test_variants_equal_one_process(bench: Bench, name: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_own_parts_equal_one_process(bench: Bench, mode: str) -> None:
     """Callbacks are called on each process, with the same metrics; one of them stops all."""
-    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", EIGHT))["told"]
+    alone = parallel_runs.own_parts(bench.words(f"own alone {mode}", "t5", EIGHT))["calls"]
     for process in (0, 1):
-        told = bench.result(f"own {mode}", process)["told"]
-        for one, other in zip(told, alone, strict=True):
+        calls = bench.result(f"own {mode}", process)["calls"]
+        for one, other in zip(calls, alone, strict=True):
             assert one == (pytest.approx(other, rel=1e-5) if isinstance(other, dict) else other)
     assert [line["step"] for line in alone if isinstance(line, dict)] == [0, 1, 2] and alone[-1] == "last"
     assert_close(bench.weights(f"own {mode}"), bench.weights(f"own alone {mode}"))
@@ -458,31 +449,32 @@ def test_refused_without_torchrun(capsys: pytest.CaptureFixture, options: str, c
 # --- killed
 
 
-def start(empty: Bench, name: str, mode: str) -> subprocess.Popen:
-    """Start a long run in two processes and wait for its first save."""
+@dataclass
+class Launch:
+    """A long run in two processes, after its first save."""
+
+    launcher: ForkProcess
+    folder: Path
+
+    def kill(self, rank: int) -> None:
+        os.kill(int((self.folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+
+    def log(self) -> str:
+        """What all processes printed, once they have ended."""
+        self.launcher.join(120)
+        assert self.launcher.exitcode  # after a lost process or a signal
+        return (self.folder / "log").read_text()
+
+
+def start(empty: Bench, name: str, mode: str, folder: Path) -> Launch:
     options = f"--max-steps 100000 --dropout 0 --save-every 3 --eval-every 100000 --parallel {mode}"
-    process = subprocess.Popen(
-        [*TORCHRUN, "-m", "ftcore.train", *empty.words(name, "t5", options)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    state = empty.directory(name) / "state" / "training_state.pt"
-    while not state.exists():
-        assert process.poll() is None, process.communicate()
+    arguments = (folder / "log", parallel_runs.train_with_pid, empty.words(name, "t5", options), folder)
+    launcher = get_context("fork").Process(target=parallel_runs.launch_with_log, args=arguments)
+    launcher.start()
+    while not (empty.directory(name) / "state" / "training_state.pt").exists():
+        assert launcher.is_alive(), (folder / "log").read_text()
         time.sleep(0.05)
-    return process
-
-
-def ranks(torchrun: subprocess.Popen) -> list[int]:
-    """The process ids of torchrun's workers, by rank."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    found = {}
-    for child in map(int, children):
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        found |= {int(variable[5:]): child for variable in variables if variable.startswith(b"RANK=")}
-    return [found[rank] for rank in sorted(found)]
+    return Launch(launcher, folder)
 
 
 def assert_resumes(empty: Bench, name: str) -> None:
@@ -493,15 +485,14 @@ def assert_resumes(empty: Bench, name: str) -> None:
     assert empty.state(f"{name} resumed")["progress"]["step"] == saved + 2
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 @pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 0)])
-def test_a_killed_process_ends_the_others_with_the_resume_command(empty: Bench, mode: str, rank: int) -> None:
+def test_a_killed_process_ends_the_others_with_the_resume_command(
+    empty: Bench, tmp_path: Path, mode: str, rank: int
+) -> None:
     name = f"killed {mode}"
-    process = start(empty, name, mode)
-    os.kill(ranks(process)[rank], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    [line] = [line for line in errors.splitlines() if line.startswith("ftcore.train: ")]
+    started = start(empty, name, mode, tmp_path)
+    started.kill(rank)
+    [line] = re.findall(r"ftcore\.train: (.*)", started.log())
     assert "another process of this run was lost in step" in line
     assert "resume from step" in line
     command = f"torchrun --nproc-per-node 2 -m ftcore.train --parallel {mode} --output"
@@ -510,13 +501,23 @@ def test_a_killed_process_ends_the_others_with_the_resume_command(empty: Bench, 
 
 
 @pytest.mark.parametrize(("mode", "number"), [("fsdp", "SIGTERM"), ("ddp", "SIGHUP")])
-def test_a_stopped_torchrun_saves(empty: Bench, mode: str, number: str) -> None:
-    process = start(empty, f"stopped by {number}", mode)
-    process.send_signal(signal.Signals[number])
-    output, errors = process.communicate(timeout=120)
-    step = empty.state(f"stopped by {number}")["progress"]["step"]
-    assert f"stopped after step {step} of 100000 and saved; resume with:" in output, errors
-    assert_resumes(empty, f"stopped by {number}")
+def test_a_stopped_launcher_saves(empty: Bench, tmp_path: Path, mode: str, number: str) -> None:
+    name = f"stopped by {number}"
+    started = start(empty, name, mode, tmp_path)
+    os.kill(started.launcher.pid, signal.Signals[number])
+    log, step = started.log(), empty.state(name)["progress"]["step"]
+    assert f"stopped after step {step} of 100000 and saved; resume with:" in log, log
+    assert_resumes(empty, name)
+
+
+def test_the_command_under_torchrun(empty: Bench) -> None:
+    """The tests above fork the processes that torchrun starts."""
+    words = empty.words("command", "t5", "--max-steps 2 --parallel fsdp")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "ftcore.train", *words]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert finished.returncode == 0 and finished.stdout.count("step 2") == 1, finished.stderr[-5000:]
+    load_model(empty.directory("command") / "last")
 
 
 # --- single functions

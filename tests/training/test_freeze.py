@@ -114,14 +114,8 @@ def test_nothing_to_train_is_refused() -> None:
     ],
 )
 def test_a_run_does_not_change_them(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    build: Any,
-    names: list[str],
-    also: str | None,
+    tmp_path: Path, capsys: pytest.CaptureFixture, build: Any, names: list[str], also: str | None
 ) -> None:
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
     layers = {"num_layers": 2} if build is tiny_runs.tiny_t5 else {"n_layer": 2}
     model, run = build(tmp_path / "model", **layers), tmp_path / "run"
     data = tiny_runs.questions(tmp_path / "train.jsonl", 8)

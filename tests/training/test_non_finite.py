@@ -36,7 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def steps_only() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
         patch.setattr(ftcore.train, "validate", lambda run: None)
         yield
 

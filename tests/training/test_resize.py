@@ -238,11 +238,6 @@ def train(tmp_path: Path, *options: str) -> dict[str, Tensor]:
     return load_file(tmp_path / "run" / "last" / "model.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-
-
 def test_a_run_prints_its_changes_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     weights = run(tmp_path, "gpt2", "--num-layers", "2", "--set", "n_positions=100")
     lines = capsys.readouterr().out.splitlines()

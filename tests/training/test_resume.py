@@ -46,7 +46,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 # --- stopped on request
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(step=st.integers(1, STEPS - 1))
 def test_t5_stopped_at_any_step(t5: Bench, step: int) -> None:
     run = t5.new_directory()
@@ -102,8 +102,7 @@ def test_adafactor_stopped(gpt2: Bench, step: int) -> None:
 
 def test_stopped_twice_and_resumed_with_other_resumable_options(t5: Bench) -> None:
     """Workers do not change the batches, and more frequent validation does not change the weights."""
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
+    run = t5.stopped()
     patch = at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
         assert t5.resume(run, "--workers 1 --save-every 2") == 0
@@ -242,8 +241,7 @@ def test_a_run_started_with_overwrite_resumes(t5: Bench) -> None:
 
 
 def test_the_saved_options_of_a_resumed_run_start_a_new_run(t5: Bench) -> None:
-    run, other = t5.new_directory(), t5.new_directory()
-    stop_at(t5, run, 2)
+    run, other = t5.stopped(), t5.new_directory()
     t5.resume(run)
     assert main(["--config", str(run / "train_config.json"), "--output", str(other)]) == 0
     assert_same(outcome(other), t5.wanted)
@@ -313,7 +311,7 @@ def assert_everything_loads(run: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(operation=st.integers(1, 400))
 @example(operation=2)
 @example(operation=264)  # the last save, between its files
@@ -367,11 +365,10 @@ def test_broken_lines_of_logs_are_skipped(t5: Bench, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files in a forked child")
-@pytest.mark.parametrize("limit", [0, 300, 1500, 5_000, 12_000, 25_000, 50_000, 70_000, 100_000])
+@pytest.mark.parametrize("limit", [0, 300, 1500, 12_000, 50_000, 100_000])
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_old_state(t5: Bench, limit: int) -> None:
     """The limit on the size of files stops one write or another: log, weights, state, report."""
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
+    run = t5.stopped()
     state = run / "state" / "training_state.pt"
     before = state.read_bytes()
 
@@ -417,8 +414,7 @@ def in_child(act: Callable[[], int]) -> tuple[int, str]:
 
 def test_a_run_of_a_version_with_fewer_options_resumes(t5: Bench, capsys: pytest.CaptureFixture) -> None:
     """Options that it lacked had their present defaults, and must keep them."""
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
+    run = t5.stopped()
     config, state = run / "train_config.json", run / "state" / "training_state.pt"
     known = json.loads(config.read_text())
     del known["label_smoothing"]
@@ -433,13 +429,6 @@ def test_a_run_of_a_version_with_fewer_options_resumes(t5: Bench, capsys: pytest
 
 
 # --- refused
-
-
-@pytest.fixture(scope="module")
-def stopped(t5: Bench) -> Path:
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
-    return run
 
 
 @pytest.mark.parametrize(
@@ -460,11 +449,12 @@ def stopped(t5: Bench) -> Path:
     ],
 )
 def test_other_options_are_refused(
-    t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, options: str, complaint: str
+    t5: Bench, capsys: pytest.CaptureFixture, options: str, complaint: str
 ) -> None:
-    before = (stopped / "train_config.json").read_bytes()
-    assert complaint.format(run=stopped) in refusal(lambda: t5.resume(stopped, options), capsys)
-    assert (stopped / "train_config.json").read_bytes() == before
+    run = t5.stopped()
+    before = (run / "train_config.json").read_bytes()
+    assert complaint.format(run=run) in refusal(lambda: t5.resume(run, options), capsys)
+    assert (run / "train_config.json").read_bytes() == before
 
 
 def test_a_changed_training_file_is_refused(t5: Bench, capsys: pytest.CaptureFixture) -> None:
@@ -488,8 +478,7 @@ def test_a_changed_validation_file_is_refused(t5: Bench, capsys: pytest.CaptureF
 @pytest.mark.parametrize("package", ["ftcore", "torch"])
 def test_another_version_causes_a_warning(t5: Bench, capsys: pytest.CaptureFixture, package: str) -> None:
     """An upgrade during a long run should not lose it."""
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
+    run = t5.stopped()
     state = run / "state" / "training_state.pt"
     saved = torch.load(state, weights_only=True)
     saved["versions"][package] = "0.0"
@@ -502,8 +491,7 @@ def test_another_version_causes_a_warning(t5: Bench, capsys: pytest.CaptureFixtu
 
 
 def test_a_state_with_the_fingerprint_of_the_training_file_alone(t5: Bench) -> None:
-    run = t5.new_directory()
-    stop_at(t5, run, 2)
+    run = t5.stopped()
     state = run / "state" / "training_state.pt"
     saved = torch.load(state, weights_only=True)
     saved["train_sha256"] = saved.pop("fingerprints")["train"]
@@ -528,8 +516,7 @@ def test_a_changed_model_is_refused(t5: Bench, capsys: pytest.CaptureFixture) ->
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
 def test_a_damaged_state_is_refused(t5: Bench, capsys: pytest.CaptureFixture, damage: bytes | None) -> None:
-    run = t5.new_directory()
-    stop_at(t5, run, 1)
+    run = t5.stopped()
     state = run / "state" / "training_state.pt"
     state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
     line = refusal(lambda: t5.resume(run), capsys)
@@ -552,20 +539,19 @@ OTHER_KINDS += [
 ]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_a_state_with_parts_of_other_kinds(t5: Bench, stopped: Path, data: st.DataObject) -> None:
+def test_a_state_with_parts_of_other_kinds(t5: Bench, data: st.DataObject) -> None:
     """It is refused in one line, or the run ends well."""
-    saved = torch.load(stopped / "state" / "training_state.pt", weights_only=True)
+    run = t5.stopped()
+    state = run / "state" / "training_state.pt"
+    saved = torch.load(state, weights_only=True)
     depth = data.draw(st.sampled_from([1, 2, 9]))  # else nearly all places are options and moments
     container, key = data.draw(st.sampled_from([(c, k) for c, k in places(saved) if depth > 1 or c is saved]))
     if isinstance(container, dict) and data.draw(st.booleans()):
         del container[key]
     else:
         container[key] = data.draw(st.sampled_from(OTHER_KINDS))
-    run = t5.new_directory()
-    shutil.copytree(stopped, run)
-    state = run / "state" / "training_state.pt"
     torch.save(saved, state)
     status, errors = 0, StringIO()
     try:
@@ -580,11 +566,10 @@ def test_a_state_with_parts_of_other_kinds(t5: Bench, stopped: Path, data: st.Da
 
 @pytest.mark.parametrize("flipped", [0.2, 0.5, 0.8])
 def test_a_flipped_bit_of_a_state_is_refused(
-    t5: Bench, stopped: Path, capsys: pytest.CaptureFixture, flipped: float
+    t5: Bench, capsys: pytest.CaptureFixture, flipped: float
 ) -> None:
     """In a weight or a moment, which torch would load."""
-    run = t5.new_directory()
-    shutil.copytree(stopped, run)
+    run = t5.stopped()
     state = run / "state" / "training_state.pt"
     content = bytearray(state.read_bytes())
     content[int(flipped * len(content))] ^= 1
@@ -593,8 +578,7 @@ def test_a_flipped_bit_of_a_state_is_refused(
 
 
 def test_a_pickle_is_not_loaded(t5: Bench, capsys: pytest.CaptureFixture) -> None:
-    run = t5.new_directory()
-    stop_at(t5, run, 1)
+    run = t5.stopped()
     torch.save({"model": time.sleep}, run / "state" / "training_state.pt")
     assert "damaged" in refusal(lambda: t5.resume(run), capsys)
 

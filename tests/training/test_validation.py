@@ -35,11 +35,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.training.curves.draw_curves", lambda metrics: None)
-
-
 def train(files: Path, run: Path, *options: str) -> int:
     return ftcore.train.main(["--model", str(files / "t5"), "--output", str(run), *BRIEF, *options])
 
