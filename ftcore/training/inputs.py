@@ -87,7 +87,12 @@ def read_data(
                 "pass a shorter file"
             )
         return read_corpus(task, paths, tokenizer, decoder_only=decoder_only)
-    return read_records(task, paths, decoder_only=decoder_only, limit=limit)
+    try:
+        return read_records(task, paths, decoder_only=decoder_only, limit=limit)
+    except ValueError as error:
+        if task != Task("qa") or "no key" not in str(error):
+            raise
+        raise ValueError(f"{error}. The task is qa, the default: `task` names another") from None
 
 
 def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Record] | ExampleDataset:
