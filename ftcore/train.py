@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
-from ftcore.decoding import generate
 from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.training import console
@@ -307,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 return console.dry_run(options, prepare)
             if options.check:
-                return console.check(options, prepare, train, take_step, grouped, generate)
+                return console.check(options, sys.modules[__name__])
             with cli_errors("ftcore.train"):
                 run = prepare(options)
             with (

@@ -134,7 +134,7 @@ def _refuse_damage(path: Path) -> Iterator[None]:
 
 
 def _require_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if AdamW's moments have other shapes, which its fused step would read out of bounds."""
+    """Raise ValueError for moments of other shapes, which AdamW's fused step would read out of bounds."""
     for weight, moments in optimizer.state.items() if isinstance(optimizer, torch.optim.AdamW) else ():
         shapes = {moments["exp_avg"].shape, moments["exp_avg_sq"].shape, weight.shape}
         if len(shapes) > 1 or moments["step"].numel() != 1:
