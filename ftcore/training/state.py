@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ from torch import nn
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.tensors import load_pickle
-from ftcore.cli import check_resumed
+from ftcore.cli import check_options, check_resumed
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
 from ftcore.training.options import GOAL, TrainOptions
 from ftcore.training.run_files import data_files
 
 if TYPE_CHECKING:
-    from ftcore.training.run import Run
+    from ftcore.training.run import Progress, Run
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
 _PLAIN = ("options", "progress", "loader", "config", "fingerprints", "versions")  # parts without tensors
@@ -66,7 +66,7 @@ def save_state(run: "Run") -> None:
     on_main(lambda: _remove_shards(path.parent, keep=directory))
 
 
-def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+def load_state(run: "Run") -> tuple["Progress", dict[str, Any]]:
     """Restore a run; returns its saved progress and the options of the saved run. A collective.
 
     Raises:
@@ -98,7 +98,9 @@ def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
         of_ranks = [state["random"], *state["random_of_others"]]
         if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
             set_random_state(of_ranks[rank()])
-    return state["progress"], asdict(TrainOptions()) | state["options"]
+        progress = replace(run.progress, **state["progress"])
+        check_options(progress)
+    return progress, asdict(TrainOptions()) | state["options"]
 
 
 def saved_step(path: Path) -> int | None:

@@ -147,7 +147,7 @@ def open_journal(path: Path) -> Study:
     def refuse(message: object) -> NoReturn:
         raise ValueError(f"{str(message).removesuffix('; skipped')}; the search cannot be resumed")
 
-    read_json_lines(path, refuse)
+    read_json_lines(path, refuse)  # a broken line
     for lock in path.parent.glob(f"{path.name}.lock*"):  # left by a killed process
         lock.unlink()
     if path.exists():
@@ -160,7 +160,7 @@ def open_journal(path: Path) -> Study:
             return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
         study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
         if trials := study_in_memory(study, None).trials:
-            table(trials)
+            table(trials)  # reads all of their results
     except Exception as error:  # of many types
         refuse(f"{path}: damaged ({error})")
     return study
@@ -302,7 +302,8 @@ def draw_trials(trials: Sequence[FrozenTrial], metric: str) -> Figure:
         for kind, chosen in points.items():
             values = [trial.params[name] for trial in chosen]
             x = [choices.index(value) for value in values] if choices else values
-            axes.scatter(x, [trial.user_attrs["metrics"][metric] for trial in chosen], **_MARKS[kind])
+            y = [trial.user_attrs["metrics"][metric] for trial in chosen]
+            axes.scatter(x, y, label=f"{kind} ({len(chosen)})" if chosen else None, **_MARKS[kind])
         if choices:
             axes.set_xticks(range(len(choices)), list(map(str, choices)))
             axes.margins(x=0.2)
@@ -312,8 +313,7 @@ def draw_trials(trials: Sequence[FrozenTrial], metric: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     panels[0].set_ylabel(metric)
-    handles = [panels[0].collections[number] for number, chosen in enumerate(points.values()) if chosen]
-    names = [f"{kind} ({len(chosen)})" for kind, chosen in points.items() if chosen]
+    handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     return figure
 
