@@ -24,7 +24,7 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.checkpoints.files import directory_lock
 from ftcore.models import GPT2LMHeadModel
-from ftcore.training import distributed, interrupt
+from ftcore.training import distributed
 from ftcore.training.metrics_log import Meter
 from tests.helpers import parallel_runs, tiny_runs
 
@@ -520,18 +520,6 @@ def test_a_stopped_torchrun_saves(empty: Bench, mode: str, number: str) -> None:
 
 
 # --- single functions
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.6])
-def test_a_process_stuck_after_sigterm_is_reported(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(interrupt, "GRACE", 0.2)
-    reports = []
-    with interrupt.Interrupt(), interrupt.call_if_stuck(lambda: reports.append("stuck")):
-        os.kill(os.getpid(), signal.SIGTERM)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0.01)
-    assert reports == (["stuck"] if seconds else [])
 
 
 def test_rows_are_sharded_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
