@@ -25,9 +25,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def cli_errors(
-    command: str,
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
-    status: int = WRONG_INPUT,
+    command: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError), status: int = WRONG_INPUT
 ) -> Iterator[None]:
     """Turn errors of these kinds into `command: message` on standard error and this exit status.
 

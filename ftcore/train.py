@@ -309,10 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return console.check(options, sys.modules[__name__])
             with cli_errors("ftcore.train"):
                 run = prepare(options)
-            with (
-                run,
-                cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
-            ):
+            with run, cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):
                     train(run)

@@ -126,10 +126,7 @@ def overfits_one_batch(run: Run, loop: ModuleType) -> Result:
     wrong = _wrong_answers(trial, examples)
     return Result(
         f"a batch of {len(examples)}, no dropout, {step} of {MAX_STEPS} steps, final learning rate {lr:.1g}",
-        [
-            Measurement("loss per token, after", loss, goal),
-            Measurement("wrong answers", wrong, 0),
-        ],
+        [Measurement("loss per token, after", loss, goal), Measurement("wrong answers", wrong, 0)],
         control=Measurement("loss per token, before", initial, goal),
     )
 

@@ -123,11 +123,7 @@ def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    label_smoothing: float = 0.0,
-    product: Product = F.linear,
+    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0, product: Product = F.linear
 ) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
 
