@@ -28,14 +28,12 @@ from ftcore.decoding import generate
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.distributed import BatchLoss
-from ftcore.training.loss import batch_loss
+from ftcore.training.loss import Batch, batch_loss
 from ftcore.training.optim import make_optimizer
 from ftcore.training.run import Progress, Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import plain_search
 from ftcore.training.setup import make_loader, set_dropout
-
-Batch = dict[str, Tensor]
 
 HOLDS, FAILS, NOT_CHECKED = "holds", "FAILS", "could not be checked"
 

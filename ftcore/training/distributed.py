@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ftcore.models import Model
-from ftcore.training.loss import Loss, TokenLoss, batch_loss
+from ftcore.training.loss import Batch, Loss, TokenLoss, batch_loss
 
 T = TypeVar("T")
 Strategy = Literal["ddp", "fsdp"]
@@ -114,7 +114,7 @@ class BatchLoss(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
+    def forward(self, batch: Batch, label_smoothing: float = 0.0) -> TokenLoss:
         """The loss of a batch of tensors, see `batch_loss`. Raises ValueError if it is not a TokenLoss."""
         loss = self.loss(self.model, batch, label_smoothing)
         if not isinstance(loss, TokenLoss):
