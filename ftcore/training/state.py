@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ftcore.training.run import Progress, Run
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
-_PLAIN = ("options", "progress", "loader", "config", "fingerprints", "versions")  # parts without tensors
-_KINDS = dict.fromkeys((*_PLAIN, "optimizer"), dict) | {"random_of_others": list}
+_PLAIN = ("options", "progress", "loader", "config", "fingerprints", "versions")  # dicts without tensors
+_TYPES = dict.fromkeys((*_PLAIN, "optimizer"), dict) | {"random_of_others": list}  # of a state's parts
 
 
 def save_state(run: "Run") -> None:
@@ -119,7 +119,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = {"config": {}, "versions": {}, "random_of_others": []} | saved
         state.setdefault("fingerprints", {"train": state.get("train_sha256")})
         weights = {"shards": str} if "shards" in state else {"model": dict}
-        for name, kind in (_KINDS | weights).items():
+        for name, kind in (_TYPES | weights).items():
             if not isinstance(state.get(name), kind):
                 raise ValueError(f"{name} is {shown(state.get(name))}")
         json.dumps([state[name] for name in _PLAIN])  # no tensors
