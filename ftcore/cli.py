@@ -303,16 +303,14 @@ def _read_config(options: type, path: Path) -> dict[str, Any]:
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a value from a file has the type of a dataclass field; an int fits a float."""
-    for kind in _alternatives(annotation):
-        if typing.get_origin(kind) is Literal:
-            if value in typing.get_args(kind):
-                return True
-        elif typing.get_origin(kind) is list:
-            if isinstance(value, list) and all(fits(item, *typing.get_args(kind)) for item in value):
-                return True
-        elif isinstance(value, bool):
-            if kind is bool:
-                return True
-        elif isinstance(value, kind) or (kind is float and isinstance(value, int)):
-            return True
-    return False
+    return any(_is_of(value, kind) for kind in _alternatives(annotation))
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(item, *typing.get_args(kind)) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)

@@ -145,10 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         squad2 = is_squad2(task, dataset)
         scores |= no_answer_metrics(answers, task) if squad2 else {}
         scores["answers"] = describe_answers(
-            task,
-            num_beams=options.num_beams,
-            max_new_tokens=options.max_target_length,
-            squad2=squad2,
+            task, num_beams=options.num_beams, max_new_tokens=options.max_target_length, squad2=squad2
         )
     if options.json:
         scores["perplexity"] = scores["perplexity"] if math.isfinite(scores["perplexity"]) else None

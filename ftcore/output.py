@@ -2,14 +2,13 @@
 
 import atexit
 import difflib
-import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 WRONG_INPUT = 2  # exit status: invalid options or input
 FAILED_RUN = 1  # exit status: the command started and failed
@@ -26,9 +25,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def cli_errors(
-    command: str,
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
-    status: int = WRONG_INPUT,
+    command: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError), status: int = WRONG_INPUT
 ) -> Iterator[None]:
     """Turn errors of these kinds into `command: message` on standard error and this exit status.
 
@@ -99,40 +96,38 @@ def progress_bar(*arguments: Any, **settings: Any) -> Any:
     return tqdm(*arguments, dynamic_ncols=True, **settings)
 
 
-class _GuardedOutput(io.RawIOBase):
-    """The bytes of a standard stream: after the first error of a write, they are dropped.
+class _GuardedStream:
+    """A standard stream. Once a write fails, the stream is connected to the null device.
 
     Args:
         command: ended by the error, where standard output is its result; else None.
     """
 
-    def __init__(self, raw: io.RawIOBase, command: str | None) -> None:
-        self._raw, self._command, self._failed = raw, command, False
+    def __init__(self, stream: Any, command: str | None) -> None:
+        self._stream, self._command = stream, command
 
-    def write(self, data: Any) -> int | None:
-        if not self._failed:
-            try:
-                return self._raw.write(data)
-            except OSError as error:
-                self._failed = True
-                if self._command:
-                    self._end(self._command, error)
-        return len(data)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    def _end(self, command: str, error: OSError) -> NoReturn:
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
-            raise SystemExit(BROKEN_PIPE)
-        print(f"{command}: standard output: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(FAILED_RUN)
+    def write(self, text: str) -> int:
+        self._guard(lambda: self._stream.write(text))
+        return len(text)
 
-    def writable(self) -> bool:
-        return True
+    def flush(self) -> None:
+        self._guard(self._stream.flush)
 
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def isatty(self) -> bool:
-        return self._raw.isatty()
+    def _guard(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+            if isinstance(error, BrokenPipeError) and self._command:  # the reader has seen enough: `| head`
+                raise SystemExit(BROKEN_PIPE) from None
+            if self._command:
+                print(f"{self._command}: standard output: {one_line(error)}", file=sys.stderr)
+                raise SystemExit(FAILED_RUN) from None
 
 
 def guard_output(command: str | None = None) -> None:
@@ -146,18 +141,10 @@ def guard_output(command: str | None = None) -> None:
             closed, else with one line and status 1.
     """
     for name in ("stderr", "stdout"):
-        stream, settings = getattr(sys, name), {}
-        if stream is None:  # closed by the shell (`>&-`): writes fail, and no other file gets its number
-            raw: Any = open(os.devnull, "rb", buffering=0)  # noqa: SIM115
-        else:
-            stream.flush()
-            raw = getattr(stream.buffer, "raw", stream.buffer)
-            settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-        guarded: Any = _GuardedOutput(raw, command if name == "stdout" else None)
-        if not settings.get("write_through"):  # python -u
-            guarded = io.BufferedWriter(guarded)
-        encoding = getattr(stream, "encoding", "utf-8")
-        setattr(sys, name, io.TextIOWrapper(guarded, encoding, "backslashreplace", **settings))
+        # None where the shell has closed it (`>&-`): writes fail, and no other file gets its number
+        stream = getattr(sys, name) or open(os.devnull)  # noqa: SIM115
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _GuardedStream(stream, command if name == "stdout" else None))
     atexit.register(_flush_output)
 
 

@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ftcore.data import DataLoader
 from ftcore.data.loader import BatchError
-from ftcore.decoding import generate
 from ftcore.metrics import MetricError
 from ftcore.models import Model
 from ftcore.training import console
@@ -46,7 +44,7 @@ from ftcore.training.distributed import (
 from ftcore.training.inputs import Examples
 from ftcore.training.interrupt import Interrupt
 from ftcore.training.launch import connect, local_device, wait_for_main, watch_peers
-from ftcore.training.loss import Loss, batch_loss, count_targets
+from ftcore.training.loss import Batch, Loss, batch_loss, count_targets
 from ftcore.training.metrics_log import Meter
 from ftcore.training.non_finite import diagnose_non_finite
 from ftcore.training.optim import autocast, grad_scaler, make_optimizer, make_schedule, set_learning_rate
@@ -64,8 +62,6 @@ from ftcore.training.setup import (
     without_files,
 )
 from ftcore.training.validation import check_metrics, improved, named_key, score_set
-
-Batch = dict[str, Tensor]
 
 MAX_SKIPPED = 40  # steps in a row that fp16's scaler may skip; it has halved its scale at each
 
@@ -307,13 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 return console.dry_run(options, prepare)
             if options.check:
-                return console.check(options, prepare, train, take_step, grouped, generate)
+                return console.check(options, sys.modules[__name__])
             with cli_errors("ftcore.train"):
                 run = prepare(options)
-            with (
-                run,
-                cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN),
-            ):
+            with run, cli_errors("ftcore.train", (FloatingPointError, OSError, MetricError), FAILED_RUN):
                 on_main(lambda: console.print_summary(run))
                 with watch_peers(run.situation):
                     train(run)

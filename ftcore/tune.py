@@ -243,10 +243,11 @@ def is_trial_failure(error: Exception) -> bool:
 @contextmanager
 def quiet(*, warnings: bool) -> Iterator[None]:
     """Discard the output of a run (metrics.jsonl has its figures), and its warnings unless `warnings`."""
-    with open(os.devnull, "w") as null, ExitStack() as stack:
-        stack.enter_context(redirect_stdout(null))
-        if not warnings:
-            stack.enter_context(redirect_stderr(null))
+    with (
+        open(os.devnull, "w") as null,
+        redirect_stdout(null),
+        redirect_stderr(sys.stderr if warnings else null),
+    ):
         yield
 
 
@@ -279,36 +280,18 @@ def open_search(options: TuneOptions) -> Iterator[Search]:
             may_replace = options.overwrite or not (directory / TABLE).exists()  # an empty search is not kept
             require_free(directory, "search", (directory / CONFIG).exists(), may_replace=may_replace)
 
-    def save_options() -> None:
-        saved = asdict(options)
-        del saved["resume"], saved["overwrite"]
-        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
-
     with claim(directory, may_use):
         if not options.resume:
             shutil.rmtree(directory / "trials", ignore_errors=True)
             for name in (JOURNAL, TABLE, PICTURE, CONFIG):  # CONFIG last: it marks the directory as a search
                 (directory / name).unlink(missing_ok=True)
-            save_options()
-        journal = read_journal(directory, plan)
-        save_options()
+        saved = asdict(options)
+        del saved["resume"], saved["overwrite"]
+        write_atomically(directory / CONFIG, lambda path: write_json(path, saved))
+        if (directory / TABLE).exists() and not (directory / JOURNAL).exists():
+            raise ValueError(f"{directory / JOURNAL} is missing, the search cannot be resumed")
+        journal = open_journal(directory / JOURNAL)
         yield Search(options, directory, space, plan, study_in_memory(journal, options.halving), journal)
-
-
-def read_journal(directory: Path, plan: Sequence[dict[str, Any]]) -> Study:
-    """The journal of a search, created if there is none.
-
-    Raises:
-        ValueError: it is damaged, missing, or of other trials.
-    """
-    path = directory / JOURNAL
-    if (directory / TABLE).exists() and not path.exists():
-        raise ValueError(f"{path} is missing, the search cannot be resumed")
-    journal = open_journal(path)
-    for number, (trial, settings) in enumerate(zip(finished_trials(journal), plan, strict=False), 1):
-        if trial.params != settings:
-            raise ValueError(f"{path}: trial {number} is not the one that was drawn; a line may be missing")
-    return journal
 
 
 def require_valid_models(trials: Sequence[TrainOptions]) -> None:

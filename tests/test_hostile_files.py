@@ -136,7 +136,8 @@ READING |= {"from_str", "LoadFromSerializedProto", "parse_json", "read_json", "r
 NOT_COVERED = {
     "__main__.py find_commands": "part of the package",
     "benchmark/": "reads what it has written",
-    "output.py guard_output": "standard output",
+    "output.py guard_output": "the null device",
+    "output.py _guard": "the null device",
     "compare.py random_model": "a config.json, read as in load_model",
     "explorer/page.py _file": "part of the package",
     "lessons/runner.py _run_child": "what a child process has written",

@@ -47,8 +47,9 @@ def expand_files(names: Paths) -> list[Path]:
         elif matches := _matches(path):
             files += matches
         else:
-            is_pattern = glob.has_magic(str(name))
-            raise FileNotFoundError(f"{'no file matches' if is_pattern else 'no such file:'} {name}")
+            what = "no file matches" if glob.has_magic(str(name)) else "no such file:"
+            advice = "; separate several files by spaces" if "," in str(name) else ""
+            raise FileNotFoundError(f"{what} {name}{advice}")
     return list(dict.fromkeys(files))
 
 

@@ -1,5 +1,6 @@
 """Training from Python: a run from options, and the parts of a loop of your own. See docs/python.md."""
 
+# ruff: noqa: F401  # __all__ is computed
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,6 @@ if TYPE_CHECKING:
     from ftcore.training.run import Run
     from ftcore.training.scoring import score_answers, score_loss
 
-__all__ = [
-    "Callback",
-    "Run",
-    "TokenLoss",
-    "TrainOptions",
-    "adafactor",
-    "adamw",
-    "batch_loss",
-    "count_targets",
-    "learning_rate",
-    "prepare",
-    "rank",
-    "score_answers",
-    "score_loss",
-    "set_learning_rate",
-    "target_logits",
-    "train",
-]
-
 # Imported when first used: commands read their options, which are in this package, before torch is imported.
 _MODULES = {
     "ftcore.train": ("prepare", "train"),
@@ -43,6 +25,7 @@ _MODULES = {
     "ftcore.training.scoring": ("score_answers", "score_loss"),
     "ftcore.training.run": ("Run",),
 }
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,12 @@ Each check has a control: the same difference under a deliberate fault. If the c
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import pairwise, zip_longest
-from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,17 +24,16 @@ from torch.nn.utils import parameters_to_vector
 
 from ftcore.data import DataLoader, ExampleDataset
 from ftcore.data.tokenizer import IGNORED_LABEL
+from ftcore.decoding import generate
 from ftcore.decoding.text import padded, up_to_end
 from ftcore.models import KVCache, Model, T5ForConditionalGeneration
 from ftcore.training.distributed import BatchLoss
-from ftcore.training.loss import batch_loss
+from ftcore.training.loss import Batch, batch_loss
 from ftcore.training.optim import make_optimizer
 from ftcore.training.run import Progress, Run
 from ftcore.training.run_directory import RunDirectory
 from ftcore.training.scoring import plain_search
 from ftcore.training.setup import make_loader, set_dropout
-
-Batch = dict[str, Tensor]
 
 HOLDS, FAILS, NOT_CHECKED = "holds", "FAILS", "could not be checked"
 
@@ -44,15 +43,6 @@ ROWS, SPLIT, TAIL = 8, 4, 3  # examples per step, its micro-batches, examples of
 OVERFIT_LOSS = 0.1  # nats per token, a probability of 90%; times the initial loss where that is below 1
 MAX_STEPS, PATIENCE = 400, 20  # of overfitting: steps in all, and between changes of the learning rate
 CACHED_TOKENS = 32  # fed to the cache one at a time
-
-
-class Loop(NamedTuple):
-    """The functions under test, passed in by train.py."""
-
-    train: Callable[[Run], None]
-    take_step: Callable[[Run, Sequence[Batch], float], tuple[float, float]]  # -> loss, gradient norm
-    grouped: Callable[[DataLoader, int], Iterator[list[Batch]]]  # the micro-batches of each step
-    generate: Callable[..., Tensor]
 
 
 class Measurement(NamedTuple):
@@ -94,27 +84,28 @@ class Result:
         return "\n".join([self.verdict, f"  {self.description}", *lines])
 
 
-def run_checks(run: Run, loop: Loop, directory: Path) -> Iterator[tuple[str, Result]]:
+def run_checks(run: Run, loop: ModuleType) -> Iterator[tuple[str, Result]]:
     """Yield (name, result) of each check; `run` is not changed.
 
     Args:
-        directory: empty, for the files of trial runs: up to ten times the size of the weights.
+        run: its directory gets the files of trial runs, up to ten times the size of the weights.
+        loop: the module of train.py, whose functions are under test.
     """
     for check in (overfits_one_batch, accumulates_exactly, resumes_exactly, ignores_padding, caches_exactly):
         try:
-            result = check(run, loop, directory)
+            result = check(run, loop)
         except FloatingPointError as error:
             result = Result(str(error).partition(";")[0], [Measurement("finite loss", math.nan, 0)])
         yield check.__name__.replace("_", " "), result
 
 
-def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
+def overfits_one_batch(run: Run, loop: ModuleType) -> Result:
     """Overfit a batch and generate its targets: checks loss, labels, optimizer steps and end tokens."""
     candidates = sample_by_length(run.train_loader.dataset, 4 * ROWS)
     by_prompt = {tuple(_prompt_and_target(run, candidates, i)[0]): i for i in range(len(candidates))}
     examples = Subset(candidates, list(by_prompt.values())[:ROWS])  # no prompt with two targets
     run = replace(run, options=replace(run.options, label_smoothing=0.0))
-    trial = trial_run(run, examples, directory, batch_size=len(examples))
+    trial = trial_run(run, examples, batch_size=len(examples))
     trial.model.eval()  # no dropout
     [batch] = _batches(run, examples, ROWS)
     # Search for a learning rate: double it while the loss falls, divide it by 4 when the loss rises.
@@ -130,18 +121,15 @@ def overfits_one_batch(run: Run, loop: Loop, directory: Path) -> Result:
                 break
         if step % PATIENCE == 0:
             lr, last = lr * (2 if loss < last else 0.25), loss
-    wrong = _wrong_answers(trial, loop, examples)
+    wrong = _wrong_answers(trial, examples)
     return Result(
         f"a batch of {len(examples)}, no dropout, {step} of {MAX_STEPS} steps, final learning rate {lr:.1g}",
-        [
-            Measurement("loss per token, after", loss, goal),
-            Measurement("wrong answers", wrong, 0),
-        ],
+        [Measurement("loss per token, after", loss, goal), Measurement("wrong answers", wrong, 0)],
         control=Measurement("loss per token, before", initial, goal),
     )
 
 
-def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+def accumulates_exactly(run: Run, loop: ModuleType) -> Result:
     """Compare losses and gradients of large batches and of the same batches in micro-batches."""
     dataset = run.train_loader.dataset
     rows = min(ROWS, 2 * len(dataset) // 5)  # two full steps, and examples for a shorter one
@@ -151,8 +139,8 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
         return Result(f"too few training examples: {len(dataset)}")
     rows = size * count
     examples = sample_by_length(dataset, 2 * rows + min(TAIL, rows - 1), by_labels=True)
-    whole = trial_run(run, examples, directory, batch_size=rows, exact=True)
-    split = trial_run(run, examples, directory, batch_size=size, grad_accum=count, exact=True)
+    whole = trial_run(run, examples, batch_size=rows, exact=True)
+    split = trial_run(run, examples, batch_size=size, grad_accum=count, exact=True)
     # An extra step of one run is compared with NaN, which fails.
     steps = zip_longest(_steps(split, loop), _steps(whole, loop), fillvalue=[torch.tensor(math.nan)] * 3)
     errors = [
@@ -170,7 +158,7 @@ def accumulates_exactly(run: Run, loop: Loop, directory: Path) -> Result:
     )
 
 
-def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+def resumes_exactly(run: Run, loop: ModuleType) -> Result:
     """Compare an uninterrupted run with one that is stopped within an epoch, saved and resumed."""
     dataset = run.train_loader.dataset
     size = min(ROWS // 2, len(dataset) // 4)
@@ -181,9 +169,10 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 
     def trial(name: str) -> Run:
         torch.manual_seed(run.options.seed)
-        (directory / name).mkdir(exist_ok=True)
-        trial = trial_run(run, examples, directory / name, batch_size=size, grad_accum=2)
-        trial.total_steps = steps
+        directory = RunDirectory(run.directory.path / name)
+        directory.path.mkdir(exist_ok=True)
+        trial = trial_run(run, examples, batch_size=size, grad_accum=2)
+        trial.directory, trial.total_steps = directory, steps
         if not any(module.p for module in trial.model.modules() if isinstance(module, nn.Dropout)):
             set_dropout(trial.model, 0.1)  # the random state must matter
         return trial
@@ -207,7 +196,7 @@ def resumes_exactly(run: Run, loop: Loop, directory: Path) -> Result:
 
 
 @torch.no_grad()
-def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
+def ignores_padding(run: Run, loop: ModuleType) -> Result:
     """Compare loss and hidden states of examples alone and padded to a common length."""
     examples = sample_by_length(run.train_loader.dataset, ROWS)
     layout = {"pad_to_max_length": run.options.pad_to_max_length}
@@ -233,7 +222,7 @@ def ignores_padding(run: Run, loop: Loop, directory: Path) -> Result:
 
 
 @torch.no_grad()
-def caches_exactly(run: Run, loop: Loop, directory: Path) -> Result:
+def caches_exactly(run: Run, loop: ModuleType) -> Result:
     """Compare hidden states computed at once and token by token with a cache, as in generation."""
     examples = sample_by_length(run.train_loader.dataset, ROWS, by_labels=True)
     [batch] = _batches(run, examples, ROWS, padding_side=examples.generation_side)
@@ -279,13 +268,7 @@ def sample_by_length(dataset: ExampleDataset, count: int, *, by_labels: bool = F
 
 
 def trial_run(
-    run: Run,
-    examples: ExampleDataset,
-    directory: Path,
-    *,
-    batch_size: int,
-    grad_accum: int = 1,
-    exact: bool = False,
+    run: Run, examples: ExampleDataset, *, batch_size: int, grad_accum: int = 1, exact: bool = False
 ) -> Run:
     """A copy of the run before its first step, on other examples, at the peak learning rate.
 
@@ -301,7 +284,6 @@ def trial_run(
     return replace(
         run,
         options=options,
-        directory=RunDirectory(directory),
         model=model,
         compute_loss=BatchLoss(model, run.loss),
         train_loader=make_loader(examples, options, run.tokenizer, training=True),
@@ -332,12 +314,12 @@ def _prompt_and_target(run: Run, examples: Subset, index: int) -> tuple[list[int
     return prompt, up_to_end(target, [eos])
 
 
-def _wrong_answers(run: Run, loop: Loop, examples: Subset) -> int:
+def _wrong_answers(run: Run, examples: Subset) -> int:
     """Number of examples for which greedy generation does not give exactly the target."""
     prompts, targets = zip(*[_prompt_and_target(run, examples, i) for i in range(len(examples))], strict=True)
     ids, mask = padded(run.model, run.tokenizer, prompts)
     with plain_search(run.model):
-        rows = loop.generate(run.model, ids, mask, max_new_tokens=max(map(len, targets)))
+        rows = generate(run.model, ids, mask, max_new_tokens=max(map(len, targets)))
     prefix = ids.shape[1] if examples.decoder_only else 1  # the prompt, or T5's start token
     outputs = rows[:, prefix:].tolist()
     return sum(row[: len(target)] != target for row, target in zip(outputs, targets, strict=True))
@@ -346,7 +328,7 @@ def _wrong_answers(run: Run, loop: Loop, examples: Subset) -> int:
 # --- Losses, gradients, weights
 
 
-def _steps(run: Run, loop: Loop) -> Iterator[list[Tensor]]:
+def _steps(run: Run, loop: ModuleType) -> Iterator[list[Tensor]]:
     """Take the steps of an epoch with learning rate 0 and without dropout.
 
     Yields the loss, the gradient norm and the clipped gradient (weights,) of each.
@@ -359,7 +341,7 @@ def _steps(run: Run, loop: Loop) -> Iterator[list[Tensor]]:
         yield [*torch.tensor([loss, norm], dtype=torch.float64), gradients.pop()]
 
 
-def _train(run: Run, loop: Loop) -> Run:
+def _train(run: Run, loop: ModuleType) -> Run:
     """Run `loop.train` without console output."""
     with redirect_stdout(StringIO()):
         loop.train(run)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 from ftcore.decoding.prompts import example_arguments
 from ftcore.output import FAILED_RUN, cli_errors, flag, log, printable
@@ -128,20 +129,21 @@ def dry_run(options: TrainOptions, prepare: Prepare) -> int:
     return 0
 
 
-def check(options: TrainOptions, prepare: Prepare, *loop: Callable) -> int:
-    """Run all checks on the functions of the loop and print their results; leaves no files.
+def check(options: TrainOptions, loop: ModuleType) -> int:
+    """Run all checks and print their results; leaves no files. Returns the exit status.
 
-    Returns the exit status.
+    Args:
+        loop: the module of train.py, whose functions are under test.
     """
-    from ftcore.training.checks import FAILS, HOLDS, Loop, run_checks
+    from ftcore.training.checks import FAILS, HOLDS, run_checks
 
     with TemporaryDirectory(prefix="ftcore-check-") as directory:
         with cli_errors("ftcore.train"):
-            run = prepare(_with_output(options, directory))
+            run = loop.prepare(_with_output(options, directory))
         print_summary(run)
         verdicts = []
         with cli_errors("ftcore.train", (OSError,), FAILED_RUN):
-            for name, result in run_checks(run, Loop(*loop), Path(directory)):
+            for name, result in run_checks(run, loop):
                 log(f"\n{name}: {result}")
                 verdicts.append(result.verdict)
     log(f"\n{verdicts.count(HOLDS)} of {len(verdicts)} checks hold")

@@ -6,7 +6,6 @@ summed over the ranks. In a single process all of these functions are no-ops.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ftcore.models import Model
-from ftcore.training.loss import Loss, TokenLoss, batch_loss
+from ftcore.training.loss import Batch, Loss, TokenLoss, batch_loss
 
 T = TypeVar("T")
 Strategy = Literal["ddp", "fsdp"]
@@ -109,30 +108,35 @@ def main_process_first() -> Iterator[None]:
 
 
 class BatchLoss(nn.Module):
-    """A loss as the forward pass of a module, which is what DDP and FSDP2 wrap."""
+    """A model's loss as the forward pass of a module, which is what DDP and FSDP2 wrap."""
 
     def __init__(self, model: Model, loss: Loss):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
-        """The loss of a batch of tensors, see `batch_loss`."""
-        return self.loss(self.model, batch, label_smoothing)
+    def forward(self, batch: Batch, label_smoothing: float = 0.0) -> TokenLoss:
+        """The loss of a batch of tensors, see `batch_loss`. Raises ValueError if it is not a TokenLoss."""
+        loss = self.loss(self.model, batch, label_smoothing)
+        if not isinstance(loss, TokenLoss):
+            found = type(loss).__name__
+            raise ValueError(f"loss returned a {found}; expected TokenLoss(total, correct, tokens)")
+        return loss
 
 
 def wrap(
     model: Model, device: torch.device, strategy: Strategy | None, loss: Loss = batch_loss
 ) -> ComputeLoss:
     """Move a model to the device. Returns its loss, whose backward pass averages over the ranks."""
+    compute_loss = BatchLoss(model, loss)
     if strategy == "fsdp":
         from ftcore.training.sharded import shard  # this part of torch takes a second to import
 
-        return shard(BatchLoss(model, loss), device)
-    model.to(device)
+        return shard(compute_loss, device)
+    compute_loss.to(device)
     if strategy == "ddp":
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(BatchLoss(model, loss), device_ids=device_ids)
-    return partial(loss, model)
+        return DistributedDataParallel(compute_loss, device_ids=device_ids)
+    return compute_loss
 
 
 def accumulate(compute_loss: ComputeLoss, *, is_last: bool) -> AbstractContextManager:

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftcore.training.loss import CHUNK, batch_loss, count_targets
+from ftcore.training.loss import CHUNK, Batch, batch_loss, count_targets
 from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,12 @@ def read_data(
                 "pass a shorter file"
             )
         return read_corpus(task, paths, tokenizer, decoder_only=decoder_only)
-    return read_records(task, paths, decoder_only=decoder_only, limit=limit)
+    try:
+        return read_records(task, paths, decoder_only=decoder_only, limit=limit)
+    except ValueError as error:
+        if task != Task("qa") or "no key" not in str(error):
+            raise
+        raise ValueError(f"{error}. The task is qa, the default: `task` names another") from None
 
 
 def own_data(task: Task, examples: Examples, model: Model, name: str) -> list[Record] | ExampleDataset:
@@ -154,13 +159,14 @@ def make_dataset(
         if cut:
             warn(f"{cut} of {len(data)} {name} {part}s are truncated to --max-{part}-length {limit} tokens")
     if isinstance(model, GPT2LMHeadModel):
+        positions = model.config.n_positions
         longest = dataset.max_input_length if pad_to_max_length else dataset.lengths.max()
-        if longest > model.config.n_positions:
+        if longest > positions:
             raise ValueError(
-                f"an example of {longest} tokens, but the model has only {model.config.n_positions} "
-                "positions (n_positions): lower `max_source_length` or `max_target_length`"
+                f"an example of {longest} tokens, but the model has only {positions} positions "
+                "(n_positions): lower `max_source_length` or `max_target_length`"
             )
-    if isinstance(model, GPT2LMHeadModel) and dataset is not data:  # packed rows are filled up to these
-        dataset.max_input_length = min(dataset.max_input_length, model.config.n_positions)
-        dataset.max_label_length = min(dataset.max_label_length, model.config.n_positions)
+        if dataset is not data:  # packed rows are filled up to these
+            dataset.max_input_length = min(dataset.max_input_length, positions)
+            dataset.max_label_length = min(dataset.max_label_length, positions)
     return dataset

@@ -1,13 +1,7 @@
 """On Ctrl-C, SIGTERM or SIGHUP a run finishes its step and saves."""
 
-import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
-
-GRACE = 20  # seconds between a request to stop and the report that nothing happens; torchrun kills after 30
 
 
 class Interrupt:
@@ -45,32 +39,3 @@ class Interrupt:
         self.requested = True
         if number != self._HANGUP:
             signal.signal(number, self._previous[signal.Signals(number)])
-
-
-@contextmanager
-def call_if_stuck(report: Callable[[], None]) -> Iterator[None]:
-    """Call `report` where the block still runs GRACE seconds after a request to stop.
-
-    A process that waits for a lost one inside CUDA raises no exception and runs no signal handler, but a
-    thread can still print before torchrun kills the process.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous = signal.set_wakeup_fd(writer)
-    ended = threading.Event()
-
-    def wait_for_signal() -> None:
-        while byte := os.read(reader, 1):
-            if byte[0] in Interrupt._SIGNALS and not ended.wait(GRACE):
-                report()
-
-    thread = threading.Thread(target=wait_for_signal, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(previous)
-        os.close(writer)
-        thread.join()
-        os.close(reader)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ftcore.output import FAILED_RUN
 from ftcore.training.distributed import Strategy, world_size
 from ftcore.training.inputs import find_device
-from ftcore.training.interrupt import GRACE, Interrupt, call_if_stuck
+from ftcore.training.interrupt import Interrupt
 from ftcore.training.options import TrainOptions
 
 # Collectives may wait for hours, while rank 0 tokenizes a corpus. A lost process is noticed in another way.
@@ -135,8 +135,7 @@ def watch_peers(situation: Callable[[], str]) -> Iterator[None]:
         yield
         return
     # torchrun sends SIGTERM to the surviving ranks. Interrupt defers it, so that they can log the failure.
-    stuck = f"{GRACE} seconds after it was asked to stop, is another process lost?"
-    with Interrupt(), call_if_stuck(lambda: _report_once(f"still running {stuck} {situation()}")):
+    with Interrupt():
         try:
             yield
         except RuntimeError as error:

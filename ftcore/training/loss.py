@@ -21,6 +21,7 @@ from ftcore.models.attention import at_least_float32
 
 CHUNK = 2**24  # logits held at a time: 64 MB in float32
 
+Batch = dict[str, Tensor]  # from the loader, see `batch_loss`
 Product = Callable[[Tensor, Tensor], Tensor]  # inputs (N, in), weight (out, in) -> (N, out)
 
 
@@ -32,10 +33,10 @@ class TokenLoss(NamedTuple):
     tokens: int  # target tokens, see `count_targets`
 
 
-Loss = Callable[[Model, dict[str, Tensor], float], TokenLoss]  # as `batch_loss`
+Loss = Callable[[Model, Batch, float], TokenLoss]  # as `batch_loss`
 
 
-def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> TokenLoss:
+def batch_loss(model: Model, batch: Batch, label_smoothing: float = 0.0) -> TokenLoss:
     """Compute the cross-entropy of a batch from the loader. A loss of your own has the same form.
 
     Args:
@@ -55,7 +56,7 @@ def batch_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float = 
     return TokenLoss(total, correct, len(labels))
 
 
-def target_logits(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def target_logits(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Compute the logits that predict a batch's target tokens, for a loss of your own.
 
     All of them are in memory at once; `batch_loss` takes them in chunks.
@@ -70,7 +71,7 @@ def target_logits(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     return at_least_float32(model.lm_head(hidden)), labels
 
 
-def _target_hidden(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _target_hidden(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """The head's inputs (N, D) at the positions of the target tokens (N,)."""
     labels = target_labels(model, batch)
     hidden = _hidden_of_packed(model, batch) if "segment_ids" in batch else _hidden(model, batch)
@@ -79,7 +80,7 @@ def _target_hidden(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tens
     return hidden[is_target], labels[is_target]
 
 
-def _hidden(model: Model, batch: dict[str, Tensor]) -> Tensor:
+def _hidden(model: Model, batch: Batch) -> Tensor:
     """The head's input, (B, T, D)."""
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     if isinstance(model, T5ForConditionalGeneration):
@@ -89,7 +90,7 @@ def _hidden(model: Model, batch: dict[str, Tensor]) -> Tensor:
     return model.last_hidden(input_ids, attention_mask if pads_left else None)
 
 
-def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
+def _hidden_of_packed(model: Model, batch: Batch) -> Tensor:
     """The head's input for packed rows: an example attends to itself alone."""
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     within = same_segment(segment_ids, segment_ids)  # (B, S, S)
@@ -107,7 +108,7 @@ def _hidden_of_packed(model: Model, batch: dict[str, Tensor]) -> Tensor:
     return model.last_hidden(input_ids, within, position_ids(segment_ids))
 
 
-def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
+def target_labels(model: Model, batch: Batch) -> Tensor:
     """The labels to predict: all of T5's (B, T); of GPT-2's (B, S - 1) all but the first, which no position
     predicts. -100 where there is none.
     """
@@ -117,17 +118,13 @@ def target_labels(model: Model, batch: dict[str, Tensor]) -> Tensor:
     return batch["labels"][:, 1:].masked_fill(is_padding, IGNORED_LABEL)
 
 
-def count_targets(model: Model, batch: dict[str, Tensor]) -> int:
+def count_targets(model: Model, batch: Batch) -> int:
     """Number of target tokens of a batch, without a forward pass."""
     return int((target_labels(model, batch) != IGNORED_LABEL).sum())
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    label_smoothing: float = 0.0,
-    product: Product = F.linear,
+    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0, product: Product = F.linear
 ) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies of `labels` (N,) under logits = hidden (N, D) @ weight (V, D) transposed.
 

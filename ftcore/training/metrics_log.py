@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ftcore.checkpoints.files import read_json_lines, write_errors, write_text
 from ftcore.output import warn
 from ftcore.training.distributed import all_reduce_sum, world_size
+from ftcore.training.loss import Batch
 
 
 class Meter:
@@ -31,7 +30,7 @@ class Meter:
         self._examples = self._tokens = 0
         self._start = time.perf_counter()
 
-    def add(self, loss: float, batches: Sequence[dict[str, Tensor]]) -> None:
+    def add(self, loss: float, batches: Sequence[Batch]) -> None:
         """Count one optimizer step: its loss and its micro-batches."""
         self._losses.append(loss)
         self._smoothed_loss = loss if self._smoothed_loss is None else 0.9 * self._smoothed_loss + 0.1 * loss

@@ -9,18 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
 from ftcore.checkpoints.files import write_text
 from ftcore.data.packing import examples_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.models import Model
 from ftcore.models.non_finite import finite_checks
 from ftcore.training.distributed import all_gather, on_main, unsharded
+from ftcore.training.loss import Batch
 from ftcore.training.run import Run
 from ftcore.training.state import random_state, set_random_state
-
-Batch = dict[str, Tensor]
 
 
 @contextmanager

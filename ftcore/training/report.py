@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.cli import to_argv
 from ftcore.training.curves import PANELS, curves_svg, split_key
@@ -84,7 +85,8 @@ def command_line(options: TrainOptions, start: str = "python -m ftcore.train") -
 
 def versions(device: torch.device) -> dict[str, str]:
     """Versions of packages, machine and git revision that the numbers depend on."""
-    found = {name: _version(name) for name in ("ftcore", "torch", "tokenizers", "numpy", "safetensors")}
+    found = {"ftcore": __version__}  # which may run from a clone
+    found |= {name: version(name) for name in ("torch", "tokenizers", "numpy", "safetensors")}
     if revision := _git("rev-parse", "HEAD"):
         changed = _git("status", "--porcelain", "--untracked-files=no")
         found["git revision"] = revision + (", with changes" if changed else "")
@@ -92,13 +94,6 @@ def versions(device: torch.device) -> dict[str, str]:
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     found["machine"] = f"{sys.platform}, {machine}, {torch.get_num_threads()} threads"
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # ftcore may run from a clone
-        return "not installed"
 
 
 def _git(*arguments: str) -> str:

@@ -1,16 +1,13 @@
 """A run: what the training loop works with, how it is saved, stopped and resumed."""
 
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from reprlib import repr as shown
 
 import torch
 
 from ftcore.checkpoints.checkpoint import save_model
-from ftcore.cli import fits
 from ftcore.data import DataLoader, Task
 from ftcore.data.loader import BatchError
 from ftcore.data.tokenizer import Tokenizer
@@ -210,12 +207,7 @@ class Run:
         Raises:
             ValueError: it is damaged, or of a run with other options, data, model or optimizer.
         """
-        state = self.directory.state
-        (saved, options), types = load_state(self), typing.get_type_hints(Progress)
-        for name, value in saved.items():
-            if name not in types or not fits(value, types[name]):
-                raise ValueError(f"{state}: damaged, the run cannot be resumed ({name} is {shown(value)})")
-        self.progress = Progress(**saved)
+        self.progress, options = load_state(self)
         self._continue_to_goal(replace(self.options, **{name: options[name] for name in GOAL}))
         on_main(lambda: self.directory.metrics_log.truncate(self.progress.step))
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,15 @@ class RunDirectory:
 
 
 def new_path(parent: Path) -> Path:
-    """A new directory named after the current time. Raises ValueError after 1000 in one second."""
-    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1000):
-        path = parent / (f"{name}_{attempt}" if attempt else name)
+    """Create a directory named after the current time."""
+    path = parent / (name := datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    for attempt in count(1):
         try:
             path.mkdir(parents=True)
+            break
         except FileExistsError:
-            continue
-        return path
-    raise ValueError(f"{parent} already holds 1000 runs named {name}: pass `output`")
+            path = parent / f"{name}_{attempt}"
+    return path
 
 
 @contextmanager

@@ -48,11 +48,7 @@ def naming_saved_options(options: TrainOptions) -> Iterator[None]:
 
 
 def make_directory(options: TrainOptions) -> RunDirectory:
-    """The run's directory, below runs/ without --output: created, or that of the run to resume. A collective.
-
-    Raises:
-        ValueError: see `RunDirectory.open`.
-    """
+    """Create the run's directory, by default below runs/, or open that of the run to resume. A collective."""
     directory = RunDirectory(Path(options.output or on_main(lambda: new_path(Path("runs")))))
     on_main(lambda: directory.open(resume=options.resume, overwrite=options.overwrite))
     return directory

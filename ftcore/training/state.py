@@ -12,28 +12,30 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ftcore import __version__
 from ftcore.checkpoints.files import write_atomically
 from ftcore.checkpoints.tensors import load_pickle
-from ftcore.cli import check_resumed
+from ftcore.cli import check_options, check_resumed
 from ftcore.output import one_line, warn
 from ftcore.training.distributed import all_gather, is_sharded, on_main, rank, sync_errors, world_size
 from ftcore.training.options import GOAL, TrainOptions
 from ftcore.training.run_files import data_files
 
 if TYPE_CHECKING:
-    from ftcore.training.run import Run
+    from ftcore.training.run import Progress, Run
 
 _OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adafactor)  # those of make_optimizer
+_PLAIN = ("options", "progress", "loader", "config", "fingerprints", "versions")  # dicts without tensors
+_TYPES = dict.fromkeys((*_PLAIN, "optimizer"), dict) | {"random_of_others": list}  # of a state's parts
 
 
 def save_state(run: "Run") -> None:
@@ -64,7 +66,7 @@ def save_state(run: "Run") -> None:
     on_main(lambda: _remove_shards(path.parent, keep=directory))
 
 
-def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+def load_state(run: "Run") -> tuple["Progress", dict[str, Any]]:
     """Restore a run; returns its saved progress and the options of the saved run. A collective.
 
     Raises:
@@ -78,45 +80,27 @@ def load_state(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
         _require_same_data(state, run)
         _require_same_model(state, run)
         _require_same_optimizer(state, run)
+        _resume_in_data(state, run)
         _warn_of_other_versions(state, run)
-        random = {"cpu": torch.get_rng_state()}
-        here: dict[str, Any] = {
-            "scaler": run.scaler.state_dict(),
-            "loader": run.train_loader.state_dict(),
-            "random": random,
-            "random_of_others": [random] * len(state["random_of_others"]),
-        }
-        if "model" in state:
-            here["model"] = model.state_dict()
-            if type(optimizer) in _OPTIMIZERS:
-                moments = _moments(optimizer)
-                here["optimizer"] = {"state": {n: moments.get(n) for n in state["optimizer"]["state"]}}
-        _require_kinds(state, here, path)
-        run.scaler.load_state_dict(state["scaler"])
-        try:
-            run.train_loader.load_state_dict(state["loader"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if is_sharded(model) or "shards" in state:
+    is_one_file = "shards" not in state and not is_sharded(model)
+    if not is_one_file:
         from ftcore.training.sharded import load_sharded
 
         load_sharded(path, state, model, optimizer)
-    else:
-        model.load_state_dict(state["model"])
-        if type(optimizer) in _OPTIMIZERS:  # its groups follow from the options; torch may have added keys
-            state["optimizer"] |= {"param_groups": optimizer.state_dict()["param_groups"]}
-        try:
+    with sync_errors(), _refuse_damage(path):
+        if is_one_file:
+            model.load_state_dict(state["model"])
+            if type(optimizer) in _OPTIMIZERS:  # groups follow from the options; torch may have added keys
+                state["optimizer"]["param_groups"] = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # a user's optimizer, of other groups for example
-            raise _damaged(path, error) from None
-    of_ranks = [state["random"], *state["random_of_others"]]
-    if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
-        with sync_errors():
-            try:
-                set_random_state(of_ranks[rank()])
-            except Exception as error:
-                raise _damaged(path, error) from None
-    return state["progress"], asdict(TrainOptions()) | state["options"]
+            _require_moments(optimizer)
+        run.scaler.load_state_dict(state["scaler"])
+        of_ranks = [state["random"], *state["random_of_others"]]
+        if len(of_ranks) == world_size():  # otherwise the model has no dropout, see _require_same_model
+            set_random_state(of_ranks[rank()])
+        progress = replace(run.progress, **state["progress"])
+        check_options(progress)
+    return progress, asdict(TrainOptions()) | state["options"]
 
 
 def saved_step(path: Path) -> int | None:
@@ -126,9 +110,7 @@ def saved_step(path: Path) -> int | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The state, as far as it can be checked without the run. Raises ValueError if it is damaged."""
-    plain: dict[str, Any] = {"options": {}, "progress": {"step": 0}, "config": {}, "versions": {}}
-    plain["fingerprints"] = {"train": ""}
-    try:
+    with _refuse_damage(path):
         saved: Any = load_pickle(path)  # refuses compressed records, which the next line would decompress
         with zipfile.ZipFile(path) as archive:
             if record := archive.testzip():
@@ -136,59 +118,29 @@ def read_state(path: Path) -> dict[str, Any]:
         # Older versions did not save these.
         state = {"config": {}, "versions": {}, "random_of_others": []} | saved
         state.setdefault("fingerprints", {"train": state.get("train_sha256")})
-        json.dumps([state[name] for name in plain])  # no tensors
-    except Exception as error:  # of many types
-        raise _damaged(path, error) from None
-    weights: dict[str, Any] = {"shards": ""} if "shards" in state else {"model": {}}
-    others = {"random_of_others": [], "optimizer": {"state": {}}}
-    _require_kinds(state, plain | others | weights, path)
+        weights = {"shards": str} if "shards" in state else {"model": dict}
+        for name, kind in (_TYPES | weights).items():
+            if not isinstance(state.get(name), kind):
+                raise ValueError(f"{name} is {shown(state.get(name))}")
+        json.dumps([state[name] for name in _PLAIN])  # no tensors
     return state
 
 
-def _require_kinds(state: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError unless all parts of a state are of the same kind as those of another one."""
-    for fault in _faults(state, kinds, ""):
-        raise _damaged(path, fault)
+@contextmanager
+def _refuse_damage(path: Path) -> Iterator[None]:
+    """Raise any error of the block as a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # of many types
+        raise ValueError(f"{path}: damaged, the run cannot be resumed ({one_line(error)})") from None
 
 
-def _faults(found: Any, expected: Any, name: str) -> Iterator[str]:
-    """The parts of `found` that are missing or of another type, shape or length than in `expected`."""
-    if isinstance(expected, Tensor):
-        fits = isinstance(found, Tensor) and found.layout == torch.strided
-        fits = fits and (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    elif isinstance(expected, float | int):
-        fits = isinstance(found, float | int)
-    elif isinstance(expected, dict):
-        fits = isinstance(found, dict)
-        for key, value in expected.items() if fits else ():
-            yield from _faults(found.get(key), value, f"{name}.{key}")
-    elif isinstance(expected, list | tuple):
-        fits = type(found) is type(expected) and (not expected or len(found) == len(expected))
-        for number, value in enumerate(expected if fits else ()):
-            yield from _faults(found[number], value, f"{name}.{number}")
-    else:
-        fits = isinstance(found, str if isinstance(expected, str) else float | int | None)
-    if not fits:
-        yield f"{name.removeprefix('.')} is {shown(found)}"
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """What the optimizer keeps of each parameter after a step, on the meta device."""
-    all_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    parameters = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in all_parameters]
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    # In one group: a step makes the state of a group's parameters together.
-    group = optimizer.param_groups[0] | {"params": parameters, "foreach": False, "fused": False}
-    on_meta = type(optimizer)([group])  # type: ignore[call-arg]
-    with suppress(RuntimeError):  # Adafactor's, which has made its state then: it reads the value of a tensor
-        on_meta.step()
-    return on_meta.state_dict()["state"]
-
-
-def _damaged(path: Path, cause: object) -> ValueError:
-    text = one_line(cause) if isinstance(cause, Exception) else cause
-    return ValueError(f"{path}: damaged, the run cannot be resumed ({text})")
+def _require_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for moments of other shapes, which AdamW's fused step would read out of bounds."""
+    for weight, moments in optimizer.state.items() if isinstance(optimizer, torch.optim.AdamW) else ():
+        shapes = {moments["exp_avg"].shape, moments["exp_avg_sq"].shape, weight.shape}
+        if len(shapes) > 1 or moments["step"].numel() != 1:
+            raise ValueError("a moment has another shape than its weight")
 
 
 def _remove_shards(parent: Path, *, keep: str | None) -> None:
@@ -265,6 +217,13 @@ def _require_same_optimizer(state: Mapping[str, Any], run: "Run") -> None:
     saved = state.get("optimizer_class", now)
     if saved != now:
         raise ValueError(f"{run.directory.path} was trained with {saved}, it cannot continue with {now}")
+
+
+def _resume_in_data(state: Mapping[str, Any], run: "Run") -> None:
+    try:
+        run.train_loader.load_state_dict(state["loader"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{run.directory.state}: {one_line(error)}") from None
 
 
 def _processes(count: int) -> str:

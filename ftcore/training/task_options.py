@@ -25,9 +25,7 @@ class TaskOptions:
         None, "what the rows are (default: the checkpoint's own task)", group="Task"
     )
     columns: list[str] | None = option(
-        None,
-        "columns of the file under other names: source=document,target=summary",
-        metavar="FIELD=COLUMN",
+        None, "columns of the file under other names: source=document,target=summary", metavar="FIELD=COLUMN"
     )
     template: str | None = option(
         None, "source, with columns in braces: 'summarize: {document}'; other braces are doubled"

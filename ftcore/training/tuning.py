@@ -147,46 +147,23 @@ def open_journal(path: Path) -> Study:
     def refuse(message: object) -> NoReturn:
         raise ValueError(f"{str(message).removesuffix('; skipped')}; the search cannot be resumed")
 
-    complete = len(read_json_lines(path, refuse))
+    read_json_lines(path, refuse)  # a broken line
     for lock in path.parent.glob(f"{path.name}.lock*"):  # left by a killed process
         lock.unlink()
-    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    if complete > len(lines):  # the last line lacks its end only
-        with path.open("ab") as file:
-            file.write(b"\n")
-    elif last:
-        if not last.startswith(_START[: len(last)]):
-            refuse(f"{path}, line {len(lines) + 1}: not a line of a journal")
-        os.truncate(path, path.stat().st_size - len(last))
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     journal = optuna.storages.journal
     backend = journal.JournalFileBackend(str(path), journal.JournalFileOpenLock(str(path)))  # also on Windows
     try:
         storage = optuna.storages.JournalStorage(backend)
-        if complete == 0:
+        if path.stat().st_size == 0:
             return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
         study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-        if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
-            raise ValueError("not a study of one value to maximize")
-        if not all(map(_has_results, study_in_memory(study, None).trials)):
-            raise ValueError("a trial without the results of a search")
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError) as error:
+        if trials := study_in_memory(study, None).trials:
+            table(trials)  # reads all of their results
+    except Exception as error:  # of many types
         refuse(f"{path}: damaged ({error})")
     return study
-
-
-_START = b'{"op_code":'  # of each line
-
-
-def _has_results(trial: FrozenTrial) -> bool:
-    """Whether a trial has the user attributes above."""
-    found = trial.user_attrs
-    metrics, best_step = found["metrics"], found["best_step"]
-    numbers = [found["steps"], found["seconds"], *metrics.values(), *trial.intermediate_values.values()]
-    if metrics:  # else it failed before its first validation
-        numbers += [metrics["valid_loss"], best_step]
-    is_number = [type(number) in (int, float) and abs(number) < 1e300 for number in numbers]
-    was_validated = bool(metrics) or (trial.state.name == "FAIL" and best_step is None)
-    return all(is_number) and was_validated and isinstance(found["error"], str)
 
 
 def study_in_memory(journal: Study, halving: int | None) -> Study:
@@ -325,7 +302,8 @@ def draw_trials(trials: Sequence[FrozenTrial], metric: str) -> Figure:
         for kind, chosen in points.items():
             values = [trial.params[name] for trial in chosen]
             x = [choices.index(value) for value in values] if choices else values
-            axes.scatter(x, [trial.user_attrs["metrics"][metric] for trial in chosen], **_MARKS[kind])
+            y = [trial.user_attrs["metrics"][metric] for trial in chosen]
+            axes.scatter(x, y, label=f"{kind} ({len(chosen)})" if chosen else None, **_MARKS[kind])
         if choices:
             axes.set_xticks(range(len(choices)), list(map(str, choices)))
             axes.margins(x=0.2)
@@ -335,8 +313,7 @@ def draw_trials(trials: Sequence[FrozenTrial], metric: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     panels[0].set_ylabel(metric)
-    handles = [panels[0].collections[number] for number, chosen in enumerate(points.values()) if chosen]
-    names = [f"{kind} ({len(chosen)})" for kind, chosen in points.items() if chosen]
+    handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     return figure
 

@@ -98,3 +98,24 @@ def test_printed_commands_run_in_a_shell(tmp_path: Path, capsys: pytest.CaptureF
     for strategy in (None, "ddp"):
         words = shlex.split(start_command(strategy, "--output", str(run), "--resume"))
         assert words[-3:] == ["--output", str(run), "--resume"]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("rows.jsonl", "no key 'question' .* The task is qa, the default: --task names another"),
+        ("a.csv,b.csv", "no such file: a.csv,b.csv; separate several files by spaces"),
+    ],
+)
+def test_a_training_file_of_another_task_or_a_list_with_commas(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    train: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_runs.write_lines(tmp_path / "rows.jsonl", [{"text": "i feel fine", "label": "joy"}])
+    with pytest.raises(SystemExit):
+        ftcore.train.main(["--model", str(tiny_runs.tiny_t5(tmp_path / "t5")), "--train", train])
+    assert re.search(f"{message}$", capsys.readouterr().err.strip())

@@ -16,11 +16,10 @@ import ftcore.train
 import ftcore.training.state
 from ftcore.data import DataLoader, Dataset
 from ftcore.data.loader import BucketBatchSampler
-from ftcore.decoding import generate
 from ftcore.models.cache import LayerCache
 from ftcore.train import prepare
 from ftcore.training import checks
-from ftcore.training.checks import FAILS, HOLDS, NOT_CHECKED, Loop, Measurement, Result
+from ftcore.training.checks import FAILS, HOLDS, NOT_CHECKED, Measurement, Result
 from ftcore.training.loss import batch_loss
 from ftcore.training.options import TrainOptions
 from ftcore.training.run import Run
@@ -59,16 +58,8 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return run_of
 
 
-def the_loop() -> Loop:
-    """The functions of train.py at the time of the call, monkeypatched ones included."""
-    page = ftcore.train
-    return Loop(page.train, page.take_step, page.grouped, generate)
-
-
-def result_of(name: str, run: Run, directory: Path) -> Result:
-    files = directory / name
-    files.mkdir(parents=True)
-    return getattr(checks, name.replace(" ", "_"))(run, the_loop(), files)
+def result_of(name: str, run: Run) -> Result:
+    return getattr(checks, name.replace(" ", "_"))(run, ftcore.train)
 
 
 # --- correct runs
@@ -110,27 +101,27 @@ OVERFIT = ("adafactor", "bf16")  # the other variants skip the slow overfitting
     ("family", "name"),
     [(family, name) for family in FAMILIES for name in VARIANTS if name != f"frozen {OTHER[family]}"],
 )
-def test_checks_hold_for_all_kinds_of_runs(runs: Any, tmp_path: Path, family: str, name: str) -> None:
+def test_checks_hold_for_all_kinds_of_runs(runs: Any, family: str, name: str) -> None:
     run = runs(family, **VARIANTS[name])
     names = ALL if name in OVERFIT else ALL[1:]
-    assert {name: result_of(name, run, tmp_path).verdict for name in names} == dict.fromkeys(names, HOLDS)
+    assert {name: result_of(name, run).verdict for name in names} == dict.fromkeys(names, HOLDS)
 
 
-def test_corpora(runs: Any, tmp_path: Path) -> None:
+def test_corpora(runs: Any) -> None:
     """Only GPT-2's last block is shorter than the others; T5's chunks all have one length."""
     blocks = runs("gpt2", "text.txt", task="lm", max_target_length=30)
     chunks = runs("t5", "text.txt", task="span-corruption", max_source_length=30)
     for name in ALL[1:]:
-        assert result_of(name, blocks, tmp_path / "blocks").verdict == HOLDS, name
+        assert result_of(name, blocks).verdict == HOLDS, name
         wanted = NOT_CHECKED if name == "ignores padding" else HOLDS
-        assert result_of(name, chunks, tmp_path / "chunks").verdict == wanted, name
+        assert result_of(name, chunks).verdict == wanted, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_run_is_not_changed(runs: Any, tmp_path: Path, family: str) -> None:
+def test_the_run_is_not_changed(runs: Any, family: str) -> None:
     run = runs(family)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
-    assert [name for name, _ in checks.run_checks(run, the_loop(), tmp_path)] == ALL
+    assert [name for name, _ in checks.run_checks(run, ftcore.train)] == ALL
     torch.testing.assert_close(dict(run.model.state_dict()), before, rtol=0, atol=0)
     assert run.model.training and run.progress.step == 0 and not run.optimizer.state
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -140,9 +131,7 @@ def test_the_run_is_not_changed(runs: Any, tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_labels_without_an_end_token_fail(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_without_an_end_token_fail(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss falls, but the model never learns to stop."""
     original = Dataset.__getitem__
 
@@ -152,19 +141,17 @@ def test_labels_without_an_end_token_fail(
 
     run = runs(family)
     monkeypatch.setattr(Dataset, "__getitem__", without_end)
-    result = result_of("overfits one batch", run, tmp_path)
+    result = result_of("overfits one batch", run)
     loss, answers = result.measurements
     assert loss.is_within and not answers.is_within
     assert result.verdict == FAILS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_loss_that_does_not_fall_fails(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_does_not_fall_fails(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ftcore.train, "set_learning_rate", lambda optimizer, lr: None)
     run = runs(family, lr=0.0)
-    result = result_of("overfits one batch", run, tmp_path)
+    result = result_of("overfits one batch", run)
     assert result.verdict == FAILS and not result.measurements[0].is_within
 
 
@@ -194,24 +181,22 @@ exactly = ftcore.train.accumulate_gradients
 @pytest.mark.parametrize("faulty", [mean_of_means, divided_by_the_setting])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_weights_of_micro_batches_fail(
-    runs: Any, tmp_path: Path, family: str, faulty: Any, monkeypatch: pytest.MonkeyPatch
+    runs: Any, family: str, faulty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ftcore.train, "accumulate_gradients", faulty)
-    result = result_of("accumulates exactly", runs(family), tmp_path)
+    result = result_of("accumulates exactly", runs(family))
     assert result.verdict == FAILS
     assert not any(measurement.is_within for measurement in result.measurements[:3])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_with_other_examples_fail(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_with_other_examples_fail(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bucketing micro-batches instead of steps changes the examples of a step."""
     order = BucketBatchSampler.order
     monkeypatch.setattr(
         BucketBatchSampler, "order", lambda self: order(self)[:: 1 if self.accumulate == 1 else -1]
     )
-    assert result_of("accumulates exactly", runs(family), tmp_path).verdict == FAILS
+    assert result_of("accumulates exactly", runs(family)).verdict == FAILS
 
 
 @pytest.mark.parametrize(
@@ -225,40 +210,34 @@ def test_steps_with_other_examples_fail(
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_that_is_not_restored_fails(
-    runs: Any, tmp_path: Path, family: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    runs: Any, family: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs(family)
     monkeypatch.setattr(owner, name, lambda *_: None)
-    result = result_of("resumes exactly", run, tmp_path)
+    result = result_of("resumes exactly", run)
     assert result.verdict == FAILS and not result.measurements[0].is_within
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_ignored_mask_fails(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ignored_mask_fails(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = getattr(ftcore.models, family)
     original = module.attention_mask_bias
     monkeypatch.setattr(
         module, "attention_mask_bias", lambda mask, *args, **kwargs: original(None, *args, **kwargs)
     )
-    result = result_of("ignores padding", runs(family), tmp_path)
+    result = result_of("ignores padding", runs(family))
     assert result.verdict == FAILS
     assert not any(measurement.is_within for measurement in result.measurements[1:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_in_the_loss_fails(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_in_the_loss_fails(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs(family)
     monkeypatch.setattr(ftcore.data.loader, "IGNORED_LABEL", 1)
-    assert not result_of("ignores padding", run, tmp_path).measurements[0].is_within
+    assert not result_of("ignores padding", run).measurements[0].is_within
 
 
-def test_positions_that_count_padding_fail(
-    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_positions_that_count_padding_fail(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions under left padding as in a bare forward pass of transformers."""
     forward = ftcore.models.gpt2.GPT2Model.forward
 
@@ -266,13 +245,11 @@ def test_positions_that_count_padding_fail(
         return forward(self, ids, mask, torch.arange(ids.shape[1])[None], cache)
 
     monkeypatch.setattr(ftcore.models.gpt2.GPT2Model, "forward", from_zero)
-    assert result_of("ignores padding", runs("gpt2"), tmp_path).verdict == FAILS
+    assert result_of("ignores padding", runs("gpt2")).verdict == FAILS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cache_in_wrong_order_fails(
-    runs: Any, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_in_wrong_order_fails(runs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     append = LayerCache.append
 
     def append_rolled(self: LayerCache, key: Any, value: Any) -> Any:
@@ -280,7 +257,7 @@ def test_a_cache_in_wrong_order_fails(
         return keys.roll(1, 2) if keys.shape[2] > key.shape[2] else keys, values
 
     monkeypatch.setattr(LayerCache, "append", append_rolled)
-    result = result_of("caches exactly", runs(family), tmp_path)
+    result = result_of("caches exactly", runs(family))
     assert result.verdict == FAILS and not any(measurement.is_within for measurement in result.measurements)
 
 
@@ -298,10 +275,10 @@ def test_the_command_reports_failures(
     assert output.splitlines()[-1] == "4 of 5 checks hold"
 
 
-def test_a_nan_loss_is_a_failure_without_traceback(runs: Any, tmp_path: Path) -> None:
+def test_a_nan_loss_is_a_failure_without_traceback(runs: Any) -> None:
     run = replace(runs("t5"), model=ftcore.load_model(runs("t5").options.model))
     run.model.shared.weight.data[3] = torch.nan
-    results = dict(checks.run_checks(run, the_loop(), tmp_path))
+    results = dict(checks.run_checks(run, ftcore.train))
     assert results["overfits one batch"].verdict == results["accumulates exactly"].verdict == FAILS
     assert "the loss is nan in step 1: " in str(results["overfits one batch"])
 
@@ -318,8 +295,8 @@ def test_a_control_within_its_bound_voids_the_check() -> None:
     assert verdict(2.0, 2.0) == verdict(2.0, 0.5) == verdict(float("nan"), 2.0) == FAILS
 
 
-def test_resuming_is_not_checked_where_weights_do_not_change(runs: Any, tmp_path: Path) -> None:
-    assert result_of("resumes exactly", runs("t5", lr=0.0), tmp_path).verdict == NOT_CHECKED
+def test_resuming_is_not_checked_where_weights_do_not_change(runs: Any) -> None:
+    assert result_of("resumes exactly", runs("t5", lr=0.0)).verdict == NOT_CHECKED
 
 
 @pytest.mark.parametrize("examples", [2, 4, 6])
@@ -328,7 +305,7 @@ def test_few_examples(files: Path, tmp_path: Path, examples: int) -> None:
     data = tiny_runs.questions(tmp_path / "few.jsonl", examples)
     options = {"model": str(files / "t5"), "train": str(data), "output": str(tmp_path / "run"), "lr": 0.01}
     run = prepare(TrainOptions(**options))
-    verdicts = [result_of(name, run, tmp_path).verdict for name in ALL[1:]]
+    verdicts = [result_of(name, run).verdict for name in ALL[1:]]
     enough = examples == 6
     assert verdicts[:2] == [HOLDS if enough else NOT_CHECKED] * 2
     assert verdicts[2] == (NOT_CHECKED if examples == 2 else HOLDS) and verdicts[3] == HOLDS

@@ -28,7 +28,7 @@ import ftcore.train
 from ftcore.checkpoints.checkpoint import load_model, save_model
 from ftcore.checkpoints.files import directory_lock
 from ftcore.models import GPT2LMHeadModel
-from ftcore.training import distributed, interrupt
+from ftcore.training import distributed
 from ftcore.training.metrics_log import Meter
 from tests.helpers import parallel_runs, tiny_runs
 from tests.helpers.case_runner import in_child
@@ -521,18 +521,6 @@ def test_the_command_under_torchrun(empty: Bench) -> None:
 
 
 # --- single functions
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.6])
-def test_a_process_stuck_after_sigterm_is_reported(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(interrupt, "GRACE", 0.2)
-    reports = []
-    with interrupt.Interrupt(), interrupt.call_if_stuck(lambda: reports.append("stuck")):
-        os.kill(os.getpid(), signal.SIGTERM)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0.01)
-    assert reports == (["stuck"] if seconds else [])
 
 
 def test_rows_are_sharded_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,18 @@ def test_validation_uses_the_loss(folder: Path, tmp_path: Path) -> None:
     assert 0.5 < losses[1] / losses[0] < 0.999
 
 
+def test_a_loss_that_is_a_tensor_is_refused(folder: Path, tmp_path: Path) -> None:
+    def tensor_loss(model: Model, batch: dict[str, Tensor], label_smoothing: float) -> Any:
+        return batch_loss(model, batch, label_smoothing).total
+
+    message = r"^loss returned a Tensor; expected TokenLoss\(total, correct, tokens\)$"
+    with (
+        prepare(an_option(folder, tmp_path / "run"), loss=tensor_loss) as run,
+        pytest.raises(ValueError, match=message),
+    ):
+        train(run)
+
+
 def test_a_loss_that_is_nan_ends_the_run_with_its_batch(folder: Path, tmp_path: Path) -> None:
     def nan_in_training(model: Model, batch: dict[str, Tensor], label_smoothing: float) -> TokenLoss:
         total, correct, tokens = focal_loss(model, batch, label_smoothing)

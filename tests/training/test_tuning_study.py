@@ -108,15 +108,6 @@ def test_a_process_killed_while_it_made_the_journal(tmp_path: Path, content: byt
     assert finished_trials(open_journal(path)) == []
 
 
-def test_a_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
-    """An editor has stripped it."""
-    path = tmp_path / "journal.log"
-    trials = finished_trials(journal_of(path, 3))
-    before = path.read_bytes()
-    path.write_bytes(before.rstrip())
-    assert finished_trials(open_journal(path)) == trials and path.read_bytes() == before
-
-
 @pytest.mark.parametrize("line", [0, 1, 2])  # the study, a trial in the middle, and the last one
 @pytest.mark.parametrize("damage", [b'{"op_co', b"\xff", b"", b"7", b"[" * 100_000])
 def test_a_broken_line_is_refused_and_nothing_is_written(tmp_path: Path, line: int, damage: bytes) -> None:
@@ -128,23 +119,6 @@ def test_a_broken_line_is_refused_and_nothing_is_written(tmp_path: Path, line: i
     with pytest.raises(ValueError, match=f"^{path}, line {line + 1}: .*; the search cannot be resumed"):
         open_journal(path)
     assert path.read_bytes() == b"".join(lines) + b'{"op_code":4'
-
-
-@pytest.mark.parametrize("directions", ["[]", "[1]", "[2, 2]"])
-def test_a_study_with_other_objectives_is_refused(tmp_path: Path, directions: str) -> None:
-    path = tmp_path / "journal.log"
-    open_journal(path)
-    path.write_text(path.read_text().replace('"directions":[2]', f'"directions":{directions}'))
-    with pytest.raises(ValueError, match=f"^{path}: damaged .*; the search cannot be resumed"):
-        open_journal(path)
-
-
-def test_a_file_that_is_no_journal_is_not_cut(tmp_path: Path) -> None:
-    path = tmp_path / "journal.log"
-    path.write_text("my notes")
-    with pytest.raises(ValueError, match="line 1: not a line of a journal"):
-        open_journal(path)
-    assert path.read_text() == "my notes"
 
 
 @settings(deadline=None, max_examples=150)
