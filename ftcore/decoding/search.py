@@ -137,7 +137,9 @@ def generate(
                 state, prompt, processors, end_of_row, chosen, max_length, generator, observer
             )
         else:
-            result = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
+            result = sample(
+                state, prompt, processors, end_of_row, chosen, max_length, return_scores, generator, streamer
+            )
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
     if cache is not None:
         one_per_prompt = result.ids[:: len(result.ids) // len(prompt)]

@@ -143,6 +143,13 @@ def test_only_positions_outside_of_the_cache_are_computed(
     assert shapes == fed
 
 
+def test_t5_does_not_encode_the_source_of_a_kept_cache_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given, cache = filled("t5")
+    want = generate(model, **given, max_new_tokens=4)
+    monkeypatch.setattr(model.encoder, "forward", None)
+    assert generate(model, **given, max_new_tokens=4, cache=cache).tolist() == want.tolist()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_that_begin_equally_share_a_row(family: str) -> None:
     _, model = pair(family, 1)
