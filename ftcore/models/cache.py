@@ -86,7 +86,7 @@ class KVCache:
             self.ids = self.ids[index]
 
     def select_sources(self, index: Tensor) -> None:
-        """Replace row i of what depends on the source by row index[i] (new B), when sources leave the batch."""
+        """Replace row i of what belongs to sources by row index[i], (new B), when some leave the batch."""
         if self.source_ids is not None:
             self.source_ids = self.source_ids[index]
         if self.encoder_output is not None:

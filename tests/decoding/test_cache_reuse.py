@@ -165,6 +165,8 @@ def test_prompts_that_begin_equally_share_a_row(family: str) -> None:
     given[PROMPT[family][0]] = torch.cat([prefixes.repeat_interleave(3, 0), more], 1)
     want, got = both(model, given, {"max_new_tokens": 4}, cache)
     assert got.tolist() == want.tolist()
+    per_source = [tensor for tensor in (cache.source_ids, cache.encoder_output) if tensor is not None]
+    assert {len(tensor) for tensor in (got, *per_source)} == {6}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

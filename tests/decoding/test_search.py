@@ -339,8 +339,8 @@ def test_logits_of_the_head_are_those_of_its_forward(rows: int) -> None:
         logits = head_logits(head, hidden)
         torch.testing.assert_close(logits, head(hidden))
         assert logits.is_contiguous()
-        changed = head_logits(torch.nn.Sequential(head, torch.nn.Tanh()), hidden)  # another module
-        torch.testing.assert_close(changed, head(hidden).tanh())
+        for replacement in (torch.nn.Linear(8, 30), torch.nn.Sequential(head, torch.nn.Tanh())):
+            torch.testing.assert_close(head_logits(replacement, hidden), replacement(hidden))
 
 
 def test_scores_are_computed_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
