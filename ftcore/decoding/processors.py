@@ -44,55 +44,53 @@ def processors_for(
         prompt_mask: (B, T) of the prompt, padded on the left; None without padding.
     """
     chosen: list[LogitsProcessor] = []
+
+    def use(processor: Callable[..., Tensor], **options: Any) -> None:
+        chosen.append(partial(processor, **options))
+
     if arguments.repetition_penalty != 1.0:
-        penalty = arguments.repetition_penalty
         first_token = None if prompt_mask is None else prompt_mask.argmax(1)
-        chosen.append(partial(penalize_repetition, penalty=penalty, first_token=first_token))
+        use(penalize_repetition, penalty=arguments.repetition_penalty, first_token=first_token)
     if arguments.no_repeat_ngram_size > 0:
-        chosen.append(partial(forbid_repeated_ngrams, size=arguments.no_repeat_ngram_size))
+        use(forbid_repeated_ngrams, size=arguments.no_repeat_ngram_size)
     if arguments.encoder_no_repeat_ngram_size > 0:
-        size = arguments.encoder_no_repeat_ngram_size
-        chosen.append(partial(forbid_ngrams_of_source, source_ids=source_ids, size=size))
+        use(forbid_ngrams_of_source, source_ids=source_ids, size=arguments.encoder_no_repeat_ngram_size)
     # As in Hugging Face, an EOS among the bad words is ignored: rows could never end.
     ends = [[eos] for eos in arguments.eos_ids]
     if bad_words := [word for word in arguments.bad_words_ids or [] if word not in ends]:
-        chosen.append(partial(forbid_words, words=bad_words))
+        use(forbid_words, words=bad_words)
     if min_length > 0 and arguments.eos_ids:
-        chosen.append(partial(forbid_early_end, min_length=min_length, eos_ids=arguments.eos_ids))
+        use(forbid_early_end, min_length=min_length, eos_ids=arguments.eos_ids)
     if arguments.prefix_allowed_tokens_fn is not None:
-        function = arguments.prefix_allowed_tokens_fn
         beams = arguments.num_beams // arguments.num_beam_groups  # the groups are processed separately
-        chosen.append(partial(keep_allowed, function=function, beams=beams))
+        use(keep_allowed, function=arguments.prefix_allowed_tokens_fn, beams=beams)
     if arguments.forced_bos_token_id is not None:
-        chosen.append(partial(force_at, length=1, tokens=[arguments.forced_bos_token_id]))
+        use(force_at, length=1, tokens=[arguments.forced_bos_token_id])
     if arguments.forced_eos_ids:
-        chosen.append(partial(force_at, length=max_length - 1, tokens=arguments.forced_eos_ids))
+        use(force_at, length=max_length - 1, tokens=arguments.forced_eos_ids)
     if arguments.exponential_decay_length_penalty is not None and arguments.eos_ids:
         start, factor = arguments.exponential_decay_length_penalty
-        start += prompt_length
-        chosen.append(partial(favor_end, start=start, factor=factor, eos_ids=arguments.eos_ids))
+        use(favor_end, start=prompt_length + start, factor=factor, eos_ids=arguments.eos_ids)
     if arguments.suppress_tokens:
-        chosen.append(partial(suppress, tokens=arguments.suppress_tokens))
+        use(suppress, tokens=arguments.suppress_tokens)
     if arguments.begin_suppress_tokens:
         is_forced = prompt_length == 1 and arguments.forced_bos_token_id is not None
-        chosen.append(
-            partial(suppress, tokens=arguments.begin_suppress_tokens, length=prompt_length + is_forced)
-        )
+        use(suppress, tokens=arguments.begin_suppress_tokens, length=prompt_length + is_forced)
     for function in arguments.logits_processor or []:
-        chosen.append(partial(apply_function, function=function))
+        use(apply_function, function=function)
     if arguments.do_sample:
         # Each beam keeps at least one candidate that is not an EOS, or all beams might end at once.
         keep = 1 if arguments.num_beams == 1 else max(2, 1 + len(arguments.eos_ids))
         if arguments.temperature != 1.0:
-            chosen.append(partial(apply_temperature, temperature=arguments.temperature))
+            use(apply_temperature, temperature=arguments.temperature)
         if arguments.top_k:
-            chosen.append(partial(keep_top_k, k=max(arguments.top_k, keep)))
+            use(keep_top_k, k=max(arguments.top_k, keep))
         if arguments.top_p < 1.0:
-            chosen.append(partial(keep_top_p, p=arguments.top_p, keep=keep))
+            use(keep_top_p, p=arguments.top_p, keep=keep)
         if arguments.min_p is not None:
-            chosen.append(partial(keep_min_p, p=arguments.min_p, keep=keep))
+            use(keep_min_p, p=arguments.min_p, keep=keep)
         if arguments.typical_p < 1.0:
-            chosen.append(partial(keep_typical, mass=arguments.typical_p, keep=keep))
+            use(keep_typical, mass=arguments.typical_p, keep=keep)
     if arguments.renormalize_logits:
         chosen.append(renormalize)
     return chosen

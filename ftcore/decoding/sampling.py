@@ -30,10 +30,14 @@ def sample(
     end_of_row: EndOfRow,
     arguments: Arguments,
     max_length: int,
+    return_scores: bool,
     generator: Generators | None = None,
     streamer: Callable[[Tensor], None] | None = None,
 ) -> ScoredIds:
-    """Greedy search or sampling until every row has ended: `prompt` (B, T) -> ids (R, up to L)."""
+    """Greedy search or sampling until every row has ended: `prompt` (B, T) -> ids (R, up to L).
+
+    Scores are 0 without `return_scores`: they take a softmax over the vocabulary in every step.
+    """
     sources, prompt_length = prompt.shape
     rows_per_source = arguments.num_return_sequences
     logits = state.prefill(prompt, rows_per_source)  # (R, V)
@@ -48,7 +52,8 @@ def sample(
         chosen = draw(scores, 1, generator)[:, 0] if arguments.do_sample else scores.argmax(-1)  # (R,)
         tokens = torch.where(running, chosen, arguments.pad_id)
         ids[:, length] = tokens
-        token_scores[:, length] = torch.where(running, log_prob(scores, chosen), 0.0)
+        if return_scores:
+            token_scores[:, length] = torch.where(running, log_prob(scores, chosen), 0.0)
         running = running & ~end_of_row(ids[:, : length + 1])
         # The only device synchronization of a step.
         *unfinished, any_failed = torch.cat(

@@ -9,7 +9,7 @@ T tokens so far, L maximum length.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,35 +18,12 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.decoding.arguments import arguments_for, position_limit
 from ftcore.decoding.beam_search import BeamObserver, beam_search
 from ftcore.decoding.diverse_beam_search import diverse_beam_search
-from ftcore.decoding.inputs import checked_source, decoder_prompt
+from ftcore.decoding.inputs import checked_source, decoder_prompt, emptied_on_error, fit_cache
 from ftcore.decoding.processors import processors_for
-from ftcore.decoding.reuse import emptied_on_error, fit_cache
 from ftcore.decoding.sampling import Generators, ScoredIds, check_generators, sample
 from ftcore.decoding.state import DecoderState, eval_mode
 from ftcore.decoding.stopping import EndOfRow
 from ftcore.models import KVCache, Model
-
-
-@overload
-def generate(
-    model: Model,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    *,
-    return_scores: Literal[False] = False,
-    **arguments: Any,
-) -> Tensor: ...
-
-
-@overload
-def generate(
-    model: Model,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    *,
-    return_scores: Literal[True],
-    **arguments: Any,
-) -> ScoredIds: ...
 
 
 def generate(
@@ -63,7 +40,7 @@ def generate(
     streamer: Callable[[Tensor], None] | None = None,
     observer: BeamObserver | None = None,
     **arguments: Any,
-) -> Tensor | ScoredIds:
+) -> Any:
     """Continue GPT-2's prompts, or answer T5's inputs.
 
     Args:
@@ -137,7 +114,9 @@ def generate(
                 state, prompt, processors, end_of_row, chosen, max_length, generator, observer
             )
         else:
-            result = sample(state, prompt, processors, end_of_row, chosen, max_length, generator, streamer)
+            result = sample(
+                state, prompt, processors, end_of_row, chosen, max_length, return_scores, generator, streamer
+            )
     result = ScoredIds(*(tensor.clone() for tensor in result))  # outside of inference mode, for autograd
     if cache is not None:
         one_per_prompt = result.ids[:: len(result.ids) // len(prompt)]

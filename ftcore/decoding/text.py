@@ -79,20 +79,21 @@ def generate_texts(
             ids, mask = padded(model, tokenizer, [sources[index] for index in batch])
             own = [generator[index] for index in batch] if isinstance(generator, Sequence) else generator
             result = generate(
-                model, ids, mask, tokenizer=tokenizer, generator=own, return_scores=True, **arguments
+                model, ids, mask, tokenizer=tokenizer, generator=own, return_scores=return_scores, **arguments
             )
             prefix = 1 if model.config.is_encoder_decoder else ids.shape[1]  # start token or prompt
-            rows = zip(*(values.tolist() for values in result), strict=True)
-            for number, (row, token_scores, score) in enumerate(rows):
+            rows = zip(*(values.tolist() for values in (result if return_scores else [result])), strict=True)
+            for number, (row, *scores) in enumerate(rows):
                 tokens = up_to_end(row[prefix:], chosen.eos_ids)
                 text = tokenizer.decode(without_end(tokenizer, tokens), skip_special_tokens)
                 text = before_stop(text, chosen.stops)
-                while tokens and tokens[-1] == chosen.pad_id and token_scores[len(tokens) - 1] == 0.0:
-                    tokens.pop()  # padding after a stop string
-                scored = ScoredText(text, score, tokens, token_scores[: len(tokens)])
-                answers[batch[number // chosen.num_return_sequences]].append(
-                    scored if return_scores else text
-                )
+                answer: Any = text
+                if return_scores:
+                    token_scores, score = scores
+                    while tokens and tokens[-1] == chosen.pad_id and token_scores[len(tokens) - 1] == 0.0:
+                        tokens.pop()  # padding after a stop string
+                    answer = ScoredText(text, score, tokens, token_scores[: len(tokens)])
+                answers[batch[number // chosen.num_return_sequences]].append(answer)
             bar.update(len(batch))
     return answers if chosen.num_return_sequences > 1 else [answer for [answer] in answers]
 

@@ -18,8 +18,8 @@ class KVCache:
     dtype and device. For T5 the cache also holds the cross-attention keys and values, one row per source,
     shared by all beams of that source.
 
-    `ftcore.decoding.generate` notes the tokens of the filled positions in `ids`, (B, length), and those of
-    T5's source in `source_ids`, (sources, S), to check that its next call begins with them.
+    `ftcore.decoding.generate` keeps here what its next call needs: the tokens of the filled positions in
+    `ids`, (B, length), and T5's source in `source_ids`, (sources, S), and `encoder_output`, (sources, S, D).
     """
 
     def __init__(self, max_length: int):
@@ -27,6 +27,7 @@ class KVCache:
         self.layers: list[LayerCache] = []
         self.ids: Tensor | None = None
         self.source_ids: Tensor | None = None
+        self.encoder_output: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -62,7 +63,7 @@ class KVCache:
         if self.ids is not None:
             self.ids = self.ids[:, :length]
         if length == 0:
-            self.layers, self.ids, self.source_ids = [], None, None
+            self.layers, self.ids, self.source_ids, self.encoder_output = [], None, None, None
 
     def resized(self, index: Tensor) -> "KVCache":
         """A new cache, whose row i is row index[i] of this one; index is (new B), another number of rows."""
@@ -85,9 +86,11 @@ class KVCache:
             self.ids = self.ids[index]
 
     def select_sources(self, index: Tensor) -> None:
-        """Replace row i of the cross-attention by row index[i] (new B), when sources leave the batch."""
+        """Replace row i of what belongs to sources by row index[i], (new B), when some leave the batch."""
         if self.source_ids is not None:
             self.source_ids = self.source_ids[index]
+        if self.encoder_output is not None:
+            self.encoder_output = self.encoder_output[index]
         for layer in self.layers:
             if layer.cross is not None:
                 key, value = layer.cross

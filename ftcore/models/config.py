@@ -306,7 +306,7 @@ class CheckpointMixin:
         """`ftcore.decoding.generate` with this model."""
         from ftcore.decoding import generate
 
-        return generate(self, *inputs, **arguments)  # type: ignore[call-overload]
+        return generate(self, *inputs, **arguments)  # type: ignore[arg-type]
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, past_length: int = 0) -> None:

@@ -143,6 +143,13 @@ def test_only_positions_outside_of_the_cache_are_computed(
     assert shapes == fed
 
 
+def test_t5_does_not_encode_the_source_of_a_kept_cache_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given, cache = filled("t5")
+    want = generate(model, **given, max_new_tokens=4)
+    monkeypatch.setattr(model.encoder, "forward", None)
+    assert generate(model, **given, max_new_tokens=4, cache=cache).tolist() == want.tolist()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_that_begin_equally_share_a_row(family: str) -> None:
     _, model = pair(family, 1)
@@ -158,6 +165,8 @@ def test_prompts_that_begin_equally_share_a_row(family: str) -> None:
     given[PROMPT[family][0]] = torch.cat([prefixes.repeat_interleave(3, 0), more], 1)
     want, got = both(model, given, {"max_new_tokens": 4}, cache)
     assert got.tolist() == want.tolist()
+    per_source = [tensor for tensor in (cache.source_ids, cache.encoder_output) if tensor is not None]
+    assert {len(tensor) for tensor in (got, *per_source)} == {6}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ftcore.decoding import generate
 from ftcore.decoding.beam_search import common_prefix_length
+from ftcore.decoding.state import head_logits
 from tests.helpers.search_cases import (
     EOS,
     FAMILIES,
@@ -330,6 +331,26 @@ def test_the_head_runs_on_one_position_per_step() -> None:
     assert shapes == [(1, 1, VOCAB), (3, 1, VOCAB), (3, 1, VOCAB)]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_logits_of_the_head_are_those_of_its_forward(rows: int) -> None:
+    head = torch.nn.Linear(8, 30, bias=False)
+    hidden = torch.randn(rows, 1, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = head_logits(head, hidden)
+        torch.testing.assert_close(logits, head(hidden))
+        assert logits.is_contiguous()
+        for replacement in (torch.nn.Linear(8, 30), torch.nn.Sequential(head, torch.nn.Tanh())):
+            torch.testing.assert_close(head_logits(replacement, hidden), replacement(hidden))
+
+
+def test_scores_are_computed_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = pair("gpt2", 0)
+    ids = torch.tensor([[5, 6, 7]])
+    want = generate(model, ids, return_scores=True).ids
+    monkeypatch.delattr("ftcore.decoding.sampling.log_prob")
+    assert generate(model, ids).tolist() == want.tolist()
+
+
 # Errors
 
 
@@ -578,16 +599,15 @@ def test_threads_share_a_model_in_train_mode(family: str) -> None:
 # Finished sources
 
 
-def fed_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def fed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that the head receives in each step of `generate`. (A hook would keep all rows.)"""
     counts: list[int] = []
-    head = model.lm_head.forward
 
-    def counted(hidden: Tensor) -> Tensor:
+    def counted(head: Any, hidden: Tensor) -> Tensor:
         counts.append(len(hidden))
-        return head(hidden)
+        return head_logits(head, hidden)
 
-    monkeypatch.setattr(model.lm_head, "forward", counted)
+    monkeypatch.setattr("ftcore.decoding.state.head_logits", counted)
     return counts
 
 
@@ -606,7 +626,7 @@ def test_dropping_finished_sources_does_not_change_the_ids(
             with monkeypatch.context() as patch:
                 if keep_all:
                     patch.setattr("ftcore.decoding.state.is_hooked", lambda model: True)
-                counts = fed_rows(model, patch)
+                counts = fed_rows(patch)
                 generator = torch.Generator().manual_seed(3)
                 answers.append(generate(model, ids, mask, generator=generator, **options).tolist())
             assert not keep_all or len(set(counts[1:])) <= 1
