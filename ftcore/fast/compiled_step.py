@@ -148,15 +148,15 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
     ]
     examples = [[example(*pair) for pair in zip(*group, strict=True)] for group in zip(inputs, sizes, strict=True)]
     dynamic = [[{axis: Dim.DYNAMIC for axis, size in tensor.items() if size != 1} for tensor in group] for group in sizes]
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # one query: plain operations are faster, and fused
+    settings = {"pattern_matcher": False}  # which would fuse these products with what follows
+    lowerings = patch.dict(lowering.lowerings, {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear})
+    # One query: plain operations, which are fused, are faster than the attention kernel.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), lowerings:
         program = torch.export.export(
             StepOfTensors(model), tuple(examples), dynamic_shapes=tuple(dynamic), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    if program.state_dict or program.constants:
-        raise RuntimeError(f"weights would be constants of the program: {[*program.state_dict, *program.constants]}")
-    with patch.dict(lowering.lowerings, {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear}):
-        settings = {"pattern_matcher": False}  # which would fuse these products with what follows
+        assert not program.state_dict and not program.constants, "a weight would be a constant of the program"
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
