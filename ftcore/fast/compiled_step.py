@@ -1,50 +1,50 @@
-"""A decoding step compiled to C++ by torch.compile.
+"""A decoding step compiled to machine code by AOTInductor, PyTorch's ahead-of-time compiler.
 
 A step costs more than reading the weights: Python, and hundreds of small operations that each synchronize
-threads. Compiled code has few of either, and for a few rows its matrix products are specialized for
-their number.
+threads. Compiled code has few of either. The matrix products stay those of the prepared layers.
 """
 
-import re
-import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch._dynamo import mark_static, maybe_mark_dynamic
-from torch._inductor import config as inductor
+from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.stateless import _reparametrize_module
 
 from ftcore.decoding.state import next_logits
-from ftcore.fast.compiler import compile_separately
-from ftcore.fast.packed import FEW_ROWS, OneDnnLinear
-from ftcore.models import KVCache
-
-# Weights are constants, whose memory layout the compiler may change.
-FREEZING = {"freezing": True}
-# Matrix products are generated for their sizes.
-AUTOTUNED = FREEZING | {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
-# The fused attention kernel is made for many queries; for one query the compiler does better with the plain
-# operations. Not where beams of a T5 source are several queries: it generates no products for those.
-PLAIN, FUSED = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-# Integers that change every step and must not be compiled as constants.
-DYNAMIC = "L['cache'].extent.length,L['cache'].extent.max_length"
+from ftcore.fast.packed import INT8_LINEAR, LINEAR, PreparedStep
+from ftcore.fast.program_cache import Program, ProgramCache, step_weights
+from ftcore.models import KVCache, Model
 
 
-class CompiledStep:
-    """The `fast_step` of a model on a CPU: `next_logits` of one token per row, compiled at its first use.
+class CompiledStep(PreparedStep):
+    """The `fast_step` of a model on a CPU: `next_logits` of one token per row, compiled.
 
-    Each number of rows up to FEW_ROWS is compiled separately, with its own matrix products. All larger
-    numbers share one program with oneDNN's products. Both serve every cache length. Weights are constants.
+    Weights are inputs of a program, so that it serves every model of the same shape. Each serves every length
+    of cache and source. There is one for a single row and one for more; T5 has two more, for several rows of
+    one source (beams) and of several.
     """
 
-    def __init__(self) -> None:
-        self.few_rows, self.many_rows = compiled_next_logits(), compiled_next_logits()
-        self.marked_key: Callable[[], Tensor | None] = lambda: None  # of the first layer of the last cache
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.cache = ProgramCache(model)
+        self.programs: dict[str, Program] = {}
+        self.weights: list[Tensor] = []  # of `model`, as arranged
 
-    def __reduce__(self) -> tuple[type["CompiledStep"], tuple[()]]:
-        return CompiledStep, ()  # compiled code reads the weights of the original model
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"programs": {}, "weights": []}
+
+    def arrange(self, rows: int) -> bool:
+        """See PreparedStep."""
+        is_changed = super().arrange(rows)
+        if is_changed:
+            self.weights = []
+        return is_changed
 
     def __call__(
         self,
@@ -55,50 +55,136 @@ class CompiledStep:
         encoder_output: Tensor | None,
         encoder_mask: Tensor | None,
     ) -> Tensor:
-        new_ids = new_ids.flatten().clone()[:, None]  # (R, 1) with fixed strides, which are guarded
-        is_few = len(new_ids) <= FEW_ROWS
-        mark_sizes(new_ids, mask, encoder_output, encoder_mask, is_few=is_few)
-        if self.marked_key() is not cache.layers[0].key:
-            for layer in cache.layers:
-                mark_sizes(layer.key, layer.value, *(layer.cross or ()), is_few=is_few, length_dimension=2)
-            self.marked_key = weakref.ref(cache.layers[0].key)
-            if not is_few:
-                pack_weights(model)
-        step, options = (self.few_rows, AUTOTUNED) if is_few else (self.many_rows, FREEZING)
-        has_beams = encoder_output is not None and len(encoder_output) < len(new_ids)
-        dynamic = torch.compiler.config.patch(dynamic_sources=DYNAMIC)  # type: ignore[attr-defined]
-        with inductor.patch(options), dynamic, sdpa_kernel(FUSED if is_few and has_beams else PLAIN):
-            return step(model, new_ids, cache, mask, encoder_output, encoder_mask)
+        self.arrange(len(new_ids))
+        if not self.weights:
+            self.weights = list(step_weights(model).values())
+        if mask is None:
+            mask = new_ids.new_ones(len(new_ids), cache.length + 1)
+        source = []
+        if encoder_output is not None:
+            if encoder_mask is None:
+                encoder_mask = new_ids.new_ones(encoder_output.shape[:2])
+            source = [encoder_output, encoder_mask]
+        # A program reads memory in the order of its examples: other strides would be misread silently.
+        tokens, source = ([tensor.contiguous() for tensor in group] for group in ([new_ids, mask], source))
+        inputs = [self.weights, tokens, buffers(cache), source, cross_buffers(cache)]
+        name = program_name(len(new_ids), len(source[0]) if source else len(new_ids))
+        if name not in self.programs:
+            self.programs[name] = self.cache.get(name, partial(compile_step, model, inputs))
+        [logits] = self.programs[name]([tensor for group in inputs for tensor in group])
+        cache.advance(1)
+        return logits
 
     def supports(self, sources: int, rows: int) -> bool:
-        """False where it would compile again: for few rows, and for one source, a special case of a size."""
-        return sources > 1 and rows > FEW_ROWS
+        """False where another program would be needed."""
+        return sources > 1
 
 
-def compiled_next_logits() -> Callable[..., Tensor]:
-    """Compile `next_logits`, (B, T) ids -> (B, V), anew: with guards on its inputs only."""
-    return compile_separately(next_logits, options={"guard_filter_fn": guards_on_inputs})
+def buffers(cache: KVCache) -> list[Tensor]:
+    """Keys and values of all layers, (R, H, max_length, K)."""
+    return [buffer for layer in cache.layers for buffer in (layer.key, layer.value)]
 
 
-def pack_weights(model: Any) -> None:
-    """Pack all weights that a step reads, which are those outside of T5's encoder."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, OneDnnLinear) and not name.startswith("encoder."):
-            layer.pack()
+def cross_buffers(cache: KVCache) -> list[Tensor]:
+    """T5's cross-attention keys and values of all layers, (B, H, S, K)."""
+    return [buffer for layer in cache.layers for buffer in layer.cross or ()]
 
 
-def mark_sizes(*tensors: Tensor | None, is_few: bool, length_dimension: int = 1) -> None:
-    """Make the number of rows static if few, else dynamic, and the length dynamic."""
-    for tensor in tensors:
-        if tensor is not None:
-            mark_rows = mark_static if is_few else maybe_mark_dynamic
-            mark_rows(tensor, 0)
-            maybe_mark_dynamic(tensor, length_dimension)
+def program_name(rows: int, sources: int) -> str:
+    """The name of the program that serves these numbers."""
+    if rows == sources:
+        return "one-row" if rows == 1 else "rows"
+    return "beams-of-one-source" if sources == 1 else "beams"
 
 
-def guards_on_inputs(guards: Any) -> list[bool]:
-    """Which guards to keep, out of hundreds to thousands checked at every step: those on the other inputs.
+class StepOfTensors(nn.Module):
+    """`next_logits` as torch.export needs it: a function of tensors alone."""
 
-    The model is frozen, and the properties of a cache follow from the model and the other inputs.
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = [model]  # in a list, so that its weights are not constants of the program
+        self.names = list(step_weights(model))
+
+    def forward(
+        self,
+        weights: list[Tensor],
+        tokens: list[Tensor],  # new_ids (R, 1), mask (R, T so far)
+        buffers: list[Tensor],
+        source: list[Tensor],  # T5: encoder_output (B, S, D), encoder_mask (B, S)
+        cross: list[Tensor],
+    ) -> Tensor:
+        """Returns the logits, (R, V), and writes the new keys and values to the buffers."""
+        new_ids, mask = tokens
+        cache = KVCache(buffers[0].shape[2])
+        cache.extent.length = mask.shape[1] - 1
+        for index in range(len(buffers) // 2):
+            layer = cache.layer(index)
+            layer.key, layer.value = buffers[2 * index : 2 * index + 2]
+            layer.cross = tuple(cross[2 * index : 2 * index + 2]) or None
+        with _reparametrize_module(self.model[0], dict(zip(self.names, weights, strict=True))):
+            return next_logits(self.model[0], new_ids, cache, mask, *(source or (None, None)))
+
+
+def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
+    """Compile `next_logits` for the sizes that `program_name` names, and write it to `path`.
+
+    Args:
+        inputs: those of StepOfTensors, of which shapes and dtypes are read.
     """
-    return [not re.search(r"\b(model|cache)\b", guard.name) and not guard.is_global for guard in guards]
+    from torch._inductor import aoti_compile_and_package, lowering  # takes seconds to import
+
+    weights, (new_ids, _), _, source, _ = inputs
+    rows, sources = len(new_ids), len(source[0]) if source else len(new_ids)
+    # Examples of varying sizes. They differ, and are not 1, since equal sizes would be unified.
+    rows_size = 6 if rows > 1 else 1
+    sources_size = rows_size if sources == rows else 3 if sources > 1 else 1
+    length, capacity, source_length = 5, 7, 11
+    sizes: list[list[dict[int, int]]] = [
+        [{} for _ in weights],
+        [{0: rows_size}, {0: rows_size, 1: length}],
+        [{0: rows_size, 2: capacity} for _ in inputs[2]],
+        [{0: sources_size, 1: source_length} for _ in source],
+        [{0: sources_size, 2: source_length} for _ in inputs[4]],
+    ]
+    examples = [[example(*pair) for pair in zip(*group, strict=True)] for group in zip(inputs, sizes, strict=True)]
+    dynamic = [[{axis: Dim.DYNAMIC for axis, size in tensor.items() if size != 1} for tensor in group] for group in sizes]
+    settings = {"pattern_matcher": False}  # which would fuse these products with what follows
+    lowerings = patch.dict(lowering.lowerings, {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear})
+    # One query: plain operations, which are fused, are faster than the attention kernel.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), lowerings:
+        program = torch.export.export(
+            StepOfTensors(model), tuple(examples), dynamic_shapes=tuple(dynamic), strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+        assert not program.state_dict and not program.constants, "a weight would be a constant of the program"
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+
+
+def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:
+    """A tensor without values, of other sizes along some axes. oneDNN's layouts become plain ones."""
+    if not sizes and not tensor.is_mkldnn:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    shape = [sizes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+    return torch.empty(shape, dtype=tensor.dtype)
+
+
+# The compiler's own lowerings of oneDNN's products require weights that are constants.
+
+
+def lower_linear(*arguments: Any) -> Any:
+    """Call LINEAR in the compiled program."""
+    from torch._inductor import ir, mkldnn_ir
+
+    return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(*arguments))
+
+
+def lower_int8_linear(
+    inputs: Any, _scale: float, _zero: int, matrix: Any, scale: Any, _zeros: None, *arguments: Any
+) -> Any:
+    """Call INT8_LINEAR in the compiled program, with an input's scale of 1 and zero points of 0."""
+    from torch._inductor import ir, mkldnn_ir, virtualized
+
+    one, zero = torch.tensor(1.0), torch.tensor(0, dtype=torch.int32)
+    one, zero = (virtualized.V.graph.add_tensor_constant(number) for number in (one, zero))
+    product = mkldnn_ir.QLinearPointwisePT2E.create(inputs, one, zero, matrix, scale, zero, *arguments)
+    return ir.TensorBox.create(product)

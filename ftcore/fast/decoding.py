@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftcore.fast.compiled_step import CompiledStep
 from ftcore.fast.compiler import require_compiler
 from ftcore.fast.cuda_graph import GraphStep
 from ftcore.fast.packed import (
@@ -14,6 +15,7 @@ from ftcore.fast.packed import (
     Int8Linear,
     MeanCenteredHead,
     PackedLinear,
+    PreparedStep,
 )
 from ftcore.lora.lora import merge_lora
 from ftcore.models import Model
@@ -50,17 +52,12 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, co
     device = next(model.parameters()).device
     if compile and device.type != "cpu":
         raise ValueError(f"compile=True is for a CPU: on {device} a step is a CUDA graph without it")
-    if compile:
-        require_compiler(device)
     prepared: Any = merge_lora(model).eval().requires_grad_(False)
     if device.type == "cuda":
         return use_graphs(prepared, dtype)
     replace_linears(prepared, LAYER_TYPES[dtype])
-    if compile:
-        from ftcore.fast.compiled_step import CompiledStep  # takes seconds to import
-
-        prepared.fast_step = CompiledStep()
-    return prepared.eval()
+    prepared.eval().fast_step = CompiledStep(prepared) if compile else PreparedStep(prepared)
+    return prepared
 
 
 def use_graphs(model: Any, dtype: torch.dtype) -> Any:

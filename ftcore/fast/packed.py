@@ -1,8 +1,8 @@
-"""Linear layers for inference on a CPU, with weights packed once in float32, bfloat16 or int8.
+"""Linear layers for inference on a CPU, in float32, bfloat16 or int8, by oneDNN, PyTorch's CPU library.
 
 A decoding step multiplies a few rows with every matrix of the model, so memory bandwidth limits it. Two
-things help: a packed layout that the kernel reads sequentially, and fewer bytes per weight. Inputs and
-outputs are float32 in all dtypes, so norms, attention and the residual stream lose no precision.
+things help: a layout that the kernel reads sequentially, and fewer bytes per weight. Inputs and outputs are
+float32 in all dtypes, so norms, attention and the residual stream lose no precision.
 
 These layers cannot be trained or saved; the model they were made from can.
 """
@@ -10,121 +10,116 @@ These layers cannot be trained or saved; the model they were made from can.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftcore.decoding.state import next_logits
+
+# oneDNN's products, (..., in) by (out, in) -> (..., out), of floating-point numbers and of integers.
+LINEAR = torch.ops.mkldnn._linear_pointwise.default
+INT8_LINEAR = torch.ops.onednn.qlinear_pointwise.default
+
 # oneDNN chooses the packed layout by the expected number of rows. The one for 64 is the best or nearly so
-# from a few texts to many beams.
+# from two texts to many beams.
 PACKED_FOR_ROWS = 64
-# From this many rows on, as for a prompt, int8 weights are widened and multiplied as bfloat16.
-MANY_ROWS = 32
-# Up to this many rows the compiler's matrix products are faster than oneDNN's.
-FEW_ROWS = 4
+# Largest input of an int8 product. Processors without VNNI add two products in 16 bits: 2 * 127 * 127 fits.
+LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
 
 
 class PackedLinear(nn.Module):
     """Base class: keeps dtype and shape of the original weight, and refuses to be saved."""
 
+    matrix: Tensor  # what is multiplied, in oneDNN's layout or a plain one
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.weight = torch.empty(weight.shape, dtype=torch.float32, device="meta")  # (out, in), no values
-        self.bias = None if bias is None else bias.detach()
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def _save_to_state_dict(self, *_: Any) -> None:
         raise ValueError("a model prepared for decoding cannot be saved: save the original model")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With a plain matrix: oneDNN's layout can be neither copied nor pickled."""
+        matrix = self.matrix.to_dense() if self.matrix.is_mkldnn else self.matrix
+        return self.__dict__ | {"_buffers": self._buffers | {"matrix": matrix}}
 
-class OneDnnLinear(PackedLinear):
-    """Floating-point weights, kept plain and, from the first call that needs it, packed by oneDNN."""
+
+class FloatLinear(PackedLinear):
+    """Floating-point weights: plain, (out, in), or packed by oneDNN, never both.
+
+    Several rows are multiplied faster by the packed layout, a single row by the plain one.
+    """
 
     dtype: torch.dtype
-    plain: Tensor  # (out, in)
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight, bias)
-        self.register_buffer("plain", weight.detach().to(self.dtype).contiguous())
-        self.bias = None if bias is None else bias.detach().to(self.dtype)
-        self.packed: Tensor | None = None
+        super().__init__(weight, None if bias is None else bias.to(self.dtype))
+        self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T, in) -> (B, T, out), rounded to the packed type and back."""
-        rounded = inputs.to(self.dtype)
-        if torch.compiler.is_compiling() and len(inputs) <= FEW_ROWS:
-            return F.linear(rounded, self.plain, self.bias).float()
-        if len(inputs) > 1:
-            return product(rounded, self.pack(), self.bias).float()
-        if inputs.shape[-2] > 1:  # a single prompt gains nothing from the packed layout
-            return product(rounded, self.plain, self.bias).float()
-        return self.multiply_vector(rounded).float()
+        """(B, T, in) -> (B, T, out), rounded to the layer's dtype and back."""
+        if not torch.compiler.is_compiling() and len(inputs) > 1:
+            self.pack()
+        return LINEAR(inputs.to(self.dtype), self.matrix, self.bias, "none", [], "").float()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"packed": None}  # oneDNN's layout can be neither copied nor pickled
+    def pack(self) -> None:
+        """Change to oneDNN's layout."""
+        matrix = self.matrix  # read once, for thread safety
+        if not matrix.is_mkldnn:
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
 
-    def pack(self) -> Tensor:
-        """The weight, (out, in), in oneDNN's layout; packed when first asked for."""
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, PACKED_FOR_ROWS)
-        return self.packed
-
-    def multiply_vector(self, rounded: Tensor) -> Tensor:
-        """(1, T, in) -> (1, T, out), of a single row."""
-        return product(rounded, self.pack(), self.bias)
+    def unpack(self) -> None:
+        """Change to the plain layout."""
+        matrix = self.matrix
+        if matrix.is_mkldnn:
+            self.matrix = matrix.to_dense()
 
 
-class Float32Linear(OneDnnLinear):
-    """A packed matrix in float32."""
+class Float32Linear(FloatLinear):
+    """A matrix in float32."""
 
     dtype = torch.float32
 
-    def multiply_vector(self, rounded: Tensor) -> Tensor:
-        # Faster with the roles exchanged: the weight as the input rows, the vector as the matrix.
-        outputs = product(self.plain, rounded.flatten()[None])[:, 0]  # (out,)
-        if self.bias is not None:
-            outputs += self.bias
-        return outputs.view(*rounded.shape[:-1], -1)
 
-
-class BFloat16Linear(OneDnnLinear):
+class BFloat16Linear(FloatLinear):
     """Rounds its inputs and outputs to bfloat16 too."""
 
     dtype = torch.bfloat16
 
 
 class Int8Linear(PackedLinear):
-    """Weight-only int8 quantization: integers from -127 to 127, one scale per output.
+    """Weights as integers from -127 to 127 with one scale per output; inputs as integers too, row by row.
 
-    Inputs are rounded to bfloat16.
+    A row of inputs is low + step * q, with q from 0 to LEVELS. Its product with a row of weights, scale * w,
+    is scale * (step * sum(q w) + low * sum(w)), where only sum(q w) takes time.
     """
+
+    scale: Tensor  # (out,)
+    weight_sum: Tensor  # (out,), scale * sum(w)
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
-        self.out_features, in_features = weight.shape
-        # The kernel reads blocks of 16 inputs and several outputs, beyond the end of other sizes: pad them.
-        out_padding, self.in_padding = -self.out_features % 16, -in_features % 16
-        # The scale may be rounded down to bfloat16, so the largest weights are clamped.
-        scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()  # (out,)
-        quantized = (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self.scale = F.pad(scale, (0, out_padding))
-        self.quantized = F.pad(quantized, (0, self.in_padding, 0, out_padding)).contiguous()  # (out, in)
+        scale = (weight.detach().abs().amax(1) / 127).clamp(min=1e-30)
+        integers = (weight.detach() / scale[:, None]).round_()  # (out, in)
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight_sum", scale * integers.sum(1))
+        self.register_buffer("matrix", torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        rows = inputs.flatten(0, -2).bfloat16()  # (R, in)
-        if self.in_padding:
-            rows = F.pad(rows, (0, self.in_padding))
-        if len(rows) < MANY_ROWS:
-            outputs = torch._weight_int8pack_mm(rows, self.quantized, self.scale)
-        else:
-            outputs = F.linear(rows, self.quantized.bfloat16()) * self.scale
-        outputs = outputs[:, : self.out_features].float()
-        if self.bias is not None:
-            outputs += self.bias
-        return outputs.unflatten(0, inputs.shape[:-1])
+        low, high = inputs.amin(-1, keepdim=True), inputs.amax(-1, keepdim=True)  # (..., 1)
+        step = ((high - low) / LEVELS).clamp(min=1e-30)
+        integers = ((inputs - low) / step).round().to(torch.uint8)
+        products = INT8_LINEAR(
+            integers, 1.0, 0, self.matrix, self.scale, None, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        outputs = products * step + low * self.weight_sum
+        return outputs if self.bias is None else outputs + self.bias
 
-
-def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """inputs (..., in) @ weight (out, in) transposed + bias, by oneDNN; the weight plain or packed."""
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.matrix = torch.ops.onednn.qlinear_prepack(self.matrix.T.contiguous(), None)
 
 
 class MeanCenteredHead(nn.Module):
@@ -133,9 +128,11 @@ class MeanCenteredHead(nn.Module):
     GPT-2's logits are all near -100, where bfloat16's spacing is 0.5. The mean row contributes most of that.
     """
 
+    mean: Tensor  # (in,)
+
     def __init__(self, weight: Tensor, layer_type: type[PackedLinear]):
         super().__init__()
-        self.mean = weight.mean(0)  # (in,)
+        self.register_buffer("mean", weight.mean(0))
         self.differences = layer_type(weight - self.mean, None)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -163,3 +160,32 @@ class FusedQKVSlice(nn.Module):
             latest = (inputs, self.fused(inputs).chunk(3, dim=-1))
         self.latest[0] = None if self.index == 2 else latest
         return latest[1][self.index]
+
+
+class PreparedStep:
+    """The `fast_step` of a model on a CPU: `next_logits`, with the matrices laid out for the number of rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = model.named_modules()
+        self.layers = [
+            part for name, part in named if isinstance(part, FloatLinear) and not name.startswith("encoder.")
+        ]
+        self.is_packed = False
+
+    def __call__(self, model: Any, new_ids: Tensor, *arguments: Any) -> Tensor:
+        """See `next_logits`."""
+        self.arrange(len(new_ids))
+        return next_logits(model, new_ids, *arguments)
+
+    def arrange(self, rows: int) -> bool:
+        """Pack the matrices for several rows, unpack them for one. Returns whether the layout changed."""
+        is_changed = self.is_packed != (rows > 1)
+        if is_changed:
+            self.is_packed = rows > 1
+            for layer in self.layers:
+                layer.pack() if self.is_packed else layer.unpack()
+        return is_changed
+
+    def supports(self, sources: int, rows: int) -> bool:
+        """False where the matrices would be unpacked in the middle of a search."""
+        return rows > 1

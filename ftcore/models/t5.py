@@ -116,7 +116,7 @@ class T5Attention(nn.Module):
         Raises:
             ValueError: the rows of `hidden` are not a multiple of those of the keys.
         """
-        rows, sources = len(hidden), len(key)
+        rows, sources = hidden.shape[0], key.shape[0]
         if rows % sources:
             raise ValueError(f"{rows} decoder rows for {sources} sources, expected as many or a multiple")
         query = self.q(hidden)  # (N * B, T, H * K)
