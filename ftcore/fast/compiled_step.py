@@ -1,10 +1,9 @@
 """A decoding step compiled to machine code by AOTInductor, PyTorch's ahead-of-time compiler.
 
 A step costs more than reading the weights: Python, and hundreds of small operations that each synchronize
-threads. Compiled code has few of either. The matrix products stay those of the prepared layers.
+threads. Compiled code has few of either. The matrix products remain those of the prepared layers.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
 
 from ftcore.decoding.state import next_logits
+from ftcore.fast.compiler import require_compiler
 from ftcore.fast.packed import INT8_LINEAR, LINEAR, PreparedStep
 from ftcore.fast.program_cache import Program, ProgramCache, step_weights
 from ftcore.models import KVCache, Model
+
+# One query: plain operations, which the compiler fuses, are faster than the attention kernel.
+PLAIN_ATTENTION = SDPBackend.MATH
+# Fused with what follows them, products would need weights that are constants.
+UNFUSED_PRODUCTS = {"pattern_matcher": False}
 
 
 class CompiledStep(PreparedStep):
     """The `fast_step` of a model on a CPU: `next_logits` of one token per row, compiled.
 
-    Weights are inputs of a program, so that it serves every model of the same shape. Each serves every length
-    of cache and source. There is one for a single row and one for more; T5 has two more, for several rows of
-    one source (beams) and of several.
+    Weights are inputs of a program, so that it serves every model of the same shape. Each program serves
+    every length of cache and source. There is one for a single row and one for more; T5 has two more, for
+    several rows of one source (beams) and of several.
     """
 
     def __init__(self, model: Model) -> None:
@@ -37,7 +42,7 @@ class CompiledStep(PreparedStep):
         self.weights: list[Tensor] = []  # of `model`, as arranged
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"programs": {}, "weights": []}
+        return self.__dict__ | {"programs": {}, "weights": []}  # neither can be copied
 
     def arrange(self, rows: int) -> bool:
         """See PreparedStep."""
@@ -55,11 +60,11 @@ class CompiledStep(PreparedStep):
         encoder_output: Tensor | None,
         encoder_mask: Tensor | None,
     ) -> Tensor:
-        self.arrange(len(new_ids))
-        if not self.weights:
-            self.weights = list(step_weights(model).values())
+        rows = len(new_ids)
+        self.arrange(rows)
+        weights = self.weights = self.weights or list(step_weights(model).values())
         if mask is None:
-            mask = new_ids.new_ones(len(new_ids), cache.length + 1)
+            mask = new_ids.new_ones(rows, cache.length + 1)
         source = []
         if encoder_output is not None:
             if encoder_mask is None:
@@ -67,8 +72,8 @@ class CompiledStep(PreparedStep):
             source = [encoder_output, encoder_mask]
         # A program reads memory in the order of its examples: other strides would be misread silently.
         tokens, source = ([tensor.contiguous() for tensor in group] for group in ([new_ids, mask], source))
-        inputs = [self.weights, tokens, buffers(cache), source, cross_buffers(cache)]
-        name = program_name(len(new_ids), len(source[0]) if source else len(new_ids))
+        inputs = [weights, tokens, self_buffers(cache), source, cross_buffers(cache)]
+        name = program_name(rows, len(source[0]) if source else rows)
         if name not in self.programs:
             self.programs[name] = self.cache.get(name, partial(compile_step, model, inputs))
         [logits] = self.programs[name]([tensor for group in inputs for tensor in group])
@@ -80,12 +85,12 @@ class CompiledStep(PreparedStep):
         return sources > 1
 
 
-def buffers(cache: KVCache) -> list[Tensor]:
+def self_buffers(cache: KVCache) -> list[Any]:
     """Keys and values of all layers, (R, H, max_length, K)."""
     return [buffer for layer in cache.layers for buffer in (layer.key, layer.value)]
 
 
-def cross_buffers(cache: KVCache) -> list[Tensor]:
+def cross_buffers(cache: KVCache) -> list[Any]:
     """T5's cross-attention keys and values of all layers, (B, H, S, K)."""
     return [buffer for layer in cache.layers for buffer in layer.cross or ()]
 
@@ -109,55 +114,59 @@ class StepOfTensors(nn.Module):
         self,
         weights: list[Tensor],
         tokens: list[Tensor],  # new_ids (R, 1), mask (R, T so far)
-        buffers: list[Tensor],
+        buffers: list[Tensor],  # see self_buffers
         source: list[Tensor],  # T5: encoder_output (B, S, D), encoder_mask (B, S)
-        cross: list[Tensor],
+        cross: list[Tensor],  # see cross_buffers
     ) -> Tensor:
         """Returns the logits, (R, V), and writes the new keys and values to the buffers."""
-        new_ids, mask = tokens
+        [model], (new_ids, mask) = self.model, tokens
         cache = KVCache(buffers[0].shape[2])
         cache.extent.length = mask.shape[1] - 1
         for index in range(len(buffers) // 2):
-            layer = cache.layer(index)
-            layer.key, layer.value = buffers[2 * index : 2 * index + 2]
-            layer.cross = tuple(cross[2 * index : 2 * index + 2]) or None
-        with _reparametrize_module(self.model[0], dict(zip(self.names, weights, strict=True))):
-            return next_logits(self.model[0], new_ids, cache, mask, *(source or (None, None)))
+            layer, pair = cache.layer(index), slice(2 * index, 2 * index + 2)
+            layer.key, layer.value = buffers[pair]
+            layer.cross = (cross[pair][0], cross[pair][1]) if cross else None
+        with _reparametrize_module(model, dict(zip(self.names, weights, strict=True))):
+            return next_logits(model, new_ids, cache, mask, *(source or (None, None)))
 
 
 def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
-    """Compile `next_logits` for the sizes that `program_name` names, and write it to `path`.
+    """Compile `next_logits` for the sizes that `program_name` names, and write the program to `path`.
 
     Args:
         inputs: those of StepOfTensors, of which shapes and dtypes are read.
+
+    Raises:
+        ValueError: there is no C++ compiler.
     """
+    require_compiler(torch.device("cpu"))
     from torch._inductor import aoti_compile_and_package, lowering  # takes seconds to import
 
-    weights, (new_ids, _), _, source, _ = inputs
+    _, (new_ids, _), buffers, source, cross = inputs
     rows, sources = len(new_ids), len(source[0]) if source else len(new_ids)
-    # Examples of varying sizes. They differ, and are not 1, since equal sizes would be unified.
+    # Examples of the sizes that vary. Equal ones would be unified, and 1 would be a constant.
+    length, capacity, source_length = 5, 7, 11
     rows_size = 6 if rows > 1 else 1
     sources_size = rows_size if sources == rows else 3 if sources > 1 else 1
-    length, capacity, source_length = 5, 7, 11
     sizes: list[list[dict[int, int]]] = [
-        [{} for _ in weights],
+        [{}] * len(inputs[0]),
         [{0: rows_size}, {0: rows_size, 1: length}],
-        [{0: rows_size, 2: capacity} for _ in inputs[2]],
-        [{0: sources_size, 1: source_length} for _ in source],
-        [{0: sources_size, 2: source_length} for _ in inputs[4]],
+        [{0: rows_size, 2: capacity}] * len(buffers),
+        [{0: sources_size, 1: source_length}] * len(source),
+        [{0: sources_size, 2: source_length}] * len(cross),
     ]
-    examples = [[example(*pair) for pair in zip(*group, strict=True)] for group in zip(inputs, sizes, strict=True)]
-    dynamic = [[{axis: Dim.DYNAMIC for axis, size in tensor.items() if size != 1} for tensor in group] for group in sizes]
-    settings = {"pattern_matcher": False}  # which would fuse these products with what follows
-    lowerings = patch.dict(lowering.lowerings, {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear})
-    # One query: plain operations, which are fused, are faster than the attention kernel.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), lowerings:
-        program = torch.export.export(
-            StepOfTensors(model), tuple(examples), dynamic_shapes=tuple(dynamic), strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-        assert not program.state_dict and not program.constants, "a weight would be a constant of the program"
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    examples = tuple(
+        [example(tensor, size) for tensor, size in zip(*groups, strict=True)]
+        for groups in zip(inputs, sizes, strict=True)
+    )
+    varying = tuple(
+        [{axis: Dim.DYNAMIC for axis, size in axes.items() if size > 1} for axes in group] for group in sizes
+    )
+    products = {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear}
+    with torch.no_grad(), sdpa_kernel(PLAIN_ATTENTION), patch.dict(lowering.lowerings, products):
+        program = torch.export.export(StepOfTensors(model), examples, dynamic_shapes=varying)
+        assert not program.state_dict and not program.constants, "weights are constants of the program"
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=UNFUSED_PRODUCTS)
 
 
 def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:
@@ -168,11 +177,11 @@ def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:
     return torch.empty(shape, dtype=tensor.dtype)
 
 
-# The compiler's own lowerings of oneDNN's products require weights that are constants.
+# How a program calls oneDNN's products. The compiler's own lowerings require weights that are constants.
 
 
 def lower_linear(*arguments: Any) -> Any:
-    """Call LINEAR in the compiled program."""
+    """Call LINEAR."""
     from torch._inductor import ir, mkldnn_ir
 
     return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(*arguments))
@@ -181,10 +190,11 @@ def lower_linear(*arguments: Any) -> Any:
 def lower_int8_linear(
     inputs: Any, _scale: float, _zero: int, matrix: Any, scale: Any, _zeros: None, *arguments: Any
 ) -> Any:
-    """Call INT8_LINEAR in the compiled program, with an input's scale of 1 and zero points of 0."""
-    from torch._inductor import ir, mkldnn_ir, virtualized
+    """Call INT8_LINEAR, with a scale of the inputs of 1 and zero points of 0."""
+    from torch._inductor import ir, mkldnn_ir
+    from torch._inductor.virtualized import V
 
-    one, zero = torch.tensor(1.0), torch.tensor(0, dtype=torch.int32)
-    one, zero = (virtualized.V.graph.add_tensor_constant(number) for number in (one, zero))
+    one: Any = V.graph.add_tensor_constant(torch.tensor(1.0))
+    zero: Any = V.graph.add_tensor_constant(torch.tensor(0, dtype=torch.int32))
     product = mkldnn_ir.QLinearPointwisePT2E.create(inputs, one, zero, matrix, scale, zero, *arguments)
     return ir.TensorBox.create(product)

@@ -101,7 +101,7 @@ class Int8Linear(PackedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
         scale = (weight.detach().abs().amax(1) / 127).clamp(min=1e-30)
-        integers = (weight.detach() / scale[:, None]).round_()  # (out, in)
+        integers = (weight.detach() / scale[:, None]).round_().contiguous()  # (out, in)
         self.register_buffer("scale", scale)
         self.register_buffer("weight_sum", scale * integers.sum(1))
         self.register_buffer("matrix", torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None))
@@ -163,7 +163,7 @@ class FusedQKVSlice(nn.Module):
 
 
 class PreparedStep:
-    """The `fast_step` of a model on a CPU: `next_logits`, with the matrices laid out for the number of rows."""
+    """The `fast_step` of a model on a CPU: `next_logits` with matrices laid out for the number of rows."""
 
     def __init__(self, model: nn.Module) -> None:
         named = model.named_modules()

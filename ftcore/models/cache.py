@@ -130,7 +130,9 @@ class LayerCache:
         if self.key is None or self.value is None:
             self.key, self.value = self._buffer(key, key.shape[0]), self._buffer(value, value.shape[0])
         if key.shape[0] != self.key.shape[0]:  # a single row would broadcast
-            raise ValueError(f"the cache holds {self.key.shape[0]} rows, got {key.shape[0]}; call reorder() first")
+            raise ValueError(
+                f"the cache holds {self.key.shape[0]} rows, got {key.shape[0]}; call reorder() first"
+            )
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
         return self.key[:, :, :end], self.value[:, :, :end]
