@@ -65,9 +65,11 @@ class ProgramCache:
 
     def _make_private(self) -> bool:
         """Make the folder, for its owner only. Returns whether nobody else can write to it."""
+        folders = (self.directory.parent, self.directory)
         with suppress(OSError):
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return is_private(self.directory.parent) and is_private(self.directory)
+            for folder in folders:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.directory.is_dir() and all(map(is_private, folders))
 
 
 def _compile(path: Path, compile: Callable[[Path], Any]) -> Program:
@@ -75,6 +77,7 @@ def _compile(path: Path, compile: Callable[[Path], Any]) -> Program:
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as directory:
         temporary = Path(directory) / path.name
         compile(temporary)
+        temporary.chmod(0o600)
         os.replace(temporary, path)
     return load(path)
 

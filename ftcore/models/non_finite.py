@@ -29,8 +29,9 @@ def find_non_finite(model: nn.Module, forward: Callable[[], object]) -> str:
     else the first module with a non-finite output in a run of `forward`.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if not tensor.to_dense().isfinite().all():  # also in a layout of oneDNN
-            return f"{name} holds {'NaN' if tensor.isnan().any() else 'infinity'}"
+        values = tensor.to_dense()  # of a layout of oneDNN; others are returned as they are
+        if not values.isfinite().all():
+            return f"{name} holds {'NaN' if values.isnan().any() else 'infinity'}"
     found: list[str] = []
     with finite_checks(model, found.append):
         forward()

@@ -1,8 +1,10 @@
-"""A compiled decoding step generates equal ids for every length, compiled once."""
+"""A compiled decoding step generates equal ids for every length, and one program serves many models."""
 
 import copy
 import pickle
 import random
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,7 @@ from torch._inductor import config as inductor
 from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.state import DecoderState
 from ftcore.fast import compiled_step
-from ftcore.fast.compiled_step import guards_on_inputs
-from ftcore.fast.packed import FEW_ROWS
+from ftcore.fast.compiled_step import CompiledStep, compile_step, program_name
 from ftcore.models import GPT2Config, T5Config
 from ftcore.study import record
 from tests.helpers.small_models import EOS, PAD, VOCAB, random_model
@@ -30,120 +31,130 @@ T5 = T5Config(
     decoder_start_token_id=0,
 )
 
-pytestmark = pytest.mark.usefixtures("compilations")
+pytestmark = pytest.mark.usefixtures("kept_programs")
+
+
+@pytest.fixture(scope="module")
+def kept_programs(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the programs, which all tests of this file share: compiling one takes ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Path()
+
+
+@pytest.fixture
+def compiled_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the programs compiled during a test."""
+    names: list[str] = []
+
+    def recorded(model: Any, inputs: Any, path: Path) -> None:
+        names.append(path.stem)
+        compile_step(model, inputs, path)
+
+    monkeypatch.setattr(compiled_step, "compile_step", recorded)
+    return names
 
 
 def random_ids(r: random.Random, rows: int) -> tuple[Tensor, Tensor]:
     """Ids and mask, with left padding in all rows but the first."""
-    length = r.randrange(2, 12)
+    length = r.randrange(1, 12)
     ids = torch.tensor([[r.randrange(3, VOCAB) for _ in range(length)] for _ in range(rows)])
     mask = torch.ones_like(ids)
     for row in range(1, rows):
-        mask[row, : r.randrange(1, length)] = 0
+        mask[row, : r.randrange(length)] = 0
     return ids.masked_fill(mask == 0, PAD), mask
 
 
 @pytest.mark.parametrize(
-    ("config", "rows", "search"),
+    ("config", "rows", "search", "program"),
     [
-        (GPT2, [3], {"no_repeat_ngram_size": 2}),
-        (T5, [1], {"num_beams": 3}),
-        (GPT2, [5, 7, 20, 33], {"no_repeat_ngram_size": 2}),
-        (T5, [4, 2, 9], {"num_beams": 5}),
+        (GPT2, [1], {"no_repeat_ngram_size": 2}, "one-row"),
+        (GPT2, [5, 2, 20, 33], {"no_repeat_ngram_size": 2}, "rows"),
+        (T5, [1], {}, "one-row"),
+        (T5, [4, 2, 9], {}, "rows"),
+        (T5, [1], {"num_beams": 3}, "beams-of-one-source"),
+        (T5, [4, 2, 9], {"num_beams": 5}, "beams"),
     ],
-    ids=["three texts, greedy", "one text, three beams", "many texts, greedy", "many texts, five beams"],
+    ids=["gpt2, text", "gpt2, texts", "t5, text", "t5, texts", "t5, beams", "t5, beams of texts"],
 )
 def test_ids_of_every_length_are_equal(
-    config: Any, rows: list[int], search: dict[str, Any], compilations: Any
+    config: Any, rows: list[int], search: dict[str, Any], program: str, compiled_names: list[str]
 ) -> None:
-    """Also for every number of rows above FEW_ROWS, which decreases as sources finish."""
+    """Also for every number of rows, which decreases as sources finish, and with or without padding."""
     model = random_model(config)
     compiled = prepare_for_decoding(model, compile=True)
-    for seed in range(6):
+    for seed in range(8):
         r = random.Random(seed)
         ids, mask = random_ids(r, rows[seed % len(rows)])
         arguments = {"max_new_tokens": r.randrange(3, 40), "eos_token_id": EOS, "pad_token_id": PAD} | search
-        want, got = (generate(lm, ids, mask, **arguments) for lm in (model, compiled))
+        arguments["attention_mask"] = mask if seed % 2 else None
+        want, got = (generate(lm, ids, **arguments) for lm in (model, compiled))
         assert got.tolist() == want.tolist()
-    assert compilations() == 1
+    assert compiled_names == [program]
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS + 2])
-def test_sizes_that_were_equal_may_differ_later(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler unifies equal sizes: here, of source and cache, and of rows and source."""
-    monkeypatch.setattr(compiled_step, "AUTOTUNED", compiled_step.FREEZING)
-    model = random_model(T5)
-    compiled = prepare_for_decoding(model, compile=True)
-    for length, new_tokens in ((6, 5), (6, 9), (9, 5)):  # the cache has one position more
-        ids = torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(length))
-        arguments: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_token_id": None}
-        assert torch.equal(generate(compiled, ids, **arguments), generate(model, ids, **arguments))
-
-
-@pytest.mark.parametrize("rows", [1, FEW_ROWS + 2])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_other_dtypes_multiply_in_their_dtype(dtype: torch.dtype, rows: int, compilations: Any) -> None:
-    """The weights are equal; sums are rounded to bfloat16 at different places."""
-    model = random_model(GPT2)
-    ids = torch.randint(3, VOCAB, (rows, 30), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(("config", "dtype", "rows"), [(GPT2, torch.int8, 6), (T5, torch.bfloat16, 1)])
+def test_other_dtypes_multiply_in_their_dtype(config: Any, dtype: torch.dtype, rows: int) -> None:
+    """The weights are equal; sums are rounded to bfloat16, and inputs to integers, at different places."""
+    model = random_model(config)
+    ids = torch.randint(3, VOCAB, (rows, 20), generator=torch.Generator().manual_seed(1))
     states = [
         DecoderState(prepare_for_decoding(model, dtype, compile=compile), ids, None, 30)
         for compile in (False, True)
     ]
     with torch.inference_mode():
-        for tokens in (ids[:, :5], *ids[:, 5:].split(1, dim=1)):
+        for tokens in ids.split(1, dim=1):
             want, got = (state(tokens) for state in states)
             assert (got - want).abs().max() < 2**-5 * want.abs().max()
-    assert compilations() == 1
 
 
-def test_a_hooked_model_runs_uncompiled(compilations: Any) -> None:
+def test_a_program_serves_other_models_of_its_shape(compiled_names: list[str]) -> None:
+    """In this process and in others, since weights are no part of it."""
+    first = random_model(T5)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.lm_head.weight.copy_(second.lm_head.weight.flip(0))
+        second.decoder.final_layer_norm.weight.neg_()
+    ids, mask = random_ids(random.Random(0), 3)
+    arguments: dict[str, Any] = {"max_new_tokens": 9, "eos_token_id": None}
+    for model in (first, second):
+        compiled = prepare_for_decoding(model, compile=True)
+        want, got = (generate(lm, ids, mask, **arguments) for lm in (model, compiled))
+        assert got.tolist() == want.tolist()
+    assert set(compiled_names) <= {"rows"} and len(compiled_names) < 2
+
+
+def test_a_hooked_model_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_step, "compile_step", None)
     compiled = prepare_for_decoding(random_model(GPT2), compile=True)
     ids, _ = random_ids(random.Random(0), 1)
     with record(compiled, "pattern.0") as acts:
         generate(compiled, ids, max_new_tokens=5, eos_token_id=None)
     assert acts["pattern.0"].shape[-1] == ids.shape[1] + 4
-    assert compilations() == 0
 
 
-def test_only_guards_on_inputs_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thousands of guards on the frozen model took a fifteenth of a step of GPT-2."""
-    checked: list[str] = []
-
-    def recording(guards: Any) -> list[bool]:
-        kept = guards_on_inputs(guards)
-        checked.extend(guard.name for guard, keep in zip(guards, kept, strict=True) if keep)
-        return kept
-
-    monkeypatch.setattr(compiled_step, "AUTOTUNED", compiled_step.FREEZING)
-    monkeypatch.setattr(compiled_step, "guards_on_inputs", recording)
-    ids, _ = random_ids(random.Random(0), 1)
-    generate(prepare_for_decoding(random_model(T5), compile=True), ids, max_new_tokens=5, eos_token_id=None)
-    assert set(checked) == {"", "new_ids", "mask", "encoder_output", "encoder_mask"}
-
-
-def test_models_are_compiled_separately(compilations: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are constants of the compiled code, which must not serve another model of the same shape."""
-    monkeypatch.setattr(compiled_step, "AUTOTUNED", compiled_step.FREEZING)
-    first = random_model(T5)
-    second = copy.deepcopy(first)
-    with torch.no_grad():
-        second.lm_head.weight.copy_(second.lm_head.weight.flip(0))
-    ids, _ = random_ids(random.Random(0), 1)
-    arguments: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None}
-    for model in (first, second):
-        compiled = prepare_for_decoding(model, compile=True)
-        assert torch.equal(generate(compiled, ids, **arguments), generate(model, ids, **arguments))
-    assert compilations() == 2
+def test_a_search_does_not_change_its_program() -> None:
+    """Which would be loaded, or compiled, in the middle of it."""
+    step = CompiledStep(prepare_for_decoding(random_model(T5)))
+    names = {(r, s): program_name(r, s) for s in range(1, 5) for r in range(s, 9, s)}
+    for (rows, sources), name in names.items():
+        for left in range(1, sources):
+            left_rows = left * rows // sources
+            assert not step.supports(left, left_rows) or names[left_rows, left] == name
 
 
 def test_a_prepared_model_can_be_copied_and_pickled() -> None:
     compiled = prepare_for_decoding(random_model(GPT2), compile=True)
-    assert copy.deepcopy(compiled).fast_step is not compiled.fast_step
-    assert isinstance(pickle.loads(pickle.dumps(compiled)).fast_step, compiled_step.CompiledStep)
+    ids, _ = random_ids(random.Random(3), 2)
+    want = generate(compiled, ids, max_new_tokens=5, eos_token_id=None).tolist()
+    for copied in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert isinstance(copied.fast_step, CompiledStep) and copied.fast_step is not compiled.fast_step
+        assert generate(copied, ids, max_new_tokens=5, eos_token_id=None).tolist() == want
 
 
-def test_a_missing_compiler_is_named() -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no program is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     no_compiler = inductor.patch({"cpp.cxx": (None, "no-such-compiler")})
     with no_compiler, pytest.raises(ValueError, match=r"C\+\+ compiler"):
         prepare_for_decoding(random_model(GPT2), compile=True)

@@ -318,7 +318,9 @@ def test_weights_that_are_not_finite_are_found(
     with torch.no_grad():
         model.lm_head.weight[3, 1] = torch.nan
     with pytest.raises(FloatingPointError, match=r"is not finite: .*(lm_head|wte)"):
-        generate(prepare_for_decoding(model, dtype), torch.tensor([[5, 6, 7]]), max_new_tokens=4, **options)
+        generate(
+            prepare_for_decoding(model, dtype), torch.tensor([[5, 6], [7, 8]]), max_new_tokens=4, **options
+        )
 
 
 # Errors
