@@ -139,7 +139,7 @@ def clone(tmp_path, monkeypatch):
     for name, shape in SHAPES.items():
         monkeypatch.setitem(SHAPES, name, shape | (TINY_GPT2 if shape["model_type"] == "gpt2" else TINY_T5))
     # The other backends take seconds to start; tests/benchmark/ runs them.
-    monkeypatch.setattr("ftcore.bench.installed_backends", lambda *, fast: ["ftcore"])
+    monkeypatch.setattr("ftcore.bench.installed_backends", lambda **_: ["ftcore"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ftcore.training.run_files.CLONE", tmp_path)
     return tmp_path

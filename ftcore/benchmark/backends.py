@@ -22,7 +22,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def call_generate(function: Callable[..., Tensor], prompts: Tensor, case: Case) -> list[list[int]]:
-    """Call `generate`, whose arguments have the same names in ftcore and transformers."""
+    """Call `generate`, whose arguments have the same names in ftcore and transformers.
+
+    Returns the new ids of each row of the prompts (B, T).
+    """
     ids = function(
         prompts,
         attention_mask=torch.ones_like(prompts),

@@ -148,7 +148,8 @@ class LlamaCppBackend(EngineBackend):
     def generate(self, model: Any, prompts: Tensor) -> list[list[int]]:
         self.library.llama_memory_clear(self.library.llama_get_memory(model), True)
         batch = self.library.llama_batch_init(prompts.numel(), 0, 1)
-        new, outputs, length = prompts.tolist(), [[] for _ in prompts], 0
+        new, length = prompts.tolist(), 0
+        outputs: list[list[int]] = [[] for _ in prompts]
         for _ in range(self.job.case.target):
             ids = self.next_ids(model, batch, new, length)
             length += len(new[0])

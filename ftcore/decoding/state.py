@@ -105,7 +105,10 @@ class DecoderState:
         if rows_per_source == 1:
             return logits
         rows = torch.arange(len(logits), device=logits.device).repeat_interleave(rows_per_source)
-        self.cache, self.is_callers_cache = self.cache.resized(rows), False  # the caller's keeps the prompt
+        if self.is_callers_cache:  # which keeps the prompt alone
+            self.cache, self.is_callers_cache = self.cache.resized(rows), False
+        else:
+            self.cache.reorder(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
         self.rows_per_source = rows_per_source

@@ -59,7 +59,8 @@ def test_both_families_have_the_same_rows():
     for case in (*GPT2_CASES, *T5_CASES):
         short = case.quick().fit(64)
         assert short.source + short.target <= 64
-        assert (short.kind, short.rows, short.beams) == (case.kind, case.rows, case.beams)
+        rows = 2 if case.random else case.rows
+        assert (short.kind, short.rows, short.beams) == (case.kind, rows, case.beams)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
