@@ -28,7 +28,7 @@ LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
 class PackedLinear(nn.Module):
     """Base class: keeps dtype and shape of the original weight, and refuses to be saved."""
 
-    matrix: Tensor  # what is multiplied, in oneDNN's layout or a plain one
+    matrix: Tensor  # what is multiplied, plain, (out, in), or packed by oneDNN
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -46,7 +46,7 @@ class PackedLinear(nn.Module):
 
 
 class FloatLinear(PackedLinear):
-    """Floating-point weights: plain, (out, in), or packed by oneDNN, never both.
+    """Floating-point weights: plain, (out, in), or packed, never both.
 
     Several rows are multiplied faster by the packed layout, a single row by the plain one.
     """
@@ -56,12 +56,6 @@ class FloatLinear(PackedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, None if bias is None else bias.to(self.dtype))
         self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T, in) -> (B, T, out), rounded to the layer's dtype and back."""
-        if not torch.compiler.is_compiling() and len(inputs) > 1:
-            self.pack()
-        return LINEAR(inputs.to(self.dtype), self.matrix, self.bias, "none", [], "").float()
 
     def pack(self) -> None:
         """Change to oneDNN's layout."""
@@ -74,6 +68,22 @@ class FloatLinear(PackedLinear):
         matrix = self.matrix
         if matrix.is_mkldnn:
             self.matrix = matrix.to_dense()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, T, in) -> (B, T, out), rounded to the layer's dtype and back."""
+        rounded = inputs.to(self.dtype)
+        if not torch.compiler.is_compiling():
+            if len(inputs) > 1:
+                self.pack()
+        elif inputs.shape[0] == 1:
+            outputs = vector_product(rounded, self.matrix)
+            return outputs if self.bias is None else outputs + self.bias
+        return LINEAR(rounded, self.matrix, self.bias, "none", [], "").float()
+
+
+def vector_product(inputs: Tensor, matrix: Tensor) -> Tensor:
+    """Sums in float32 for compiled code, which is one loop over the matrix: (1, T, in) -> (1, T, out)."""
+    return (inputs.float()[..., None, :] * matrix.float()).sum(-1)
 
 
 class Float32Linear(FloatLinear):
@@ -167,9 +177,8 @@ class PreparedStep:
 
     def __init__(self, model: nn.Module) -> None:
         named = model.named_modules()
-        self.layers = [
-            part for name, part in named if isinstance(part, FloatLinear) and not name.startswith("encoder.")
-        ]
+        layers = (part for name, part in named if not name.startswith("encoder."))
+        self.layers = [part for part in layers if isinstance(part, FloatLinear)]
         self.is_packed = False
 
     def __call__(self, model: Any, new_ids: Tensor, *arguments: Any) -> Tensor:
