@@ -6,6 +6,7 @@ of the prepared layers; for a single row the compiler generates them.
 """
 
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -40,17 +41,21 @@ class CompiledStep(PreparedStep):
         super().__init__(model)
         self.cache = ProgramCache(model)
         self.programs: dict[str, Program] = {}
-        self.weights: list[Tensor] = []  # of `model`, as arranged
+        self.latest: tuple[list[Tensor], list[Tensor]] = [], []  # matrices as arranged, all weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"programs": {}, "weights": []}  # neither can be copied
+        return self.__dict__ | {"programs": {}, "latest": ([], [])}  # neither can be copied
 
-    def arrange(self, rows: int) -> bool:
-        """See PreparedStep."""
-        is_changed = super().arrange(rows)
-        if is_changed:
-            self.weights = []
-        return is_changed
+    def weights(self, model: Model, rows: int) -> list[Tensor]:
+        """The weights that a step reads, with the matrices arranged."""
+        matrices = self.arrange(rows)
+        latest, weights = self.latest
+        if not weights or any(map(is_not, latest, matrices)):
+            weights = list(step_weights(model).values())
+            if not {*map(id, matrices)} <= {*map(id, weights)}:  # another thread has rearranged them
+                return self.weights(model, rows)
+            self.latest = matrices, weights
+        return weights
 
     def __call__(
         self,
@@ -62,8 +67,7 @@ class CompiledStep(PreparedStep):
         encoder_mask: Tensor | None,
     ) -> Tensor:
         rows = len(new_ids)
-        self.arrange(rows)
-        weights = self.weights = self.weights or list(step_weights(model).values())
+        weights = self.weights(model, rows)
         if mask is None:
             mask = new_ids.new_ones(rows, cache.length + 1)
         source = []

@@ -57,17 +57,19 @@ class FloatLinear(PackedLinear):
         super().__init__(weight, None if bias is None else bias.to(self.dtype))
         self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
 
-    def pack(self) -> None:
-        """Change to oneDNN's layout."""
-        matrix = self.matrix  # read once, for thread safety
+    def pack(self) -> Tensor:
+        """Change to oneDNN's layout; returns the matrix."""
+        matrix = self.matrix  # read once: other threads may change it
         if not matrix.is_mkldnn:
-            self.matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
+            self.matrix = matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
+        return matrix
 
-    def unpack(self) -> None:
-        """Change to the plain layout."""
+    def unpack(self) -> Tensor:
+        """Change to the plain layout; returns the matrix."""
         matrix = self.matrix
         if matrix.is_mkldnn:
-            self.matrix = matrix.to_dense()
+            self.matrix = matrix = matrix.to_dense()
+        return matrix
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, T, in) -> (B, T, out), rounded to the layer's dtype and back."""
@@ -179,21 +181,15 @@ class PreparedStep:
         named = model.named_modules()
         layers = (part for name, part in named if not name.startswith("encoder."))
         self.layers = [part for part in layers if isinstance(part, FloatLinear)]
-        self.is_packed = False
 
     def __call__(self, model: Any, new_ids: Tensor, *arguments: Any) -> Tensor:
         """See `next_logits`."""
         self.arrange(len(new_ids))
         return next_logits(model, new_ids, *arguments)
 
-    def arrange(self, rows: int) -> bool:
-        """Pack the matrices for several rows, unpack them for one. Returns whether the layout changed."""
-        is_changed = self.is_packed != (rows > 1)
-        if is_changed:
-            self.is_packed = rows > 1
-            for layer in self.layers:
-                layer.pack() if self.is_packed else layer.unpack()
-        return is_changed
+    def arrange(self, rows: int) -> list[Tensor]:
+        """Pack the layers' matrices for several rows, unpack them for one; returns them."""
+        return [layer.pack() if rows > 1 else layer.unpack() for layer in self.layers]
 
     def supports(self, sources: int, rows: int) -> bool:
         """False where the matrices would be unpacked in the middle of a search."""

@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,29 @@ def test_a_program_serves_other_models_of_its_shape(compiled_names: list[str]) -
         want, got = (generate(lm, ids, mask, **arguments) for lm in (model, compiled))
         assert got.tolist() == want.tolist()
     assert set(compiled_names) <= {"rows"} and len(compiled_names) < 2
+
+
+def test_prompts_may_pack_matrices_between_steps() -> None:
+    """A program for one row reads plain matrices only."""
+    model = random_model(T5)
+    compiled = prepare_for_decoding(model, compile=True)
+    r = random.Random(0)
+    for rows, new_tokens in ((1, 9), (3, 1), (1, 9), (3, 9), (1, 1), (3, 9), (1, 9)):
+        ids, _ = random_ids(r, rows)
+        arguments: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_token_id": None}
+        assert torch.equal(generate(compiled, ids, **arguments), generate(model, ids, **arguments))
+
+
+def test_threads_with_different_numbers_of_rows_may_share_a_model() -> None:
+    compiled = prepare_for_decoding(random_model(T5), compile=True)
+    inputs = [random_ids(random.Random(seed), rows)[0] for seed, rows in enumerate([1, 3] * 6)]
+
+    def answer(ids: Tensor) -> list[list[int]]:
+        return generate(compiled, ids, max_new_tokens=12, eos_token_id=None).tolist()
+
+    want = [answer(ids) for ids in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(answer, inputs)) == want
 
 
 def test_a_hooked_model_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
