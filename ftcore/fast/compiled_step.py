@@ -25,8 +25,13 @@ from ftcore.models import KVCache, Model
 
 # One query: plain operations, which the compiler fuses, are faster than the attention kernel.
 PLAIN_ATTENTION = SDPBackend.MATH
-# Fused with what follows them, products would need weights that are constants.
-UNFUSED_PRODUCTS = {"pattern_matcher": False}
+SETTINGS = {
+    # Fused with what follows them, products would need weights that are constants.
+    "pattern_matcher": False,
+    # Precompiled headers would be read from the compiler's folder in /tmp.
+    "aot_inductor.precompile_headers": False,
+    "cpp_cache_precompile_headers": False,
+}
 
 
 class CompiledStep(PreparedStep):
@@ -171,7 +176,7 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
     with torch.no_grad(), sdpa_kernel(PLAIN_ATTENTION), patch.dict(lowering.lowerings, products):
         program = torch.export.export(StepOfTensors(model), examples, dynamic_shapes=varying)
         assert not program.state_dict and not program.constants, "weights are constants of the program"
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs=UNFUSED_PRODUCTS)
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=SETTINGS)
 
 
 def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:

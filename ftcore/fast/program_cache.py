@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -76,7 +77,9 @@ def _compile(path: Path, compile: Callable[[Path], Any]) -> Program:
     report(f"compiling the decoding step, for about half a minute, to {path}")
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as directory:
         temporary = Path(directory) / path.name
-        compile(temporary)
+        # Not the compiler's own cache, a folder in /tmp that others may have made.
+        with patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": directory}):
+            compile(temporary)
         temporary.chmod(0o600)
         os.replace(temporary, path)
     return load(path)
@@ -124,7 +127,9 @@ def describe(model: Model) -> Iterator[object]:
     yield torch.__version__, torch.version.git_version, torch.get_num_threads()
     yield platform.platform(), processor()
     yield model.config
-    modules: set[ModuleType] = {attention, cache, state}
+    from ftcore.fast import compiled_step  # which imports this module
+
+    modules: set[ModuleType] = {attention, cache, state, compiled_step}
     for name, part in model.named_modules():
         settings = {key: value for key, value in vars(part).items() if isinstance(value, SETTINGS)}
         yield name, type(part).__qualname__, settings

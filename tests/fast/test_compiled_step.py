@@ -40,6 +40,7 @@ def kept_programs(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> I
     """The folder of the programs, which all tests of this file share: compiling one takes ten seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(compiled_step, "SETTINGS", {"pattern_matcher": False})  # faster: precompiled headers
         yield Path()
 
 

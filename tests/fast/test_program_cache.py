@@ -72,6 +72,7 @@ def test_a_damaged_or_deleted_program_is_compiled_again(cache: ProgramCache) -> 
 
 def test_a_failed_compilation_leaves_nothing(cache: ProgramCache) -> None:
     def fail(path: Path) -> None:
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(path.parent)  # not a folder of others
         path.write_text("half", encoding="utf-8")
         raise ValueError("no compiler")
 
