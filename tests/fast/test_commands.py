@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,14 +32,18 @@ def test_generate(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_generate_compiled(
-    compilations: Callable[[], int], tmp_path: Path, capsys: pytest.CaptureFixture
+    compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """Compiled by the first command, loaded by the second."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     command = ["--model", str(tiny_runs.tiny_gpt2(tmp_path)), "--prompt", "Ada", "--min-new-tokens", "3"]
     assert ftcore.generate.main(command) == 0
     plain = capsys.readouterr()
-    assert ftcore.generate.main([*command, "--compile"]) == 0
-    assert capsys.readouterr().out == plain.out
-    assert compilations() == 1
+    for said in ("compiling the decoding step", "the compiled decoding step is loaded from"):
+        assert ftcore.generate.main([*command, "--compile"]) == 0
+        compiled = capsys.readouterr()
+        assert compiled.out == plain.out
+        assert compiled.err.startswith(ON + said)
 
 
 def test_train(model: str, tmp_path: Path) -> None:

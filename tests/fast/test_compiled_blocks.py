@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._inductor import config as inductor
 
 import ftcore.train
+from ftcore.decoding import generate
 from ftcore.fast import compiler, prepare_for_training
 from ftcore.fast.compiler import compile_blocks
 from ftcore.models import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
@@ -100,7 +101,7 @@ def test_nothing_is_compiled_without_gradients_or_with_a_cache(
     fast = compiled(model)
     ids = batch(2, 6)["input_ids"]
     arguments: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
-    wanted, got = (ftcore.train.generate(one, ids, **arguments) for one in (model, fast))
+    wanted, got = (generate(one, ids, **arguments) for one in (model, fast))
     assert torch.equal(got, wanted)
     with torch.no_grad():
         losses = [batch_loss(one, batch(2, 6)).total for one in (model, fast)]
