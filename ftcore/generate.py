@@ -94,7 +94,7 @@ class GenerateOptions(TaskOptions):
     fast: bool = option(
         False, "prepare the model first: packed weights on a CPU, CUDA graphs on a GPU", group="Computation"
     )
-    compile: bool = option(False, "--fast, and compile the step to C++ (half a minute); for a CPU")
+    compile: bool = option(False, "--fast, and compile the step to C++ (a minute, once); for a CPU")
     batch_size: int = option(8, "prompts of --input per batch", at_least=1)
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if available)")
 

@@ -5,6 +5,7 @@ threads. Compiled code has few of either. The matrix products of several rows, a
 of the prepared layers; for a single row the compiler generates them.
 """
 
+import warnings
 from functools import partial
 from operator import is_not
 from pathlib import Path
@@ -173,7 +174,13 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
         [{axis: Dim.DYNAMIC for axis, size in axes.items() if size > 1} for axes in group] for group in sizes
     )
     products = {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear}
-    with torch.no_grad(), sdpa_kernel(PLAIN_ATTENTION), patch.dict(lowering.lowerings, products):
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        sdpa_kernel(PLAIN_ATTENTION),
+        patch.dict(lowering.lowerings, products),
+    ):
+        warnings.simplefilter("ignore")  # of parts of PyTorch that PyTorch deprecates
         program = torch.export.export(StepOfTensors(model), examples, dynamic_shapes=varying)
         assert not program.state_dict and not program.constants, "weights are constants of the program"
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=SETTINGS)

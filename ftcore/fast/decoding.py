@@ -41,7 +41,7 @@ def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, co
             of the model itself; bfloat16 halves and int8 (one scale per output) quarters the bytes that are
             read per token; docs/generation.md has the cost in quality. On a GPU, float32 or bfloat16, of
             the whole computation; a bfloat16 model is accepted too.
-        compile: on a CPU, compile the decoding step to C++ at its first use, which takes about half a
+        compile: on a CPU, compile the decoding step to C++ at its first use, which takes about a
             minute: once for a single row and once for more. The programs are kept in ~/.cache/ftcore, and
             serve later processes and other models of the same shape.
 

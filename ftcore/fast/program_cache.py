@@ -74,7 +74,7 @@ class ProgramCache:
 
 
 def _compile(path: Path, compile: Callable[[Path], Any]) -> Program:
-    report(f"compiling the decoding step, for about half a minute, to {path}")
+    report(f"compiling the decoding step, for about a minute, to {path}")
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as directory:
         temporary = Path(directory) / path.name
         # Not the compiler's own cache, a folder in /tmp that others may have made.

@@ -47,7 +47,7 @@ def test_a_program_is_compiled_once(cache: ProgramCache, capsys: pytest.CaptureF
     assert not cache.has_programs()
     assert cache.get("rows", written("program")) == "program"
     path = cache.directory / "rows.pt2"
-    assert capsys.readouterr().err == f"compiling the decoding step, for about half a minute, to {path}\n"
+    assert capsys.readouterr().err == f"compiling the decoding step, for about a minute, to {path}\n"
     assert cache.has_programs() and cache.get("rows", never) == "program"
     assert capsys.readouterr().err == f"the compiled decoding step is loaded from {path}\n"
     assert os.listdir(cache.directory) == ["rows.pt2"]
