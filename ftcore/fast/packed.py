@@ -58,14 +58,14 @@ class FloatLinear(PackedLinear):
         self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
 
     def pack(self) -> Tensor:
-        """Change to oneDNN's layout; returns the matrix."""
+        """Change to oneDNN's layout; returns the matrix, (out, in)."""
         matrix = self.matrix  # read once: other threads may change it
         if not matrix.is_mkldnn:
             self.matrix = matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
         return matrix
 
     def unpack(self) -> Tensor:
-        """Change to the plain layout; returns the matrix."""
+        """Change to the plain layout; returns the matrix, (out, in)."""
         matrix = self.matrix
         if matrix.is_mkldnn:
             self.matrix = matrix = matrix.to_dense()
