@@ -20,7 +20,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ftcore.decoding.state import next_logits
 from ftcore.fast.compiler import require_compiler
-from ftcore.fast.packed import INT8_LINEAR, LINEAR, PreparedStep
+from ftcore.fast.packed import PreparedStep
 from ftcore.fast.program_cache import Program, ProgramCache, step_weights
 from ftcore.models import KVCache, Model
 
@@ -173,7 +173,8 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
     varying = tuple(
         [{axis: Dim.DYNAMIC for axis, size in axes.items() if size > 1} for axes in group] for group in sizes
     )
-    products = {LINEAR: lower_linear, INT8_LINEAR: lower_int8_linear}
+    linear, int8_linear = torch.ops.mkldnn._linear_pointwise, torch.ops.onednn.qlinear_pointwise
+    products = {linear.default: lower_linear, int8_linear.default: lower_int8_linear}
     with (
         warnings.catch_warnings(),
         torch.no_grad(),
@@ -198,7 +199,7 @@ def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:
 
 
 def lower_linear(*arguments: Any) -> Any:
-    """Call LINEAR."""
+    """Call the product of floating-point numbers."""
     from torch._inductor import ir, mkldnn_ir
 
     return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(*arguments))
@@ -207,7 +208,7 @@ def lower_linear(*arguments: Any) -> Any:
 def lower_int8_linear(
     inputs: Any, _scale: float, _zero: int, matrix: Any, scale: Any, _zeros: None, *arguments: Any
 ) -> Any:
-    """Call INT8_LINEAR, with a scale of the inputs of 1 and zero points of 0."""
+    """Call the product of integers, with a scale of the inputs of 1 and zero points of 0."""
     from torch._inductor import ir, mkldnn_ir
     from torch._inductor.virtualized import V
 

@@ -14,10 +14,6 @@ from torch import Tensor, nn
 
 from ftcore.decoding.state import next_logits
 
-# oneDNN's products, (..., in) by (out, in) -> (..., out), of floating-point numbers and of integers.
-LINEAR = torch.ops.mkldnn._linear_pointwise.default
-INT8_LINEAR = torch.ops.onednn.qlinear_pointwise.default
-
 # oneDNN chooses the packed layout by the expected number of rows. The one for 64 is the best or nearly so
 # from two texts to many beams.
 PACKED_FOR_ROWS = 64
@@ -80,7 +76,7 @@ class FloatLinear(PackedLinear):
         elif inputs.shape[0] == 1:
             outputs = vector_product(rounded, self.matrix)
             return outputs if self.bias is None else outputs + self.bias
-        return LINEAR(rounded, self.matrix, self.bias, "none", [], "").float()
+        return torch.ops.mkldnn._linear_pointwise(rounded, self.matrix, self.bias, "none", [], "").float()
 
 
 def vector_product(inputs: Tensor, matrix: Tensor) -> Tensor:
@@ -123,7 +119,7 @@ class Int8Linear(PackedLinear):
         low, high = inputs.amin(-1, keepdim=True), inputs.amax(-1, keepdim=True)  # (..., 1)
         step = ((high - low) / LEVELS).clamp(min=1e-30)
         integers = ((inputs - low) / step).round().to(torch.uint8)
-        products = INT8_LINEAR(
+        products = torch.ops.onednn.qlinear_pointwise(
             integers, 1.0, 0, self.matrix, self.scale, None, None, 1.0, 0, torch.float32, "none", [], ""
         )
         outputs = products * step + low * self.weight_sum

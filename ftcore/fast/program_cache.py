@@ -1,7 +1,7 @@
 """Compiled programs kept on disk: the first process compiles, later ones load them in milliseconds.
 
-A program is machine code, which runs with the rights of whoever loads it. It is therefore kept in, and loaded
-from, a folder that only its owner can write to.
+A program is machine code, which runs with the rights of the process that loads it. It is therefore kept in,
+and loaded from, a folder that only its owner can write to.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class ProgramCache:
         return _compile(path, compile)
 
     def _make_private(self) -> bool:
-        """Make the folder, for its owner only. Returns whether nobody else can write to it."""
+        """Make the folder, for its owner only. Returns whether it is writable by this user alone."""
         folders = (self.directory.parent, self.directory)
         with suppress(OSError):
             for folder in folders:

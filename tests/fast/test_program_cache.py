@@ -1,4 +1,4 @@
-"""Compiled programs on disk: which model may use which, in a folder that nobody else can write to."""
+"""Compiled programs on disk: which model may use which, in a folder that only its owner can write to."""
 
 import copy
 import os
@@ -181,3 +181,15 @@ def test_another_process_finds_the_same_key() -> None:
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == key(random_model(GPT2))
+
+
+def test_fast_is_imported_where_pytorch_has_no_onednn() -> None:
+    """Its training layers work there; `torch.ops` has no such products."""
+    program = (
+        "import torch\n"
+        "class Missing:\n"
+        "    def __getattr__(self, name): raise AttributeError(name)\n"
+        "torch.ops.mkldnn = torch.ops.onednn = Missing()\n"
+        "import ftcore.fast, ftcore.fast.compiled_step"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
