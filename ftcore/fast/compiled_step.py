@@ -1,8 +1,8 @@
 """A decoding step compiled to machine code by AOTInductor, PyTorch's ahead-of-time compiler.
 
 A step costs more than reading the weights: Python, and hundreds of small operations that each synchronize
-threads. Compiled code has few of either. The matrix products of several rows, and those of int8, remain those
-of the prepared layers; for a single row the compiler generates them.
+threads. Compiled code has few of either. The matrix products of several rows remain those of the prepared
+layers; for a single row the compiler generates them.
 """
 
 import warnings

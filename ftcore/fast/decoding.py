@@ -29,11 +29,11 @@ LAYER_TYPES = {torch.float32: Float32Linear, torch.bfloat16: BFloat16Linear, tor
 def prepare_for_decoding(model: Model, dtype: torch.dtype = torch.float32, *, compile: bool = False) -> Model:
     """Returns a copy of the model for fast inference on the model's device.
 
-    On a CPU the copy has linear layers of oneDNN, and cannot be trained or saved. In float32 and bfloat16
-    these are laid out anew, which takes a tenth of a second for GPT-2 small, when decoding changes between
-    one row and several. On a GPU it is the model in `dtype`, and `generate` runs each decoding step as a CUDA
-    graph, captured at its first use. Hooks work, and disable compiled steps and graphs. The copy shares
-    unconverted tensors with the model, so prepare again after further training. LoRA is merged into the copy.
+    On a CPU the copy has linear layers of oneDNN, and cannot be trained or saved. These are laid out anew,
+    which takes tenths of a second for GPT-2 small, when decoding changes between one row and several. On a
+    GPU it is the model in `dtype`, and `generate` runs each decoding step as a CUDA graph, captured at its
+    first use. Hooks work, and disable compiled steps and graphs. The copy shares unconverted tensors with the
+    model, so prepare again after further training. LoRA is merged into the copy.
 
     Args:
         model: GPT-2 or T5 in float32, on the CPU or a GPU.

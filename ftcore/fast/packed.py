@@ -22,9 +22,12 @@ LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
 
 
 class PackedLinear(nn.Module):
-    """Base class: keeps dtype and shape of the original weight, and refuses to be saved."""
+    """Base class: one layout of the matrix at a time, plain for one row and packed for several.
 
-    matrix: Tensor  # what is multiplied, plain, (out, in), or packed by oneDNN
+    Keeps dtype and shape of the original weight, and refuses to be saved.
+    """
+
+    matrix: Tensor  # plain, (out, in), or packed by oneDNN
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -32,55 +35,82 @@ class PackedLinear(nn.Module):
         self.weight = torch.empty(weight.shape, dtype=torch.float32, device="meta")  # (out, in), no values
         self.register_buffer("bias", None if bias is None else bias.detach())
 
-    def _save_to_state_dict(self, *_: Any) -> None:
-        raise ValueError("a model prepared for decoding cannot be saved: save the original model")
+    def packed(self, matrix: Tensor) -> Tensor:
+        """A plain matrix in oneDNN's layout."""
+        raise NotImplementedError
 
-    def __getstate__(self) -> dict[str, Any]:
-        """With a plain matrix: oneDNN's layout can be neither copied nor pickled."""
-        matrix = self.matrix.to_dense() if self.matrix.is_mkldnn else self.matrix
-        return self.__dict__ | {"_buffers": self._buffers | {"matrix": matrix}}
+    def plain(self, matrix: Tensor) -> Tensor:
+        """A packed matrix as (out, in)."""
+        raise NotImplementedError
 
+    def product(self, inputs: Tensor, matrix: Tensor, *, packed: bool) -> Tensor:
+        """(B, T, in) -> (B, T, out), by a matrix that is packed or plain, without the bias."""
+        raise NotImplementedError
 
-class FloatLinear(PackedLinear):
-    """Floating-point weights: plain, (out, in), or packed, never both.
-
-    Several rows are multiplied faster by the packed layout, a single row by the plain one.
-    """
-
-    dtype: torch.dtype
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight, None if bias is None else bias.to(self.dtype))
-        self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
+    def vector_product(self, inputs: Tensor) -> Tensor:
+        """(1, 1, in) -> (1, 1, out), without the bias: compiled, a loop that reads the plain matrix once."""
+        raise NotImplementedError
 
     def pack(self) -> Tensor:
-        """Change to oneDNN's layout; returns the matrix, (out, in)."""
+        """Change to oneDNN's layout; returns the matrix."""
         matrix = self.matrix  # read once: other threads may change it
         if not matrix.is_mkldnn:
-            self.matrix = matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
+            self.matrix = matrix = self.packed(matrix)
         return matrix
 
     def unpack(self) -> Tensor:
         """Change to the plain layout; returns the matrix, (out, in)."""
         matrix = self.matrix
         if matrix.is_mkldnn:
-            self.matrix = matrix = matrix.to_dense()
+            self.matrix = matrix = self.plain(matrix)
         return matrix
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T, in) -> (B, T, out), rounded to the layer's dtype and back."""
-        rounded = inputs.to(self.dtype)
+        """(B, T, in) -> (B, T, out)."""
+        several = inputs.shape[0] > 1
         if not torch.compiler.is_compiling():
-            if len(inputs) > 1:
-                self.pack()
-        elif inputs.shape[0] == 1:
-            outputs = vector_product(rounded, self.matrix)
-            return outputs if self.bias is None else outputs + self.bias
-        return torch.ops.mkldnn._linear_pointwise(rounded, self.matrix, self.bias, "none", [], "").float()
+            matrix = self.pack() if several else self.matrix
+            outputs = self.product(inputs, matrix, packed=matrix.is_mkldnn)
+        elif several:
+            outputs = self.product(inputs, self.matrix, packed=True)
+        else:
+            outputs = self.vector_product(inputs)
+        return outputs if self.bias is None else outputs + self.bias
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise ValueError("a model prepared for decoding cannot be saved: save the original model")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With a plain matrix: oneDNN's layout can be neither copied nor pickled."""
+        matrix = self.plain(self.matrix) if self.matrix.is_mkldnn else self.matrix
+        return self.__dict__ | {"_buffers": self._buffers | {"matrix": matrix}}
 
 
-def vector_product(inputs: Tensor, matrix: Tensor) -> Tensor:
-    """Sums in float32 for compiled code, which is one loop over the matrix: (1, T, in) -> (1, T, out)."""
+class FloatLinear(PackedLinear):
+    """A matrix in float32 or bfloat16; in bfloat16, inputs and products are rounded too."""
+
+    dtype: torch.dtype
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__(weight, bias)
+        self.register_buffer("matrix", weight.detach().to(self.dtype).contiguous())
+
+    def packed(self, matrix: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(matrix, PACKED_FOR_ROWS)
+
+    def plain(self, matrix: Tensor) -> Tensor:
+        return matrix.to_dense()
+
+    def product(self, inputs: Tensor, matrix: Tensor, *, packed: bool) -> Tensor:
+        rounded = inputs.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(rounded, matrix, None, "none", [], "").float()
+
+    def vector_product(self, inputs: Tensor) -> Tensor:
+        return sums(inputs.to(self.dtype), self.matrix)
+
+
+def sums(inputs: Tensor, matrix: Tensor) -> Tensor:
+    """A product in float32 as compilers read it best: (1, 1, in) and (out, in) -> (1, 1, out)."""
     return (inputs.float()[..., None, :] * matrix.float()).sum(-1)
 
 
@@ -91,7 +121,7 @@ class Float32Linear(FloatLinear):
 
 
 class BFloat16Linear(FloatLinear):
-    """Rounds its inputs and outputs to bfloat16 too."""
+    """A matrix in bfloat16."""
 
     dtype = torch.bfloat16
 
@@ -100,7 +130,8 @@ class Int8Linear(PackedLinear):
     """Weights as integers from -127 to 127 with one scale per output; inputs as integers too, row by row.
 
     A row of inputs is low + step * q, with q from 0 to LEVELS. Its product with a row of weights, scale * w,
-    is scale * (step * sum(q w) + low * sum(w)), where only sum(q w) takes time.
+    is scale * (step * sum(q w) + low * sum(w)), where only sum(q w) takes time. A compiled step of one row
+    waits for memory alone: it multiplies the inputs as they are.
     """
 
     scale: Tensor  # (out,)
@@ -109,25 +140,46 @@ class Int8Linear(PackedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
         scale = (weight.detach().abs().amax(1) / 127).clamp(min=1e-30)
-        integers = (weight.detach() / scale[:, None]).round_().contiguous()  # (out, in)
+        integers = (weight.detach() / scale[:, None]).round_()  # (out, in)
+        self.register_buffer("matrix", integers.to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
         self.register_buffer("weight_sum", scale * integers.sum(1))
-        self.register_buffer("matrix", torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        low, high = inputs.amin(-1, keepdim=True), inputs.amax(-1, keepdim=True)  # (..., 1)
+    def packed(self, matrix: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(matrix, None)
+
+    def plain(self, matrix: Tensor) -> Tensor:
+        return matrix.to_dense().T.contiguous()
+
+    def product(self, inputs: Tensor, matrix: Tensor, *, packed: bool) -> Tensor:
+        low, high = inputs.amin(-1, keepdim=True), inputs.amax(-1, keepdim=True)  # (B, T, 1)
         step = ((high - low) / LEVELS).clamp(min=1e-30)
-        integers = ((inputs - low) / step).round().to(torch.uint8)
-        products = torch.ops.onednn.qlinear_pointwise(
-            integers, 1.0, 0, self.matrix, self.scale, None, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        outputs = products * step + low * self.weight_sum
-        return outputs if self.bias is None else outputs + self.bias
+        integers = ((inputs - low) / step).round()
+        if packed:
+            products = torch.ops.onednn.qlinear_pointwise(
+                integers.to(torch.uint8),
+                1.0,
+                0,
+                matrix,
+                self.scale,
+                None,
+                None,
+                1.0,
+                0,
+                torch.float32,
+                "none",
+                [],
+                "",
+            )
+        else:  # for signed integers
+            signed, low = (integers - 128).to(torch.int8), low + 128 * step
+            products = (
+                torch._int_mm(signed.flatten(0, -2), matrix.T).unflatten(0, inputs.shape[:-1]) * self.scale
+            )
+        return products * step + low * self.weight_sum
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.matrix = torch.ops.onednn.qlinear_prepack(self.matrix.T.contiguous(), None)
+    def vector_product(self, inputs: Tensor) -> Tensor:
+        return sums(inputs, self.matrix) * self.scale
 
 
 class MeanCenteredHead(nn.Module):
@@ -176,7 +228,7 @@ class PreparedStep:
     def __init__(self, model: nn.Module) -> None:
         named = model.named_modules()
         layers = (part for name, part in named if not name.startswith("encoder."))
-        self.layers = [part for part in layers if isinstance(part, FloatLinear)]
+        self.layers = [part for part in layers if isinstance(part, PackedLinear)]
 
     def __call__(self, model: Any, new_ids: Tensor, *arguments: Any) -> Tensor:
         """See `next_logits`."""

@@ -17,6 +17,7 @@ from ftcore.decoding import generate, prepare_for_decoding
 from ftcore.decoding.state import DecoderState
 from ftcore.fast import compiled_step
 from ftcore.fast.compiled_step import CompiledStep, compile_step, program_name
+from ftcore.fast.packed import Int8Linear
 from ftcore.models import GPT2Config, T5Config
 from ftcore.study import record
 from tests.helpers.small_models import EOS, PAD, VOCAB, random_model
@@ -98,6 +99,22 @@ def test_ids_of_every_length_are_equal(
 @pytest.mark.parametrize(("config", "dtype", "rows"), [(GPT2, torch.int8, 6), (T5, torch.bfloat16, 1)])
 def test_other_dtypes_multiply_in_their_dtype(config: Any, dtype: torch.dtype, rows: int) -> None:
     """The weights are equal; sums are rounded to bfloat16, and inputs to integers, at different places."""
+    for want, got in logits_of_steps(config, dtype, rows):
+        assert (got - want).abs().max() < 2**-5 * want.abs().max()
+
+
+def test_int8_of_one_row_multiplies_unrounded_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exact(layer: Int8Linear, inputs: Tensor, matrix: Tensor, *, packed: bool) -> Tensor:
+        assert not packed
+        return inputs @ (matrix * layer.scale[:, None]).T
+
+    monkeypatch.setattr(Int8Linear, "product", exact)
+    for want, got in logits_of_steps(GPT2, torch.int8, 1):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def logits_of_steps(config: Any, dtype: torch.dtype, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of 20 steps, uncompiled and compiled, of prepared models with equal weights."""
     model = random_model(config)
     ids = torch.randint(3, VOCAB, (rows, 20), generator=torch.Generator().manual_seed(1))
     states = [
@@ -106,8 +123,7 @@ def test_other_dtypes_multiply_in_their_dtype(config: Any, dtype: torch.dtype, r
     ]
     with torch.inference_mode():
         for tokens in ids.split(1, dim=1):
-            want, got = (state(tokens) for state in states)
-            assert (got - want).abs().max() < 2**-5 * want.abs().max()
+            yield states[0](tokens), states[1](tokens)
 
 
 def test_a_program_serves_other_models_of_its_shape(compiled_names: list[str]) -> None:
