@@ -15,18 +15,19 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ftcore.decoding.arguments import position_limit
 from ftcore.decoding.state import next_logits
 from ftcore.fast.compiler import require_compiler
 from ftcore.fast.packed import PreparedStep
 from ftcore.fast.program_cache import Program, ProgramCache, step_weights
 from ftcore.models import KVCache, Model
 
-# One query: plain operations, which the compiler fuses, are faster than the attention kernel.
-PLAIN_ATTENTION = SDPBackend.MATH
 SETTINGS = {
+    # A query is computed once, not again for every key.
+    "realize_opcount_threshold": 8,
     # Fused with what follows them, products would need weights that are constants.
     "pattern_matcher": False,
     # Precompiled headers would be read from the compiler's folder in /tmp.
@@ -155,8 +156,11 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
 
     _, (new_ids, _), buffers, source, cross = inputs
     rows, sources = len(new_ids), len(source[0]) if source else len(new_ids)
-    # Examples of the sizes that vary. Equal ones would be unified, and 1 would be a constant.
-    length, capacity, source_length = 5, 7, 11
+    # Examples of the sizes that vary, from which the compiler chooses what is worth several threads. Equal
+    # ones would be unified, and 1 would be a constant.
+    limit = position_limit(model)
+    length = 5 if limit is not None and limit < 101 else 101
+    capacity, source_length = 127, 251
     rows_size = 6 if rows > 1 else 1
     sources_size = rows_size if sources == rows else 3 if sources > 1 else 1
     sizes: list[list[dict[int, int]]] = [
@@ -178,13 +182,34 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
     with (
         warnings.catch_warnings(),
         torch.no_grad(),
-        sdpa_kernel(PLAIN_ATTENTION),
+        patch.object(functional, "scaled_dot_product_attention", attention_of_one_query),
         patch.dict(lowering.lowerings, products),
     ):
         warnings.simplefilter("ignore")  # of parts of PyTorch that PyTorch deprecates
         program = torch.export.export(StepOfTensors(model), examples, dynamic_shapes=varying)
         assert not program.state_dict and not program.constants, "weights are constants of the program"
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=SETTINGS)
+
+
+def attention_of_one_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    _dropout: float,
+    _causal: bool,
+    *,
+    scale: float,
+) -> Tensor:
+    """What `attend` calls, as operations that the compiler fuses: (B, H, 1, K) -> (B, H, 1, K).
+
+    Normalizing the result, instead of the weights, takes one division per output.
+    """
+    scores = query * scale @ key.transpose(-2, -1)  # (B, H, 1, S)
+    if bias is not None:
+        scores = scores + bias
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights @ value / weights.sum(-1, keepdim=True)
 
 
 def example(tensor: Tensor, sizes: dict[int, int]) -> Tensor:

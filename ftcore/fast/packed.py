@@ -19,6 +19,7 @@ from ftcore.decoding.state import next_logits
 PACKED_FOR_ROWS = 64
 # Largest input of an int8 product. Processors without VNNI add two products in 16 bits: 2 * 127 * 127 fits.
 LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
+FLOAT32_OUTPUTS = (1.0, 0, torch.float32, "none", [], "")  # of an int8 product, with nothing fused
 
 
 class PackedLinear(nn.Module):
@@ -75,7 +76,7 @@ class PackedLinear(nn.Module):
             outputs = self.product(inputs, self.matrix, packed=True)
         else:
             outputs = self.vector_product(inputs)
-        return outputs if self.bias is None else outputs + self.bias
+        return outputs if self.bias is None else outputs.add_(self.bias)
 
     def _save_to_state_dict(self, *_: Any) -> None:
         raise ValueError("a model prepared for decoding cannot be saved: save the original model")
@@ -154,29 +155,15 @@ class Int8Linear(PackedLinear):
     def product(self, inputs: Tensor, matrix: Tensor, *, packed: bool) -> Tensor:
         low, high = inputs.amin(-1, keepdim=True), inputs.amax(-1, keepdim=True)  # (B, T, 1)
         step = ((high - low) / LEVELS).clamp(min=1e-30)
-        integers = ((inputs - low) / step).round()
+        integers = (inputs - low).div_(step).round_()
         if packed:
             products = torch.ops.onednn.qlinear_pointwise(
-                integers.to(torch.uint8),
-                1.0,
-                0,
-                matrix,
-                self.scale,
-                None,
-                None,
-                1.0,
-                0,
-                torch.float32,
-                "none",
-                [],
-                "",
+                integers.to(torch.uint8), 1.0, 0, matrix, self.scale, None, None, *FLOAT32_OUTPUTS
             )
         else:  # for signed integers
-            signed, low = (integers - 128).to(torch.int8), low + 128 * step
-            products = (
-                torch._int_mm(signed.flatten(0, -2), matrix.T).unflatten(0, inputs.shape[:-1]) * self.scale
-            )
-        return products * step + low * self.weight_sum
+            signed, low = (integers - 128).to(torch.int8).flatten(0, -2), low + 128 * step
+            products = torch._int_mm(signed, matrix.T).unflatten(0, inputs.shape[:-1]) * self.scale
+        return products.mul_(step).addcmul_(low, self.weight_sum)
 
     def vector_product(self, inputs: Tensor) -> Tensor:
         return sums(inputs, self.matrix) * self.scale
