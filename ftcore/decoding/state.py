@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ftcore.models import KVCache
-from ftcore.models.attention import has_hooks
+from ftcore.models.attention import has_hooks, is_plain
 
 
 class FastStep(Protocol):
@@ -180,8 +180,8 @@ def head_logits(head: Any, hidden: Tensor) -> Tensor:
     The head is the widest matrix of all. For few rows in float32 on a CPU, MKL computes W @ x.T two to five
     times as fast as x @ W.T, but one column slower than two, so a single row is repeated.
     """
-    is_plain = type(head) is nn.Linear and head.bias is None and not has_hooks(head)
-    if not is_plain or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+    is_matrix = is_plain(head, nn.Linear) and head.bias is None
+    if not is_matrix or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return head(hidden)
     rows = hidden[:, 0] if len(hidden) > 1 else hidden[:, 0].repeat_interleave(2, 0)
     columns = head.weight @ rows.T  # (V, R)

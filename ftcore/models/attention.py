@@ -59,8 +59,12 @@ def attend(
 
 def can_fuse(softmax: nn.Module, dropout: nn.Module) -> bool:
     """Whether the fused kernel may stand in for both modules: neither is hooked or replaced."""
-    is_replaced = type(softmax) is not Softmax or type(dropout) is not AttentionDropout
-    return not (is_replaced or has_hooks(softmax) or has_hooks(dropout))
+    return is_plain(softmax, Softmax) and is_plain(dropout, AttentionDropout)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the module computes what its class says: neither another class, nor hooked or patched."""
+    return type(module) is kind and "forward" not in vars(module) and not has_hooks(module)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -335,11 +335,13 @@ def test_the_head_runs_on_one_position_per_step() -> None:
 def test_logits_of_the_head_are_those_of_its_forward(rows: int) -> None:
     head = torch.nn.Linear(8, 30, bias=False)
     hidden = torch.randn(rows, 1, 8, generator=torch.Generator().manual_seed(0))
+    patched = copy.deepcopy(head)
+    patched.forward = lambda states: 2 * head(states)  # type: ignore[method-assign]
     with torch.no_grad():
         logits = head_logits(head, hidden)
         torch.testing.assert_close(logits, head(hidden))
         assert logits.is_contiguous()
-        for replacement in (torch.nn.Linear(8, 30), torch.nn.Sequential(head, torch.nn.Tanh())):
+        for replacement in (torch.nn.Linear(8, 30), torch.nn.Sequential(head, torch.nn.Tanh()), patched):
             torch.testing.assert_close(head_logits(replacement, hidden), replacement(hidden))
 
 

@@ -269,6 +269,14 @@ def test_split_and_merge_heads(rows, length, heads, width):
     assert torch.equal(merge_heads(split), states)
 
 
+def test_a_patched_softmax_is_called():
+    query, key, value = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    softmax = Softmax()
+    softmax.forward = torch.zeros_like
+    attended = attend(query, key, value, scale=1.0, softmax=softmax, dropout=AttentionDropout(0.0))
+    assert torch.equal(attended, torch.zeros_like(query))
+
+
 def test_a_hooked_softmax_can_be_copied():
     softmax = Softmax()
     record(softmax)
