@@ -19,7 +19,7 @@ from ftcore.decoding.state import next_logits
 PACKED_FOR_ROWS = 64
 # Largest input of an int8 product. Processors without VNNI add two products in 16 bits: 2 * 127 * 127 fits.
 LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
-FLOAT32_OUTPUTS = (1.0, 0, torch.float32, "none", [], "")  # of an int8 product, with nothing fused
+FLOAT32_OUTPUTS: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # of an int8 product
 
 
 class PackedLinear(nn.Module):
