@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def packed(self, matrix: Tensor) -> Tensor:
-        """A plain matrix in oneDNN's layout."""
+        """A plain matrix, (out, in), in oneDNN's layout."""
         raise NotImplementedError
 
     def plain(self, matrix: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
         raise NotImplementedError
 
     def pack(self) -> Tensor:
-        """Change to oneDNN's layout; returns the matrix."""
+        """Change to oneDNN's layout; returns the matrix, (out, in)."""
         matrix = self.matrix  # read once: other threads may change it
         if not matrix.is_mkldnn:
             self.matrix = matrix = self.packed(matrix)
