@@ -129,6 +129,7 @@ def describe(model: Model) -> Iterator[object]:
     yield model.config
     from ftcore.fast import compiled_step  # which imports this module
 
+    yield compiled_step.SETTINGS
     modules: set[ModuleType] = {attention, cache, state, compiled_step}
     for name, part in model.named_modules():
         settings = {key: value for key, value in vars(part).items() if isinstance(value, SETTINGS)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ftcore.decoding import prepare_for_decoding
-from ftcore.fast import program_cache
+from ftcore.fast import compiled_step, program_cache
 from ftcore.fast.program_cache import ProgramCache, is_private
 from ftcore.models import GPT2Config, T5Config, gpt2
 from tests.helpers.small_models import VOCAB, random_model
@@ -145,6 +145,13 @@ def test_the_key_depends_on_settings_of_modules() -> None:
     model = random_model(GPT2)
     before = key(model)
     model.transformer.h[0].attn.scale *= 2
+    assert key(model) != before
+
+
+def test_the_key_depends_on_settings_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(GPT2)
+    before = key(model)
+    monkeypatch.setitem(compiled_step.SETTINGS, "realize_opcount_threshold", 9)
     assert key(model) != before
 
 
