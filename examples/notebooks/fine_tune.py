@@ -31,7 +31,7 @@ MINE = "i still feel carefree when i remember how the sun is shining"
 feeling(MINE)
 
 # %% [markdown]
-# It goes on telling stories, as it always has: it was never told what the arrow means.
+# It names no feeling: it was never told what the arrow means.
 #
 # ## Data
 #
@@ -152,8 +152,8 @@ for text in (
 #
 # The logit lens shows the most likely next token after each block; color is its probability. The last
 # column is the arrow, where the answer is due. In the other columns the model used to know how a message
-# goes on. Now it wants to name feelings everywhere, a piece at a time: nothing in the training asked it to
-# remember how to write.
+# goes on. Now it ends some of them too early, or writes a piece of the name of a feeling: nothing in the
+# training asked it to remember how to write.
 
 # %%
 from ftcore.analysis import draw_lens, token_names
