@@ -1,6 +1,5 @@
 """Runs of `python -m ftcore.train` on a GPU: they learn, and resume bit for bit."""
 
-import json
 import subprocess
 import sys
 from copy import deepcopy
@@ -12,7 +11,7 @@ from ftcore.fast import prepare_for_training
 from ftcore.models import GPT2Config, GPT2LMHeadModel
 from ftcore.training.gradient_checkpointing import checkpoint_blocks
 from ftcore.training.loss import batch_loss
-from tests.helpers import parallel_runs, tiny_runs
+from tests.helpers import tiny_runs
 from tests.helpers.oracle import BOUND
 from tests.helpers.resumed_runs import FAMILIES, Bench, assert_same, main, outcome, stop_at
 from tests.helpers.tiny_models import random_inputs, tiny
@@ -125,27 +124,19 @@ def test_gradient_checkpointing_takes_less_memory(device):
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_torchrun_with_one_process_equals_a_run_without(mode, real_device, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchrun_with_one_process_equals_a_run_without(family, mode, real_device, tmp_path):
     """Gradients go through NCCL on a GPU, and through gloo in a dry run."""
-    name = real_device.type
-    runs = []
-    for family, build in FAMILIES.items():
-        data = tiny_runs.questions(tmp_path / "train.jsonl", 16)
-        words = f"--model {build(tmp_path / family)} --train {data} --valid {data} --device {name} "
-        words += (
-            "--max-steps 4 --batch-size 3 --grad-accum 2 --lr 0.01 --max-target-length 20 --eval-answers 1"
-        )
-        assert main([*words.split(), "--output", str(tmp_path / f"{family}-alone")]) == 0
-        words += f" --parallel {mode} --output {tmp_path / family}-{mode}"
-        runs.append({"words": words.split()})
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    data = tiny_runs.questions(tmp_path / "train.jsonl", 16)
+    model = FAMILIES[family](tmp_path / family)
+    words = f"--model {model} --train {data} --valid {data} --device {real_device.type} "
+    words += "--max-steps 4 --batch-size 3 --grad-accum 2 --lr 0.01 --max-target-length 20 --eval-answers 1 "
+    words += "--output"
+    alone, parallel = tmp_path / "alone", tmp_path / "parallel"
+    assert main([*words.split(), str(alone)]) == 0
     torchrun = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 1"
-    command = [sys.executable, *torchrun.split(), parallel_runs.__file__, str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = f"{torchrun} -m ftcore.train --parallel {mode} {words} {parallel}"
+    finished = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr[-5000:]
-    for result in json.loads((tmp_path / "process-0.json").read_text()):
-        assert result["status"] == 0, result
-    for family in FAMILIES:
-        alone, run = (tiny_runs.metrics(tmp_path / f"{family}-{how}") for how in ("alone", mode))
-        for one, other in zip(run, alone, strict=True):
-            assert one == pytest.approx(other, rel=1e-5)  # as in tests/training/test_distributed.py
+    for one, other in zip(tiny_runs.metrics(parallel), tiny_runs.metrics(alone), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)  # as in tests/training/test_distributed.py
