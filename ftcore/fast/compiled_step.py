@@ -188,7 +188,8 @@ def compile_step(model: Model, inputs: list[list[Tensor]], path: Path) -> None:
         warnings.simplefilter("ignore")  # of parts of PyTorch that PyTorch deprecates
         program = torch.export.export(StepOfTensors(model), examples, dynamic_shapes=varying)
         assert not program.state_dict and not program.constants, "weights are constants of the program"
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(SETTINGS))
+        settings = dict(SETTINGS)  # which the compiler adds to
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
 def attention_of_one_query(
