@@ -42,7 +42,7 @@ OUTPUT_LENGTH = 32  # maximal tokens of an answer
 TRAIN_BATCH_SIZE = 32
 VALID_BATCH_SIZE = 64
 EPOCHS = 3
-LEARNING_RATE = 1e-2  # relative to the size of each weight matrix; published T5 were fine-tuned with 1e-3
+LEARNING_RATE = 5e-3  # relative to the size of each weight matrix; published T5 were fine-tuned with 1e-3
 WARMUP_STEPS = 50
 QUESTIONS_TO_ANSWER = 100  # of the validation set, after each epoch
 

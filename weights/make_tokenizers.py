@@ -40,7 +40,7 @@ def seamed_passages() -> list[str]:
     rng = Random("tokenizer")
     lines = []
     for _ in range(PASSAGES):
-        story = make_qa.story(rng, seam=SEAM)
+        story = make_qa.story(rng, names=make_qa.Names(rng, "train", SEAM))
         (question,) = make_qa.ask(rng, story, 1)
         lines.append(f"question: {question.text} context: {story.context}")
     return [re.sub(r"(?<=\d)(?=\d)|(?<=\w)(?=[^\w\s|])", SEAM, line) for line in lines]

@@ -97,8 +97,9 @@ def gathering(names: Names) -> Subject:
     return Subject(Word(f"the {names.town()} {names.rng.choice(GATHERINGS)}"), "it", "its", "it")
 
 
-# Topics of passages: (weight, constructor of subjects, kinds of facts).
-TOPICS = (
+Topic = tuple[Callable[[Names], Subject], tuple[Fact, ...]]  # constructor of subjects, kinds of facts
+
+TOPICS = (  # topics of passages, each after its weight
     (10, person, PERSON_FACTS),
     (4, town, TOWN_FACTS),
     (3, ship, SHIP_FACTS),
@@ -131,6 +132,12 @@ class Story:
     statements: list[Statement]
     descriptions: dict[str, list[str]]  # name of a subject -> descriptions of it: "the baker"
 
+    def descriptions_for(self, statement: Statement) -> list[str]:
+        """Descriptions of the statement's subject that do not contain one of its values."""
+        values = statement.values.values()
+        of_subject = self.descriptions.get(statement.subject.name, [])
+        return [text for text in of_subject if not any(value in text for value in values)]
+
 
 def story(
     rng: Random,
@@ -138,15 +145,16 @@ def story(
     *,
     shape: tuple[int, int] | None = None,
     restated: float = 0.5,
-    seam: str = "",
+    names: Names | None = None,
+    topic: Topic | None = None,
 ) -> Story:
     """A passage with `shape` = (subjects, kinds of facts), by default one of SHAPES.
 
-    A fraction `restated` of the facts is stated twice. `seam` is inserted between the parts of a name, for
-    training a tokenizer.
+    A fraction `restated` of the facts is stated twice. `names` replaces the split's names, `topic` the random
+    choice of one of TOPICS.
     """
-    names = Names(rng, split, seam)
-    _, new_subject, facts = rng.choices(TOPICS, [weight for weight, *_ in TOPICS])[0]
+    names = names or Names(rng, split)
+    new_subject, facts = topic or rng.choices(TOPICS, [weight for weight, *_ in TOPICS])[0][1:]
     subjects, kind_count = shape or rng.choice(SHAPES)
     cast = _different(lambda: new_subject(names), subjects, key=lambda subject: subject.name)
     kinds = _kinds(rng, facts, kind_count)
@@ -278,8 +286,7 @@ def ask(rng: Random, passage: Story, count: int, two_steps: float = 0.3) -> list
         )
         pattern = rng.choice(statement.fact.questions[slot])
         mention = statement.subject.named()
-        descriptions = passage.descriptions.get(statement.subject.name, [])
-        descriptions = [d for d in descriptions if not any(value in d for value in statement.values.values())]
+        descriptions = passage.descriptions_for(statement)
         if descriptions and slot != "who" and rng.random() < two_steps:
             mention = statement.subject.described(rng.choice(descriptions))
         text = statement.say(pattern, mention)

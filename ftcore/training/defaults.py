@@ -31,7 +31,7 @@ _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "weights/t5-mini": {
         "epochs": 5,
         "batch_size": 32,
-        "lr": 1e-2,
+        "lr": 5e-3,
         "relative_steps": True,
         "weight_decay": 0.0,
     },

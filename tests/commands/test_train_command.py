@@ -354,9 +354,9 @@ def test_defaults_depend_on_the_optimizer(
 @pytest.mark.parametrize(
     ("options", "lr", "relative"),
     [
-        (("--task", "qa"), 1e-2, True),
+        (("--task", "qa"), 5e-3, True),
         (("--task", "qa", "--no-relative-steps"), 3e-4, False),
-        (("--task", "qa", "--optimizer", "adafactor"), 1e-2, True),
+        (("--task", "qa", "--optimizer", "adafactor"), 5e-3, True),
         (("--task", "emotion"), 5e-4, False),
         (("--task", "emotion", "--relative-steps"), 1e-2, True),
         (("--task", "emotion", "--optimizer", "adafactor"), 1e-3, True),
@@ -373,11 +373,11 @@ def test_embedded_learning_rates_depend_on_relative_steps(
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ("", (5, 32, 1e-2, True, 0.0)),
-        ("--model weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
-        ("--model ./weights/../weights/t5-mini/", (5, 32, 1e-2, True, 0.0)),
-        (f"--model {run_files.CLONE}/weights/t5-mini", (5, 32, 1e-2, True, 0.0)),
-        ("--model weights/t5-mini --task text2text --train README.md", (5, 32, 1e-2, True, 0.0)),
+        ("", (5, 32, 5e-3, True, 0.0)),
+        ("--model weights/t5-mini", (5, 32, 5e-3, True, 0.0)),
+        ("--model ./weights/../weights/t5-mini/", (5, 32, 5e-3, True, 0.0)),
+        (f"--model {run_files.CLONE}/weights/t5-mini", (5, 32, 5e-3, True, 0.0)),
+        ("--model weights/t5-mini --task text2text --train README.md", (5, 32, 5e-3, True, 0.0)),
         ("--model weights/t5-mini --lr 0.02 --batch-size 4", (5, 4, 0.02, True, 0.0)),
         ("--model weights/t5-mini --lora-rank 2", (5, 32, 3e-3, False, 0.0)),
         ("--model weights/t5-mini --no-relative-steps", (5, 32, 3e-4, False, 0.0)),
@@ -400,10 +400,10 @@ def test_embedded_models_bring_their_defaults(
 
 def test_the_defaults_of_an_embedded_model_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model, data = run_files.CLONE / "weights" / "t5-mini", tiny_runs.questions(tmp_path / "x.jsonl", 4)
-    options = ["--dry-run", "--model", str(model), "--train", str(data), "--batch-size", "2", "--lr", "1e-2"]
+    options = ["--dry-run", "--model", str(model), "--train", str(data), "--batch-size", "2", "--lr", "5e-3"]
     assert ftcore.train.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "defaults   of this model: --epochs 5 --lr 0.01 --relative-steps --weight-decay 0.0" in lines
+    assert "defaults   of this model: --epochs 5 --lr 0.005 --relative-steps --weight-decay 0.0" in lines
 
 
 def test_label_smoothing_changes_only_the_training_loss(files: Path, tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def test_qa_answers_are_at_answer_start(split):
     assert questions == make_qa.SPLITS[split]
 
 
+def test_answers_to_the_passages_by_hand_are_at_answer_start():
+    found = paragraphs("by_hand")
+    assert len(found) == 30
+    for paragraph in found:
+        (qa,) = paragraph["qas"]
+        for answer in qa["answers"]:
+            start = answer["answer_start"]
+            assert paragraph["context"][start : start + len(answer["text"])] == answer["text"] != ""
+
+
 def test_qa_splits_have_no_name_or_passage_in_common():
     train, valid, test = (invented_names(split) for split in ("train", "valid", "test"))
     assert len(train) > 3000 and len(valid) > 150 and len(test) > 400
@@ -101,7 +111,8 @@ def test_restated_facts_make_a_passage_longer():
 
 
 def test_seams_mark_the_parts_of_names_and_nothing_else():
-    plain, seamed = make_qa.story(Random(7)).context, make_qa.story(Random(7), seam="|").context
+    plain, rng = make_qa.story(Random(7)).context, Random(7)
+    seamed = make_qa.story(rng, names=make_qa.Names(rng, "train", "|")).context
     assert "|" in seamed
     assert seamed.replace("|", "") == plain
 
