@@ -16,8 +16,8 @@ SPELLED, SIMILAR = 0.2, 0.1  # fractions of names
 INVENTED = 0.25  # fraction of stories whose facts are invented
 
 ONSETS = words(
-    "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p ph pl pr qu r s sh sk sl st t th tr v w x y "
-    "z"
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p ph pl pr qu r s sh sk sl st t th tr "
+    "v w x y z"
 )
 VOWELS = words("a a a e e e i i o o u ai au ea ee ia ie io oo ou y")
 CODAS = ["", "", "", *words("b ck d f g k l ll m n n nd ng ns r r rt s s sk ss st t t tt v x z")]

@@ -139,9 +139,9 @@ def sentence_with_gap(
     story: make_qa.Story, statement: make_qa.Statement, rng: Random
 ) -> tuple[str, str, str]:
     """One fact as a sentence: (text before the gap, removed name or value, text after it)."""
+    descriptions = story.descriptions_for(statement)
     while True:
         slot = rng.choice(list(statement.fact.questions))
-        descriptions = story.descriptions_for(statement)
         mention = statement.subject.named()
         if descriptions and slot != "who" and rng.random() < DESCRIBED:
             mention = statement.subject.described(rng.choice(descriptions))

@@ -16,6 +16,7 @@ WEIGHTS = Path(__file__).parents[2] / "weights"
 sys.path.insert(0, str(WEIGHTS))
 
 import pretrain_t5_mini as script  # noqa: E402  (not in a package)
+import qa_language  # noqa: E402
 
 TOKENIZER = load_tokenizer(script.DIRECTORY)
 SENTINELS = {TOKENIZER.sentinel_id(number) for number in range(100)}
@@ -90,8 +91,8 @@ def test_sources_and_targets_of_a_stage(stage):
     marked = sum(len(in_target) > 0 and set(in_target) == in_source for in_source, in_target in marks)
     assert marked + unmarked == len(pairs)
     assert 90 < unmarked < 150 if stage.spans == "loosely in front" else unmarked == 0
-    questions = [TOKENIZER.decode(source) for source, _ in pairs]
-    assert not any("?" in text or "question:" in text for text in questions)
+    texts = [TOKENIZER.decode(source) for source, _ in pairs]
+    assert not any("?" in text or "question:" in text for text in texts)
 
 
 @settings(max_examples=50, deadline=None)
@@ -103,14 +104,11 @@ def test_all_names_are_of_the_train_split(seed):
 
 
 def test_some_names_are_not_of_the_generator():
-    def parts(name: str) -> bool:
-        language = sys.modules["qa_language"]
-        ends = "|".join(language.FEMALE_ENDS + language.MALE_ENDS)
-        middles, starts = "|".join(language.MIDDLES), "|".join(language.STARTS)
-        return bool(re.fullmatch(f"(?:{starts})(?:{middles})(?:{ends})", name))
-
+    starts, middles = "|".join(qa_language.STARTS), "|".join(qa_language.MIDDLES)
+    ends = "|".join(qa_language.FEMALE_ENDS + qa_language.MALE_ENDS)
+    of_generator = re.compile(f"(?:{starts})(?:{middles})(?:{ends})")
     names = [script.invented_words.PretrainingNames(Random(seed)).person() for seed in range(1000)]
-    new = sum(not parts(name) for name in names)
+    new = sum(not of_generator.fullmatch(name) for name in names)
     assert 120 < new < 280
 
 
