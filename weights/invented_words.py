@@ -3,17 +3,18 @@
 The generator forms names from lists of parts, and states facts in a fixed set of sentences. Here are names
 spelled at random, names that differ from another one in their end only, and facts whose verbs and nouns are
 invented, as in "Jabberwocky": what it means that Mirela "drims" something, only another sentence with this
-word can tell.
+word can tell. `story` mixes them with the generator's and with those of english_words.py.
 """
 
 from collections.abc import Callable
 from random import Random
 
+import english_words
 import make_qa
 from qa_language import ANIMALS, COLOURS, DAYS, FOODS, JOBS, Fact, Names, Word, number, words
 
 SPELLED, SIMILAR = 0.2, 0.1  # fractions of names
-INVENTED = 0.25  # fraction of stories whose facts are invented
+INVENTED, ENGLISH = 0.15, 0.3  # fractions of stories whose facts are invented, or of english_words.py
 
 ONSETS = words(
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p ph pl pr qu r s sh sk sl st t th tr "
@@ -81,7 +82,11 @@ class PretrainingNames(Names):
 def story(rng: Random, shape: tuple[int, int]) -> make_qa.Story:
     """A passage for gaps before it, see `gaps_in_front`: every fact is stated once."""
     names = PretrainingNames(rng)
-    topic = (make_qa.person, invented_facts(names)) if rng.random() < INVENTED else None
+    topic, kind = None, rng.random()
+    if kind < INVENTED:
+        topic = make_qa.person, invented_facts(names)
+    elif kind < INVENTED + ENGLISH:
+        topic = english_words.subject, english_words.facts(rng)
     return make_qa.story(rng, shape=shape, restated=0.0, names=names, topic=topic)
 
 

@@ -101,7 +101,9 @@ def write_t5(directory: Path) -> None:
         {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS, "model_max_length": 512, **specials},
     )
     # transformers prefers tokenizer.json, and cannot read spiece.model without protobuf.
-    T5Tokenizer.from_pretrained(directory).backend_tokenizer.save(str(directory / "tokenizer.json"))
+    T5Tokenizer.from_pretrained(directory).backend_tokenizer.save(
+        str(directory / "tokenizer.json"), pretty=False
+    )
 
 
 def write_gpt2(directory: Path) -> None:

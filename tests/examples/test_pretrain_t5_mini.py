@@ -18,19 +18,23 @@ sys.path.insert(0, str(WEIGHTS))
 import pretrain_t5_mini as script  # noqa: E402  (not in a package)
 import qa_language  # noqa: E402
 
+english_words = script.invented_words.english_words
 TOKENIZER = load_tokenizer(script.DIRECTORY)
 SENTINELS = {TOKENIZER.sentinel_id(number) for number in range(100)}
 SECOND = TOKENIZER.sentinel_id(1)
 SENTINEL = re.compile(r"<extra_id_\d+>")
 
 seeds = st.integers(0, 10**9)
-kinds = st.sampled_from(["generated", "invented"])
+kinds = st.sampled_from(["generated", "invented", "english"])
 
 
 def a_story(kind: str, rng: Random) -> script.make_qa.Story:
     shape = rng.choice(script.LONG)
     if kind == "invented":
         return script.invented_words.story(rng, shape)
+    if kind == "english":
+        topic = english_words.subject, english_words.facts(rng)
+        return script.make_qa.story(rng, shape=shape, restated=0.0, topic=topic)
     return script.make_qa.story(rng, shape=shape, restated=0.0)
 
 
@@ -70,6 +74,7 @@ def test_a_sentence_with_a_gap_is_one_of_the_fact(seed, kind):
     sentences = [statement.say(p, mention) + "." for p in statement.fact.sentences for mention in mentions]
     assert (before + gap + after).lower() in [sentence.lower() for sentence in sentences]
     assert gap in {statement.subject.name, *statement.values.values()}
+    assert not re.search(r"\w$", before) and not re.match(r"\w", after)  # "red" is not found in "Fernafred"
 
 
 @given(st.text("ab ."), st.text("cd ", min_size=1).map("{}.".format), seeds)
@@ -122,3 +127,15 @@ def test_the_rows_of_two_processes_are_those_of_one(monkeypatch):
         halves.append([[t for t in row if t] for row in batch["input_ids"].tolist()])
     together = [row for pair in zip(*halves, strict=True) for row in pair]
     assert together == [[t for t in row if t] for row in whole["input_ids"].tolist()]
+
+
+def test_forms_of_regular_verbs():
+    assert english_words.inflected("polish") == ("polish", "polishes", "polished", "polished")
+    assert english_words.inflected("carry") == ("carry", "carries", "carried", "carried")
+    assert english_words.inflected("play") == ("play", "plays", "played", "played")
+    assert english_words.inflected("bake") == ("bake", "bakes", "baked", "baked")
+    assert all(len(forms) == 4 for forms in english_words.VERBS)
+
+
+def test_plurals():
+    assert [english_words.plural(noun) for noun in ("bench", "toy", "mouse")] == ["benches", "toys", "mice"]
