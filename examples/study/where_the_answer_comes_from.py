@@ -85,7 +85,9 @@ class Reader:
         answers, maps = attention_while_generating(self.model, torch.tensor([ids]), max_new_tokens=12)
         begin = word_mask(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
         in_passage = torch.arange(len(ids)) >= begin
-        attention = maps["cross"][:, 0].mean(2) * in_passage  # (L, H, S)
+        # The step that generates the end token is not of the answer: it attends to what follows the answer.
+        steps = max(1, int((answers[0, 1:] != self.tokenizer.eos_id).sum()))
+        attention = maps["cross"][:, 0, :, :steps].mean(2) * in_passage  # (L, H, S)
         prediction = self.tokenizer.decode(answers[0])
         is_answer = word_mask(self.tokenizer, ids, question.answer) & in_passage
         return Seen(ids, attention, is_answer, prediction.lower() == question.answer.lower())

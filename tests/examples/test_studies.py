@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ftcore import load_model, load_tokenizer
 
@@ -70,6 +71,19 @@ def test_swapped_answers(study):
     )
     assert question.swapped.context == "Bo sails the Ann. Ada owns a boat. Ada waits."
     assert (question.swapped.answer, question.swapped.other) == ("Bo", "Ada")
+
+
+def test_the_end_token_is_not_part_of_the_answer(study):
+    script = study("where_the_answer_comes_from")
+    reader = script.Reader(str(ROOT / "weights" / "t5-mini-qa"))
+    question = script.Question(
+        "Who plays the cello?", "Marodan is a baker. Selorina plays the cello.", "Selorina", None
+    )
+    ids, tokens = reader.encode(question), reader.tokenizer.encode("Selorina")[:-1]
+    _, maps = script.attention_while_generating(reader.model, torch.tensor([ids]), max_new_tokens=len(tokens))
+    seen = reader.see(question)
+    assert seen.is_right
+    torch.testing.assert_close(seen.attention, maps["cross"][:, 0].mean(2) * (seen.attention[0, 0] > 0))
 
 
 def test_one_question_about_each_passage(study):
