@@ -58,8 +58,7 @@ acts
 
 # %% [markdown]
 # Each row of a matrix sums to 1: it says where a head looks. These are the four heads of the last block.
-# The first row decides which word the answer begins with: heads 2 and 3 look at `Wen`, the others still at
-# both towns.
+# The first row decides which word the answer begins with: all four look at `Wen`, the next row at `haven`.
 
 # %%
 from ftcore.analysis import draw_attention
@@ -71,8 +70,8 @@ draw_attention(acts["cross.pattern.2"], target, source)
 #
 # A head that looks at a word need not do anything with it. But the residual stream is a sum, so we can ask
 # how much each head adds to the logit of the right answer, compared with the wrong one, the other town of
-# the passage. Red speaks for `Wenhaven`, blue for `Korbrook`: two heads are of two minds, and the last
-# block prevails.
+# the passage. Red speaks for `Wenhaven`, blue for `Korbrook`: four heads look at the same word, but one of
+# them does most of the work.
 
 # %%
 from ftcore.analysis import draw_attribution, logit_attribution
@@ -103,9 +102,8 @@ patched = activation_patching(
 draw_patched(patched, [f"before block {block}" for block in range(3)], source)
 
 # %% [markdown]
-# Two tokens carry it all, those where the towns stand: the encoder leaves what it knows where it has read it.
-# With `Wen` in its old place the answer returns. With `Kor` in its old place, no town is left but `Kor`, and
-# the answer is farther away than before (the colors end at 1 and -1).
+# One token carries it all: with `Wen` in its old place the answer returns, after every block. The encoder
+# leaves what it knows where it has read it.
 #
 # ## When does it know?
 #
