@@ -110,7 +110,7 @@ NUMBERS = words("two three four five six seven eight nine ten eleven twelve twen
 
 
 def subject(names: Names) -> make_qa.Subject:
-    """Somebody with a name, with a title and a name, or without a name."""
+    """A person or an animal: "Mirela", "Dr Mirela", "the tall doctor" or "our cat"."""
     rng = names.rng
     he, his, him, ends = rng.choice([("he", "his", "him", MALE_ENDS), ("she", "her", "her", FEMALE_ENDS)])
     kind = rng.random()
@@ -131,7 +131,7 @@ def facts(rng: Random) -> tuple[Fact, ...]:
 
 
 def action(rng: Random) -> Fact:
-    """Somebody does something with something, or with somebody."""
+    """The subject acts on a thing or a person: "Mirela washed the old plate"."""
     base, third, past, participle = rng.choice(VERBS)
     what, was = rng.choice([(one, "was"), (several, "were"), (Names.person, "was")])
     sentences = rng.choice(
@@ -152,7 +152,7 @@ def action(rng: Random) -> Fact:
 
 
 def event(rng: Random) -> Fact:
-    """Somebody is or does something somewhere."""
+    """The subject is active in a place: "Mirela waited at the harbour"."""
     third, past = rng.choice(INTRANSITIVE).split()
     form = rng.choice([third, past])
     sentences = f"{{who}} {form} {{where}}", f"{{where}} {{who}} {form}", f"{{who}} often {form} {{where}}"
@@ -160,7 +160,7 @@ def event(rng: Random) -> Fact:
 
 
 def gift(rng: Random) -> Fact:
-    """Somebody gives, lends, sends, sells or shows something to somebody."""
+    """A thing changes hands: "Mirela lent a ladder to Tarvin"."""
     given, received = rng.choice(GIVING)
     thing = Word(rng.choice(NOUNS))
     sentences = (
@@ -172,7 +172,7 @@ def gift(rng: Random) -> Fact:
 
 
 def office(rng: Random) -> Fact:
-    """Somebody has an office in a town."""
+    """The subject holds an office: "Mirela is the baker of Belford"."""
     role = rng.choice(PEOPLE + JOBS)
     sentences = (
         f"{{who}} is the {role} of {{town}}",
@@ -184,7 +184,7 @@ def office(rng: Random) -> Fact:
 
 
 def quality(rng: Random) -> Fact:
-    """Somebody has something of a color or a quality."""
+    """The color or quality of a possession: "Mirela has a red scarf"."""
     thing = Word(rng.choice(NOUNS + ANIMALS + PEOPLE))
     sentences = (
         f"{{whose}} {thing} is {{what}}",
@@ -196,7 +196,7 @@ def quality(rng: Random) -> Fact:
 
 
 def amount(rng: Random) -> Fact:
-    """Somebody does something with a number of things."""
+    """The number of things acted on: "Mirela sold twelve stamps"."""
     things = plural(rng.choice(NOUNS + ANIMALS))
     _, third, past, participle = rng.choice(VERBS)
     sentences = (

@@ -102,8 +102,8 @@ patched = activation_patching(
 draw_patched(patched, [f"before block {block}" for block in range(3)], source)
 
 # %% [markdown]
-# One token carries it all: with `Wen` in its old place the answer returns, after every block. The encoder
-# leaves what it knows where it has read it.
+# One token is enough: with its activation at `Wen` the answer returns, before every block. The encoder keeps
+# the name of the town at the position of the name.
 #
 # ## When does it know?
 #

@@ -85,7 +85,7 @@ class Reader:
         answers, maps = attention_while_generating(self.model, torch.tensor([ids]), max_new_tokens=12)
         begin = word_mask(self.tokenizer, ids, "context:").nonzero()[-1, 0] + 1
         in_passage = torch.arange(len(ids)) >= begin
-        # The step that generates the end token is not of the answer: it attends to what follows the answer.
+        # Without the step that generates the end token, which attends to what follows the answer.
         steps = max(1, int((answers[0, 1:] != self.tokenizer.eos_id).sum()))
         attention = maps["cross"][:, 0, :, :steps].mean(2) * in_passage  # (L, H, S)
         prediction = self.tokenizer.decode(answers[0])
